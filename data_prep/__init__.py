@@ -1,0 +1,1 @@
+"""Raw text -> SentencePiece vocabulary -> token shards. Finished before training starts; never imports torch."""

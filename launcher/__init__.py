@@ -1,0 +1,1 @@
+"""Starts and supervises training processes. Never imports torch."""

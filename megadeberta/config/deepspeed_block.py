@@ -1,0 +1,91 @@
+"""What this project reads from, and requires of, the deepspeed block: batch algebra, ZeRO stage, precision."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megadeberta.errors import ConfigError
+
+# Top-level keys of DeepSpeed 0.19.8 (runtime/constants.py, runtime/config.py). DeepSpeed ignores an unknown key without
+# a word, so "zero_optimisation" would train without ZeRO.
+KNOWN_KEYS = frozenset(
+    """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer scheduler
+    zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer bf16 bfloat16 fp16 torch_autocast
+    gradient_clipping prescale_gradients gradient_predivide_factor sparse_gradients communication_data_type
+    seq_parallel_communication_data_type data_types steps_per_print wall_clock_breakdown dump_state memory_breakdown
+    comms_logger flops_profiler tensorboard wandb csv_monitor comet activation_checkpointing sparse_attention
+    autotuning elasticity checkpoint aio data_efficiency curriculum_learning compression_training pipeline
+    tensor_parallel hybrid_engine nebula datastates compile timers load_universal_checkpoint use_data_before_expert_parallel
+    dataloader_drop_last disable_allgather amp progressive_layer_drop eigenvalue quantize_training graph_harvesting
+    zenflow sequence_parallel_size gradient_allreduce_fp32 checkpoint_parallel_write_pipeline pin_memory
+    """.split()
+)
+OURS = {
+    "optimizer": "the `optimizer` section of the recipe",
+    "scheduler": "the `schedule` section of the recipe",
+    "gradient_accumulation_steps": "train_batch_size / (train_micro_batch_size_per_gpu x data-parallel ranks)",
+    "amp": "`bf16` or `fp16`",
+    "elasticity": "nothing: DeepSpeed 0.19.8 refuses it",
+}
+
+
+@dataclass(frozen=True)
+class BatchAlgebra:
+    """global_batch = micro_batch x accumulation x data_parallel, in sequences."""
+
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    data_parallel: int
+
+
+def check_keys(block: Mapping[str, Any], *, source: str) -> None:
+    """Refuse unknown top-level keys and those whose job another part of the recipe has."""
+    for key in block:
+        if key in OURS:
+            raise ConfigError(f"{source}: deepspeed.{key} is not used here; its place is {OURS[key]}")
+        if key not in KNOWN_KEYS:
+            near = difflib.get_close_matches(key, sorted(KNOWN_KEYS), n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else "; DeepSpeed 0.19.8 has no such key"
+            raise ConfigError(f"{source}: unknown key deepspeed.{key}{hint}")
+    for key in ("zero_optimization", "bf16", "fp16"):
+        if not isinstance(block.get(key, {}), Mapping):
+            raise ConfigError(f"{source}: deepspeed.{key} must be an object, found {block[key]!r}")
+    if is_enabled(block, "bf16") and is_enabled(block, "fp16"):
+        raise ConfigError(f"{source}: deepspeed.bf16 and deepspeed.fp16 are both enabled; choose one")
+    if zero_stage(block) not in (0, 1, 2, 3):
+        raise ConfigError(f"{source}: deepspeed.zero_optimization.stage={zero_stage(block)!r} must be 0, 1, 2 or 3")
+
+
+def batch_algebra(block: Mapping[str, Any], *, data_parallel: int, source: str) -> BatchAlgebra:
+    """Derive the accumulation steps, or say which batch sizes would work."""
+    sizes = []
+    for key in ("train_batch_size", "train_micro_batch_size_per_gpu"):
+        value = block.get(key)
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"{source}: deepspeed.{key} must be a positive integer, found {value!r}")
+        sizes.append(value)
+    global_batch, micro_batch = sizes
+    accumulation, rest = divmod(global_batch, micro_batch * data_parallel)
+    if rest or not accumulation:
+        nearest = max(1, round(global_batch / (micro_batch * data_parallel))) * micro_batch * data_parallel
+        raise ConfigError(
+            f"{source}: deepspeed.train_batch_size={global_batch} is not a multiple of train_micro_batch_size_per_gpu="
+            f"{micro_batch} x {data_parallel} data-parallel rank(s) = {micro_batch * data_parallel}; "
+            f"the nearest that works is train_batch_size={nearest}"
+        )
+    return BatchAlgebra(global_batch, micro_batch, accumulation, data_parallel)
+
+
+def zero_stage(block: Mapping[str, Any]) -> Any:
+    return block.get("zero_optimization", {}).get("stage", 0)
+
+
+def is_enabled(block: Mapping[str, Any], precision: str) -> bool:
+    return bool(block.get(precision, {}).get("enabled", False))
+
+
+def offloads_optimizer(block: Mapping[str, Any]) -> bool:
+    device = block.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+    return device != "none"

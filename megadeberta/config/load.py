@@ -1,0 +1,128 @@
+"""Recipe file -> RunConfig: ``extends``, ``--set`` overrides, and errors that name file, path and nearest key."""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from megadeberta.config.run import RunConfig
+from megadeberta.errors import ConfigError
+
+
+def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read ``recipe``, resolve ``extends``, apply ``section.key=value`` overrides and validate.
+
+    Raises:
+        ConfigError: with the file, the dotted path and, for an unknown key, the nearest known one.
+    """
+    merged = read_recipe(recipe)
+    for override in overrides:
+        _apply_override(merged, override)
+    return parse_run_config(merged, source=str(recipe))
+
+
+def parse_run_config(values: Mapping[str, Any], *, source: str) -> RunConfig:
+    """Validate plain values as a RunConfig; ``source`` names them in errors."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_describe(error, source)) from None
+
+
+def read_recipe(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """One JSON object, merged over the recipe that its ``extends`` names (relative to the file)."""
+    path = Path(path)
+    resolved = path.resolve()
+    if resolved in _chain:
+        raise ConfigError(f"{path}: extends goes round in a circle: {' -> '.join(str(p) for p in (*_chain, resolved))}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"recipe {path} does not exist{_nearest_file(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} cannot be read: {error}") from None
+    try:
+        values = json.loads(text, object_pairs_hook=_reject_duplicates)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a usable recipe: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is one JSON object, found {type(values).__name__}")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    if not isinstance(parent, str):
+        raise ConfigError(f"{path}: extends must be the path of another recipe, found {parent!r}")
+    return _merge(read_recipe(path.parent / parent, (*_chain, resolved)), values)
+
+
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"key {key!r} is given twice in one object")
+        result[key] = value
+    return result
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both_objects = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both_objects else value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    keys = path.split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"--set {override!r} is not of the form section.key=value, e.g. --set optimizer.lr=5e-4")
+    node = values
+    for depth, key in enumerate(keys[:-1]):
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+    try:
+        node[keys[-1]] = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        node[keys[-1]] = text
+
+
+def _describe(error: ValidationError, source: str) -> str:
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    location = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{source}: unknown key {location}{_did_you_mean(first['loc'])}{more}"
+    if first["type"] == "missing":
+        return f"{source}: {location} is required and missing; set it in the recipe or with --set {location}=...{more}"
+    if first["type"] == "value_error":
+        return f"{source}: {first['ctx']['error']}{more}"
+    return f"{source}: {location}={first['input']!r}: {first['msg']}{more}"
+
+
+def _did_you_mean(location: tuple[int | str, ...]) -> str:
+    section: type[BaseModel] = RunConfig
+    for part in location[:-1]:
+        section = _section_type(section.model_fields[str(part)].annotation)
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known keys here: {', '.join(known)}"
+
+
+def _section_type(annotation: Any) -> type[BaseModel]:
+    candidates = (annotation, *get_args(annotation))
+    return next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+
+
+def _nearest_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"; the folder {path.parent} does not exist either"
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.json")], n=1, cutoff=0.4)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -1,0 +1,112 @@
+"""The model section: every DeBERTa is a set of values of these fields. Names are those of published configs."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from megadeberta.config.section import Section
+
+PositionTerm = Literal["c2p", "p2c"]
+
+
+class ModelConfig(Section):
+    """Shape of one DeBERTa encoder and its decoder for masked language modelling.
+
+    Defaults are DeBERTa v3 (base). ``max_relative_positions < 1`` means "use max_position_embeddings"; raising the
+    latter alone therefore moves every log bucket, so long-sequence models should set both.
+    """
+
+    vocab_size: int = Field(128_100, gt=0, description="rows of the word table: pieces + [MASK] + padding rows")
+    hidden_size: int = Field(768, gt=0)
+    num_hidden_layers: int = Field(12, gt=0)
+    num_attention_heads: int = Field(12, gt=0)
+    intermediate_size: int = Field(3072, gt=0)
+    hidden_act: Literal["gelu"] = "gelu"
+    hidden_dropout_prob: float = Field(0.1, ge=0, lt=1)
+    attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1)
+    max_position_embeddings: int = Field(512, gt=0)
+    type_vocab_size: int = Field(0, ge=0, description="0 = no token-type table")
+    initializer_range: float = Field(0.02, gt=0)
+    layer_norm_eps: float = Field(1e-7, gt=0)
+    pad_token_id: Literal[0] = 0
+    embedding_size: int | None = Field(None, gt=0, description="width of the word table; null = hidden_size")
+
+    relative_attention: bool = True
+    pos_att_type: tuple[PositionTerm, ...] = ("p2c", "c2p")
+    max_relative_positions: int = -1
+    position_buckets: int = Field(256, description="half the rows of the relative table; < 1 = linear distances")
+    norm_rel_ebd: Literal["layer_norm", "none"] = "layer_norm"
+    share_att_key: bool = Field(True, description="project the relative table with the content projections")
+    key_bias: bool = Field(True, description="false: v1, whose keys (content and position) have no bias")
+
+    position_biased_input: bool = Field(False, description="add absolute positions at the input")
+    enhanced_mask_decoder: bool = Field(True, description="absolute positions enter in the decoder; last layer runs twice")
+    conv_kernel_size: int = Field(0, ge=0, description="0 = no convolution; v2 xlarge and xxlarge use 3")
+    conv_groups: int = Field(1, gt=0)
+    conv_act: Literal["gelu", "tanh"] = "gelu"
+
+    @field_validator("pos_att_type", mode="before")
+    @classmethod
+    def _split_pipe_separated(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part for part in value.lower().split("|") if part and part != "none")
+        return value
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> "ModelConfig":
+        if self.hidden_size % self.num_attention_heads:
+            fitting = [n for n in range(1, self.hidden_size + 1) if self.hidden_size % n == 0]
+            near = sorted(fitting, key=lambda n: abs(n - self.num_attention_heads))[:4]
+            raise ValueError(
+                f"model.num_attention_heads={self.num_attention_heads} does not divide "
+                f"model.hidden_size={self.hidden_size}; choose one of {sorted(near)}"
+            )
+        if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
+            raise ValueError(f"model.conv_kernel_size={self.conv_kernel_size} must be odd, or 0 for no convolution")
+        if self.hidden_size % self.conv_groups:
+            raise ValueError(f"model.conv_groups={self.conv_groups} does not divide model.hidden_size={self.hidden_size}")
+        if self.relative_attention and self.position_buckets > 0:
+            self._check_buckets()
+        if self.enhanced_mask_decoder:
+            self._check_mask_decoder()
+        return self
+
+    def _check_buckets(self) -> None:
+        middle, farthest = self.position_buckets // 2, self.relative_span - 1
+        if middle < 1 or farthest <= middle:
+            raise ValueError(
+                f"model.position_buckets={self.position_buckets} needs at least 2 buckets and a longest distance above "
+                f"{middle}; the longest distance here is {farthest} (max_relative_positions or max_position_embeddings - 1)"
+            )
+
+    def _check_mask_decoder(self) -> None:
+        if self.position_biased_input:
+            raise ValueError(
+                "model.enhanced_mask_decoder and model.position_biased_input exclude each other: absolute positions "
+                "enter either in the decoder or at the input; set one of them to false"
+            )
+        if self.num_hidden_layers < 2:
+            raise ValueError("model.enhanced_mask_decoder needs model.num_hidden_layers >= 2, found 1")
+        if self.embedding_width != self.hidden_size:
+            raise ValueError(
+                f"model.enhanced_mask_decoder adds absolute positions of width embedding_size={self.embedding_width} to "
+                f"hidden states of width {self.hidden_size}; make them equal or set enhanced_mask_decoder to false"
+            )
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def embedding_width(self) -> int:
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def relative_span(self) -> int:
+        """M of model.md: distances are told apart up to M - 1."""
+        return self.max_relative_positions if self.max_relative_positions > 0 else self.max_position_embeddings
+
+    @property
+    def relative_half_width(self) -> int:
+        """k of the paper: the relative table has 2k rows."""
+        return self.position_buckets if self.position_buckets > 0 else self.relative_span

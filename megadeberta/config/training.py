@@ -1,0 +1,70 @@
+"""The sections that drive the run: optimizer, schedule, training, checkpoint, logging, parallel."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from megadeberta.config.section import Section
+
+
+class OptimizerConfig(Section):
+    """AdamW. Biases and LayerNorm weights are not decayed (model.md section 9). Clipping is DeepSpeed's."""
+
+    lr: float = Field(gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    eps: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    bias_correction: bool = Field(True, description="false: Adam as in Microsoft's code, which has no bias correction")
+
+
+class ScheduleConfig(Section):
+    """Learning rate as a multiple of optimizer.lr, as a function of the optimizer step alone."""
+
+    name: Literal["linear", "linear_shift", "cosine", "wsd", "constant"] = Field(
+        "linear_shift", description="linear: Microsoft's, drops from 1 to 1 - warmup at the end of warm-up"
+    )
+    warmup_steps: int = Field(10_000, ge=0)
+    end_ratio: float = Field(0.0, ge=0, le=1, description="value at the last step")
+    decay_fraction: float = Field(0.1, gt=0, le=1, description="wsd: share of the run spent decaying at the end")
+
+
+class TrainingConfig(Section):
+    """Length of the run, its seed and its output. Batch sizes and precision are in the deepspeed block."""
+
+    steps: int = Field(gt=0, description="optimizer steps")
+    seed: int = Field(1234, ge=0, lt=2**63)
+    output_dir: Path
+    eval_interval: int = Field(1000, gt=0, description="optimizer steps between validations; the last step validates too")
+    eval_sequences: int = Field(512, gt=0, description="validation sequences, from the start of data.valid")
+
+
+class CheckpointConfig(Section):
+    """When to save, how many to keep."""
+
+    interval: int = Field(1000, gt=0, description="optimizer steps between checkpoints; the last step saves too")
+    keep_last: int = Field(2, ge=1, description="older checkpoints are removed; at least one sound one always stays")
+
+
+class LoggingConfig(Section):
+    """What is written beside the checkpoints."""
+
+    interval: int = Field(1, gt=0, description="optimizer steps between progress lines; every step is in metrics.jsonl")
+    tensorboard: bool = True
+    plot: bool = Field(True, description="loss_curve.png, redrawn at every validation")
+    peak_tflops: float | None = Field(None, gt=0, description="device peak for MFU; null = table, or measured on a CPU")
+
+
+class ParallelConfig(Section):
+    """Process groups."""
+
+    timeout_seconds: float = Field(1800, gt=0, description="every collective of every group fails after this long")
+    threads_per_rank: int | None = Field(None, gt=0, description="CPU threads; null = cores / local ranks")
+
+    @field_validator("timeout_seconds")
+    @classmethod
+    def _not_below_a_second(cls, value: float) -> float:
+        if value < 1:
+            raise ValueError(f"timeout_seconds={value:g} is below 1 second; collectives need longer than that to start")
+        return value

@@ -1,0 +1,46 @@
+"""Checks that need two sections at once, or the number of ranks. Pure: no files, no torch, no process group."""
+
+from megadeberta.config import deepspeed_block
+from megadeberta.config.deepspeed_block import BatchAlgebra
+from megadeberta.config.run import RunConfig
+from megadeberta.errors import ConfigError
+
+
+def validate_run(config: RunConfig, *, world_size: int, source: str) -> BatchAlgebra:
+    """Check a recipe against itself and the number of ranks; return the batch algebra.
+
+    Raises:
+        ConfigError: the same on every rank, since every rank has the same inputs.
+    """
+    deepspeed_block.check_keys(config.deepspeed, source=source)
+    _check_sequence_length(config, source)
+    _check_schedule(config, source)
+    _check_optimizer(config, source)
+    return deepspeed_block.batch_algebra(config.deepspeed, data_parallel=world_size, source=source)
+
+
+def _check_sequence_length(config: RunConfig, source: str) -> None:
+    model, length = config.model, config.data.sequence_length
+    if length > model.max_position_embeddings and (model.position_biased_input or model.enhanced_mask_decoder):
+        raise ConfigError(
+            f"{source}: data.sequence_length={length} is longer than model.max_position_embeddings="
+            f"{model.max_position_embeddings}, and this model has absolute positions; shorten the sequence or raise "
+            "max_position_embeddings (and then set model.max_relative_positions, to keep the distance buckets)"
+        )
+
+
+def _check_schedule(config: RunConfig, source: str) -> None:
+    if config.schedule.warmup_steps >= config.training.steps:
+        raise ConfigError(
+            f"{source}: schedule.warmup_steps={config.schedule.warmup_steps} leaves nothing of training.steps="
+            f"{config.training.steps}; make the warm-up shorter than the run"
+        )
+
+
+def _check_optimizer(config: RunConfig, source: str) -> None:
+    stage = deepspeed_block.zero_stage(config.deepspeed)
+    if not config.optimizer.bias_correction and stage and not config.deepspeed.get("zero_allow_untested_optimizer"):
+        raise ConfigError(
+            f"{source}: optimizer.bias_correction=false under ZeRO needs deepspeed.zero_allow_untested_optimizer=true "
+            "(DeepSpeed knows torch's AdamW by its class only)"
+        )

@@ -1,0 +1,1 @@
+"""Token shards, sample order, masking and the batch loader."""

@@ -1,0 +1,1 @@
+"""The only place that imports deepspeed: build, step, schedule, guard, signals."""

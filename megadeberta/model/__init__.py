@@ -1,0 +1,1 @@
+"""DeBERTa as a list of layer specs, in plain single-device torch."""

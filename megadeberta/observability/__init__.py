@@ -1,0 +1,1 @@
+"""Log lines, metrics files, plots and FLOP counts."""
