@@ -40,7 +40,7 @@ class ModelConfig(Section):
     key_bias: bool = Field(True, description="false: v1, whose keys (content and position) have no bias")
 
     position_biased_input: bool = Field(False, description="add absolute positions at the input")
-    enhanced_mask_decoder: bool = Field(True, description="absolute positions enter in the decoder; last layer runs twice")
+    enhanced_mask_decoder: bool = Field(True, description="absolute positions enter before the prediction only")
     conv_kernel_size: int = Field(0, ge=0, description="0 = no convolution; v2 xlarge and xxlarge use 3")
     conv_groups: int = Field(1, gt=0)
     conv_act: Literal["gelu", "tanh"] = "gelu"
@@ -64,7 +64,9 @@ class ModelConfig(Section):
         if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
             raise ValueError(f"model.conv_kernel_size={self.conv_kernel_size} must be odd, or 0 for no convolution")
         if self.hidden_size % self.conv_groups:
-            raise ValueError(f"model.conv_groups={self.conv_groups} does not divide model.hidden_size={self.hidden_size}")
+            raise ValueError(
+                f"model.conv_groups={self.conv_groups} does not divide model.hidden_size={self.hidden_size}"
+            )
         if self.relative_attention and self.position_buckets > 0:
             self._check_buckets()
         if self.enhanced_mask_decoder:
@@ -75,8 +77,8 @@ class ModelConfig(Section):
         middle, farthest = self.position_buckets // 2, self.relative_span - 1
         if middle < 1 or farthest <= middle:
             raise ValueError(
-                f"model.position_buckets={self.position_buckets} needs at least 2 buckets and a longest distance above "
-                f"{middle}; the longest distance here is {farthest} (max_relative_positions or max_position_embeddings - 1)"
+                f"model.position_buckets={self.position_buckets} must be at least 2, with a longest distance above "
+                f"{middle}; here it is {farthest} (max_relative_positions or max_position_embeddings, less 1)"
             )
 
     def _check_mask_decoder(self) -> None:
@@ -89,8 +91,8 @@ class ModelConfig(Section):
             raise ValueError("model.enhanced_mask_decoder needs model.num_hidden_layers >= 2, found 1")
         if self.embedding_width != self.hidden_size:
             raise ValueError(
-                f"model.enhanced_mask_decoder adds absolute positions of width embedding_size={self.embedding_width} to "
-                f"hidden states of width {self.hidden_size}; make them equal or set enhanced_mask_decoder to false"
+                f"model.enhanced_mask_decoder adds absolute positions of width embedding_size={self.embedding_width} "
+                f"to hidden states of width {self.hidden_size}; make them equal or set enhanced_mask_decoder to false"
             )
 
     @property

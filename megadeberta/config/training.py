@@ -36,7 +36,7 @@ class TrainingConfig(Section):
     steps: int = Field(gt=0, description="optimizer steps")
     seed: int = Field(1234, ge=0, lt=2**63)
     output_dir: Path
-    eval_interval: int = Field(1000, gt=0, description="optimizer steps between validations; the last step validates too")
+    eval_interval: int = Field(1000, gt=0, description="steps between validations; the last step validates too")
     eval_sequences: int = Field(512, gt=0, description="validation sequences, from the start of data.valid")
 
 

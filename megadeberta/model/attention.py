@@ -1,0 +1,107 @@
+"""Disentangled self-attention with its output projection.
+
+Shapes: B batch · L length · Lq query rows · D hidden size · N heads · H head size · P rows of the windowed table.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from megadeberta.config.model import ModelConfig
+from megadeberta.model.carry import RelativePositions
+from megadeberta.ops.disentangled_attention import disentangled_attention
+
+
+@dataclass(frozen=True)
+class ProjectedKeys:
+    """All that does not depend on the query stream; both passes of the mask decoder share it."""
+
+    key: Tensor  # [B, N, L, H]
+    value: Tensor  # [B, N, L, H]
+    position_key: Tensor | None  # [N, P, H]
+    position_query: Tensor | None  # [N, P, H]
+
+
+class DisentangledSelfAttention(nn.Module):
+    """Three projections, position projections that are shared or separate, and the attention itself.
+
+    One class covers v1, v2 and v3: v1's packed ``in_proj`` is these three projections with ``key_bias=False``.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.head_size = config.head_size
+        terms = config.pos_att_type if config.relative_attention else ()
+        self.content_to_position, self.position_to_content = "c2p" in terms, "p2c" in terms
+        self.query_proj = nn.Linear(size, size)
+        self.key_proj = nn.Linear(size, size, bias=config.key_bias)
+        self.value_proj = nn.Linear(size, size)
+        separate = not config.share_att_key
+        self.pos_key_proj = (
+            nn.Linear(size, size, bias=config.key_bias) if separate and self.content_to_position else None
+        )
+        self.pos_query_proj = nn.Linear(size, size) if separate and self.position_to_content else None
+        self.position_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.attention_dropout = config.attention_probs_dropout_prob
+
+    def project_keys(self, hidden: Tensor, relative: RelativePositions | None) -> ProjectedKeys:
+        """Keys and values of ``hidden`` ``[B, L, D]`` and the position projections, once for all query streams."""
+        position_key = position_query = None
+        if relative is not None and (self.content_to_position or self.position_to_content):
+            table = self.position_dropout(relative.table)  # [P, D]
+            if self.content_to_position:
+                position_key = self._split_heads((self.pos_key_proj or self.key_proj)(table))
+            if self.position_to_content:
+                position_query = self._split_heads((self.pos_query_proj or self.query_proj)(table))
+        key, value = self.key_proj(hidden), self.value_proj(hidden)
+        return ProjectedKeys(self._split_heads(key), self._split_heads(value), position_key, position_query)
+
+    def forward(self, query: Tensor, keys: ProjectedKeys, index: Tensor | None, mask: Tensor) -> Tensor:
+        """Context ``[B, Lq, D]`` of the query stream ``[B, Lq, D]``; index and mask as in the op."""
+        context = disentangled_attention(
+            self._split_heads(self.query_proj(query)),
+            keys.key,
+            keys.value,
+            position_key=keys.position_key,
+            position_query=keys.position_query,
+            index=index,
+            mask=mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+        )  # [B, N, Lq, H]
+        return context.transpose(1, 2).flatten(2)
+
+    def _split_heads(self, projected: Tensor) -> Tensor:
+        """``[..., L, D]`` -> ``[..., N, L, H]``; N is inferred, so that a shard of the heads needs no other code."""
+        return projected.unflatten(-1, (-1, self.head_size)).transpose(-3, -2)
+
+
+class AttentionBlock(nn.Module):
+    """Attention, output projection, dropout, residual on the query stream, LayerNorm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = DisentangledSelfAttention(config)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, query: Tensor, keys: ProjectedKeys, index: Tensor | None, mask: Tensor) -> Tensor:
+        context = self.attention(query, keys, index, mask)
+        return self.layer_norm(self.dropout(self.dense(context)) + query)
+
+
+class FeedForward(nn.Module):
+    """Linear, exact gelu, Linear, dropout, residual, LayerNorm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        inner = torch.nn.functional.gelu(self.up(hidden))
+        return self.layer_norm(self.dropout(self.down(inner)) + hidden)

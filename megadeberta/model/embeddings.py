@@ -1,0 +1,72 @@
+"""Token embeddings and the relative table.
+
+Shapes: B batch · L length · E embedding width · D hidden size · V vocabulary · P rows of the windowed table.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from megadeberta.config.model import ModelConfig
+from megadeberta.model.carry import Carry, RelativePositions
+from megadeberta.ops.relative_position import relative_index, rows_by_distance
+
+
+class Embeddings(nn.Module):
+    """Word (+ absolute position, + token type) vectors, projected, normalised, zero at padding, dropped out.
+
+    Order of operations as in microsoft/DeBERTa ``bert.py`` ``BertEmbeddings``.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.embedding_width
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.position_embeddings = (
+            nn.Embedding(config.max_position_embeddings, width) if config.position_biased_input else None
+        )
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
+        self.embed_proj = nn.Linear(width, config.hidden_size, bias=False) if width != config.hidden_size else None
+        self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, carry: Carry) -> Carry:
+        hidden = self.word_embeddings(carry.input_ids)  # [B, L, E]
+        if self.position_embeddings is not None:
+            hidden = hidden + self.position_embeddings(torch.arange(hidden.size(1), device=hidden.device))
+        if self.token_type_embeddings is not None:
+            types = carry.token_type_ids
+            hidden = hidden + self.token_type_embeddings(torch.zeros_like(carry.input_ids) if types is None else types)
+        if self.embed_proj is not None:
+            hidden = self.embed_proj(hidden)  # [B, L, E] -> [B, L, D]
+        hidden = self.layer_norm(hidden) * carry.attention_mask.unsqueeze(-1)
+        return replace(carry, hidden=self.dropout(hidden))
+
+
+class RelativeTable(nn.Module):
+    """The one table of relative positions, normalised once per forward and cut to the rows that can be read.
+
+    A sequence of length L reads a contiguous window of the ``2k`` rows; projecting only the window gives the same
+    scores for less work (microsoft/DeBERTa's v1 "span", here for buckets too).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_buckets = config.position_buckets
+        self.span = config.relative_span
+        self.embedding = nn.Embedding(2 * config.relative_half_width, config.hidden_size)
+        self.layer_norm = (
+            nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.norm_rel_ebd == "layer_norm" else None
+        )
+
+    def forward(self, carry: Carry) -> Carry:
+        rows = rows_by_distance(carry.input_ids.size(1), self.num_buckets, self.span)
+        first, last = int(rows[0]), int(rows[-1])
+        device = carry.input_ids.device
+        # Through the embedding module, not its weight: ZeRO-3 gathers a parameter when its own module runs.
+        table = self.embedding(torch.arange(first, last + 1, device=device))  # [P, D]
+        if self.layer_norm is not None:
+            table = self.layer_norm(table)
+        window_rows = (rows - first).to(device)
+        return replace(carry, relative=RelativePositions(table, window_rows, relative_index(window_rows)))

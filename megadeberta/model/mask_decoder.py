@@ -1,0 +1,48 @@
+"""The enhanced mask decoder: absolute positions enter just before the prediction.
+
+Shapes: B batch · L length · Q masked rows a sample · D hidden size.
+"""
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from megadeberta.config.model import ModelConfig
+from megadeberta.model.carry import Carry, gather_rows
+from megadeberta.model.layer import EncoderLayer
+from megadeberta.ops.relative_position import relative_index
+
+PASSES = 2
+"""n of the paper's section A.8."""
+
+
+class EnhancedMaskDecoder(nn.Module):
+    """The encoder's last layer, run twice for the masked rows only (paper sections 3.2 and A.8).
+
+    The first query stream is the hidden state below the last layer plus the absolute position; keys and values stay
+    those of the hidden state, so they are projected once for both passes. Rows are gathered before the layer, which
+    equals running it at full length and selecting rows after (microsoft/DeBERTa ``masked_language_model.py``).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layer = EncoderLayer(config)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def forward(self, carry: Carry) -> Carry:
+        """Fill ``masked_hidden``; with no masked positions in the carry, run the layer in its ordinary way."""
+        if carry.masked_positions is None:
+            return self.layer(carry)
+        return replace(carry, masked_hidden=self.decode(carry, carry.masked_positions))
+
+    def decode(self, carry: Carry, positions: Tensor) -> Tensor:
+        """Decoder states ``[B, Q, D]`` at ``positions`` ``[B, Q]``."""
+        index = None
+        if carry.relative is not None:
+            index = relative_index(carry.relative.rows, query_positions=positions)  # [B, Q, L]
+        mask = carry.attention_mask[:, None, None, :]  # every real token is a key; empty slots are dropped later
+        keys = self.layer.project_keys(carry)
+        query = gather_rows(carry.hidden, positions) + self.position_embeddings(positions)
+        for _ in range(PASSES):
+            query = self.layer.attend(query, keys, index, mask)
+        return query

@@ -1,0 +1,57 @@
+"""The base model of the golden values, and the rule that fills its weights."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from megadeberta.config.model import ModelConfig
+from megadeberta.convert.names import backbone_names, mlm_names
+from megadeberta.model.whole import WholeModel, backbone_specs, mlm_specs
+
+IDS = torch.tensor([[1, 5, 7, 4, 9, 2], [1, 6, 4, 2, 0, 0]])
+MASK = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]])
+
+
+def golden_config(**changes: object) -> ModelConfig:
+    """V 12, H 8, two layers, two heads, four buckets, eight positions, no dropout."""
+    base = {
+        "vocab_size": 12,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "position_buckets": 4,
+        "max_position_embeddings": 8,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "enhanced_mask_decoder": False,
+    }
+    return ModelConfig.model_validate(base | changes)
+
+
+def golden_backbone(config: ModelConfig) -> tuple[WholeModel, int]:
+    """A float64 encoder filled by the rule over the Hugging Face key order, and its number of keys."""
+    return _filled(WholeModel(backbone_specs(config)), backbone_names(config))
+
+
+def golden_mlm(config: ModelConfig) -> tuple[WholeModel, int]:
+    """A float64 masked-language model filled by the rule, and its number of keys."""
+    return _filled(WholeModel(mlm_specs(config)), mlm_names(config))
+
+
+def _filled(model: WholeModel, names: dict[str, str]) -> tuple[WholeModel, int]:
+    model = model.double().eval()
+    by_their_name = {names[ours]: parameter for ours, parameter in model.named_parameters()}
+    with torch.no_grad():
+        for i, key in enumerate(sorted(by_their_name)):
+            fill(by_their_name[key], key, i)
+    return model, len(by_their_name)
+
+
+def fill(parameter: Tensor, key: str, number: int) -> None:
+    """``0.3 sin(0.7 n + i)``; LayerNorm weights ``1 + 0.1 sin(0.7 n + i)``."""
+    wave = [math.sin(0.7 * n + number) for n in range(parameter.numel())]
+    is_norm = key.endswith("LayerNorm.weight")
+    values = torch.tensor([1 + 0.1 * w if is_norm else 0.3 * w for w in wave], dtype=torch.float64)
+    parameter.copy_(values.view_as(parameter))
