@@ -1,0 +1,47 @@
+"""The process group: started by any launcher, with the configured timeout on every group."""
+
+import datetime
+import os
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import distributed
+
+from megadeberta.errors import ParallelError
+
+
+def start_process_group(timeout_seconds: float) -> torch.device:
+    """Join the job described by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; return this rank's device.
+
+    Raises:
+        ParallelError: the rendezvous failed (port in use, unreachable master, peers missing).
+    """
+    # On a CPU DeepSpeed compiles a shared-memory all-reduce at the first start. It is not used here: its collectives
+    # spin without a timeout, so one dead rank would hang the others for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        deepspeed.init_distributed(
+            dist_backend=accelerator.communication_backend_name(),
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=datetime.timedelta(seconds=timeout_seconds),
+        )
+    except (RuntimeError, distributed.DistError, OSError) as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).splitlines()[0]
+        raise ParallelError(
+            f"the {os.environ['WORLD_SIZE']} ranks could not meet at {address}: {reason}; if the port is in use, "
+            "set MASTER_PORT to a free one; if ranks are missing, check that all were started"
+        ) from error
+    return torch.device(accelerator.current_device_name())
+
+
+def apply_timeout(timeout_seconds: float) -> None:
+    """Set the timeout on every existing group; DeepSpeed 0.19.8's ``new_group`` drops it, leaving 30 minutes."""
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    for group in list(distributed.distributed_c10d._world.pg_map):
+        distributed.distributed_c10d._set_pg_timeout(timeout, group)
