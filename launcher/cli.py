@@ -1,0 +1,98 @@
+"""``megadeberta launch``: one recipe on several processes. Torch-free: it also runs on a login node."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from launcher.devices import count_local_devices
+from launcher.environment import DEFAULT_MASTER_PORT, detect_ranks
+from launcher.hostfile import build_command, launcher_environment, read_hostfile
+from launcher.local import launch_local
+from launcher.preflight import check_compiler, check_writable
+from launcher.slurm import SlurmJob, render_sbatch
+from megadeberta.config.load import load_run_config
+from megadeberta.config.validate import validate_run
+from megadeberta.errors import ConfigError, ParallelError
+
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file, e.g. ds_configs/deberta-v3-base-mlm.json")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override a value; may be repeated")
+]
+
+
+def launch(
+    recipe: Recipe,
+    extra: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- ARGUMENT]...", help="passed on to `megadeberta train`")
+    ] = None,
+    *,
+    overrides: Overrides = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="processes on this machine [default: one per GPU, or 1]")
+    ] = None,
+    master_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="rendezvous port [default: a free one; 29500 with a hostfile]")
+    ] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="several machines through the deepspeed launcher; lines 'HOST slots=N'")
+    ] = None,
+    slurm: Annotated[
+        int | None, typer.Option(metavar="NODES", min=1, help="print an sbatch script for so many nodes; start nothing")
+    ] = None,
+) -> None:
+    """Train a recipe on several processes: the local ones, those of a hostfile, or a Slurm job's.
+
+    Ctrl-C, SIGTERM and SIGUSR1 reach every rank at once; all save a checkpoint and the exit code is 75. The same
+    command resumes. Under torchrun, mpiexec or srun use `megadeberta train`, which finds its rank by itself.
+
+    Examples:
+
+        megadeberta launch ds_configs/deberta-v3-base-mlm.json --ranks 8
+
+        megadeberta launch ds_configs/quickstart.json --ranks 2 --set optimizer.lr=5e-4
+
+        megadeberta launch ds_configs/deberta-v3-base-mlm.json --hostfile hosts.txt
+
+        megadeberta launch ds_configs/deberta-v3-base-mlm.json --slurm 4 --ranks 8 > job.sh && sbatch job.sh
+    """
+    _refuse_inside_a_launcher()
+    if hostfile is not None and (ranks is not None or slurm is not None):
+        raise ConfigError("--hostfile gives the ranks of every machine; leave --ranks and --slurm out")
+    words = [str(recipe), *(word for override in overrides or () for word in ("--set", override)), *(extra or ())]
+    local_ranks = ranks or count_local_devices(os.environ) or 1
+    config = load_run_config(recipe, overrides or ())
+    if slurm is not None:
+        validate_run(config, world_size=slurm * local_ranks, source=str(recipe))
+        job = SlurmJob(name=config.name, nodes=slurm, tasks_per_node=local_ranks)
+        typer.echo(render_sbatch(job, ["megadeberta", "train", *words]), nl=False)
+        return
+    if hostfile is not None:
+        validate_run(config, world_size=sum(read_hostfile(hostfile).values()), source=str(recipe))
+        _start_hosts(hostfile, words, master_port or DEFAULT_MASTER_PORT)
+    validate_run(config, world_size=local_ranks, source=str(recipe))
+    check_compiler(config.deepspeed)
+    check_writable(config.training.output_dir)
+    command = [sys.executable, "-m", "megadeberta.train", *words]
+    verdict = launch_local(command, ranks=local_ranks, environ=os.environ, master_port=master_port)
+    for line in verdict.lines:
+        typer.echo(line, err=True)
+    raise typer.Exit(verdict.exit_code)
+
+
+def _refuse_inside_a_launcher() -> None:
+    """Eight tasks of srun, each starting eight ranks, would be eight runs in one output folder."""
+    ranks = detect_ranks(os.environ)
+    if ranks.world_size > 1:
+        raise ParallelError(
+            f"{ranks.started_by} has started {ranks.world_size} processes already; give it `megadeberta train`: "
+            "`megadeberta launch` starts the ranks itself"
+        )
+
+
+def _start_hosts(hostfile: Path, words: list[str], master_port: int) -> NoReturn:
+    command = build_command(hostfile, words, master_port=master_port, environ=os.environ)
+    sys.stdout.flush()
+    os.execve(command[0], command, launcher_environment(os.environ))

@@ -1,0 +1,199 @@
+"""Start N ranks of one command on this machine, pass signals on, and leave no process behind.
+
+The bars this keeps: all ranks hear a signal within 0.2 s of each other; one rank's death ends the others within 5 s; a
+launcher killed by SIGKILL takes its ranks with it; the exit code is 0 only if every rank's was.
+"""
+
+import ctypes
+import math
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import FrameType
+
+from launcher.environment import STARTED_BY_VARIABLE
+from launcher.ports import LOOPBACK, check_port_free, pick_free_port
+from launcher.relay import Relay
+from launcher.verdict import RankExit, Verdict, judge
+from megadeberta.errors import EXIT_PREEMPTED
+
+# SIGINT becomes SIGTERM: Python's own answer to SIGINT, before the ranks have installed theirs, is a traceback each.
+FORWARDED = {
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGINT: signal.SIGTERM,
+    signal.SIGHUP: signal.SIGTERM,
+    signal.SIGUSR1: signal.SIGUSR1,
+}
+INTERRUPTS_UNTIL_KILL = 3
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+_STDOUT, _STDERR = 1, 2
+_PR_SET_PDEATHSIG = 1
+_POLL_SECONDS = 0.1
+# After the first failure the others may report their own error, then are asked to end, then made to.
+_NOTICE_SECONDS = 1.0
+_TERM_SECONDS = 3.0
+# Ranks that leave on SIGTERM have written one checkpoint together; the slowest may still tidy up.
+_PREEMPTED_SECONDS = 60.0
+
+
+def launch_local(
+    command: Sequence[str], *, ranks: int, environ: Mapping[str, str], master_port: int | None = None
+) -> Verdict:
+    """Run ``ranks`` processes of ``command`` and wait for them; call it from the main thread.
+
+    Args:
+        command: without rank-specific words; a rank learns its place from RANK, WORLD_SIZE and so on.
+        master_port: rendezvous port; None picks a free one.
+
+    Raises:
+        ParallelError: ``master_port`` is taken.
+    """
+    if master_port is None:
+        master_port = pick_free_port()
+    else:
+        check_port_free(master_port)
+    return _LocalJob(ranks).run(command, rank_environments(environ, ranks=ranks, master_port=master_port))
+
+
+def rank_environments(environ: Mapping[str, str], *, ranks: int, master_port: int) -> list[dict[str, str]]:
+    """The environment of each local rank. Threads are shared out unless OMP_NUM_THREADS is set already."""
+    # LOCAL_SIZE equal to the world size switches on DeepSpeed's shared-memory collectives, which have no timeout.
+    base = {key: value for key, value in environ.items() if key != "LOCAL_SIZE"}
+    base.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    base.setdefault("PYTHONUNBUFFERED", "1")
+    base |= {
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": LOOPBACK,
+        "MASTER_PORT": str(master_port),
+        STARTED_BY_VARIABLE: "megadeberta launch",
+    }
+    if os.isatty(_STDERR):  # the ranks' standard error is a pipe, but it ends on this terminal
+        base.setdefault("FORCE_COLOR", "1")
+    return [base | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+class _LocalJob:
+    def __init__(self, ranks: int) -> None:
+        self._ranks = ranks
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._ended: list[tuple[int, int, int]] = []  # rank, pid, code in the order of ending
+        self._ended_by_us: set[int] = set()
+        self._received: list[int] = []
+        self._forwarded: set[int] = set()
+        self._interrupts = 0
+        self._terminate_at = math.inf
+        self._kill_at = math.inf
+        self._relay = Relay()
+
+    def run(self, command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> Verdict:
+        previous = self._catch_signals()
+        try:
+            for rank, environ in enumerate(environments):
+                self._start(rank, command, environ)
+            while self._running:
+                self._relay.poll(_POLL_SECONDS)
+                self._forward_signals()
+                self._reap()
+                self._enforce_deadlines()
+        finally:
+            self._kill_running()
+            self._relay.close()
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
+        if self._interrupts >= INTERRUPTS_UNTIL_KILL:
+            return Verdict(EXIT_INTERRUPTED, (f"killed after {self._interrupts} interrupts; the same command resumes",))
+        errors = self._relay.errors
+        exits = [
+            RankExit(rank, pid, code, tuple(errors.get(rank, ())), rank in self._ended_by_us)
+            for rank, pid, code in self._ended
+        ]
+        return judge(exits, forwarded=self._forwarded)
+
+    def _catch_signals(self) -> dict[int, signal.Handlers]:
+        previous = {}
+        for signum in FORWARDED:
+            if signal.getsignal(signum) is signal.SIG_IGN and signum == signal.SIGHUP:
+                continue  # nohup
+            previous[signum] = signal.signal(signum, self._note_signal)
+        return previous
+
+    def _note_signal(self, signum: int, frame: FrameType | None) -> None:
+        self._received.append(signum)
+
+    def _start(self, rank: int, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        libc, launcher = ctypes.CDLL(None), os.getpid()
+
+        def die_with_launcher() -> None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != launcher:  # it died before the line above
+                os._exit(1)
+
+        process = subprocess.Popen(
+            command,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=None if rank == 0 else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # A session of its own: the terminal's Ctrl-C reaches the launcher only, which passes it on once.
+            start_new_session=True,
+            preexec_fn=die_with_launcher,
+        )
+        self._running[rank] = process
+        if process.stdout is not None:
+            self._relay.add(rank, process.stdout, _STDOUT, hold_errors=False)
+        self._relay.add(rank, process.stderr, _STDERR, hold_errors=True)
+
+    def _forward_signals(self) -> None:
+        while self._received:
+            signum = self._received.pop(0)
+            self._interrupts += signum == signal.SIGINT
+            if self._interrupts >= INTERRUPTS_UNTIL_KILL:
+                self._kill_running()
+                return
+            passed_on = FORWARDED[signal.Signals(signum)]
+            self._forwarded.add(passed_on)
+            self._send(passed_on)
+
+    def _send(self, signum: signal.Signals) -> None:
+        for process in self._running.values():
+            # Not process.send_signal, which reaps: a dead rank that _reap has not seen yet keeps its id until then.
+            os.kill(process.pid, signum)
+
+    def _reap(self) -> None:
+        for rank, process in list(self._running.items()):
+            # Look without reaping: while the dead leader keeps its process id, its group cannot be anybody else's.
+            if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                continue
+            _kill_group(process.pid)
+            code = process.wait()
+            del self._running[rank]
+            self._ended.append((rank, process.pid, code))
+            if code:
+                patience = _PREEMPTED_SECONDS if code == EXIT_PREEMPTED else _NOTICE_SECONDS
+                self._terminate_at = min(self._terminate_at, time.monotonic() + patience)
+
+    def _enforce_deadlines(self) -> None:
+        now = time.monotonic()
+        if now >= self._terminate_at and self._kill_at == math.inf:
+            self._kill_at = now + _TERM_SECONDS
+            self._ended_by_us.update(self._running)
+            self._send(signal.SIGTERM)
+        if now >= self._kill_at:
+            for process in self._running.values():
+                _kill_group(process.pid)
+
+    def _kill_running(self) -> None:
+        for rank, process in list(self._running.items()):
+            _kill_group(process.pid)
+            code = process.wait()
+            del self._running[rank]
+            self._ended.append((rank, process.pid, code))
+
+
+def _kill_group(leader: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)

@@ -1,0 +1,102 @@
+"""Checks before long work: compiler, build folder, output folder, disk space. Each failure is one clear line."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.ports import check_port_free
+from megadeberta.errors import ConfigError, StorageError
+
+__all__ = ["check_compiler", "check_free_space", "check_port_free", "check_writable", "needs_compiler"]
+
+
+def needs_compiler(block: Mapping[str, Any]) -> str | None:
+    """Name the setting of the deepspeed block that makes DeepSpeed build a C++ extension at the start, if any.
+
+    DeepSpeed 0.19.8 builds cpu_adam for ``offload_optimizer`` and async_io for NVMe (ops/adam/cpu_adam.py,
+    runtime/swap_tensor/); everything else this project uses runs without a compiler.
+    """
+    zero = block.get("zero_optimization") or {}
+    for section in ("offload_optimizer", "offload_param"):
+        settings = zero.get(section) if isinstance(zero, Mapping) else None
+        device = settings.get("device", "none") if isinstance(settings, Mapping) else "none"
+        if device == "nvme" or (device == "cpu" and section == "offload_optimizer"):
+            return f"deepspeed.zero_optimization.{section}.device={device!r}"
+    return None
+
+
+def check_compiler(block: Mapping[str, Any], *, search_path: str | None = None) -> None:
+    """Refuse a deepspeed block that needs a C++ build on a machine that cannot build.
+
+    Args:
+        search_path: where to look instead of PATH.
+
+    Raises:
+        ConfigError: naming the setting and the Debian packages.
+    """
+    setting = needs_compiler(block)
+    if setting is None:
+        return
+    tools = {"g++": "g++", "ninja": "ninja-build"}
+    missing = [tool for tool in tools if shutil.which(tool, path=search_path) is None]
+    if missing:
+        packages = " ".join(tools[tool] for tool in missing)
+        raise ConfigError(
+            f"{setting} makes DeepSpeed compile an extension, but {' and '.join(missing)} is not installed; "
+            f"run `apt install {packages}`, or leave the optimizer on the device"
+        )
+
+
+def check_writable(folder: Path) -> None:
+    """Create ``folder`` if need be and prove that a file can be written into it.
+
+    Raises:
+        ConfigError: the path is a file, or permissions forbid it.
+        StorageError: the file system is full or read-only.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-test-") as probe:
+            probe.write(b"\0" * 4096)
+            probe.flush()
+            os.fsync(probe.fileno())
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"{folder} cannot be the output folder: a file of that name is in the way") from None
+    except PermissionError:
+        raise ConfigError(
+            f"{folder} cannot be written by user id {os.getuid()}; choose another training.output_dir or mend its "
+            "permissions"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise
+        raise StorageError(
+            f"{folder} cannot be written: {error.strerror}; free space or choose another folder"
+        ) from None
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Refuse to start writing ``needed`` bytes where they do not fit.
+
+    Raises:
+        StorageError: with both figures.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise StorageError(
+            f"{folder}: needs {_readable(needed)}, {_readable(free)} free on its file system; free some space or "
+            "choose another folder"
+        )
+
+
+def _readable(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
