@@ -1,0 +1,119 @@
+"""``manifest.json``: what a checkpoint folder must contain, byte for byte, and which run wrote it.
+
+The file carries the SHA-256 of its own content, and its bytes must be exactly those that writing its content gives:
+one flipped bit anywhere, white space included, is an error.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from megadeberta.checkpoint.durable import Digest, read_small_file
+from megadeberta.config.section import Section
+from megadeberta.errors import CheckpointError
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+SAFE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+"""Names of checkpoint folders and of the files in them: never a path, never hidden."""
+_MAX_BYTES = 64 << 20
+
+
+class FileRecord(Section):
+    """One file of the folder and the rank that wrote it."""
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rank: int = Field(ge=0)
+
+
+class WorldLayout(Section):
+    """How the tensors were cut into files."""
+
+    world_size: int = Field(ge=1)
+    data_parallel: int = Field(ge=1)
+    zero_stage: int = Field(ge=0, le=3)
+    precision: str
+
+
+class RunRecord(Section):
+    """What a checkpoint must share with the run that resumes it, and what is good to know about the one that wrote it.
+
+    ``fingerprint`` has one line per thing that may not change: model, tokenizer, data, objective and so on; a value is
+    text that a person can compare, such as ``deberta-v3 4x256`` or a hash.
+    """
+
+    world: WorldLayout
+    versions: dict[str, str] = Field(description="megadeberta, torch, deepspeed")
+    fingerprint: dict[str, str]
+    config: dict[str, Any] = Field(description="the resolved configuration")
+
+
+class Manifest(Section):
+    """The whole of ``manifest.json`` but its own checksum."""
+
+    format_version: int
+    step: int = Field(ge=0)
+    created: str = Field(description="UTC, ISO 8601")
+    run: RunRecord
+    files: dict[str, FileRecord]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files, without the manifest."""
+        return sum(record.bytes for record in self.files.values())
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The exact bytes of ``manifest.json``."""
+    content = manifest.model_dump(mode="json")
+    content["manifest_sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
+    return _canonical(content)
+
+
+def manifest_digest(manifest: Manifest) -> Digest:
+    """Size and SHA-256 of the manifest file itself."""
+    data = encode_manifest(manifest)
+    return Digest(len(data), hashlib.sha256(data).hexdigest())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check ``folder/manifest.json``.
+
+    Raises:
+        CheckpointError: missing, unreadable, damaged, edited, or of another format version.
+    """
+    path = folder / MANIFEST_NAME
+    advice = "the folder is not a whole checkpoint; use another one or delete it"
+    try:
+        data = read_small_file(path, _MAX_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
+    try:
+        content = json.loads(data)
+        stated = content.pop("manifest_sha256")
+        found = hashlib.sha256(_canonical(content)).hexdigest()
+        sound = found == stated and _canonical({**content, "manifest_sha256": stated}) == data
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a manifest ({type(error).__name__}); {advice}") from error
+    if not sound:
+        raise CheckpointError(
+            f"{path}: sha256 of its content is {found[:12]}…, it says {str(stated)[:12]}…: damaged or edited; {advice}"
+        )
+    if content.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {content.get('format_version')}, this megadeberta reads version {FORMAT_VERSION}; "
+            "use the megadeberta version that wrote it"
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise CheckpointError(f"{path}: {where}: {error.errors()[0]['msg']}; {advice}") from error
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,158 @@
+"""Which checkpoint to go on from: the one ``latest`` names, else the newest sound one, never silently none.
+
+Rank 0 decides the order, every candidate is verified by all ranks together, and all ranks come to the same answer or
+raise the same error.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megadeberta.checkpoint.collectives import Collectives
+from megadeberta.checkpoint.folder import CheckpointName, checkpoint_path, list_checkpoints, read_pointer
+from megadeberta.checkpoint.manifest import Manifest, RunRecord
+from megadeberta.checkpoint.store import read_rank_state
+from megadeberta.checkpoint.verify import verify_together
+from megadeberta.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+_SHOWN_REASONS = 5
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A verified checkpoint of this run."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done when it was written."""
+        return self.manifest.step
+
+    def rank_state(self, rank: int) -> dict[str, Any]:
+        """What this rank gave to ``CheckpointStore.save``."""
+        return read_rank_state(self.folder, rank)
+
+
+def find_resumable(
+    root: Path,
+    *,
+    collectives: Collectives,
+    run: RunRecord,
+    name: str | None = None,
+    required: bool = False,
+) -> ResumePoint | None:
+    """Find, verify and check the checkpoint to resume from; the same on every rank. Broadcasts and all-gathers text.
+
+    Without ``name``: the one that the pointer names; if that is not sound, the newest sound one, with one warning per
+    rejected one. None when there is nothing that looks like a checkpoint, unless ``required``.
+
+    Args:
+        root: ``OUTPUT/checkpoints``.
+        run: the run that wants to resume; fingerprint and layout must equal those in the manifest.
+        name: only this one, such as ``step-400``.
+
+    Raises:
+        CheckpointError: the named one is not sound; there are checkpoints but none is sound; none at all and
+            ``required``; or it belongs to another run or layout.
+    """
+    plan = _plan(root, name) if collectives.rank == 0 else None
+    names, complaints = json.loads(collectives.broadcast_text(plan))
+    if not names and not complaints:
+        if required:
+            raise CheckpointError(f"{root}: there is no checkpoint to resume from; start without resuming")
+        return None
+    for candidate in names:
+        try:
+            manifest = verify_together(root, candidate, collectives)
+        except CheckpointError as error:
+            complaints.append(str(error))
+            continue
+        _report(collectives, candidate, complaints, names)
+        check_same_run(candidate, manifest.run, run)
+        return ResumePoint(root / candidate, manifest)
+    reasons = "; ".join(complaints[:_SHOWN_REASONS])
+    more = f" (and {len(complaints) - _SHOWN_REASONS} more)" if len(complaints) > _SHOWN_REASONS else ""
+    raise CheckpointError(
+        f"{root}: no sound checkpoint to resume from: {reasons}{more}. "
+        "Put a sound one back, or delete the folder to start from the beginning"
+    )
+
+
+def check_same_run(name: str, saved: RunRecord, current: RunRecord) -> None:
+    """Refuse a checkpoint of another model, tokenizer, data set or layout.
+
+    Raises:
+        CheckpointError: the fields that differ, with both values.
+    """
+    keys = sorted(saved.fingerprint.keys() | current.fingerprint.keys())
+    different = [
+        f"{key} is {current.fingerprint.get(key, 'absent')!r} here and {saved.fingerprint.get(key, 'absent')!r} there"
+        for key in keys
+        if saved.fingerprint.get(key) != current.fingerprint.get(key)
+    ]
+    if different:
+        raise CheckpointError(
+            f"checkpoint {name} is of another run: {'; '.join(different)}. "
+            "Change the recipe back, or choose another training.output_dir"
+        )
+    if saved.world != current.world:
+        raise CheckpointError(
+            f"checkpoint {name} was saved by {_layout(saved)}; this run has {_layout(current)}. "
+            "Start it with the layout it was saved under"
+        )
+    for package, version in saved.versions.items():
+        if current.versions.get(package) != version:
+            log.info("checkpoint %s was written with %s %s", name, package, version)
+
+
+def _layout(run: RunRecord) -> str:
+    world = run.world
+    return (
+        f"{world.world_size} ranks ({world.data_parallel} data parallel), ZeRO stage {world.zero_stage}, "
+        f"{world.precision}"
+    )
+
+
+def _plan(root: Path, name: str | None) -> str:
+    """Rank 0 alone: the names to try in order, and complaints about the pointer, as JSON."""
+    if name is not None:
+        return json.dumps([[name], []])
+    existing: list[str] = []
+    complaints: list[str] = []
+    pointed = None
+    try:
+        existing = [str(checkpoint) for checkpoint in list_checkpoints(root)]
+        pointed = read_pointer(root)
+        if pointed is not None:
+            checkpoint_path(root, pointed)
+            if CheckpointName.parse(pointed) is None:
+                raise CheckpointError(f"{root / pointed}: is not named like a checkpoint, step-N")
+    except CheckpointError as error:
+        pointed = None
+        complaints.append(f"the pointer is not usable: {error}")
+    except OSError as error:
+        complaints.append(f"{root}: cannot be read ({error.strerror})")
+    if pointed is not None:
+        existing.remove(pointed)
+        existing.insert(0, pointed)
+    elif existing and not complaints:
+        complaints.append(f"{root / 'latest'}: is missing")
+    return json.dumps([existing, complaints])
+
+
+def _report(collectives: Collectives, chosen: str, complaints: list[str], names: list[str]) -> None:
+    if collectives.rank != 0:
+        return
+    for complaint in complaints:
+        log.warning("%s", complaint)
+    if complaints:
+        log.warning("falling back to %s, the newest sound checkpoint (verified)", chosen)
+    newer = [name for name in names if (CheckpointName.parse(name) or ()) > (CheckpointName.parse(chosen) or ())]
+    if newer and not complaints:
+        log.warning("latest names %s; newer folders are left alone: %s", chosen, ", ".join(newer))

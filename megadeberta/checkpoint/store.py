@@ -1,0 +1,248 @@
+"""Commit: all ranks write into a hidden folder, rank 0 makes it visible in one rename, then moves the pointer.
+
+The order is write, fsync(file), fsync(folder), rename, fsync(parent), replace ``latest``, fsync(parent): a kill or a
+power cut at any instant leaves the pointer on a whole checkpoint. A rank whose write fails says so in the next
+collective, so no rank waits for another that has given up.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from megadeberta.checkpoint.collectives import Collectives
+from megadeberta.checkpoint.durable import Digest, format_bytes, fsync_folder, remove_tree, write_new_file
+from megadeberta.checkpoint.folder import (
+    TEMPORARY_PREFIX,
+    TRASH_PREFIX,
+    CheckpointName,
+    list_checkpoints,
+    list_leftovers,
+    next_name,
+    write_pointer,
+)
+from megadeberta.checkpoint.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    SAFE_NAME,
+    FileRecord,
+    Manifest,
+    RunRecord,
+    encode_manifest,
+    read_manifest,
+)
+from megadeberta.errors import CheckpointError, ConfigError, StorageError
+
+log = logging.getLogger(__name__)
+
+_HEADROOM = 1.05
+"""The next checkpoint may be a little larger than the last one, and folders take space too."""
+MAX_FAILURES = 3
+"""Saves that may fail one after the other before the run stops; training goes on after the earlier ones."""
+
+
+class CheckpointStore:
+    """Writes checkpoints of one run into ``root`` and keeps the newest ``keep_last``."""
+
+    def __init__(self, root: Path, *, collectives: Collectives, keep_last: int) -> None:
+        if set(str(root)) & set("*?["):
+            raise ConfigError(
+                f"output folder {str(root)!r} contains one of * ? [, which DeepSpeed reads as a pattern when it loads "
+                "a checkpoint; choose a training.output_dir without them"
+            )
+        self.root = root
+        self._collectives = collectives
+        self._keep_last = keep_last
+        self._failures = 0
+
+    def save(
+        self,
+        step: int,
+        write: Callable[[Path], Mapping[str, Digest]],
+        *,
+        run: RunRecord,
+        rank_state: Mapping[str, Any],
+        expected_bytes: int = 0,
+        required: bool = False,
+    ) -> Path | None:
+        """Write and commit a checkpoint. Every rank calls it; a broadcast, an all-gather and a broadcast of text.
+
+        A failed save (disk full, I/O error) leaves the previous checkpoint and the pointer as they were, removes what
+        it wrote, warns, and gives None on every rank; the third one in a row raises.
+
+        Args:
+            write: called on every rank with the same new folder; writes this rank's files into it, durably, and gives
+                their digests by name. It may raise OSError, and must reach its own collectives even then.
+            rank_state: this rank's JSON values; they go into a file of their own, see ``read_rank_state``.
+            expected_bytes: size of the checkpoint over all ranks as far as known; the last one's size counts too.
+            required: raise at the first failure, for the last checkpoint of a run.
+
+        Raises:
+            StorageError: on every rank; what failed where, and which checkpoint is still there.
+        """
+        problem = self._collectives.broadcast_text(self._prepare(step, expected_bytes) if self._is_first else None)
+        folder = self.root / f"{TEMPORARY_PREFIX}step-{step}"
+        if not problem:
+            reports = self._collectives.all_gather_text(self._write_share(folder, write, rank_state))
+            outcome = self._commit(step, folder, reports, run) if self._is_first else None
+            problem, committed = json.loads(self._collectives.broadcast_text(outcome))
+        if problem:
+            self._give_up(step, folder, problem, required)
+            return None
+        self._failures = 0
+        if self._is_first:
+            self._retain(CheckpointName.parse(committed))
+        return self.root / committed
+
+    @property
+    def _is_first(self) -> bool:
+        return self._collectives.rank == 0
+
+    def _prepare(self, step: int, expected_bytes: int) -> str:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.root)
+            newest = next(iter(list_checkpoints(self.root)), None)
+            needed = int(max(expected_bytes, _size_of(self.root, newest)) * _HEADROOM)
+            free = shutil.disk_usage(self.root).free
+            if free < needed:
+                return f"needs {format_bytes(needed)}, {format_bytes(free)} free on {self.root}"
+            (self.root / f"{TEMPORARY_PREFIX}step-{step}").mkdir()
+            fsync_folder(self.root)
+        except OSError as error:
+            return _describe(error)
+        return ""
+
+    def _write_share(
+        self, folder: Path, write: Callable[[Path], Mapping[str, Digest]], rank_state: Mapping[str, Any]
+    ) -> str:
+        files: dict[str, Digest] = {}
+        problem = ""
+        try:
+            files |= write(folder)
+            name = rank_file_name(self._collectives.rank)
+            files[name] = write_new_file(folder / name, json.dumps(dict(rank_state), allow_nan=False).encode())
+        except OSError as error:
+            problem = _describe(error)
+        return json.dumps({"files": files, "problem": problem})
+
+    def _commit(self, step: int, folder: Path, reports: list[str], run: RunRecord) -> str:
+        """Rank 0 alone. Gives ``[problem, name]`` as JSON."""
+        try:
+            files = _merge_reports(folder, [json.loads(report) for report in reports])
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            manifest = Manifest(format_version=FORMAT_VERSION, step=step, created=created, run=run, files=files)
+            write_new_file(folder / MANIFEST_NAME, encode_manifest(manifest))
+            fsync_folder(folder)
+            name = next_name(self.root, step)
+            os.rename(folder, self.root / str(name))
+            fsync_folder(self.root)
+            write_pointer(self.root, name)
+        except OSError as error:
+            return json.dumps([_describe(error), ""])
+        except StorageError as error:
+            return json.dumps([str(error), ""])
+        return json.dumps(["", str(name)])
+
+    def _give_up(self, step: int, folder: Path, problem: str, required: bool) -> None:
+        self._failures += 1
+        newest = next(iter(list_checkpoints(self.root)), None)
+        kept = f"the newest checkpoint is {newest}" if newest else "there is no older checkpoint"
+        message = f"checkpoint of step {step} could not be written: {problem}; {kept}"
+        if self._is_first:
+            try:
+                remove_tree(folder)
+            except OSError as error:
+                log.warning("%s could not be removed: %s", folder, _describe(error))
+        if required or self._failures >= MAX_FAILURES:
+            advice = "free space or choose another training.output_dir, then start the same command again"
+            raise StorageError(f"{message}; {advice}")
+        if self._is_first:
+            log.warning(
+                "%s. TRAINING GOES ON WITHOUT A NEW CHECKPOINT (failure %d; the run stops at failure %d in a row)",
+                message,
+                self._failures,
+                MAX_FAILURES,
+            )
+
+    def _retain(self, committed: CheckpointName) -> None:
+        """Delete all but ``keep_last`` of those up to the committed one.
+
+        Newer ones belong to a future that this run went back from; they are replaced one by one as it gets there.
+        """
+        older = [name for name in list_checkpoints(self.root) if name < committed]
+        for name in older[self._keep_last - 1 :]:
+            try:
+                trash = self.root / f"{TRASH_PREFIX}{name}"
+                remove_tree(trash)
+                # Renamed first: a kill in the middle of deleting must not leave a folder that looks like a checkpoint.
+                os.rename(self.root / str(name), trash)
+                fsync_folder(self.root)
+                remove_tree(trash)
+            except OSError as error:
+                log.warning("old checkpoint %s could not be removed: %s", name, _describe(error))
+
+
+def remove_leftovers(root: Path) -> None:
+    """Delete what an interrupted save or deletion left in ``root``; only for the job that holds the output lock."""
+    for leftover in list_leftovers(root):
+        log.info("removing %s, left by an interrupted run", leftover)
+        remove_tree(leftover)
+
+
+def rank_file_name(rank: int) -> str:
+    """The file of a rank's own state: random generators, data position, counters."""
+    return f"rank-{rank}.json"
+
+
+def read_rank_state(folder: Path, rank: int) -> dict[str, Any]:
+    """What ``rank`` gave to ``save``; the folder must have been verified.
+
+    Raises:
+        CheckpointError: the file is missing or not a JSON object.
+    """
+    path = folder / rank_file_name(rank)
+    try:
+        state = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); use an older checkpoint") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected an object; use an older checkpoint")
+    return state
+
+
+def _merge_reports(folder: Path, reports: list[dict[str, Any]]) -> dict[str, FileRecord]:
+    files: dict[str, FileRecord] = {}
+    for rank, report in enumerate(reports):
+        if report["problem"]:
+            raise StorageError(f"rank {rank}: {report['problem']}")
+        for name, (size, sha256) in report["files"].items():
+            if name in files or not re.fullmatch(SAFE_NAME, name):
+                raise StorageError(f"rank {rank} wrote {name!r}, which another rank wrote too or is no plain name")
+            files[name] = FileRecord(bytes=size, sha256=sha256, rank=rank)
+    found = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder)}
+    for name, record in files.items():
+        if found.pop(name, None) != record.bytes:
+            raise StorageError(
+                f"rank {record.rank} wrote {name}, rank 0 does not find its {record.bytes} bytes in {folder}; "
+                "the output folder must be one that all nodes share"
+            )
+    if found:
+        raise StorageError(f"{folder / min(found)}: was put into the unfinished checkpoint by something else")
+    return files
+
+
+def _size_of(root: Path, name: CheckpointName | None) -> int:
+    try:
+        return read_manifest(root / str(name)).total_bytes if name else 0
+    except CheckpointError:
+        return 0
+
+
+def _describe(error: OSError) -> str:
+    return f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
