@@ -1,0 +1,111 @@
+"""Files that appear whole or not at all: written under a temporary name, synced, then renamed."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from megadeberta.errors import StorageError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path, *, needed: int | None = None) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into a ``StorageError`` that names ``path``.
+
+    Args:
+        path: what is being written.
+        needed: bytes the block has to write, when known.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(_explain(path, error, needed)) from error
+
+
+def _explain(path: Path, error: OSError, needed: int | None) -> str:
+    if error.errno in _FULL:
+        wanted = f"{needed} bytes needed" if needed is not None else "more bytes needed"
+        return (
+            f"cannot write {path}: {error.strerror} ({wanted}, {free_bytes(path)} free); "
+            "make room or choose another folder, then run the same command again"
+        )
+    if error.errno in _FORBIDDEN:
+        return f"cannot write {path}: {error.strerror}; choose a folder this user may write to"
+    return f"cannot write {path}: {error.strerror or error}; check the disk, then run the same command again"
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free on the file system of ``path`` or of its nearest existing parent."""
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames inside ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class PendingFile:
+    """A file under a temporary name beside its final one; ``publish`` renames it, ``discard`` removes it.
+
+    ``finish`` (write out and fsync) is apart from ``publish`` so that several files can be finished before the
+    first becomes visible. All methods raise ``StorageError``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temporary = path.with_name(f".{path.name}.tmp")
+        with storage_errors(path):
+            self._file = self._temporary.open("wb")
+
+    def write(self, payload: bytes | memoryview) -> None:
+        """Append ``payload``."""
+        with storage_errors(self.path, needed=len(payload)):
+            self._file.write(payload)
+
+    def finish(self) -> None:
+        """Write out everything and fsync; the file is still under its temporary name."""
+        with storage_errors(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def publish(self) -> None:
+        """Give the finished file its final name and sync the folder."""
+        with storage_errors(self.path):
+            os.replace(self._temporary, self.path)
+            sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Close and remove the temporary file, if it is still there."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink()
+
+
+def write_file(path: Path, payload: bytes) -> None:
+    """Write ``payload`` to ``path`` whole or not at all.
+
+    Raises:
+        StorageError: the file system refused; ``path`` is as it was.
+    """
+    pending = PendingFile(path)
+    try:
+        pending.write(payload)
+        pending.finish()
+        pending.publish()
+    except BaseException:
+        pending.discard()
+        raise

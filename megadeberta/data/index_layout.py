@@ -1,0 +1,121 @@
+"""The ``.idx`` file of a token shard: bytes <-> arrays, and every check that needs no ``.bin``.
+
+The layout is that of Megatron-LM's indexed dataset (megatron/core/datasets/indexed_dataset.py); docs/formats.md has it
+as a table. S sequences, D document marks (documents + 1); all little-endian, arrays unaligned after 34 bytes.
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megadeberta.errors import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+_HEADER = struct.Struct("<9sQBQQ")
+HEADER_BYTES = _HEADER.size
+_AGAIN = "run `megadeberta prep` again"
+
+# Codes 6 and 7 are float64 and float32 in Megatron and the other way round in gpt-neox; token ids are integers, so
+# both are refused.
+_DTYPE_OF_CODE = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
+_CODE_OF_DTYPE = {name: code for code, name in _DTYPE_OF_CODE.items()}
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """A checked index: every sequence is ``lengths[i]`` tokens, one after another from the start of the ``.bin``."""
+
+    dtype: np.dtype
+    lengths: np.ndarray  # [S] int32
+    document_index: np.ndarray  # [D] int64
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the ``.bin`` must hold."""
+        return int(self.lengths.sum(dtype=np.int64))
+
+
+def smallest_dtype(vocab_size: int) -> np.dtype:
+    """Megatron's rule: uint16 below 65500 entries, else int32."""
+    return np.dtype("<u2") if vocab_size < 65500 else np.dtype("<i4")
+
+
+def encode_index(index: ShardIndex) -> bytes:
+    """The ``.idx`` file for ``index``, byte for byte what Megatron's builder writes."""
+    header = _HEADER.pack(
+        MAGIC, VERSION, _CODE_OF_DTYPE[index.dtype.name], len(index.lengths), len(index.document_index)
+    )
+    pointers = np.zeros(len(index.lengths), dtype="<i8")  # [S] exclusive prefix sum, in bytes
+    np.cumsum(index.lengths[:-1], dtype=np.int64, out=pointers[1:])
+    pointers *= index.dtype.itemsize
+    return b"".join(
+        (
+            header,
+            index.lengths.astype("<i4", copy=False).tobytes(),
+            pointers.tobytes(),
+            index.document_index.astype("<i8", copy=False).tobytes(),
+        )
+    )
+
+
+def decode_index(payload: bytes, *, path: Path) -> ShardIndex:
+    """Check the bytes of an ``.idx`` file and return its arrays (copies).
+
+    Raises:
+        DataError: any byte that contradicts another; the message names ``path``, the field and both values.
+    """
+    dtype, num_sequences, num_marks = _decode_header(payload, path)
+    start = HEADER_BYTES
+    lengths = np.frombuffer(payload, "<i4", num_sequences, start).astype(np.int32)
+    pointers = np.frombuffer(payload, "<i8", num_sequences, start + 4 * num_sequences).astype(np.int64)
+    marks = np.frombuffer(payload, "<i8", num_marks, start + 12 * num_sequences).astype(np.int64)
+    _check_sequences(lengths, pointers, dtype.itemsize, path=path)
+    _check_marks(marks, num_sequences, path)
+    return ShardIndex(dtype, lengths, marks)
+
+
+def _decode_header(payload: bytes, path: Path) -> tuple[np.dtype, int, int]:
+    if len(payload) < HEADER_BYTES:
+        raise DataError(f"{path}: {len(payload)} bytes, shorter than the {HEADER_BYTES}-byte header; {_AGAIN}")
+    magic, version, code, num_sequences, num_marks = _HEADER.unpack_from(payload)
+    if magic != MAGIC:
+        raise DataError(f"{path}: begins with {magic!r}, not {MAGIC!r}: not an indexed dataset; give the shard prefix")
+    if version != VERSION:
+        raise DataError(f"{path}: version {version}, only version {VERSION} is known; {_AGAIN}")
+    if code not in _DTYPE_OF_CODE:
+        raise DataError(f"{path}: dtype code {code} is not an integer type {sorted(_DTYPE_OF_CODE)}; {_AGAIN}")
+    expected = HEADER_BYTES + 12 * num_sequences + 8 * num_marks
+    if len(payload) == expected + num_sequences and num_sequences:
+        raise DataError(f"{path}: carries a mode per sequence (multimodal), which is not supported; write text only")
+    if len(payload) != expected:
+        raise DataError(
+            f"{path}: header says {num_sequences} sequences and {num_marks} document marks = {expected} bytes, "
+            f"the file has {len(payload)}; {_AGAIN}"
+        )
+    return np.dtype(_DTYPE_OF_CODE[code]), num_sequences, num_marks
+
+
+def _check_sequences(lengths: np.ndarray, pointers: np.ndarray, itemsize: int, *, path: Path) -> None:
+    if len(lengths) and lengths.min() < 0:
+        bad = int(np.argmax(lengths < 0))
+        raise DataError(f"{path}: length[{bad}]={lengths[bad]} is negative; {_AGAIN}")
+    expected = np.zeros(len(lengths), dtype=np.int64)
+    np.cumsum(lengths[:-1], dtype=np.int64, out=expected[1:])
+    expected *= itemsize
+    if not np.array_equal(pointers, expected):
+        bad = int(np.argmax(pointers != expected))
+        raise DataError(
+            f"{path}: pointer[{bad}]={pointers[bad]}, the lengths before it add up to {expected[bad]} bytes; {_AGAIN}"
+        )
+
+
+def _check_marks(marks: np.ndarray, num_sequences: int, path: Path) -> None:
+    if len(marks) == 0 or marks[0] != 0 or marks[-1] != num_sequences:
+        ends = f"{marks[0]} to {marks[-1]}" if len(marks) else "nothing"
+        raise DataError(f"{path}: document marks run from {ends}, expected 0 to {num_sequences}; {_AGAIN}")
+    if (marks[1:] < marks[:-1]).any():
+        bad = int(np.argmax(marks[1:] < marks[:-1])) + 1
+        raise DataError(f"{path}: document mark[{bad}]={marks[bad]} is less than the one before it; {_AGAIN}")

@@ -1,0 +1,102 @@
+"""The manifest of a token shard, ``PREFIX.json``: what the pair ``PREFIX.bin``, ``PREFIX.idx`` holds and hashes to."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from megadeberta.errors import DataError
+
+_Hash = Field(pattern="^[0-9a-f]{64}$")
+_Count = Field(ge=0)
+_LARGEST_MANIFEST = 256 << 20
+
+
+class ShardSource(BaseModel):
+    """One file the shard was made from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: str
+    bytes: int = _Count
+
+
+class ShardManifest(BaseModel):
+    """Counts, hashes and origin of a shard. Holds no time, no absolute path and nothing of the machine.
+
+    ``content`` identifies the data: it covers dtype, both files and the tokenizer, so two shards with equal
+    ``content`` give the same samples.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    format: Literal["megadeberta-shard"] = "megadeberta-shard"
+    version: Literal[1] = 1
+    dtype: Literal["uint8", "int8", "int16", "int32", "int64", "uint16"]
+    num_tokens: int = _Count
+    num_documents: int = _Count
+    num_sequences: int = _Count
+    max_token_id: int = Field(ge=-1, description="-1 = the shard has no token")
+    tokenizer_sha256: str = _Hash
+    tokenizer_pieces: int = _Count
+    bin_bytes: int = _Count
+    idx_bytes: int = _Count
+    bin_sha256: str = _Hash
+    idx_sha256: str = _Hash
+    content: str = _Hash
+    options: dict[str, Any] = Field(default_factory=dict)
+    sources: list[ShardSource] = Field(default_factory=list)
+
+    def to_bytes(self) -> bytes:
+        """The manifest file: indented JSON, fields in the order of this class."""
+        return (json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def content_fingerprint(*, dtype: str, bin_sha256: str, idx_sha256: str, tokenizer_sha256: str) -> str:
+    """SHA-256 that names the data of a shard: dtype, tokens, cuts between documents, and the vocabulary."""
+    line = f"megadeberta-shard 1 {dtype} {bin_sha256} {idx_sha256} {tokenizer_sha256}\n"
+    return hashlib.sha256(line.encode()).hexdigest()
+
+
+def read_manifest(path: Path) -> ShardManifest:
+    """Read and check a manifest.
+
+    Raises:
+        DataError: missing, not JSON, a field wrong or missing, or ``content`` not that of the other fields.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_MANIFEST:
+            raise DataError(f"{path}: {path.stat().st_size} bytes is no shard manifest; run `megadeberta prep` again")
+        fields = json.loads(path.read_bytes())
+        manifest = ShardManifest.model_validate(fields)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path}: not found; a shard is PREFIX.bin, PREFIX.idx and PREFIX.json, "
+            "and without the manifest it is unfinished: run `megadeberta prep` again"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataError(f"{path}: {place}: {first['msg']}; run `megadeberta prep` again") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({_one_line(error)}); run `megadeberta prep` again") from error
+    expected = content_fingerprint(
+        dtype=manifest.dtype,
+        bin_sha256=manifest.bin_sha256,
+        idx_sha256=manifest.idx_sha256,
+        tokenizer_sha256=manifest.tokenizer_sha256,
+    )
+    if manifest.content != expected:
+        raise DataError(
+            f"{path}: content {manifest.content[:12]}… is not the fingerprint of its other fields "
+            f"({expected[:12]}…): the manifest was edited or damaged; run `megadeberta prep` again"
+        )
+    return manifest
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
