@@ -25,7 +25,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["numpy", "torch", "torch.distributed", "deepspeed", "tests.ranks"]
+# deepspeed.initialize imports the last one, and with it the whole of torch.compile: 5 s in every rank.
+PRELOAD = ["numpy", "torch", "torch.distributed", "deepspeed", "deepspeed.runtime.zero.muon.original_muon"]
 _PR_SET_PDEATHSIG = 1
 _GRACE_SECONDS = 3.0
 """How long the others may take to report their own error after the first rank has failed."""
