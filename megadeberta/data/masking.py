@@ -1,0 +1,180 @@
+"""Masked language modelling: which tokens are hidden, and what the model sees in their place.
+
+Differs from the n-gram masking of microsoft/DeBERTa (mlm_task.py) where that is biased: there, n-grams are marked at a
+density of 1/6 and the 15 % budget is filled from the left, so the end of a sequence is hardly ever masked, and a random
+replacement may be a special token. Here n-grams tile the sequence and are visited in random order.
+"""
+
+# B sequences · L tokens · Q slots for masked tokens · K most tokens a row can have masked
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megadeberta.config.data import ObjectiveConfig
+from megadeberta.data.counter_random import Words, integers, random_words, uniform
+from megadeberta.data.tokenizer import PAD_ID, PieceKind
+
+MAX_WORD_PIECES = 16
+"""A longer word is cut: text without spaces would otherwise be one word, masked whole."""
+SLOT_MULTIPLE = 8
+"""Q is a multiple of this, so that a run sees few different shapes."""
+
+_BLOCK_TOKENS = 2**14  # the working arrays of a block of rows stay in the processor's cache
+_GRAM, _ORDER, _CORRUPTION, _REPLACEMENT = range(4)  # the four streams of a sequence
+
+
+@dataclass(frozen=True)
+class MaskedBatch:
+    """Inputs and targets, all int64. A slot with label 0 is empty, and its position is 0."""
+
+    input_ids: NDArray[np.int64]  # [B, L]
+    attention_mask: NDArray[np.int64]  # [B, L]
+    masked_positions: NDArray[np.int64]  # [B, Q], ascending in a row; empty slots come last
+    masked_labels: NDArray[np.int64]  # [B, Q]
+
+    def rows(self, start: int, stop: int) -> "MaskedBatch":
+        """Some of the sequences, with as many slots as these need."""
+        labels = self.masked_labels[start:stop]
+        slots = _slots_needed(labels != 0)
+        return MaskedBatch(
+            self.input_ids[start:stop],
+            self.attention_mask[start:stop],
+            self.masked_positions[start:stop, :slots],
+            labels[:, :slots],
+        )
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is masked together: words, or single tokens. All ``[B, L]``."""
+
+    is_candidate: NDArray[np.bool_]
+    opens: NDArray[np.bool_]
+    offset: NDArray[np.int64]  # place inside the unit; meaningless outside candidates
+
+
+class MlmMasker:
+    """Masks sequences; every draw depends on the sequence's own key and on nothing around it."""
+
+    def __init__(self, objective: ObjectiveConfig, piece_kinds: NDArray[np.uint8], *, mask_id: int) -> None:
+        """``piece_kinds``: ``PieceKind`` of every id, ``[num_pieces + 1]``."""
+        self._objective = objective
+        self._kinds = piece_kinds
+        self._mask_id = mask_id
+        self._replacements = np.flatnonzero(piece_kinds != PieceKind.SPECIAL)
+
+    def __call__(self, tokens: NDArray[np.int64], sample_keys: Words) -> MaskedBatch:
+        """Mask ``tokens [B, L]`` with ``sample_keys [B]``; Q is what the row with the most masked tokens needs."""
+        rows = max(1, _BLOCK_TOKENS // tokens.shape[1])
+        chosen = np.concatenate(
+            [
+                self._choose(tokens[start : start + rows], sample_keys[start : start + rows])
+                for start in range(0, len(tokens), rows)
+            ]
+        )
+        return self._corrupt(tokens, chosen, sample_keys)
+
+    def _choose(self, tokens: NDArray[np.int64], sample_keys: Words) -> NDArray[np.int64]:
+        """Positions to mask, ascending, ``[B, K]``; L stands for none."""
+        length = tokens.shape[1]
+        positions = np.arange(length)
+        units = find_units(self._kinds[tokens], whole_word=self._objective.whole_word)
+        segments = tile_segments(units.opens, _stream(sample_keys, _GRAM), max_gram=self._objective.max_gram)
+
+        # One sort visits the segments in random order, and each one's tokens from left to right: a token's key is its
+        # segment's random priority with its position in the low bits. The others come last.
+        low_bits = np.uint64((1 << (length - 1).bit_length()) - 1)
+        visits = random_words(_stream(sample_keys, _ORDER), segments)
+        visits &= ~low_bits
+        visits |= positions.astype(np.uint64)
+        visits[~units.is_candidate] |= ~low_bits
+        visits.sort(axis=1)
+        most = min(length, self._budget(np.array(length)) + MAX_WORD_PIECES)
+        visited = (visits[:, :most] & low_bits).astype(np.int64)  # [B, L] -> [B, K]
+
+        # A unit is taken whole if its first token comes before the budget is used up.
+        ranks = positions[:most]
+        first_ranks = ranks - np.take_along_axis(units.offset, visited, axis=1)
+        budgets = self._budget(np.count_nonzero(tokens != PAD_ID, axis=1))[:, None]
+        candidates = np.count_nonzero(units.is_candidate, axis=1)[:, None]
+        chosen = np.where((first_ranks < budgets) & (ranks < candidates), visited, length)
+        chosen.sort(axis=1)
+        return chosen
+
+    def _budget(self, num_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens to mask among ``num_tokens``, [CLS] and [SEP] counted; ties to even, as Python's ``round``."""
+        return np.maximum(1, np.rint(self._objective.mask_rate * num_tokens).astype(np.int64))
+
+    def _corrupt(self, tokens: NDArray[np.int64], chosen: NDArray[np.int64], sample_keys: Words) -> MaskedBatch:
+        objective, length = self._objective, tokens.shape[1]
+        slots = _slots_needed(chosen < length)
+        chosen = np.pad(chosen, ((0, 0), (0, max(0, slots - chosen.shape[1]))), constant_values=length)[:, :slots]
+        filled = chosen < length  # [B, Q]
+        positions = np.where(filled, chosen, 0)
+        labels = np.where(filled, np.take_along_axis(tokens, positions, axis=1), 0)
+
+        share = uniform(_stream(sample_keys, _CORRUPTION), positions)
+        drawn = integers(_stream(sample_keys, _REPLACEMENT), positions, len(self._replacements))
+        shown = np.where(
+            share < objective.mask_token_prob + objective.random_token_prob, self._replacements[drawn], labels
+        )
+        shown = np.where(share < objective.mask_token_prob, self._mask_id, shown)
+        input_ids = tokens.copy()
+        row_starts = np.arange(len(tokens))[:, None] * length
+        input_ids.reshape(-1)[(positions + row_starts)[filled]] = shown[filled]
+        return MaskedBatch(input_ids, (tokens != PAD_ID).astype(np.int64), positions, labels)
+
+
+def find_units(kinds: NDArray[np.uint8], *, whole_word: bool) -> Units:
+    """Split sequences into words, ``MAX_WORD_PIECES`` at most, or into tokens.
+
+    A candidate that follows a special token opens a unit even if its piece is a continuation.
+
+    Args:
+        kinds: ``PieceKind`` of every token, ``[B, L]``.
+    """
+    is_candidate = kinds != PieceKind.SPECIAL
+    if not whole_word:
+        return Units(is_candidate, is_candidate, np.zeros(kinds.shape, np.int64))
+    starts = kinds != PieceKind.CONTINUATION  # special tokens too: what follows them opens a unit
+    starts[:, 1:] |= ~is_candidate[:, :-1]
+    positions = np.arange(kinds.shape[1])
+    offset = positions - np.maximum.accumulate(np.where(starts, positions, 0), axis=1)
+    offset %= MAX_WORD_PIECES
+    return Units(is_candidate, is_candidate & (offset == 0), offset)
+
+
+def tile_segments(opens: NDArray[np.bool_], keys: Words, *, max_gram: int) -> NDArray[np.int64]:
+    """Cut each row's units, from left to right, into segments of n units, n in ``1..max_gram`` with weight 1/n.
+
+    Args:
+        opens: whether a token opens a unit, ``[B, L]``.
+        keys: ``[B, 1]``.
+
+    Returns:
+        The index of every token's segment in its row, ``[B, L]``.
+    """
+    units = np.cumsum(opens, axis=1) - 1
+    if max_gram == 1:
+        return units
+    weights = np.cumsum(1 / np.arange(1, max_gram + 1))
+    most_units = int(units.max()) + 1
+    shares = uniform(keys, np.arange(most_units))
+    grams = 1 + np.searchsorted(weights[:-1] / weights[-1], shares, side="right")
+    ends = np.minimum(np.cumsum(grams, axis=1), most_units)
+    is_first = np.zeros((len(opens), most_units + 1), np.int64)
+    np.put_along_axis(is_first, ends, 1, axis=1)
+    segment_of_unit = np.cumsum(is_first, axis=1)
+    return np.take_along_axis(segment_of_unit, np.maximum(units, 0), axis=1)
+
+
+def _stream(sample_keys: Words, stream: int) -> Words:
+    """Keys of one of a sequence's streams: ``[B]`` -> ``[B, 1]``."""
+    return random_words(sample_keys[:, None], np.array([stream]))
+
+
+def _slots_needed(is_masked: NDArray[np.bool_]) -> int:
+    most = int(np.count_nonzero(is_masked, axis=1).max())
+    return max(1, -(-most // SLOT_MULTIPLE)) * SLOT_MULTIPLE
