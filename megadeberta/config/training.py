@@ -36,6 +36,7 @@ class TrainingConfig(Section):
     steps: int = Field(gt=0, description="optimizer steps")
     seed: int = Field(1234, ge=0, lt=2**63)
     output_dir: Path
+    init_from: Path | None = Field(None, description="weights of `megadeberta convert import` to start from")
     eval_interval: int = Field(1000, gt=0, description="steps between validations; the last step validates too")
     eval_sequences: int = Field(512, gt=0, description="validation sequences, from the start of data.valid")
 
@@ -45,6 +46,9 @@ class CheckpointConfig(Section):
 
     interval: int = Field(1000, gt=0, description="optimizer steps between checkpoints; the last step saves too")
     keep_last: int = Field(2, ge=1, description="older checkpoints are removed; at least one sound one always stays")
+    resume: Literal["auto", "required"] = Field(
+        "auto", description="auto: from the newest sound checkpoint, or from scratch if there is none at all"
+    )
 
 
 class LoggingConfig(Section):

@@ -1,0 +1,64 @@
+"""Full fp32 weights out of, and initial weights into, a model under any ZeRO stage."""
+
+from pathlib import Path
+
+import deepspeed
+import safetensors.torch
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from megadeberta.errors import CheckpointError
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+def gather_weights(engine: deepspeed.DeepSpeedEngine) -> dict[str, Tensor]:
+    """Every parameter under its global name, fp32 on the CPU; a tied one once, under the name of its owner.
+
+    Collective over the data-parallel ranks: one gather per parameter under ZeRO. Rank 0 keeps the tensors, the others
+    return an empty dict.
+    """
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        full = safe_get_full_fp32_param(parameter)
+        if full is None:  # ZeRO-0: the parameter is whole here
+            full = parameter.detach()
+        if engine.global_rank == 0:
+            weights[name] = full.detach().to("cpu", torch.float32, copy=True).view(_full_shape(parameter))
+    return weights
+
+
+def load_initial_weights(model: nn.Module, folder: Path) -> None:
+    """Copy ``folder/model.safetensors``, as `megadeberta convert import` writes it, into a model not yet wrapped.
+
+    Raises:
+        CheckpointError: the file is missing or unreadable, or its names or shapes are not exactly the model's.
+    """
+    path = folder / WEIGHTS_FILE
+    try:
+        weights = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"training.init_from={folder}: {WEIGHTS_FILE} cannot be read ({error}); make the folder with "
+            "`megadeberta convert import`"
+        ) from None
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    found = {name: tuple(t.shape) for name, t in weights.items()}
+    if wanted != found:
+        different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        name = different[0]
+        raise CheckpointError(
+            f"{path}: {len(different)} tensors do not fit the recipe's model, first {name}: the recipe has "
+            f"{wanted.get(name, 'none')}, the file {found.get(name, 'none')}; use the model section that the folder's "
+            "model.json shows"
+        )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+
+
+def _full_shape(parameter: nn.Parameter) -> torch.Size:
+    """ZeRO-3 leaves an empty tensor in place of a partitioned parameter and its shape in ``ds_shape``."""
+    return getattr(parameter, "ds_shape", parameter.shape)

@@ -1,0 +1,36 @@
+"""Everything about a run that can be checked without torch, in a second, before any process waits for another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.preflight import check_compiler, check_writable
+from megadeberta.config.deepspeed_block import BatchAlgebra
+from megadeberta.config.load import load_run_config
+from megadeberta.config.run import RunConfig
+from megadeberta.config.validate import validate_run
+from megadeberta.data.check import DataFacts, check_data
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A recipe that passed every check, and what the checks found."""
+
+    config: RunConfig
+    algebra: BatchAlgebra
+    data: DataFacts
+    source: str
+
+
+def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> PreparedRun:
+    """Load, validate, open the shards and try the output folder.
+
+    Raises:
+        ConfigError, DataError, StorageError: the same on every rank, as every rank reads the same files.
+    """
+    config = load_run_config(recipe, overrides)
+    algebra = validate_run(config, world_size=world_size, source=str(recipe))
+    facts = check_data(config.data, config.model.vocab_size)
+    check_compiler(config.deepspeed)
+    check_writable(config.training.output_dir)
+    return PreparedRun(config, algebra, facts, str(recipe))

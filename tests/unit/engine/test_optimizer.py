@@ -1,0 +1,47 @@
+"""Adam without bias correction, and which parameters are decayed."""
+
+import pytest
+import torch
+from torch import nn
+
+from megadeberta.config.training import OptimizerConfig
+from megadeberta.engine.optimizer import AdamWithoutBiasCorrection, build_optimizer, parameter_groups
+from megadeberta.model.whole import WholeModel, mlm_specs
+from tests.unit.model.golden import golden_config
+
+
+def test_adam_without_bias_correction_gives_the_reference_values() -> None:
+    parameter = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimizer = AdamWithoutBiasCorrection([parameter], lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01)
+    values, first, second = [], [], []
+    for gradient in (0.1, -0.2, 0.3):
+        parameter.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+        values.append(parameter.item())
+        first.append(optimizer.state[parameter]["exp_avg"].item())
+        second.append(optimizer.state[parameter]["exp_avg_sq"].item())
+    # torch decays before the update and the reference within it: they differ by lr^2 * wd * update, about 3e-8.
+    assert values == pytest.approx([0.996828722, 0.998374324, 0.996665360], abs=1e-7)
+    assert first == pytest.approx([0.01, -0.011, 0.0201], abs=1e-12)
+    assert second == pytest.approx([1e-5, 4.999e-5, 1.3994e-4], abs=1e-9)
+
+
+def test_bias_correction_is_the_default_and_can_be_switched_off() -> None:
+    model = nn.Linear(2, 2)
+    corrected = build_optimizer(model, OptimizerConfig(lr=1e-3), deepspeed_block={})
+    assert type(corrected) is torch.optim.AdamW
+    plain = build_optimizer(model, OptimizerConfig(lr=1e-3, bias_correction=False), deepspeed_block={})
+    assert type(plain) is AdamWithoutBiasCorrection
+
+
+def test_biases_and_layer_norms_are_not_decayed_and_all_tables_are() -> None:
+    model = WholeModel(mlm_specs(golden_config(enhanced_mask_decoder=True, conv_kernel_size=3)))
+    decayed, plain = parameter_groups(model.named_parameters(), weight_decay=0.01)
+    decayed_ids = {id(p) for p in decayed["params"]}
+    for name, parameter in model.named_parameters():
+        is_norm_or_bias = name.endswith("bias") or "layer_norm" in name
+        assert (id(parameter) not in decayed_ids) == is_norm_or_bias, name
+    assert decayed["weight_decay"] == 0.01
+    assert plain["weight_decay"] == 0.0
+    for table in ("embeddings.word_embeddings", "relative.embedding", "mask_decoder.position_embeddings"):
+        assert id(model.get_parameter(f"{table}.weight")) in decayed_ids

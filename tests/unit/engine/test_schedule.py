@@ -1,0 +1,48 @@
+"""Learning-rate schedules: values of microsoft/DeBERTa, continuity, end values."""
+
+import pytest
+
+from megadeberta.config.training import ScheduleConfig
+from megadeberta.engine.schedule import learning_rate_factor
+
+TOTAL, WARMUP = 1_000_000, 10_000
+
+
+def _factor(name: str, step: int, **changes: object) -> float:
+    schedule = ScheduleConfig.model_validate({"name": name, "warmup_steps": WARMUP} | changes)
+    return learning_rate_factor(schedule, step=step, total_steps=TOTAL)
+
+
+@pytest.mark.parametrize(
+    ("step", "value"),
+    [(0, 0), (1, 1e-4), (5000, 0.5), (9999, 0.9999), (10_000, 0.99), (10_001, 0.989999), (500_000, 0.5), (999_999, 1e-6)],
+)
+def test_linear_has_the_values_of_the_reference(step: int, value: float) -> None:
+    assert _factor("linear", step) == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize(("step", "value"), [(10_000, 1.0), (505_000, 0.5), (999_999, 1 / 990_000)])
+def test_linear_shift_is_continuous_at_the_end_of_warm_up(step: int, value: float) -> None:
+    assert _factor("linear_shift", step) == pytest.approx(value, abs=1e-12)
+
+
+def test_cosine_is_half_way_in_the_middle_and_reaches_its_end_ratio() -> None:
+    assert _factor("cosine", 505_000) == pytest.approx(0.5)
+    assert _factor("cosine", TOTAL, end_ratio=0.1) == pytest.approx(0.1)
+
+
+def test_wsd_is_flat_until_the_last_tenth_and_then_linear() -> None:
+    assert _factor("wsd", 10_000) == _factor("wsd", 900_000) == 1.0
+    assert _factor("wsd", 950_000) == pytest.approx(0.5)
+    assert _factor("wsd", 950_000, end_ratio=0.2) == pytest.approx(0.6)
+
+
+def test_constant_stays_at_the_peak() -> None:
+    assert _factor("constant", 10_000) == _factor("constant", 999_999) == 1.0
+
+
+@pytest.mark.parametrize("name", ["linear", "linear_shift", "cosine", "wsd", "constant"])
+def test_a_longer_run_has_the_same_warm_up(name: str) -> None:
+    schedule = ScheduleConfig(name=name, warmup_steps=100)
+    short = [learning_rate_factor(schedule, step=s, total_steps=1000) for s in range(100)]
+    assert short == [learning_rate_factor(schedule, step=s, total_steps=5000) for s in range(100)]
