@@ -75,7 +75,7 @@ def launch(
     validate_run(config, world_size=local_ranks, source=str(recipe))
     check_compiler(config.deepspeed)
     check_writable(config.training.output_dir)
-    command = [sys.executable, "-m", "megadeberta.train", *words]
+    command = [sys.executable, "-m", "megadeberta", "train", *words]
     verdict = launch_local(command, ranks=local_ranks, environ=os.environ, master_port=master_port)
     for line in verdict.lines:
         typer.echo(line, err=True)

@@ -97,8 +97,8 @@ def apply(environ: Mapping[str, str]) -> dict[str, str]:
 
 def first_host(nodelist: str) -> str:
     """First host of a Slurm node list: ``node[03-05,7],other`` -> ``node03``."""
-    head = re.match(r"(?:[^,\[\]]|\[[^\]]*\])+", nodelist.strip())
-    host = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", head.group()) if head else ""
+    head = re.match(r"((?:[^,\[\]]|\[[^\]]*\])+)(?:,|$)", nodelist.strip())
+    host = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", head[1]) if head else ""
     if not re.fullmatch(r"[A-Za-z0-9_.:-]+", host):
         raise ParallelError(f"cannot find the first host in the Slurm node list {nodelist!r}; set MASTER_ADDR to it")
     return host

@@ -55,7 +55,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
 
 def build_command(hostfile: Path, words: Sequence[str], *, master_port: int, environ: Mapping[str, str]) -> list[str]:
-    """The deepspeed launcher's command for ``python -m megadeberta.train WORDS`` on the hosts of ``hostfile``.
+    """The deepspeed launcher's command for ``python -m megadeberta train WORDS`` on the hosts of ``hostfile``.
 
     Raises:
         ConfigError: a word, folder or variable that the remote shell would change.
@@ -73,7 +73,8 @@ def build_command(hostfile: Path, words: Sequence[str], *, master_port: int, env
     for folder in dict.fromkeys((Path.cwd(), Path(environ.get("HOME") or Path.home()))):
         _check_environment_file(folder / environ.get("DS_ENV_FILE", ".deepspeed_env"))
     runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), "--launcher", "pdsh"]
-    return [*runner, "--force_multi", "--master_port", str(master_port), "--module", "megadeberta.train", *words]
+    runner += ["--force_multi", "--no_local_rank", "--master_port", str(master_port)]
+    return [*runner, "--module", "megadeberta", "train", *words]
 
 
 def launcher_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -34,7 +34,7 @@ _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.1
 # After the first failure the others may report their own error, then are asked to end, then made to.
 _NOTICE_SECONDS = 1.0
-_TERM_SECONDS = 3.0
+_TERM_SECONDS = 2.0
 # Ranks that leave on SIGTERM have written one checkpoint together; the slowest may still tidy up.
 _PREEMPTED_SECONDS = 60.0
 

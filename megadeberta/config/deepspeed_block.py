@@ -7,18 +7,18 @@ from typing import Any
 
 from megadeberta.errors import ConfigError
 
-# Top-level keys of DeepSpeed 0.19.8 (runtime/constants.py, runtime/config.py). DeepSpeed ignores an unknown key without
-# a word, so "zero_optimisation" would train without ZeRO.
+# Top-level keys that DeepSpeed 0.19.8 reads (runtime/config.py, monitor/config.py, comm/config.py, datastates/config.py,
+# __init__.py). It ignores an unknown key without a word, so "zero_optimisation" would train without ZeRO. Left out:
+# "bfloat16", its old name for "bf16", and what it removed and refuses ("nebula", "sparse_gradients" and so on).
 KNOWN_KEYS = frozenset(
-    """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer scheduler
-    zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer bf16 bfloat16 fp16 torch_autocast
-    gradient_clipping prescale_gradients gradient_predivide_factor sparse_gradients communication_data_type
-    seq_parallel_communication_data_type data_types steps_per_print wall_clock_breakdown dump_state memory_breakdown
-    comms_logger flops_profiler tensorboard wandb csv_monitor comet activation_checkpointing sparse_attention
-    autotuning elasticity checkpoint aio data_efficiency curriculum_learning compression_training pipeline
-    tensor_parallel hybrid_engine nebula datastates compile timers load_universal_checkpoint use_data_before_expert_parallel
-    dataloader_drop_last disable_allgather amp progressive_layer_drop eigenvalue quantize_training graph_harvesting
-    zenflow sequence_parallel_size gradient_allreduce_fp32 checkpoint_parallel_write_pipeline pin_memory
+    """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps managed_gradient_accumulation
+    optimizer scheduler zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer bf16 fp16
+    torch_autocast data_types gradient_clipping prescale_gradients gradient_predivide_factor gradient_allreduce_op
+    communication_data_type seq_parallel_communication_data_type sequence_parallel_size data_parallel_size
+    disable_allgather steps_per_print log_level wall_clock_breakdown timers memory_breakdown dump_state
+    disable_python_gc comms_logger flops_profiler tensorboard wandb csv_monitor comet activation_checkpointing
+    autotuning checkpoint datastates_ckpt aio data_efficiency dataloader_drop_last pipeline tensor_parallel
+    expert_parallel use_data_before_expert_parallelism hybrid_engine weight_quantization compile vocabulary_size
     """.split()
 )
 OURS = {
@@ -52,6 +52,10 @@ def check_keys(block: Mapping[str, Any], *, source: str) -> None:
     for key in ("zero_optimization", "bf16", "fp16"):
         if not isinstance(block.get(key, {}), Mapping):
             raise ConfigError(f"{source}: deepspeed.{key} must be an object, found {block[key]!r}")
+    for key in ("offload_optimizer", "offload_param"):
+        offload = block.get("zero_optimization", {}).get(key, {})
+        if not isinstance(offload, Mapping):
+            raise ConfigError(f"{source}: deepspeed.zero_optimization.{key} must be an object, found {offload!r}")
     if is_enabled(block, "bf16") and is_enabled(block, "fp16"):
         raise ConfigError(f"{source}: deepspeed.bf16 and deepspeed.fp16 are both enabled; choose one")
     if zero_stage(block) not in (0, 1, 2, 3):

@@ -1,0 +1,68 @@
+"""The sbatch script, run with stand-ins for srun, scancel and scontrol."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.slurm import SlurmJob, render_sbatch
+from megadeberta.errors import ConfigError
+
+# The step notes its arguments and waits for a USR1 in the form of a file that scancel makes.
+SRUN = """#!/bin/bash
+echo "$@" > srun.args
+[ -n "$QUICK" ] && exit "$QUICK"
+touch step.running
+while [ ! -e step.told ]; do sleep 0.02; done
+exit 75
+"""
+
+
+def _prepare(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    for name, body in {
+        "srun": SRUN,
+        "scancel": '#!/bin/bash\necho "$@" > scancel.args\ntouch step.told\n',
+        "scontrol": '#!/bin/bash\necho "$@" > scontrol.args\n',
+    }.items():
+        (tmp_path / name).write_text(body)
+        (tmp_path / name).chmod(0o755)
+    script = tmp_path / "job.sh"
+    job = SlurmJob(name="v3", nodes=4, tasks_per_node=8)
+    script.write_text(render_sbatch(job, ["megadeberta", "train", "my recipe.json", "--set", "name=$x"]))
+    return script, {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+
+
+def test_notice_is_passed_to_the_step_and_the_job_requeued(tmp_path: Path) -> None:
+    script, environ = _prepare(tmp_path)
+    shell = subprocess.Popen(["bash", str(script)], cwd=tmp_path, env=environ)
+    while not (tmp_path / "step.running").exists():
+        time.sleep(0.02)
+    shell.send_signal(signal.SIGUSR1)
+    assert shell.wait(timeout=20) == 75
+    assert (tmp_path / "scancel.args").read_text() == "--signal=USR1 77.0\n"
+    assert (tmp_path / "scontrol.args").read_text() == "requeue 77\n"
+
+
+@pytest.mark.parametrize("code", [0, 2, 137])
+def test_other_ends_are_passed_on_without_requeueing(tmp_path: Path, code: int) -> None:
+    script, environ = _prepare(tmp_path)
+    done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=environ | {"QUICK": str(code)}, timeout=20)
+    assert done.returncode == code
+    assert not (tmp_path / "scontrol.args").exists()
+
+
+def test_script_asks_for_the_layout_and_quotes_the_command(tmp_path: Path) -> None:
+    script, environ = _prepare(tmp_path)
+    text = script.read_text()
+    for line in ("--nodes=4", "--ntasks-per-node=8", "--signal=B:USR1@180", "--requeue"):
+        assert f"#SBATCH {line}\n" in text
+    subprocess.run(["bash", str(script)], cwd=tmp_path, env=environ | {"QUICK": "0"}, timeout=20, check=True)
+    assert (tmp_path / "srun.args").read_text().endswith("megadeberta train my recipe.json --set name=$x\n")
+
+
+def test_job_without_ranks_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"0 node\(s\) with 8 rank\(s\) each starts nothing"):
+        render_sbatch(SlurmJob(name="v3", nodes=0, tasks_per_node=8), ["true"])
