@@ -12,7 +12,7 @@ from typing import Any
 
 from megadeberta.checkpoint.collectives import Collectives
 from megadeberta.checkpoint.folder import CheckpointName, checkpoint_path, list_checkpoints, read_pointer
-from megadeberta.checkpoint.manifest import Manifest, RunRecord
+from megadeberta.checkpoint.manifest import Manifest, RunRecord, read_manifest
 from megadeberta.checkpoint.store import read_rank_state
 from megadeberta.checkpoint.verify import verify_together
 from megadeberta.errors import CheckpointError
@@ -61,8 +61,10 @@ def find_resumable(
         CheckpointError: the named one is not sound; there are checkpoints but none is sound; none at all and
             ``required``; or it belongs to another run or layout.
     """
-    plan = _plan(root, name) if collectives.rank == 0 else None
-    names, complaints = json.loads(collectives.broadcast_text(plan))
+    plan = _plan(root, name, run) if collectives.rank == 0 else None
+    names, complaints, refusal = json.loads(collectives.broadcast_text(plan))
+    if refusal:
+        raise CheckpointError(refusal)
     if not names and not complaints:
         if required:
             raise CheckpointError(f"{root}: there is no checkpoint to resume from; start without resuming")
@@ -119,10 +121,25 @@ def _layout(run: RunRecord) -> str:
     )
 
 
-def _plan(root: Path, name: str | None) -> str:
-    """Rank 0 alone: the names to try in order, and complaints about the pointer, as JSON."""
-    if name is not None:
-        return json.dumps([[name], []])
+def _plan(root: Path, name: str | None, run: RunRecord) -> str:
+    """Rank 0 alone: the names to try in order, complaints about the pointer, and why not to try at all, as JSON."""
+    names, complaints = ([name], []) if name is not None else _order(root)
+    for candidate in names:
+        try:
+            saved = read_manifest(checkpoint_path(root, candidate)).run
+        except CheckpointError:
+            continue
+        try:
+            check_same_run(candidate, saved, run)
+        except CheckpointError as error:
+            # Said before the first byte of a large checkpoint is hashed.
+            return json.dumps([[], [], str(error)])
+        break
+    return json.dumps([names, complaints, ""])
+
+
+def _order(root: Path) -> tuple[list[str], list[str]]:
+    """The pointer's checkpoint first, then newest first; and complaints about the pointer."""
     existing: list[str] = []
     complaints: list[str] = []
     pointed = None
@@ -143,7 +160,7 @@ def _plan(root: Path, name: str | None) -> str:
         existing.insert(0, pointed)
     elif existing and not complaints:
         complaints.append(f"{root / 'latest'}: is missing")
-    return json.dumps([existing, complaints])
+    return existing, complaints
 
 
 def _report(collectives: Collectives, chosen: str, complaints: list[str], names: list[str]) -> None:

@@ -15,7 +15,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from torch.serialization import safe_globals
 
 from megadeberta.checkpoint.collectives import Collectives
 from megadeberta.checkpoint.durable import Digest, HashingFile
@@ -23,12 +23,12 @@ from megadeberta.checkpoint.manifest import RunRecord
 from megadeberta.checkpoint.resume import ResumePoint
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.engine.random_state import capture_random_state, restore_random_state
-from megadeberta.errors import CheckpointError
+from megadeberta.errors import CheckpointError, ConfigError
 
 ALLOWED_CLASSES = [LossScaler, DynamicLossScaler, fragment_address, ZeroStageEnum]
 """What ZeRO's optimizer files hold beside tensors and containers: numbers only, no behaviour at load."""
-_BYTES_PER_PARAMETER = 16
-"""float32 weight, master copy and two moments of Adam: the largest of the layouts."""
+_BYTES_PER_PARAMETER = 20
+"""float32 weight, master copy, two moments of Adam and the portable weights: the largest of the layouts."""
 
 
 class HashingCheckpointEngine(CheckpointEngine):
@@ -94,7 +94,22 @@ class HashingCheckpointEngine(CheckpointEngine):
 
 
 def attach_checkpoint_engine(engine: DeepSpeedEngine) -> HashingCheckpointEngine:
-    """Make ``engine`` save and load through a ``HashingCheckpointEngine``, and copy no scripts beside checkpoints."""
+    """Make ``engine`` save and load through a ``HashingCheckpointEngine``, and copy no scripts beside checkpoints.
+
+    Raises:
+        ConfigError: an option of the deepspeed block would read or write checkpoint files by another way.
+    """
+    refused = {
+        "checkpoint.load_universal": engine.load_universal_checkpoint(),
+        "checkpoint.use_node_local_storage": engine.use_node_local_storage(),
+        "zero_optimization.offload_optimizer.device=nvme": engine.zero_nvme_offload_optimizer(),
+    }
+    for option, is_set in refused.items():
+        if is_set:
+            raise ConfigError(
+                f"deepspeed.{option} is set: DeepSpeed would then handle checkpoint files that no manifest covers, or "
+                "unpickle them; remove it from the recipe"
+            )
     checkpoint_engine = HashingCheckpointEngine()
     engine.checkpoint_engine = checkpoint_engine
     engine._copy_recovery_script = _copy_nothing
@@ -162,8 +177,11 @@ def _writer(
 
     def write(folder: Path) -> dict[str, Digest]:
         engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-        more = write_more(folder) if write_more is not None else {}
-        return {**checkpoint_engine.take_digests(), **more}
+        try:
+            more = write_more(folder) if write_more is not None else {}
+        finally:
+            digests = checkpoint_engine.take_digests()
+        return {**digests, **more}
 
     return write
 
@@ -182,11 +200,10 @@ def _refuse_unsafe(point: ResumePoint, collectives: Collectives) -> None:
         path = point.folder / name
         try:
             with safe_globals(ALLOWED_CLASSES):
-                unsafe = get_unsafe_globals_in_checkpoint(path)
+                # Mapped, not read: the pickle is interpreted, the tensors stay on the disk.
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
             finding = finding or _explain(path, error)
-        else:
-            finding = finding or (_refusal(path, unsafe[0]) if unsafe else "")
     for text in collectives.all_gather_text(finding):
         if text:
             raise CheckpointError(text)
