@@ -64,6 +64,8 @@ def rank_environments(environ: Mapping[str, str], *, ranks: int, master_port: in
     base = {key: value for key, value in environ.items() if key != "LOCAL_SIZE"}
     base.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     base.setdefault("PYTHONUNBUFFERED", "1")
+    # When a rank dies, torch's C++ code warns of the lost connection with a page of stack frames in every other rank.
+    base.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     base |= {
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),

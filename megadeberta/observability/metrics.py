@@ -1,0 +1,112 @@
+"""``metrics.jsonl``: one JSON object a line, whole lines only, always the joined log of all starts of a run."""
+
+import errno
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from megadeberta.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+class MetricsFile:
+    """Appends records; rank 0 only. Each is one write to the kernel: a killed process loses none that was logged."""
+
+    def __init__(self, path: Path) -> None:
+        """Open for appending; use ``create`` or ``resume`` to say what happens to lines of an earlier start."""
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+    @classmethod
+    def create(cls, path: Path) -> Self:
+        """Begin an empty file; lines of an earlier start that left no checkpoint are dropped."""
+        return cls._with_lines(path, [])
+
+    @classmethod
+    def resume(cls, path: Path, step: int) -> Self:
+        """Keep the whole lines of steps up to ``step``, which the checkpoint holds; drop later ones and half a line."""
+        return cls._with_lines(path, [line for line, record in _whole_lines(path) if record["step"] <= step])
+
+    @classmethod
+    def _with_lines(cls, path: Path, lines: list[bytes]) -> Self:
+        content = b"".join(lines)
+        if not path.exists() or path.read_bytes() != content:
+            _replace(path, content)
+        return cls(path)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one record. Floats come back exactly; one that is not finite is stored as null.
+
+        Raises:
+            StorageError: the line could not be written whole.
+        """
+        record = {"step": step} | {name: _plain(value) for name, value in values.items()}
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        try:
+            written = os.write(self._descriptor, line)
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be written at step {step}: {error.strerror}") from None
+        if written != len(line):
+            reason = os.strerror(errno.ENOSPC)
+            raise StorageError(f"{self.path}: only {written} of {len(line)} bytes written at step {step}: {reason}")
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """All whole records of a metrics file, in order; none if there is no file."""
+    return [record for _, record in _whole_lines(path)]
+
+
+def _whole_lines(path: Path) -> list[tuple[bytes, Record]]:
+    if not path.exists():
+        return []
+    found, broken = [], 0
+    lines = path.read_bytes().split(b"\n")
+    lines.pop()  # behind the last line end: nothing, or half a line
+    for line in lines:
+        try:
+            record = json.loads(line)
+            if type(record["step"]) is not int:
+                raise TypeError
+        except (ValueError, TypeError, KeyError):
+            broken += 1
+            continue
+        found.append((line + b"\n", record))
+    if broken:
+        logger.warning("%s: %d damaged line(s) left out", path, broken)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Replace a file in one step: a reader or a restart sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"{path}: cannot be rewritten: {error.strerror}") from None

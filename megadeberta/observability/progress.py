@@ -1,0 +1,114 @@
+"""The progress line: one a step, from one rank.
+
+``step 1200/10000 loss 6.412 acc 0.182 grad 0.94 lr 1.0e-04 tok/s 41.3k mfu 38.1 % eta 2h03m``
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast the run is. ``mfu``: useful operations over the peak of all ranks' devices; None if that is unknown."""
+
+    tokens_per_second: float
+    mfu: float | None
+    eta_seconds: float
+
+
+class Speedometer:
+    """Tokens a second since the last reading, and the time left.
+
+    Speed counts the seconds of the steps themselves. The time left goes by the clock, so that validation, checkpoints
+    and waiting for data are part of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        total_steps: int,
+        tokens_per_step: int,
+        flops_per_token: float,
+        peak_flops: float | None,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args:
+        tokens_per_step: of all ranks together.
+        peak_flops: operations a second of all ranks' devices together; None if unknown.
+        done: steps of earlier starts.
+        """
+        self._total_steps = total_steps
+        self._tokens_per_step = tokens_per_step
+        self._flops_per_token = flops_per_token
+        self._peak_flops = peak_flops
+        self._clock = clock
+        self._done = done
+        self._read_at = clock()
+        self._steps, self._seconds = 0, 0.0
+        self._pace: float | None = None  # smoothed seconds a step, by the clock
+
+    def add_step(self, seconds: float) -> None:
+        """One more optimizer step, which took ``seconds``."""
+        self._steps += 1
+        self._seconds += seconds
+
+    def read(self) -> Rates:
+        """Rates of the steps since the last reading, of which there must be one at least."""
+        now = self._clock()
+        tokens_per_second = self._steps * self._tokens_per_step / max(self._seconds, 1e-9)
+        fresh = (now - self._read_at) / self._steps
+        # The newest reading weighs a tenth: slow first steps are forgotten soon, and a validation does not jerk it.
+        self._pace = fresh if self._pace is None else 0.9 * self._pace + 0.1 * fresh
+        self._done += self._steps
+        self._read_at, self._steps, self._seconds = now, 0, 0.0
+        mfu = tokens_per_second * self._flops_per_token / self._peak_flops if self._peak_flops else None
+        return Rates(tokens_per_second, mfu, self._pace * (self._total_steps - self._done))
+
+
+def format_progress(
+    step: int, total_steps: int, *, loss: float, accuracy: float, gradient_norm: float, lr: float, rates: Rates
+) -> str:
+    """The progress line."""
+    parts = [
+        f"step {step}/{total_steps}",
+        f"loss {loss:.3f}",
+        f"acc {accuracy:.3f}",
+        f"grad {gradient_norm:.2f}",
+        f"lr {lr:.1e}",
+        f"tok/s {format_count(rates.tokens_per_second)}",
+    ]
+    if rates.mfu is not None:
+        parts.append(f"mfu {100 * rates.mfu:.1f} %")
+    parts.append(f"eta {format_duration(rates.eta_seconds)}")
+    return " ".join(parts)
+
+
+def format_count(value: float) -> str:
+    """Three figures and a unit: 874, 41.3k, 1.20M."""
+    if not math.isfinite(value):
+        return str(value)
+    for unit in ("", "k", "M", "G"):
+        if abs(value) < 999.5 or unit == "G":
+            return f"{value:.0f}" if not unit else f"{value:.{_decimals(value)}f}{unit}"
+        value /= 1000
+    raise AssertionError("the last unit takes every value")
+
+
+def format_duration(seconds: float) -> str:
+    """Two units: 47s, 12m05s, 2h03m, 3d04h."""
+    whole = max(0, round(seconds)) if math.isfinite(seconds) else 0
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours:02d}h"
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _decimals(value: float) -> int:
+    return 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
