@@ -214,9 +214,7 @@ def _explain(path: Path, error: Exception) -> str:
     if found:
         return _refusal(path, found[1])
     first_line = str(error).strip().split("\n")[0][:200]
-    return (
-        f"{path}: cannot be read as a checkpoint file ({type(error).__name__}: {first_line}); use an older checkpoint"
-    )
+    return f"{path}: cannot be read as tensors ({type(error).__name__}: {first_line}); use an older checkpoint"
 
 
 def _refusal(path: Path, name: str) -> str:
