@@ -1,0 +1,206 @@
+"""What a run tells: progress lines, metrics.jsonl, TensorBoard and the loss curve, from rank 0 only."""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+
+from megadeberta.config.redact import redact
+from megadeberta.config.run import RunConfig
+from megadeberta.observability.flops import device_peak_flops, flops_per_token
+from megadeberta.observability.gemm_rate import measure_gemm_rate
+from megadeberta.observability.metrics import MetricsFile
+from megadeberta.observability.plot import plot_loss_curve
+from megadeberta.observability.progress import Rates, Speedometer, format_progress
+from megadeberta.observability.tracker import Tracker, tensorboard_tracker
+
+log = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+CURVE_FILE = "loss_curve.png"
+CONFIG_FILE = "config.json"
+
+
+class StepFacts(Protocol):
+    """One optimizer step over all ranks; see ``engine.step.StepResult``."""
+
+    loss: float
+    accuracy: float
+    grad_norm: float
+    targets: int
+    applied: bool
+
+
+class ValidationFacts(Protocol):
+    """One validation over all ranks; see ``engine.step.EvalResult``."""
+
+    loss: float
+    accuracy: float
+    targets: int
+
+
+class Journal:
+    """Writes nothing: what ranks other than 0 have."""
+
+    def step(self, step: int, facts: StepFacts, *, lr: float, seconds: float) -> None:
+        """Record optimizer step ``step`` (counted from 1), which took ``seconds``."""
+
+    def validation(self, step: int, facts: ValidationFacts) -> None:
+        """Record a validation after ``step``."""
+
+    def note(self, text: str) -> None:
+        """One line for the reader of the log."""
+
+    def close(self) -> None:
+        """Flush and close the files."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class WritingJournal(Journal):
+    """The journal of rank 0."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        metrics: MetricsFile,
+        tracker: Tracker | None,
+        speedometer: Speedometer,
+        unigram: float | None,
+    ) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._tracker = tracker
+        self._speedometer = speedometer
+        self._unigram = unigram
+
+    def step(self, step: int, facts: StepFacts, *, lr: float, seconds: float) -> None:
+        tokens = self._config.deepspeed["train_batch_size"] * self._config.data.sequence_length
+        values = {
+            "loss": facts.loss,
+            "accuracy": facts.accuracy,
+            "grad_norm": facts.grad_norm,
+            "lr": lr,
+            "targets": facts.targets,
+            "applied": facts.applied,
+            "tokens_per_second": tokens / max(seconds, 1e-9),
+        }
+        self._metrics.write(step, values)
+        self._speedometer.add_step(seconds)
+        if step % self._config.logging.interval and step != self._config.training.steps:
+            return
+        rates = self._speedometer.read()
+        log.info("%s", self._progress_line(step, facts, lr, rates))
+        if self._tracker is not None:
+            self._tracker.log(step, values | {"mfu": math.nan if rates.mfu is None else rates.mfu}, prefix="train")
+
+    def validation(self, step: int, facts: ValidationFacts) -> None:
+        if not facts.targets:
+            return
+        values: dict[str, Any] = {
+            "valid_loss": facts.loss,
+            "valid_perplexity": math.exp(min(facts.loss, 700.0)),
+            "valid_accuracy": facts.accuracy,
+            "valid_targets": facts.targets,
+        }
+        if self._unigram is not None:
+            values["unigram_cross_entropy"] = self._unigram
+        self._metrics.write(step, values)
+        beside = "" if self._unigram is None else f" (unigram cross-entropy {self._unigram:.3f})"
+        log.info(
+            "step %d validation loss %.3f%s perplexity %.1f acc %.3f",
+            step,
+            facts.loss,
+            beside,
+            values["valid_perplexity"],
+            facts.accuracy,
+        )
+        if self._tracker is not None:
+            self._tracker.log(step, values, prefix="valid")
+            self._tracker.flush()
+        self._draw()
+
+    def note(self, text: str) -> None:
+        log.info("%s", text)
+
+    def close(self) -> None:
+        self._draw()
+        self._metrics.close()
+        if self._tracker is not None:
+            self._tracker.close()
+
+    def _progress_line(self, step: int, facts: StepFacts, lr: float, rates: Rates) -> str:
+        line = format_progress(
+            step,
+            self._config.training.steps,
+            loss=facts.loss,
+            accuracy=facts.accuracy,
+            gradient_norm=facts.grad_norm,
+            lr=lr,
+            rates=rates,
+        )
+        return line if facts.applied else f"{line} (fp16 overflow: step skipped)"
+
+    def _draw(self) -> None:
+        if self._config.logging.plot:
+            output = self._config.training.output_dir
+            plot_loss_curve(output / METRICS_FILE, output / CURVE_FILE, title=self._config.name, unigram=self._unigram)
+
+
+def open_journal(
+    config: RunConfig, *, done: int, unigram: float | None, world_size: int, device: torch.device, is_writer: bool
+) -> Journal:
+    """The journal of this rank, going on after ``done`` steps. Prints and stores the resolved recipe once.
+
+    Args:
+        unigram: nats a token of a model that knows word frequencies only; shown beside the validation loss.
+    """
+    if not is_writer:
+        return Journal()
+    output = config.training.output_dir
+    recipe = json.dumps(redact(config.model_dump(mode="json")), indent=2)
+    log.info("resolved recipe:\n%s", recipe)
+    _write_text(output / CONFIG_FILE, recipe + "\n")
+    metrics_path = output / METRICS_FILE
+    speedometer = Speedometer(
+        total_steps=config.training.steps,
+        tokens_per_step=config.deepspeed["train_batch_size"] * config.data.sequence_length,
+        flops_per_token=flops_per_token(
+            config.model, sequence_length=config.data.sequence_length, mask_rate=config.objective.mask_rate
+        ),
+        peak_flops=_peak_flops(config, device, world_size),
+        done=done,
+    )
+    log.info("starting after step %d of %d on %d rank(s), %s", done, config.training.steps, world_size, device)
+    return WritingJournal(
+        config,
+        metrics=MetricsFile.resume(metrics_path, done) if done else MetricsFile.create(metrics_path),
+        tracker=tensorboard_tracker(output / "tensorboard", done=done) if config.logging.tensorboard else None,
+        speedometer=speedometer,
+        unigram=unigram,
+    )
+
+
+def _peak_flops(config: RunConfig, device: torch.device, world_size: int) -> float | None:
+    """Peak of all ranks together: as configured, else from the table of GPUs, else measured (CPU)."""
+    if config.logging.peak_tflops is not None:
+        return config.logging.peak_tflops * 1e12 * world_size
+    if device.type == "cuda":
+        peak = device_peak_flops(torch.cuda.get_device_name(device))
+        return None if peak is None else peak * world_size
+    return measure_gemm_rate() * world_size
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
