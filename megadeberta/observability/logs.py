@@ -12,7 +12,7 @@ from megadeberta.config.redact import HIDDEN, is_secret_name
 _YELLOW, _RED, _PLAIN = "\033[33m", "\033[31m", "\033[0m"
 _SHORTEST_SECRET = 8
 # Third parties whose log lines below ERROR, and whose warnings of deprecation, are about their own insides.
-_NOISY_LOGGERS = {"DeepSpeed", "torch", "matplotlib", "tensorboard", "fsspec", "PIL", "transformers"}
+_NOISY_LOGGERS = {"DeepSpeed", "matplotlib", "tensorboard", "fsspec", "PIL", "transformers"}
 _NOISY_MODULES = r"(torch|deepspeed|tensorboard|transformers)(\.|$)"
 
 
