@@ -22,7 +22,7 @@ def _model(**values: object) -> ModelConfig:
 
 @pytest.mark.parametrize(("values", "millions"), [({}, 712), (LARGE, 2233), (XLARGE, 9281)])
 def test_totals_of_base_large_and_xlarge_at_512_tokens(values: dict[str, int], millions: int) -> None:
-    # 72 L D^2 (+ 18 D^2) + 12 L N D + 12 L R D + m (6 D V + 6 D^2) with N = R = 512, m = 0.15; totals given to 1 million.
+    # 72 L D^2 (+ 18 D^2) + 12 L N D + 12 L R D + m (6 D V + 6 D^2), N = R = 512, m = 0.15; totals in whole millions.
     total = flops_per_token(_model(**values), sequence_length=512, mask_rate=0.15)
     assert total / 1e6 == pytest.approx(millions, abs=0.5)
 
@@ -31,9 +31,10 @@ def test_short_sequences_use_fewer_table_rows_than_there_are() -> None:
     model = _model(num_hidden_layers=1)
     with_terms = flops_per_token(model, sequence_length=128, mask_rate=0.15)
     without = flops_per_token(_model(num_hidden_layers=1, pos_att_type=()), sequence_length=128, mask_rate=0.15)
-    assert with_terms - without == 12 * 255 * 768
+    assert with_terms - without == pytest.approx(12 * 255 * 768)
     only_c2p = _model(num_hidden_layers=1, pos_att_type=("c2p",))
-    assert flops_per_token(only_c2p, sequence_length=128, mask_rate=0.15) - without == 6 * 255 * 768
+    one_term = flops_per_token(only_c2p, sequence_length=128, mask_rate=0.15) - without
+    assert one_term == pytest.approx(6 * 255 * 768)
 
 
 def test_absolute_positions_only_have_no_relative_terms() -> None:
@@ -57,9 +58,8 @@ def test_mask_decoder_counts_masked_rows_of_the_last_layer_only() -> None:
     dense, attention = 12 * 768**2, 4 * 512 * 768  # multiply-adds of one layer for one token
     keys_and_values = 2 * 768**2
     head = 0.15 * (768 * 128_100 + 768**2)
-    expected = 6 * (
-        11 * (dense + attention) + keys_and_values + 2 * 0.15 * (dense - keys_and_values + attention) + head
-    )
+    masked_rows = 2 * 0.15 * (dense - keys_and_values + attention)
+    expected = 6 * (11 * (dense + attention) + keys_and_values + masked_rows + head)
     model = _model(enhanced_mask_decoder=True)
     assert flops_per_token(model, sequence_length=512, mask_rate=0.15) == pytest.approx(expected)
 
