@@ -17,8 +17,10 @@ import torch
 
 from megadeberta.config.data import DataConfig, ObjectiveConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
+from megadeberta.data.check import check_data
 from megadeberta.data.indexed import TokenShard
 from megadeberta.data.loader import StepIterator, training_batches, validation_batches
+from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import DataError, PeerLostError
 from tests.unit.data.small_data import make_data
 
@@ -299,3 +301,28 @@ def test_validation_sequences_are_the_shard_in_order(data: DataConfig) -> None:
 def test_without_a_validation_shard_there_are_no_batches(data: DataConfig) -> None:
     without = data.model_copy(update={"valid": None})
     assert validation_batches(without, OBJECTIVE, eval_sequences=9, algebra=layout(1, 8), data_rank=0) == []
+
+
+def test_batches_of_a_prepared_corpus_read_as_its_text(prepared: Path) -> None:
+    data = DataConfig(
+        train=prepared / "train",
+        valid=prepared / "valid",
+        tokenizer=prepared / "tokenizer" / "spm.model",
+        sequence_length=128,
+        loader_workers=1,
+    )
+    facts = check_data(data, 1024)
+    tokenizer = SentencePieceTokenizer.load(data.tokenizer)
+    with TokenShard.open(data.train) as shard:
+        text = tokenizer.decode(shard.read_tokens(0, shard.num_tokens).tolist())
+    assert facts.train_chunks > 100
+    masked = targets = 0
+    with open_steps(data, layout(2, 2), rank=1, workers=1, total=10) as steps:
+        for batch in (batch for item in steps for batch in item.micro_batches):
+            masked += int((batch["input_ids"] == tokenizer.mask_id).sum())
+            targets += int((batch["masked_labels"] != 0).sum())
+            for row in original_tokens(batch):
+                assert tokenizer.decode(row.tolist()).strip() in text
+    # 40 sequences of 128, whole words: 19 targets each and up to a word more.
+    assert 40 * 19 <= targets < 40 * 22
+    assert masked / targets == pytest.approx(0.8, abs=0.07)
