@@ -1,4 +1,4 @@
-"""`megadeberta prep`, `verify` and `fetch`. What needs numpy or SentencePiece is imported inside the commands."""
+"""`megadeberta prep` and `megadeberta verify`. What needs numpy or SentencePiece is imported inside the commands."""
 
 import os
 from pathlib import Path

@@ -40,7 +40,9 @@ def describe_lengths(lengths: np.ndarray) -> dict[str, float]:
     """
     points = {"min": 0, "p10": 10, "median": 50, "p90": 90, "p99": 99, "max": 100}
     values = np.percentile(lengths, list(points.values()))
-    return {**{name: float(value) for name, value in zip(points, values, strict=True)}, "mean": float(lengths.mean())}
+    return {
+        name: round(float(value), 1) for name, value in [*zip(points, values, strict=True), ("mean", lengths.mean())]
+    }
 
 
 def write_report(folder: Path, fields: dict[str, Any]) -> None:
