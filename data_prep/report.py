@@ -40,9 +40,8 @@ def describe_lengths(lengths: np.ndarray) -> dict[str, float]:
     """
     points = {"min": 0, "p10": 10, "median": 50, "p90": 90, "p99": 99, "max": 100}
     values = np.percentile(lengths, list(points.values()))
-    return {
-        name: round(float(value), 1) for name, value in [*zip(points, values, strict=True), ("mean", lengths.mean())]
-    }
+    named = {**dict(zip(points, values, strict=True)), "mean": lengths.mean()}
+    return {name: round(float(value), 1) for name, value in named.items()}
 
 
 def write_report(folder: Path, fields: dict[str, Any]) -> None:
