@@ -20,6 +20,10 @@ _USER_DEFINED, _BYTE = 4, 6
 _WIRE_VARINT, _WIRE_FIXED64, _WIRE_BYTES, _WIRE_FIXED32 = 0, 1, 2, 5
 
 
+MASK = "[MASK]"
+"""Not a piece: it is added behind them, so its id is their number."""
+
+
 @dataclass(frozen=True)
 class UnigramPieces:
     """Pieces with their log probabilities, and the compiled table of the character normalisation."""
@@ -49,12 +53,13 @@ def read_unigram_pieces(path: Path) -> UnigramPieces:
             trainer = dict(_fields(value))
         elif number == _NORMALIZER:
             normalizer = dict(_fields(value))
-    _check_expressible(path, kinds, trainer, normalizer)
+    _check_expressible(path, kinds, trainer, normalizer, has_mask=any(text == MASK for text, _ in pieces))
     return UnigramPieces(pieces, normalizer.get(_CHARSMAP, b""))
 
 
-def _check_expressible(path: Path, kinds: set[int], trainer: dict, normalizer: dict) -> None:
+def _check_expressible(path: Path, kinds: set[int], trainer: dict, normalizer: dict, *, has_mask: bool) -> None:
     problems = {
+        "a piece [MASK]": has_mask,
         "user_defined_symbols": _USER_DEFINED in kinds,
         "byte_fallback": _BYTE in kinds or bool(trainer.get(_BYTE_FALLBACK, 0)),
         "treat_whitespace_as_suffix": bool(trainer.get(_TREAT_WHITESPACE_AS_SUFFIX, 0)),

@@ -11,10 +11,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
-from megadeberta.convert.sentencepiece_file import read_unigram_pieces
+from megadeberta.convert.sentencepiece_file import MASK, read_unigram_pieces
 from megadeberta.data.tokenizer import CLS_ID, SEP_ID, SPECIAL_PIECES, UNK_ID, WORD_BOUNDARY
 
-MASK = "[MASK]"
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
