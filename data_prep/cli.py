@@ -93,7 +93,10 @@ def prep(
 def verify(
     folder: Annotated[Path, typer.Argument(help="The --output of a prep.", metavar="DIR")],
 ) -> None:
-    """Check a finished set byte for byte: hashes, sizes, counts, largest token id, and the tokenizer's hash."""
+    """Check a finished set byte for byte: hashes, sizes, counts, largest token id, and the tokenizer's hash.
+
+    Example: megadeberta verify corpora/wikitext2-8k
+    """
     from data_prep.verify import verify_set
 
     verified = verify_set(folder)

