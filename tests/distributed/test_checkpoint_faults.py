@@ -293,6 +293,29 @@ def test_a_rank_killed_in_a_save_ends_the_others_and_leaves_the_previous_checkpo
     assert point.step == 1
 
 
+def _resume_error(rank: int, world_size: int, root: str) -> str:
+    engine, ranks = build_engine(), collectives()
+    point = find_resumable(Path(root), collectives=ranks, run=run_record(world_size))
+    assert point is not None
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(engine, point, collectives=ranks)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{}", r"/step-3: rank 1 has no state in it; use an older checkpoint"),
+        (b'{"random": {}, "state": {}}', r"/step-3, rank 1: the random state in the checkpoint does not fit"),
+    ],
+)
+def test_an_unusable_state_of_one_rank_stops_all_ranks(root: Path, content: bytes, message: str) -> None:
+    _plant(root / "step-3", "rank-1.json", content)
+    first, second = run_ranks(_resume_error, 2, str(root))
+    assert first == second
+    assert re.search(message, first)
+
+
 def _forbid_free_unpickling(rank: int, world_size: int, root: str) -> list[bool]:
     seen: list[bool] = []
     load = torch.load
