@@ -286,6 +286,12 @@ def test_missing_compiler_is_named_before_anything_starts(tmp_path: Path, prepar
     assert seconds < SECONDS_ALLOWED
 
 
+def test_key_that_only_deepspeed_knows_to_be_wrong_is_named(tmp_path: Path, prepared: Path) -> None:
+    code, lines, _ = _run(_override('deepspeed.zero_optimization={"stagee":1}')(tmp_path, prepared))
+    assert code == EXIT_USAGE
+    assert re.search(r"error: DeepSpeed .* refuses the deepspeed block: .*stagee", "\n".join(lines))
+
+
 def test_full_disk_stops_with_79_and_leaves_no_checkpoint(tmp_path: Path, prepared: Path) -> None:
     def small_files_only() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
