@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megadeberta.config.data import ObjectiveConfig
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.counter_random import Words, integers, random_words, uniform
 from megadeberta.data.tokenizer import PAD_ID, PieceKind
 
