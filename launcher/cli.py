@@ -26,15 +26,15 @@ Overrides = Annotated[
 def launch(
     recipe: Recipe,
     extra: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- ARGUMENT]...", help="passed on to `megadeberta train`")
+        list[str] | None, typer.Argument(metavar="-- EXTRA", help="passed on to `megadeberta train`")
     ] = None,
     *,
     overrides: Overrides = None,
     ranks: Annotated[
-        int | None, typer.Option(min=1, help="processes on this machine [default: one per GPU, or 1]")
+        int | None, typer.Option(min=1, help="processes on this machine (default: one per GPU, or 1)")
     ] = None,
     master_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="rendezvous port [default: a free one; 29500 with a hostfile]")
+        int | None, typer.Option(min=1, max=65535, help="rendezvous port (default: a free one; 29500 with a hostfile)")
     ] = None,
     hostfile: Annotated[
         Path | None, typer.Option(help="several machines through the deepspeed launcher; lines 'HOST slots=N'")

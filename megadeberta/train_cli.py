@@ -18,7 +18,6 @@ def train(
         list[str] | None, typer.Option("--set", help="Override, e.g. --set optimizer.lr=5e-4; may be repeated")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and its data, print both, stop")] = False,
-    local_rank: Annotated[int | None, typer.Option(hidden=True, help="Given by the deepspeed launcher")] = None,
 ) -> None:
     """Pre-train one model from a recipe: this process is one rank, or the only one.
 
@@ -30,8 +29,6 @@ def train(
 
     Example: megadeberta train ds_configs/quickstart.json --set training.steps=100
     """
-    if local_rank is not None:
-        os.environ.setdefault("LOCAL_RANK", str(local_rank))
     ranks = detect_ranks(os.environ)
     prepared = prepare_run(recipe, set_ or [], world_size=ranks.world_size)
     if dry_run:

@@ -20,7 +20,10 @@ OutputDir = Annotated[Path, typer.Argument(help="training.output_dir of the run"
 
 @app.command("list")
 def list_command(output_dir: OutputDir) -> None:
-    """Show the checkpoints of a run, newest first, from their manifests. Reads no tensors; see `verify` for that."""
+    """Show the checkpoints of a run, newest first, from their manifests. Reads no tensors; see `verify` for that.
+
+    Example: megadeberta checkpoint list runs/quickstart
+    """
     root = _root(output_dir)
     table = Table("checkpoint", "step", "size", "files", "ranks", "ZeRO", "precision", "written (UTC)", "")
     try:
@@ -50,7 +53,10 @@ def verify_command(
     output_dir: OutputDir,
     name: Annotated[str | None, typer.Option(help="only this one, such as step-400")] = None,
 ) -> None:
-    """Compare every byte of every checkpoint with its manifest; exit code 2 if anything differs."""
+    """Compare every byte of every checkpoint with its manifest; exit code 2 if anything differs.
+
+    Example: megadeberta checkpoint verify runs/quickstart
+    """
     root = _root(output_dir)
     console = Console(soft_wrap=True)
     names = [name] if name is not None else [str(found) for found in list_checkpoints(root)]

@@ -41,6 +41,15 @@ MLM_HEAD = {
     "mlm_head.layer_norm.bias": "lm_predictions.lm_head.LayerNorm.bias",
     "mlm_head.decoder.bias": "lm_predictions.lm_head.bias",
 }
+LEGACY_MLM_HEAD = {
+    "mlm_head.dense.weight": "cls.predictions.transform.dense.weight",
+    "mlm_head.dense.bias": "cls.predictions.transform.dense.bias",
+    "mlm_head.layer_norm.weight": "cls.predictions.transform.LayerNorm.weight",
+    "mlm_head.layer_norm.bias": "cls.predictions.transform.LayerNorm.bias",
+    "mlm_head.decoder.bias": "cls.predictions.bias",
+}
+"""transformers' head with ``legacy: true``: the same function under other names."""
+RELATIVE_TABLE = "relative.embedding.weight"
 POSITION_TABLE_OF_DECODER = "mask_decoder.position_embeddings.weight"
 
 

@@ -70,11 +70,7 @@ class HashingCheckpointEngine(CheckpointEngine):
         Raises:
             CheckpointError: the file asks for anything else, or cannot be read.
         """
-        try:
-            with safe_globals(ALLOWED_CLASSES):
-                return torch.load(path, map_location=map_location, weights_only=True)
-        except Exception as error:
-            raise CheckpointError(_explain(Path(path), error)) from error
+        return _load_safely(Path(path), map_location=map_location)
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
         """The store commits."""
@@ -158,14 +154,16 @@ def load_checkpoint(engine: DeepSpeedEngine, point: ResumePoint, *, collectives:
     Raises:
         CheckpointError: on every rank; a file asks for a class that is not allowed, or is of another form.
     """
-    _refuse_unsafe(point, collectives)
+    saved = _inspect(point, collectives)
     loaded, _ = engine.load_checkpoint(str(point.folder.parent), tag=point.folder.name)
     if loaded is None:
         raise CheckpointError(f"{point.folder}: holds no model states of DeepSpeed; use an older checkpoint")
-    saved = point.rank_state(collectives.rank)
-    if not isinstance(saved.get("state"), dict) or not isinstance(saved.get("random"), dict):
-        raise CheckpointError(f"{point.folder}: the state of rank {collectives.rank} lacks its parts; use an older one")
-    restore_random_state(saved["random"])
+    finding = ""
+    try:
+        restore_random_state(saved["random"])
+    except CheckpointError as error:
+        finding = f"{point.folder}, rank {collectives.rank}: {error}"
+    _raise_together(collectives, finding)
     return saved["state"]
 
 
@@ -192,21 +190,40 @@ def _expected_bytes(engine: DeepSpeedEngine) -> int:
     return count * _BYTES_PER_PARAMETER
 
 
-def _refuse_unsafe(point: ResumePoint, collectives: Collectives) -> None:
-    """Look into every pickle before any rank loads one, so that all ranks refuse together. All-gathers text."""
-    finding = ""
-    names = sorted(name for name in point.manifest.files if name.endswith(".pt"))
-    for name in names[collectives.rank :: collectives.world_size]:
-        path = point.folder / name
-        try:
-            with safe_globals(ALLOWED_CLASSES):
-                # Mapped, not read: the pickle is interpreted, the tensors stay on the disk.
-                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
-            finding = finding or _explain(path, error)
+def _inspect(point: ResumePoint, collectives: Collectives) -> dict[str, Any]:
+    """This rank's state, after a look into every pickle: before any rank loads one, so that all refuse together."""
+    saved: dict[str, Any] = {}
+    try:
+        saved = point.rank_state(collectives.rank)
+        if not isinstance(saved.get("state"), dict) or not isinstance(saved.get("random"), dict):
+            raise CheckpointError(
+                f"{point.folder}: rank {collectives.rank} has no state in it; use an older checkpoint"
+            )
+        names = sorted(name for name in point.manifest.files if name.endswith(".pt"))
+        for name in names[collectives.rank :: collectives.world_size]:
+            # Mapped, not read: the pickle is interpreted, the tensors stay on the disk.
+            _load_safely(point.folder / name, map_location="cpu", mmap=True)
+    except CheckpointError as error:
+        finding = str(error)
+    else:
+        finding = ""
+    _raise_together(collectives, finding)
+    return saved
+
+
+def _raise_together(collectives: Collectives, finding: str) -> None:
+    """Raise the first rank's finding on all ranks, if there is any. All-gathers text."""
     for text in collectives.all_gather_text(finding):
         if text:
             raise CheckpointError(text)
+
+
+def _load_safely(path: Path, **options: Any) -> Any:
+    try:
+        with safe_globals(ALLOWED_CLASSES):
+            return torch.load(path, weights_only=True, **options)
+    except Exception as error:
+        raise CheckpointError(_explain(path, error)) from error
 
 
 def _explain(path: Path, error: Exception) -> str:

@@ -12,12 +12,20 @@ from megadeberta.config.redact import HIDDEN, is_secret_name
 _YELLOW, _RED, _PLAIN = "\033[33m", "\033[31m", "\033[0m"
 _SHORTEST_SECRET = 8
 # Third parties whose log lines below ERROR, and whose warnings of deprecation, are about their own insides.
-_NOISY_LOGGERS = {"DeepSpeed", "torch", "matplotlib", "tensorboard", "fsspec", "PIL", "transformers"}
+_NOISY_LOGGERS = {"DeepSpeed", "matplotlib", "tensorboard", "fsspec", "PIL", "transformers"}
 _NOISY_MODULES = r"(torch|deepspeed|tensorboard|transformers)(\.|$)"
 
 
-def set_up_logging(rank: int, *, environ: Mapping[str, str] | None = None, stream: TextIO | None = None) -> None:
+def set_up_logging(
+    rank: int,
+    *,
+    level: int = logging.INFO,
+    environ: Mapping[str, str] | None = None,
+    stream: TextIO | None = None,
+) -> None:
     """Send this process's log to ``stream`` (standard error); a second call replaces the first.
+
+    ``level`` is rank 0's; other ranks log warnings.
 
     Errors of third parties stay. Call it before or after importing them, in any order.
     """
@@ -29,7 +37,7 @@ def set_up_logging(rank: int, *, environ: Mapping[str, str] | None = None, strea
     for old in [old for old in root.handlers if isinstance(old.formatter, _RankFormatter)]:
         root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    root.setLevel(level if rank == 0 else logging.WARNING)
     # A filter, not a level: DeepSpeed sets the level of its logger when it is imported.
     logging.getLogger("DeepSpeed").addFilter(_take_over)
     for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):

@@ -40,10 +40,11 @@ def toy_block(*, zero_stage: int, micro_batch: int, **changes: object) -> dict[s
     return block | changes
 
 
-def toy_engine(block: dict[str, object], *, seed: int = 5) -> tuple[Stepper, WholeModel]:
+def toy_engine(block: dict[str, object], *, seed: int = 5, dropout: float = 0.0) -> tuple[Stepper, WholeModel]:
     """The process group, the model initialised by name, the engine and its stepper."""
     device = start_process_group(60.0)
-    model = WholeModel(mlm_specs(CONFIG))
+    config = CONFIG.model_copy(update={"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout})
+    model = WholeModel(mlm_specs(config))
     initialize(model, seed=seed, std=CONFIG.initializer_range)
     optimizer = OptimizerConfig(lr=3e-3, weight_decay=0.01)
     engine = build_engine(model, optimizer, block=block, timeout_seconds=60.0)

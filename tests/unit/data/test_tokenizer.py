@@ -5,30 +5,15 @@ import random
 from pathlib import Path
 
 import pytest
-import sentencepiece
 
 from megadeberta.data.tokenizer import PieceKind, SentencePieceTokenizer, starts_word
 from megadeberta.errors import DataError
-
-TEXT = Path(__file__).parents[2] / "data" / "sotu.txt"
-IDS = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
-NAMES = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
-
-
-def train(folder: Path, **options: object) -> Path:
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(TEXT),
-        input_sentence_size=200,
-        model_prefix=str(folder / "spm"),
-        minloglevel=2,
-        **{"vocab_size": 300, "num_threads": 1, "num_sub_iterations": 1} | options,
-    )
-    return folder / "spm.model"
+from tests.unit.data.small_data import SPECIAL_IDS, SPECIAL_NAMES, TEXT, train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("spm"), **IDS, **NAMES)
+    return train_tokenizer(tmp_path_factory.mktemp("spm"), **SPECIAL_IDS, **SPECIAL_NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -108,17 +93,17 @@ def test_default_special_ids_are_refused_and_named(tmp_path: Path) -> None:
         DataError,
         match=r"other special ids: found 0=<unk> 1=<s> 2=</s> 3=\S+, with .* ids \(-1, 1, 2, 0\); needed 0=\[PAD\]",
     ):
-        SentencePieceTokenizer.load(train(tmp_path))
+        SentencePieceTokenizer.load(train_tokenizer(tmp_path))
 
 
 def test_right_ids_with_default_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"found 0=<pad> 1=<s> 2=</s> 3=<unk>"):
-        SentencePieceTokenizer.load(train(tmp_path, **IDS))
+        SentencePieceTokenizer.load(train_tokenizer(tmp_path, **SPECIAL_IDS))
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "char"])
 def test_other_model_types_are_refused(tmp_path: Path, model_type: str) -> None:
-    path = train(tmp_path, model_type=model_type, hard_vocab_limit=False, **IDS, **NAMES)
+    path = train_tokenizer(tmp_path, model_type=model_type, hard_vocab_limit=False, **SPECIAL_IDS, **SPECIAL_NAMES)
     with pytest.raises(DataError, match="is not a unigram model"):
         SentencePieceTokenizer.load(path)
 

@@ -1,0 +1,157 @@
+"""Counting what a corpus holds and what of it could not be used, with the place of the first of each kind."""
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from megadeberta.errors import DataError
+
+REJECTED = {
+    "invalid_utf8": "not valid UTF-8",
+    "lone_surrogate": "half of a UTF-16 surrogate pair",
+    "nul_byte": "a NUL character",
+    "line_too_long": "line longer than --max-line-bytes",
+    "invalid_json": "not JSON",
+    "nesting_too_deep": "JSON nested too deeply",
+    "number_too_long": "a number of more than 4300 digits",
+    "not_finite": "NaN or Infinity, which is not JSON",
+    "missing_key": "no such key",
+    "wrong_type": "not an object, or its text is not a string",
+}
+"""Lines left out."""
+TOLERATED = {
+    "byte_order_mark": "byte order mark removed",
+    "blank_line": "blank line between records",
+}
+"""Lines that lose nothing by the repair."""
+DAMAGED = {
+    "truncated_file": "compressed file ends early",
+    "corrupt_file": "compressed file is damaged",
+    "decompression_bomb": "compressed file expands too far",
+}
+"""Files of which only the part before the damage is used."""
+_LONGEST_DETAIL = 200
+MEANING = {**REJECTED, **TOLERATED, **DAMAGED}
+
+
+@dataclass(frozen=True)
+class Example:
+    """The first occurrence of a kind: line number from 1, byte offset of the line in the unpacked file."""
+
+    line: int
+    offset: int
+    detail: str = ""
+
+
+@dataclass
+class Tally:
+    """Counts of one block; ``add`` joins those of the blocks of one file in order."""
+
+    lines: int = 0
+    text_bytes: int = 0
+    documents: int = 0
+    empty_documents: int = 0
+    cut_documents: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, Example] = field(default_factory=dict)
+
+    def count(self, kind: str, *, line: int, offset: int, detail: str = "") -> None:
+        """Count one line of ``kind``; the first of each kind is kept as example."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        if kind not in self.examples:
+            self.examples[kind] = Example(line, offset, detail[:_LONGEST_DETAIL])
+
+    def damaged(self, kind: str, *, offset: int, detail: str) -> None:
+        """Count a damaged file; ``line`` 0 means that only the byte is known."""
+        self.count(kind, line=0, offset=offset, detail=detail)
+
+    @property
+    def rejected(self) -> int:
+        """Lines left out."""
+        return sum(self.counts.get(kind, 0) for kind in REJECTED)
+
+    @property
+    def damaged_files(self) -> int:
+        """Compressed files of which a part is lost."""
+        return sum(self.counts.get(kind, 0) for kind in DAMAGED)
+
+    def add(self, other: "Tally") -> None:
+        """Append the tally of what follows in the same file, shifting its line numbers by the lines so far."""
+        for kind, number in other.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + number
+        for kind, example in other.examples.items():
+            shifted = Example(example.line + self.lines if example.line else 0, example.offset, example.detail)
+            self.examples.setdefault(kind, shifted)
+        self.lines += other.lines
+        self.text_bytes += other.text_bytes
+        self.documents += other.documents
+        self.empty_documents += other.empty_documents
+        self.cut_documents += other.cut_documents
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; ``from_json`` gives the tally back."""
+        return {**vars(self), "examples": {kind: vars(example) for kind, example in self.examples.items()}}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """The tally that ``to_json`` described."""
+        return cls(**{**fields, "examples": {kind: Example(**value) for kind, value in fields["examples"].items()}})
+
+
+class CorpusTally:
+    """The tallies of all files of a corpus, and whether it is good enough to go on with."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._files = [(name, Tally()) for name in names]
+
+    def add(self, source: int, tally: Tally) -> None:
+        """Append a block's tally to that of its file."""
+        self._files[source][1].add(tally)
+
+    def total(self, attribute: str) -> int:
+        """Sum over the files of a numeric attribute of ``Tally``."""
+        return sum(getattr(tally, attribute) for _, tally in self._files)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """For the report: per kind its meaning, count and first place."""
+        return {
+            kind: {"meaning": MEANING[kind], "count": count, "first": self._place(kind)}
+            for kind in MEANING
+            if (count := sum(tally.counts.get(kind, 0) for _, tally in self._files))
+        }
+
+    def check(self, *, max_bad_fraction: float) -> None:
+        """Refuse a corpus with too many unusable lines or damaged files.
+
+        Raises:
+            DataError: with the share, the most frequent kind and its first place.
+        """
+        found = self.describe()
+        for unit, bad, total in (
+            ("lines", self.total("rejected"), self.total("lines")),
+            ("files", self.total("damaged_files"), len(self._files)),
+        ):
+            if bad <= max_bad_fraction * total:
+                continue
+            kinds = [kind for kind in found if kind in (REJECTED if unit == "lines" else DAMAGED)]
+            worst = max(kinds, key=lambda kind: found[kind]["count"])
+            raise DataError(
+                f"{bad} of {total} {unit} cannot be used ({bad / total:.2%}, allowed {max_bad_fraction:.2%}); most: "
+                f"{found[worst]['count']} x {MEANING[worst]}, first at {found[worst]['first']}; mend the corpus "
+                f"or raise --max-bad-fraction"
+            )
+
+    def check_none_bad(self) -> None:
+        """Refuse the first unusable line or damaged file (the `stop` policy).
+
+        Raises:
+            DataError: with its kind and place.
+        """
+        for kind, entry in self.describe().items():
+            if kind not in TOLERATED:
+                raise DataError(f"{entry['first']}: {MEANING[kind]}; mend it, or use --on-bad-line=skip")
+
+    def _place(self, kind: str) -> str:
+        name, example = next((name, t.examples[kind]) for name, t in self._files if kind in t.examples)
+        place = f"{name}:{example.line}" if example.line else name
+        detail = f": {example.detail}" if example.detail else ""
+        return f"{place} (byte {example.offset}){detail}"

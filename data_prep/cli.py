@@ -1,0 +1,133 @@
+"""`megadeberta prep` and `megadeberta verify`. What needs numpy or SentencePiece is imported inside the commands."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.options import (
+    BadLinePolicy,
+    DocumentPer,
+    InputFormat,
+    PrepOptions,
+    ReadOptions,
+    SplitOptions,
+    VocabularyOptions,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from data_prep.prepare import Outcome
+
+_Corpora = Annotated[list[Path], typer.Argument(help="Files or folders: plain text or JSON lines, plain, .gz or .zst.")]
+_Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for vocabulary and shards.", metavar="DIR")]
+_VocabSize = Annotated[int | None, typer.Option(help="Train a vocabulary of this many pieces, specials included.")]
+_Tokenizer = Annotated[Path | None, typer.Option(help="Use this spm.model instead of training one.")]
+_Valid = Annotated[list[Path] | None, typer.Option(help="A validation corpus of its own; may be repeated.")]
+_ValidFraction = Annotated[float, typer.Option(help="Else: share of the documents set apart, at least one; 0 = none.")]
+_ValidDocuments = Annotated[int | None, typer.Option(help="Else: number of documents set apart.")]
+_DocumentPer = Annotated[DocumentPer, typer.Option(help="What one document of a plain-text file is.")]
+_Format = Annotated[InputFormat, typer.Option("--format", help="auto: .jsonl, .ndjson and .json are JSON lines.")]
+_JsonKey = Annotated[str, typer.Option(help="Key of the text in a JSON line.")]
+_Coverage = Annotated[float, typer.Option(help="Share of the characters the vocabulary must cover; 1 for few scripts.")]
+_SampleBytes = Annotated[int, typer.Option(help="Text the vocabulary is trained on; about 30 bytes of memory a byte.")]
+_OnBadLine = Annotated[BadLinePolicy, typer.Option(help="skip: count and leave out; stop: fail at the first.")]
+_MaxBad = Annotated[float, typer.Option(help="Fail when a larger share of lines, or of files, cannot be used.")]
+_MaxLine = Annotated[int, typer.Option(help="Longer lines are left out; bounds the memory.")]
+_MaxExpansion = Annotated[int, typer.Option(help="Largest ratio of text to compressed bytes that is believed.")]
+_Workers = Annotated[int, typer.Option("--workers", "-j", help="Processes; 0 = one a core. The output is the same.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished set that DIR holds.")]
+
+
+def prep(
+    corpora: _Corpora,
+    output: _Output,
+    vocab_size: _VocabSize = None,
+    tokenizer: _Tokenizer = None,
+    valid: _Valid = None,
+    valid_fraction: _ValidFraction = 0.005,
+    valid_documents: _ValidDocuments = None,
+    document_per: _DocumentPer = DocumentPer.PARAGRAPH,
+    input_format: _Format = InputFormat.AUTO,
+    json_key: _JsonKey = "text",
+    character_coverage: _Coverage = 0.9995,
+    vocab_sample_bytes: _SampleBytes = 32 << 20,
+    on_bad_line: _OnBadLine = BadLinePolicy.SKIP,
+    max_bad_fraction: _MaxBad = 0.01,
+    max_line_bytes: _MaxLine = 16 << 20,
+    max_expansion: _MaxExpansion = 100,
+    workers: _Workers = 0,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Clean and tokenize a corpus into token shards, with a vocabulary trained on it.
+
+    Writes DIR/tokenizer/spm.model, DIR/train.{bin,idx,json}, DIR/valid.{bin,idx,json}, DIR/report.json and
+    DIR/lengths.png. A killed run goes on where it was when the same command is given again; the bytes are the same for
+    any number of workers.
+
+    Example: megadeberta prep corpora/wikitext2/train.raw.gz --valid corpora/wikitext2/valid.raw.gz --document-per
+    wikitext --vocab-size 8000 --output corpora/wikitext2-8k
+    """
+    options = PrepOptions(
+        corpora=tuple(corpora),
+        output=output,
+        valid_corpora=tuple(valid or ()),
+        vocabulary=VocabularyOptions(vocab_size, tokenizer, character_coverage, vocab_sample_bytes),
+        read=ReadOptions(document_per, input_format, json_key, max_line_bytes, max_expansion),
+        split=SplitOptions(valid_fraction, valid_documents),
+        on_bad_line=on_bad_line,
+        max_bad_fraction=max_bad_fraction,
+        workers=workers or len(os.sched_getaffinity(0)),
+        overwrite=overwrite,
+    )
+    from data_prep.prepare import prepare
+
+    console = Console()
+    _print(console, _closing_line(prepare(options, console=console, plot=_plot_lengths), output))
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="The --output of a prep.", metavar="DIR")],
+) -> None:
+    """Check a finished set byte for byte: hashes, sizes, counts, largest token id, and the tokenizer's hash.
+
+    Example: megadeberta verify corpora/wikitext2-8k
+    """
+    from data_prep.verify import verify_set
+
+    verified = verify_set(folder)
+    table = Table("shard", "documents", "tokens", "dtype", "largest id", "SHA-256 of .bin")
+    for split, shard in verified.shards.items():
+        counts = (f"{shard.num_documents:,}", f"{shard.num_tokens:,}", shard.dtype, str(shard.max_token_id))
+        table.add_row(split, *counts, shard.bin_sha256[:16] + "…")
+    console = Console()
+    console.print(table)
+    _print(console, f"all sound; tokenizer {verified.tokenizer.num_pieces} pieces, {verified.tokenizer.sha256[:16]}…")
+
+
+def _plot_lengths(folder: Path, lengths: "np.ndarray") -> None:
+    from data_prep.length_plot import plot_lengths
+
+    plot_lengths(folder, lengths)
+
+
+def _closing_line(outcome: "Outcome", output: Path) -> str:
+    shards = {"train": outcome.train, "valid": outcome.valid}
+    counts = "; ".join(
+        f"{name} {shard.num_tokens:,} tokens in {shard.num_documents:,} documents"
+        for name, shard in shards.items()
+        if shard
+    )
+    if outcome.was_finished:
+        return f"{output} was finished already: {counts}"
+    megabytes = outcome.text_bytes / 1e6
+    speed = megabytes / max(outcome.seconds, 1e-9)
+    return f"{output}: {counts}; {megabytes:.1f} MB of text in {outcome.seconds:.1f} s ({speed:.1f} MB/s)"
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,93 @@
+"""Joining the parts into the train and valid shards. D documents over all parts, K validation documents."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.options import SplitOptions
+from data_prep.parts import PartStore
+from megadeberta.data.atomic_files import free_bytes
+from megadeberta.data.indexed import ShardWriter
+from megadeberta.errors import DataError, StorageError
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """A train part's document is for validation when its content key is at most ``largest_valid_key``.
+
+    Keys are hashes, so the choice is random over the corpus, does not depend on the order of files, and keeps equal
+    documents on one side.
+    """
+
+    largest_valid_key: int = -1
+
+    def is_valid(self, keys: np.ndarray) -> np.ndarray:
+        """``[D]`` booleans."""
+        if self.largest_valid_key < 0:
+            return np.zeros(len(keys), dtype=bool)
+        return keys <= np.uint64(self.largest_valid_key)
+
+
+def choose_split(keys: np.ndarray, options: SplitOptions) -> SplitRule:
+    """The rule that sets apart the ``options.count`` documents with the smallest keys, and their duplicates.
+
+    Args:
+        keys: ``[D]`` content keys of all documents.
+
+    Raises:
+        DataError: nothing would be left to train on.
+    """
+    count = options.count(len(keys))
+    if count == 0:
+        return SplitRule()
+    rule = SplitRule(int(np.partition(keys, count - 1)[count - 1])) if count < len(keys) else None
+    if rule is None or rule.is_valid(keys).all():
+        raise DataError(
+            f"the corpus has {len(keys)} documents ({len(np.unique(keys))} different) and {count} would go to "
+            "validation: none is left to train on; use --valid-fraction=0, give --valid, or cut documents finer "
+            "with --document-per"
+        )
+    return rule
+
+
+def check_room(store: PartStore, needed: int) -> None:
+    """Refuse to start a merge that cannot fit.
+
+    Raises:
+        StorageError: with the bytes needed and free.
+    """
+    free = free_bytes(store.folder)
+    if needed > free:
+        raise StorageError(
+            f"cannot write the shards beside {store.folder}: {needed} bytes needed, {free} free; make room, then run "
+            "the same command again: finished parts are kept"
+        )
+
+
+def merge_parts(
+    store: PartStore,
+    parts: list[int],
+    *,
+    train: ShardWriter,
+    valid: ShardWriter | None,
+    rule: SplitRule,
+    advance: Callable[[int], None],
+) -> None:
+    """Append the documents of ``parts``, in order, to ``train`` or, where ``rule`` says so and it exists, to ``valid``.
+
+    Args:
+        advance: called with the number of tokens after each group of documents.
+    """
+    for number in parts:
+        documents = store.documents(number)
+        chosen = rule.is_valid(documents["key"])
+        for group, tokens in store.token_groups(number):
+            lengths, is_valid = documents["length"][group], chosen[group]
+            if valid is None or not is_valid.any():
+                train.add_documents(tokens, lengths)
+            else:
+                of_valid = np.repeat(is_valid, lengths)  # [D] -> [T]
+                train.add_documents(tokens[~of_valid], lengths[~is_valid])
+                valid.add_documents(tokens[of_valid], lengths[is_valid])
+            advance(len(tokens))

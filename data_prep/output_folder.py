@@ -1,0 +1,129 @@
+"""The folder a preparation writes: one run at a time, and nothing finished is replaced unasked.
+
+``train.json`` is written last of all, so a folder with it is whole and a folder without it is not.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.parts import FOLDER
+from data_prep.report import REPORT
+from megadeberta.data.atomic_files import storage_errors, sync_folder, write_file
+from megadeberta.data.indexed import TokenShard, shard_file
+from megadeberta.data.shard_manifest import ShardManifest, read_manifest
+from megadeberta.errors import DataError
+
+TOKENIZER = Path("tokenizer", "spm.model")
+VOCABULARY_LISTING = Path("tokenizer", "spm.vocab")
+
+
+class OutputFolder:
+    """``DIR`` of ``--output``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.train = path / "train"
+        self.valid = path / "valid"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Create the folder and hold it for this process alone; the lock ends with the process, however it ends.
+
+        Raises:
+            StorageError: the folder cannot be made.
+            DataError: it is a file, or another run holds it.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise DataError(f"--output={self.path} is a file; give a folder")
+        with storage_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DataError(
+                    f"--output={self.path} is in use by another `megadeberta prep`; wait for it, or choose another "
+                    "folder"
+                ) from error
+            yield
+        finally:
+            os.close(descriptor)
+
+    def is_finished(self, run_key: str, options: dict[str, Any], *, overwrite: bool) -> bool:
+        """Whether the folder already holds the whole result of this very run.
+
+        Raises:
+            DataError: it holds another finished set, or shards of unknown origin, and ``overwrite`` is not set.
+        """
+        if shard_file(self.train, "json").exists():
+            if not overwrite and self._recorded_key() == run_key:
+                for prefix in (self.train, self.valid):
+                    if prefix == self.train or shard_file(prefix, "json").exists():
+                        TokenShard.open(prefix).close()
+                return True
+            if not overwrite:
+                raise DataError(
+                    f"--output={self.path} holds a finished set {self._difference(options)}; choose another folder, "
+                    "or --overwrite to replace it"
+                )
+        strangers = [path.name for path in self._shard_files() if path.exists()]
+        if strangers and not overwrite and not (self.path / FOLDER).exists():
+            raise DataError(
+                f"--output={self.path} already has {', '.join(strangers)} and no manifest that says from what; choose "
+                "another folder, or --overwrite to replace them"
+            )
+        return False
+
+    def begin_replacement(self) -> None:
+        """Remove what marks an older set as whole, and everything of it that a new set may not have.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        with storage_errors(self.path):
+            shard_file(self.train, "json").unlink(missing_ok=True)
+            sync_folder(self.path)
+            for suffix in ("json", "idx", "bin"):
+                shard_file(self.valid, suffix).unlink(missing_ok=True)
+
+    def write_tokenizer(self, model: bytes, listing: bytes) -> None:
+        """Write ``tokenizer/spm.model`` and ``tokenizer/spm.vocab``.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        folder = (self.path / TOKENIZER).parent
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+        write_file(self.path / TOKENIZER, model)
+        write_file(self.path / VOCABULARY_LISTING, listing)
+
+    def manifests(self) -> tuple[ShardManifest, ShardManifest | None]:
+        """Manifests of the finished train and valid shard.
+
+        Raises:
+            DataError: missing or damaged.
+        """
+        has_valid = shard_file(self.valid, "json").exists()
+        train = read_manifest(shard_file(self.train, "json"))
+        return train, read_manifest(shard_file(self.valid, "json")) if has_valid else None
+
+    def _shard_files(self) -> list[Path]:
+        return [shard_file(prefix, suffix) for prefix in (self.train, self.valid) for suffix in ("bin", "idx", "json")]
+
+    def _recorded_key(self) -> str | None:
+        try:
+            return json.loads((self.path / REPORT).read_bytes()).get("run_key")
+        except (OSError, ValueError, AttributeError):
+            return None
+
+    def _difference(self, options: dict[str, Any]) -> str:
+        before = read_manifest(shard_file(self.train, "json")).options
+        names = [name for name in {**before, **options} if before.get(name) != options.get(name)]
+        return f"with other {', '.join(names)}" if names else "from other files or another tokenizer"

@@ -1,0 +1,119 @@
+"""Finished blocks on disk: what lets a killed run go on where it was.
+
+Part ``N`` is ``part-N.tokens`` (ids back to back), ``part-N.documents`` (length and content key of each document) and
+``part-N.json``, the completion mark: written last, with the BLAKE2 of both files. A part without a matching mark does
+not exist. D documents, T tokens.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from data_prep.bad_lines import Tally
+from megadeberta.data.atomic_files import storage_errors
+
+DOCUMENT_RECORD = np.dtype([("length", "<i4"), ("key", "<u8")])
+FOLDER = ".parts"
+_GROUP_TOKENS = 16 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished block."""
+
+    number: int
+    num_tokens: int
+    num_unknown: int
+    tally: Tally
+
+    def mark(self, digest: str) -> bytes:
+        """The completion mark."""
+        fields = {**vars(self), "tally": self.tally.to_json(), "digest": digest}
+        return json.dumps(fields).encode()
+
+
+class PartStore:
+    """The parts of one run, in a folder named after everything the parts depend on."""
+
+    def __init__(self, output: Path, key: str, *, dtype: np.dtype) -> None:
+        self.folder = output / FOLDER / key
+        self._dtype = dtype
+
+    def create(self) -> None:
+        """Make the folder, and remove those of runs with other options.
+
+        Raises:
+            StorageError: not writable.
+        """
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for other in self.folder.parent.iterdir():
+                if other != self.folder:
+                    shutil.rmtree(other)
+
+    def remove(self) -> None:
+        """Remove all parts of all runs."""
+        with storage_errors(self.folder):
+            shutil.rmtree(self.folder.parent, ignore_errors=True)
+
+    def path(self, number: int, suffix: str) -> Path:
+        """Where a file of part ``number`` is."""
+        return self.folder / f"part-{number:06d}.{suffix}"
+
+    def load(self, number: int) -> Part | None:
+        """The part, if it is whole; the tokens are read once to compare their hash."""
+        try:
+            fields: dict[str, Any] = json.loads(self.path(number, "json").read_bytes())
+            digest = hashlib.blake2b()
+            for suffix in ("tokens", "documents"):
+                with self.path(number, suffix).open("rb") as file:
+                    _update(digest, file)
+            if digest.hexdigest() != fields.pop("digest"):
+                return None
+            return Part(**{**fields, "tally": Tally.from_json(fields["tally"])})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def save(self, part: Part, tokens: Path, documents: np.ndarray) -> None:
+        """Complete a part whose tokens were written to ``tokens``.
+
+        Raises:
+            StorageError: the file system refused; the part does not exist.
+        """
+        digest = hashlib.blake2b()
+        mark = self.path(part.number, "json")
+        draft = mark.with_suffix(".draft")
+        with storage_errors(mark):
+            with tokens.open("rb") as file:
+                _update(digest, file)
+            tokens.replace(self.path(part.number, "tokens"))
+            self.path(part.number, "documents").write_bytes(documents.tobytes())
+            digest.update(documents.tobytes())
+            draft.write_bytes(part.mark(digest.hexdigest()))
+            draft.replace(mark)
+
+    def documents(self, number: int) -> np.ndarray:
+        """``[D]`` records of a part: length and key of each document."""
+        return np.fromfile(self.path(number, "documents"), dtype=DOCUMENT_RECORD)
+
+    def token_groups(self, number: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """The part's tokens in bounded groups: a slice of its documents and their tokens ``[T]`` back to back."""
+        ends = np.cumsum(self.documents(number)["length"], dtype=np.int64)  # [D]
+        first = 0
+        with self.path(number, "tokens").open("rb") as file:
+            while first < len(ends):
+                before = int(ends[first - 1]) if first else 0
+                last = max(int(np.searchsorted(ends, before + _GROUP_TOKENS, side="right")), first + 1)
+                yield slice(first, last), np.fromfile(file, dtype=self._dtype, count=int(ends[last - 1]) - before)
+                first = last
+
+
+def _update(digest: "hashlib._Hash", file: BinaryIO) -> None:
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)

@@ -1,0 +1,224 @@
+"""The whole preparation, top to bottom: corpus -> vocabulary -> parts -> shards."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from data_prep.bad_lines import CorpusTally, Tally
+from data_prep.blocks import Block, BlockCutter, choose_block_bytes
+from data_prep.options import BadLinePolicy, PrepOptions
+from data_prep.output_folder import OutputFolder
+from data_prep.parts import Part, PartStore
+from data_prep.pool import run_in_order
+from data_prep.progress import Stages
+from data_prep.publish import Publication
+from data_prep.report import describe_corpus
+from data_prep.sources import Source, find_sources
+from data_prep.vocabulary import Sample, train_vocabulary
+from data_prep.work import EncodeContext, WorkContext, encode_block, sample_block
+from megadeberta.data.atomic_files import write_file
+from megadeberta.data.index_layout import smallest_dtype
+from megadeberta.data.shard_manifest import ShardManifest
+from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.errors import DataError
+
+_REVISION = 1
+"""Raised whenever the same input would give other tokens, so that old parts are not taken for new ones."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished set. ``was_finished`` = the folder held it already and nothing was done."""
+
+    train: ShardManifest
+    valid: ShardManifest | None
+    text_bytes: int
+    seconds: float
+    was_finished: bool
+
+
+def prepare(options: PrepOptions, *, console: Console, plot: Callable[[Path, np.ndarray], None]) -> Outcome:
+    """Make ``options.output`` a finished set, going on where a killed run of the same options was.
+
+    Args:
+        console: where progress goes.
+        plot: draws the ``[D]`` document lengths into the folder.
+
+    Raises:
+        ConfigError: an option is wrong.
+        DataError: the corpus, the tokenizer or the output folder cannot be used.
+        StorageError: the file system refused a write; nothing looks whole that is not.
+    """
+    began = time.monotonic()
+    sources = _find_sources(options)
+    given = options.vocabulary.tokenizer
+    tokenizer = SentencePieceTokenizer.load(given) if given else None
+    output = OutputFolder(options.output)
+    parts_key, run_key = _keys(options, sources, tokenizer)
+    with output.lock():
+        recorded = {"split": "train", **options.recorded()}
+        if output.is_finished(run_key, recorded, overwrite=options.overwrite):
+            return Outcome(*output.manifests(), text_bytes=0, seconds=0.0, was_finished=True)
+        with Stages(console) as stages:
+            run = _Run(options, sources, output, stages=stages, parts_key=parts_key)
+            return run.finish(run_key, plot=plot, began=began)
+
+
+def _find_sources(options: PrepOptions) -> list[Source]:
+    find = {"input_format": options.read.input_format, "outside": options.output}
+    train = find_sources(options.corpora, split="train", **find)
+    valid = find_sources(options.valid_corpora, split="valid", **find)
+    leaked = {source.path.resolve() for source in train} & {source.path.resolve() for source in valid}
+    if leaked:
+        raise DataError(f"{min(leaked)} is given both for training and for validation; keep them apart")
+    for name, sources in (("corpus", train), ("validation corpus", valid)):
+        if sources and not any(source.size for source in sources):
+            raise DataError(f"the {name} is empty: {len(sources)} file(s), 0 bytes, first {sources[0].path}; add text")
+    return train + valid
+
+
+def _keys(options: PrepOptions, sources: list[Source], tokenizer: SentencePieceTokenizer | None) -> tuple[str, str]:
+    """What the parts depend on, and what the finished set depends on."""
+    vocabulary = {**asdict(options.vocabulary), "tokenizer": tokenizer.sha256 if tokenizer else None}
+    files = [[s.name, s.split, s.is_json, s.compression, s.size, s.mtime_ns] for s in sources]
+    parts = [_REVISION, asdict(options.read), vocabulary, files]
+    return _digest(parts)[:16], _digest([*parts, asdict(options.split)])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+class _Run:
+    """One preparation in progress."""
+
+    def __init__(
+        self, options: PrepOptions, sources: list[Source], output: OutputFolder, *, stages: Stages, parts_key: str
+    ) -> None:
+        self._options = options
+        self._sources = sources
+        self._output = output
+        self._stages = stages
+        self._parts_key = parts_key
+        self._scratch = PartStore(options.output, parts_key, dtype=np.dtype("<u2"))
+        self._seconds: dict[str, float] = {}
+        # A worker takes a third of a second to start: none for a share of the corpus that is done sooner.
+        self._block_bytes = choose_block_bytes(sources)
+        self._workers = min(options.workers, 1 + sum(source.size for source in sources) // self._block_bytes)
+
+    def finish(self, run_key: str, *, plot: Callable[[Path, np.ndarray], None], began: float) -> Outcome:
+        """All stages in order."""
+        self._scratch.create()
+        tokenizer = SentencePieceTokenizer.load(self._timed("vocabulary", self._vocabulary))
+        dtype = smallest_dtype(tokenizer.vocab_size_needed)
+        store = PartStore(self._options.output, self._parts_key, dtype=dtype)
+        context = EncodeContext(
+            tuple(self._sources), self._options.read, self._scratch.folder / "spm.model", store, dtype
+        )
+        parts, tally = self._timed("encode", lambda: self._encode(context))
+        report = {
+            "run_key": run_key,
+            "corpus": describe_corpus(tally),
+            "unknown_tokens": sum(part.num_unknown for _, part in parts),
+            "workers": self._workers,
+            "seconds": self._seconds,
+        }
+        publication = Publication(self._options, self._sources, store, parts, tokenizer=tokenizer)
+        train, valid = publication.publish(self._output, report, stages=self._stages, plot=plot)
+        store.remove()
+        return Outcome(train, valid, tally.total("text_bytes"), time.monotonic() - began, was_finished=False)
+
+    def _timed(self, name: str, stage: Callable[[], Any]) -> Any:
+        began = time.monotonic()
+        result = stage()
+        self._seconds[name] = round(time.monotonic() - began, 2)
+        return result
+
+    def _vocabulary(self) -> Path:
+        """Put the vocabulary beside the parts: the given one, the one a killed run left, or a new one."""
+        path = self._scratch.folder / "spm.model"
+        given = self._options.vocabulary.tokenizer
+        if given:
+            write_file(path, given.read_bytes())
+        elif not path.exists():
+            sample = self._sample()
+            self._stages.begin(
+                f"training {self._options.vocabulary.size} pieces on {sample.num_bytes / 1e6:.1f} MB", total=None
+            )
+            write_file(path, train_vocabulary(sample, self._options.vocabulary))
+        return path
+
+    def _sample(self) -> Sample:
+        sources = [source for source in self._sources if source.split == "train"]
+        tally = CorpusTally([source.name for source in sources])
+        sample = Sample(self._options.vocabulary.sample_bytes)
+        cutter = self._cutter(sources)
+        context = WorkContext(tuple(sources), self._options.read)
+        self._stages.begin("reading", total=sum(source.size for source in sources))
+        blocks: list[Block] = []
+
+        def work() -> Iterator[tuple[Block, int]]:
+            for block in cutter:
+                blocks.append(block)
+                yield block, sample.threshold
+
+        results = run_in_order(sample_block, work(), context=context, workers=self._workers)
+        for done, (block_tally, documents) in enumerate(results):
+            sample.add(documents)
+            self._done(blocks[done], block_tally, tally)
+        self._check(tally, cutter)
+        return sample
+
+    def _encode(self, context: EncodeContext) -> tuple[list[tuple[Block, Part]], CorpusTally]:
+        cutter = self._cutter(self._sources)
+        tally = CorpusTally([source.name for source in self._sources])
+        self._stages.begin("encoding", total=sum(source.size for source in self._sources))
+        blocks: list[Block] = []
+
+        def work() -> Iterator[tuple[Block]]:
+            for block in cutter:
+                blocks.append(block)
+                yield (block,)
+
+        parts = []
+        results = run_in_order(load_or_encode, work(), context=context, workers=self._workers)
+        for done, part in enumerate(results):
+            parts.append((blocks[done], part))
+            self._done(blocks[done], part.tally, tally)
+        self._check(tally, cutter)
+        return parts, tally
+
+    def _cutter(self, sources: list[Source]) -> BlockCutter:
+        return BlockCutter(sources, self._options.read, block_bytes=self._block_bytes, spool=self._scratch.folder)
+
+    def _done(self, block: Block, block_tally: Tally, tally: CorpusTally) -> None:
+        if block.is_temporary:
+            block.path.unlink(missing_ok=True)
+        tally.add(block.source, block_tally)
+        self._stages.advance(block.consumed)
+        if self._options.on_bad_line is BadLinePolicy.STOP and block_tally.rejected:
+            tally.check_none_bad()
+
+    def _check(self, tally: CorpusTally, cutter: BlockCutter) -> None:
+        for source, damage in cutter.damage.items():
+            tally.add(source, damage)
+        if self._options.on_bad_line is BadLinePolicy.STOP:
+            tally.check_none_bad()
+        tally.check(max_bad_fraction=self._options.max_bad_fraction)
+        if tally.total("documents") == 0:
+            raise DataError(
+                f"no document in {len(self._sources)} file(s): {tally.total('lines')} lines, "
+                f"{tally.total('empty_documents')} of them empty after cleaning; check --json-key and --document-per"
+            )
+
+
+def load_or_encode(context: EncodeContext, block: Block) -> Part:
+    """The part a killed run left for ``block``, or a new one."""
+    return context.store.load(block.number) or encode_block(context, block)

@@ -1,0 +1,68 @@
+"""Progress of a preparation: a bar on a terminal, a plain line every few seconds in a log."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LOG_SECONDS = 10.0
+
+
+class Stages:
+    """Shows one stage at a time; amounts are bytes of the corpus (or tokens, when merging)."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+        self._task: TaskID | None = None
+        self._name, self._unit, self._total, self._done = "", "MB", 0, 0
+        self._began = self._logged = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def begin(self, name: str, *, total: int | None, unit: str = "MB") -> None:
+        """Start a stage of ``total`` bytes or tokens; None = nothing to count."""
+        self._name, self._unit, self._total, self._done = name, unit, total or 0, 0
+        self._began = self._logged = time.monotonic()
+        if self._bar:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(name, total=total, rate="")
+        else:
+            self._console.print(f"{name} …", markup=False, highlight=False)
+
+    def advance(self, amount: int) -> None:
+        """Count ``amount`` as done."""
+        self._done += amount
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, advance=amount, rate=self._rate())
+        elif time.monotonic() - self._logged > _LOG_SECONDS:
+            self._logged = time.monotonic()
+            share = f"{self._done / self._total:.0%}, " if self._total else ""
+            self._console.print(f"{self._name}: {share}{self._rate()}", markup=False, highlight=False)
+
+    def _rate(self) -> str:
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        return f"{self._done / 1e6 / seconds:.1f} {self._unit}/s"

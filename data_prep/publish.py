@@ -1,0 +1,116 @@
+"""The last stage: everything is encoded, and becomes visible in one go. D documents, T tokens."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.blocks import Block
+from data_prep.merge import SplitRule, check_room, choose_split, merge_parts
+from data_prep.options import PrepOptions
+from data_prep.output_folder import OutputFolder
+from data_prep.parts import DOCUMENT_RECORD, Part, PartStore
+from data_prep.progress import Stages
+from data_prep.report import describe_lengths, describe_shard, write_report
+from data_prep.sources import Source
+from data_prep.vocabulary import vocabulary_listing
+from megadeberta.data.index_layout import smallest_dtype
+from megadeberta.data.indexed import ShardWriter
+from megadeberta.data.shard_manifest import ShardManifest, ShardSource
+from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.errors import DataError
+
+
+class Publication:
+    """Merges the parts of a run into its shards and publishes them with tokenizer, report and plot."""
+
+    def __init__(
+        self,
+        options: PrepOptions,
+        sources: list[Source],
+        store: PartStore,
+        parts: list[tuple[Block, Part]],
+        *,
+        tokenizer: SentencePieceTokenizer,
+    ) -> None:
+        self._options = options
+        self._sources = sources
+        self._store = store
+        self._numbers = {
+            split: [block.number for block, _ in parts if sources[block.source].split == split]
+            for split in ("train", "valid")
+        }
+        self._tokenizer = tokenizer
+        self._dtype = smallest_dtype(tokenizer.vocab_size_needed)
+
+    def publish(
+        self,
+        output: OutputFolder,
+        report: dict[str, Any],
+        *,
+        stages: Stages,
+        plot: Callable[[Path, np.ndarray], None],
+    ) -> tuple[ShardManifest, ShardManifest | None]:
+        """Write both shards beside an older set, take its mark away, then publish; ``train.json`` is the last.
+
+        Raises:
+            DataError: no document has a token, or none would be left to train on.
+            StorageError: the file system refused.
+        """
+        records = {split: self._records(split) for split in self._numbers}
+        lengths = np.concatenate([record["length"] for record in records.values()])
+        num_tokens = int(lengths.sum(dtype=np.int64))
+        rule = self._rule(records)
+        check_room(self._store, num_tokens * self._dtype.itemsize + 20 * len(lengths))
+        stages.begin("writing shards", total=num_tokens, unit="Mtokens")
+        with ExitStack() as stack:
+            train = stack.enter_context(ShardWriter(output.train, dtype=self._dtype))
+            valid = None
+            if self._options.valid_corpora or rule.largest_valid_key >= 0:
+                valid = stack.enter_context(ShardWriter(output.valid, dtype=self._dtype))
+            self._fill(train, valid, rule=rule, advance=stages.advance)
+            output.begin_replacement()
+            model = (self._store.folder / "spm.model").read_bytes()
+            output.write_tokenizer(model, vocabulary_listing(model))
+            valid_manifest = self._commit(valid, "valid") if valid else None
+            described = {
+                **report,
+                "num_tokens": num_tokens,
+                "document_tokens": describe_lengths(lengths),
+                "valid": describe_shard(valid_manifest) if valid_manifest else None,
+            }
+            write_report(output.path, described)
+            plot(output.path, lengths)
+            return self._commit(train, "train"), valid_manifest
+
+    def _records(self, split: str) -> np.ndarray:
+        """``[D]`` lengths and keys of all documents of a split, in order."""
+        records = [self._store.documents(number) for number in self._numbers[split]]
+        return np.concatenate([np.empty(0, dtype=DOCUMENT_RECORD), *records])
+
+    def _rule(self, records: dict[str, np.ndarray]) -> SplitRule:
+        for split, is_wanted in (("train", True), ("valid", bool(self._options.valid_corpora))):
+            if is_wanted and len(records[split]) == 0:
+                raise DataError(f"no {split} document has any token; check the corpus, --json-key and --document-per")
+        if self._options.valid_corpora:
+            return SplitRule()
+        return choose_split(records["train"]["key"], self._options.split)
+
+    def _fill(
+        self, train: ShardWriter, valid: ShardWriter | None, *, rule: SplitRule, advance: Callable[[int], None]
+    ) -> None:
+        merge_parts(self._store, self._numbers["train"], train=train, valid=valid, rule=rule, advance=advance)
+        if valid is not None:
+            given = self._numbers["valid"]
+            merge_parts(self._store, given, train=valid, valid=None, rule=SplitRule(), advance=advance)
+
+    def _commit(self, writer: ShardWriter, split: str) -> ShardManifest:
+        came_from = split if self._options.valid_corpora else "train"
+        return writer.commit(
+            tokenizer_sha256=self._tokenizer.sha256,
+            tokenizer_pieces=self._tokenizer.num_pieces,
+            options={"split": split, **self._options.recorded()},
+            sources=[ShardSource(name=s.name, bytes=s.size) for s in self._sources if s.split == came_from],
+        )

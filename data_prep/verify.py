@@ -1,0 +1,54 @@
+"""Checking a finished set: every byte against the manifests, and the shards against the vocabulary."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.output_folder import TOKENIZER, OutputFolder
+from megadeberta.data.indexed import TokenShard, shard_file
+from megadeberta.data.shard_manifest import ShardManifest
+from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.errors import DataError
+
+
+@dataclass(frozen=True)
+class VerifiedSet:
+    """What was checked and found right."""
+
+    tokenizer: SentencePieceTokenizer
+    shards: dict[str, ShardManifest]
+
+
+def verify_set(folder: Path) -> VerifiedSet:
+    """Read the whole set and compare hashes, sizes, counts, largest ids and the tokenizer's hash.
+
+    Raises:
+        DataError: the first thing that does not match.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: {'is a file' if folder.exists() else 'not found'}; give the --output of a prep")
+    output = OutputFolder(folder)
+    prefixes = {"train": output.train}
+    if any(shard_file(output.valid, suffix).exists() for suffix in ("bin", "idx", "json")):
+        prefixes["valid"] = output.valid
+    manifests = {}
+    for split, prefix in prefixes.items():
+        with TokenShard.open(prefix, verify_hash=True) as shard:
+            manifests[split] = shard.manifest
+    tokenizer = SentencePieceTokenizer.load(folder / TOKENIZER)
+    for split, manifest in manifests.items():
+        _check_tokenizer(manifest, tokenizer, prefixes[split], folder)
+    return VerifiedSet(tokenizer, manifests)
+
+
+def _check_tokenizer(manifest: ShardManifest, tokenizer: SentencePieceTokenizer, prefix: Path, folder: Path) -> None:
+    if manifest.tokenizer_sha256 != tokenizer.sha256 or manifest.tokenizer_pieces != tokenizer.num_pieces:
+        raise DataError(
+            f"{folder / TOKENIZER}: SHA-256 {tokenizer.sha256[:12]}…, {tokenizer.num_pieces} pieces; {prefix} was made "
+            f"with {manifest.tokenizer_sha256[:12]}…, {manifest.tokenizer_pieces} pieces; put that file back or "
+            "prepare the set again"
+        )
+    if manifest.max_token_id >= tokenizer.num_pieces:
+        raise DataError(
+            f"{prefix}: largest token id {manifest.max_token_id}, the tokenizer has {tokenizer.num_pieces} pieces; "
+            "prepare the set again"
+        )

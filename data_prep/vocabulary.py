@@ -1,0 +1,142 @@
+"""Training the SentencePiece vocabulary from a sample of the documents.
+
+The sample is the set of documents with the largest content keys, so it depends neither on the order of files nor on
+the number of workers, and it is shuffled by the same keys. Validation documents are those with the smallest keys, so
+a corpus larger than the sample trains its vocabulary without them.
+"""
+
+import heapq
+import io
+import re
+import threading
+from collections.abc import Iterable, Iterator
+
+import sentencepiece
+
+from data_prep.options import VocabularyOptions
+from megadeberta.errors import DataError, MegadebertaError
+
+# The thread count decides how SentencePiece adds up its floating-point sums, so it is part of the result and must
+# not follow the machine.
+_THREADS = 16
+_SENTENCE_CHARACTERS = 1000  # SentencePiece drops sentences above 4192 bytes; 4 bytes a character at most
+_ONLY_ERRORS = 2
+
+
+class Sample:
+    """The documents with the largest keys that together reach ``budget`` bytes; identical documents count once.
+
+    ``threshold`` only rises: a document below it can never become part of the sample.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._size = 0
+        self._heap: list[tuple[int, bytes]] = []
+        self._keys: set[int] = set()
+        self.threshold = 0
+
+    def add(self, documents: Iterable[tuple[int, bytes]]) -> None:
+        """Offer documents as ``(key, text)``."""
+        for key, text in documents:
+            if key < self.threshold or key in self._keys:
+                continue
+            heapq.heappush(self._heap, (key, text))
+            self._keys.add(key)
+            self._size += len(text)
+            while self._size - len(self._heap[0][1]) >= self._budget:
+                dropped, text = heapq.heappop(self._heap)
+                self._keys.remove(dropped)
+                self._size -= len(text)
+            if self._size >= self._budget:
+                self.threshold = self._heap[0][0]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of text in the sample."""
+        return self._size
+
+    def sentences(self) -> Iterator[str]:
+        """The sample in the order of its keys, in pieces short enough for SentencePiece."""
+        for _, text in sorted(self._heap):
+            yield from _sentences(text.decode())
+
+
+def _sentences(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > _SENTENCE_CHARACTERS:
+        space = text.rfind(" ", start + 1, start + _SENTENCE_CHARACTERS)
+        stop = space if space > 0 else start + _SENTENCE_CHARACTERS
+        yield text[start:stop]
+        start = stop + (space > 0)
+    yield text[start:]
+
+
+def train_vocabulary(sample: Sample, options: VocabularyOptions) -> bytes:
+    """A unigram model with [PAD] 0, [CLS] 1, [SEP] 2, [UNK] 3 and no [MASK] piece, as the bytes of ``spm.model``.
+
+    The same sample and options give the same bytes on any machine. Runs in a thread of its own so that an interrupt
+    reaches the program at once.
+
+    Raises:
+        DataError: the sample allows fewer pieces than asked, or needs more for its characters alone.
+    """
+    outcome: list[bytes | BaseException] = []
+    thread = threading.Thread(target=_train, args=(sample, options, outcome), daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    result = outcome[0]
+    if isinstance(result, RuntimeError):
+        raise _explain(str(result), sample, options) from result
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _train(sample: Sample, options: VocabularyOptions, outcome: list[bytes | BaseException]) -> None:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sample.sentences(),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=options.size,
+            character_coverage=options.character_coverage,
+            normalization_rule_name="nmt_nfkc",
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            pad_piece="[PAD]",
+            bos_piece="[CLS]",
+            eos_piece="[SEP]",
+            unk_piece="[UNK]",
+            num_threads=_THREADS,
+            minloglevel=_ONLY_ERRORS,
+        )
+        outcome.append(model.getvalue())
+    except BaseException as error:
+        outcome.append(error)
+
+
+def _explain(message: str, sample: Sample, options: VocabularyOptions) -> MegadebertaError:
+    basis = f"{sample.num_bytes} bytes of text"
+    if found := re.search(r"size too high .*<= (\d+)", message):
+        return DataError(
+            f"--vocab-size={options.size} is more than this corpus allows: {basis} give at most {found[1]} pieces; "
+            f"choose --vocab-size={found[1]} or less, or add text"
+        )
+    if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return DataError(
+            f"--vocab-size={options.size} is too small: the characters of {basis} need {found[1]} pieces alone; "
+            f"choose --vocab-size={found[1]} or more, or lower --character-coverage"
+        )
+    return DataError(f"no vocabulary could be trained on {basis}: {message.splitlines()[0]}; add text")
+
+
+def vocabulary_listing(model: bytes) -> bytes:
+    """``spm.vocab`` for a model: one ``piece<TAB>score`` a line."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    lines = (f"{processor.id_to_piece(i)}\t{processor.get_score(i):g}\n" for i in range(processor.get_piece_size()))
+    return "".join(lines).encode()

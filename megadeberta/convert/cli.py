@@ -1,0 +1,132 @@
+"""``megadeberta convert`` and ``megadeberta fill-mask``. Torch and transformers are imported after the arguments."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+app = typer.Typer(help="Checkpoints of ours to Hugging Face folders, and back.", no_args_is_help=True)
+
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        help="training.output_dir of a run (its newest sound checkpoint), one step-N folder, or an imported folder",
+        show_default=False,
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what this command wrote to OUT before")]
+
+
+@app.command("export")
+def export_command(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Argument(help="new folder for transformers", show_default=False)],
+    model: Annotated[
+        Literal["mlm", "backbone"], typer.Option(help="with the prediction head, or the encoder alone")
+    ] = "mlm",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a checkpoint as a folder that transformers loads: weights, config, tokenizer, model card.
+
+    The folder is loaded through transformers and compared with our own model before it appears under OUT.
+
+    Example: megadeberta convert export runs/quickstart exported
+    """
+    from megadeberta.convert.export import export_checkpoint
+    from megadeberta.convert.hf_config import ModelKind
+
+    findings = export_checkpoint(checkpoint, out, kind=ModelKind(model), overwrite=overwrite)
+    _print_findings(f"{out} is written and checked", [(finding.what, finding.detail) for finding in findings])
+
+
+@app.command("check")
+def check_command(folder: Annotated[Path, typer.Argument(help="an export", show_default=False)]) -> None:
+    """Load an export through transformers again and compare it with our own model; exit code 2 if anything differs.
+
+    Example: megadeberta convert check exported
+    """
+    from megadeberta.convert.reload_check import check_export
+
+    findings = check_export(folder)
+    _print_findings(f"{folder} is sound", [(finding.what, finding.detail) for finding in findings])
+
+
+@app.command("import")
+def import_command(
+    folder: Annotated[Path, typer.Argument(help="a folder of transformers or microsoft/DeBERTa", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="new folder, for training.init_from", show_default=False)],
+    allow_new: Annotated[
+        bool, typer.Option("--allow-new", help="Draw a prediction head or absolute positions that the file lacks")
+    ] = False,
+    mask_decoder: Annotated[
+        bool | None,
+        typer.Option(
+            "--mask-decoder/--no-mask-decoder",
+            help="Whether the model has the enhanced mask decoder; by default if the file has its absolute positions",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what --allow-new draws")] = 1234,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn a Hugging Face or Microsoft folder into weights that `training.init_from` starts from.
+
+    Every tensor of the file and of the model is accounted for in OUT/import_report.json.
+
+    Example: megadeberta convert import exported start-here
+    """
+    from megadeberta.convert.import_folder import import_folder
+
+    lines = import_folder(folder, out, allow_new=allow_new, mask_decoder=mask_decoder, seed=seed, overwrite=overwrite)
+    taken = [line for line in lines if line.action == "taken"]
+    rows = [("taken", f"{len(taken)} tensors of the model", "from the file")]
+    rows += [
+        (line.action.upper() if line.action == "created" else line.action, line.ours or line.theirs or "", line.reason)
+        for line in lines
+        if line.action != "taken"
+    ]
+    table = Table("what", "tensor", "why", title=Text(f"{out} is written"), title_justify="left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+def fill_mask(
+    path: Annotated[
+        Path, typer.Argument(help="run, checkpoint, imported folder or Hugging Face folder", show_default=False)
+    ],
+    text: Annotated[str, typer.Argument(help='e.g. "The [MASK] of the United States."', show_default=False)],
+    top_k: Annotated[int, typer.Option(help="Pieces to show for each mask")] = 5,
+) -> None:
+    """Show the likeliest pieces for every [MASK] in a text, predicted through the mask decoder.
+
+    Example: megadeberta fill-mask runs/quickstart "The President of the [MASK] States."
+    """
+    from megadeberta.convert.fill_mask import predict_masks
+
+    masks = predict_masks(path, text, top_k=top_k)
+    table = Table("mask", "piece", "probability", "text")
+    for number, guesses in enumerate(masks, start=1):
+        for rank, guess in enumerate(guesses):
+            first, last = rank == 0, rank == len(guesses) - 1
+            filled = _fill(text, number, guess.text)
+            row = (str(number) if first else "", guess.piece, f"{guess.probability:.1%}", filled)
+            table.add_row(*map(Text, row), end_section=last)
+    Console().print(table)
+
+
+def _fill(text: str, number: int, piece: str) -> str:
+    """The text with its mask ``number`` (from 1) replaced; the others stay."""
+    parts = text.split("[MASK]")
+    before, after = "[MASK]".join(parts[:number]), "[MASK]".join(parts[number:])
+    return ((before.rstrip() if piece.startswith(" ") else before) + piece + after).strip()
+
+
+def _print_findings(title: str, rows: list[tuple[str, str]]) -> None:
+    table = Table("compared", "result", title=Text(title), title_justify="left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)

@@ -1,0 +1,87 @@
+"""Predictions for ``[MASK]`` in a text, by our own model with its mask decoder.
+
+Shapes: Q masks in the text · V vocabulary.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megadeberta.convert.import_folder import read_hf_folder
+from megadeberta.convert.sentencepiece_file import MASK
+from megadeberta.convert.source import MODEL_JSON, SPM, ModelSource, load_weights
+from megadeberta.convert.tokenizer_json import build_tokenizer
+from megadeberta.data.tokenizer import UNK_ID, WORD_BOUNDARY
+from megadeberta.errors import CheckpointError, ConfigError, DataError
+from megadeberta.model.whole import WholeModel, mlm_specs
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One piece for one mask."""
+
+    piece: str
+    probability: float
+
+    @property
+    def text(self) -> str:
+        """The piece as it reads, a word boundary as a space."""
+        return self.piece.replace(WORD_BOUNDARY, " ")
+
+
+def predict_masks(path: Path, text: str, *, top_k: int = 5) -> list[list[Guess]]:
+    """The ``top_k`` likeliest pieces for every ``[MASK]`` in ``text``, in order.
+
+    Probabilities are over all pieces of the vocabulary; the special tokens and the spare rows of the word table are
+    never offered.
+
+    Args:
+        path: a run, a checkpoint or an imported folder (see ``load_weights``), or a Hugging Face folder.
+
+    Raises:
+        CheckpointError: no model there, or it has no prediction head or no tokenizer.
+        DataError: the text has no ``[MASK]`` or is too long.
+        ConfigError: ``top_k`` is not between 1 and the number of pieces.
+    """
+    source = _load(path)
+    if source.tokenizer is None:
+        raise CheckpointError(f"{source.folder / SPM}: is missing; put the tokenizer of these weights there")
+    tokenizer = build_tokenizer(source.tokenizer)
+    num_pieces = tokenizer.token_to_id(MASK)
+    if not 1 <= top_k <= num_pieces - UNK_ID - 1:
+        raise ConfigError(f"--top-k {top_k} is not between 1 and {num_pieces - UNK_ID - 1}, the number of pieces")
+    ids = tokenizer.encode(text).ids
+    places = [place for place, token_id in enumerate(ids) if token_id == num_pieces]
+    _check_text(text, len(ids), len(places), source.config.max_position_embeddings)
+    model = WholeModel(mlm_specs(source.config)).eval()
+    model.load_state_dict(source.weights, strict=False)  # strict would want the tied decoder twice
+    input_ids = torch.tensor([ids])
+    with torch.no_grad():
+        logits = model.mlm_logits(input_ids, torch.ones_like(input_ids), torch.tensor([places]))[0]  # [Q, V]
+    probabilities = logits[:, UNK_ID + 1 : num_pieces].softmax(-1)
+    values, pieces = probabilities.topk(top_k)
+    return [
+        [Guess(tokenizer.id_to_token(piece + UNK_ID + 1), value) for value, piece in zip(row, row_pieces, strict=True)]
+        for row, row_pieces in zip(values.tolist(), pieces.tolist(), strict=True)
+    ]
+
+
+def _load(path: Path) -> ModelSource:
+    is_hugging_face = (path / "config.json").is_file() and not (path / MODEL_JSON).is_file()
+    if not is_hugging_face:
+        return load_weights(path)
+    imported = read_hf_folder(path)
+    if imported.missing:
+        raise CheckpointError(
+            f"{path}: has no {imported.missing[0]}, without which nothing can be predicted; export with --model mlm"
+        )
+    tokenizer = path / SPM
+    return ModelSource(path, imported.config, imported.weights, tokenizer if tokenizer.is_file() else None)
+
+
+def _check_text(text: str, num_tokens: int, num_masks: int, longest: int) -> None:
+    if num_masks == 0:
+        raise DataError(f"the text holds no {MASK}: {text[:60]!r}; write {MASK} where a piece is to be predicted")
+    if num_tokens > longest:
+        raise DataError(f"the text has {num_tokens} tokens with [CLS] and [SEP], the model takes {longest}; shorten it")

@@ -1,0 +1,86 @@
+"""A new folder that appears whole under its name, or not at all."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from megadeberta.checkpoint.durable import fsync_folder, remove_tree
+from megadeberta.errors import ConfigError, StorageError
+
+
+def publish_folder(
+    out: Path, fill: Callable[[Path], None], *, overwrite: bool = False, marker: str = "config.json"
+) -> None:
+    """Let ``fill`` write into a hidden sibling of ``out``, then rename it to ``out``.
+
+    If ``fill`` raises, ``out`` is as before and nothing is left behind. A kill in the middle leaves a hidden folder,
+    never a half-written ``out``.
+
+    Args:
+        overwrite: replace an existing folder, if it contains ``marker``: only what this command makes is ever deleted.
+
+    Raises:
+        ConfigError: ``out`` exists and may not be replaced.
+        StorageError: the file system refused a write.
+    """
+    out = out.absolute()
+    _check_free(out, overwrite, marker)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise StorageError(f"cannot create {out}: {error.strerror}; choose another folder") from error
+    try:
+        fill(temporary)
+        temporary.chmod(0o755)
+        _make_durable(temporary)
+        _swap(temporary, out)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {out}: {error.strerror or error}; free space or choose another folder"
+        ) from error
+    finally:
+        remove_tree(temporary)
+
+
+def _check_free(out: Path, overwrite: bool, marker: str) -> None:
+    if not out.exists() and not out.is_symlink():
+        return
+    if not out.is_dir() or out.is_symlink():
+        raise ConfigError(f"{out} exists and is not a folder; choose another name")
+    if not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise ConfigError(f"{out} exists and is not empty; choose another folder, or add --overwrite to replace it")
+    if not (out / marker).is_file():
+        raise ConfigError(
+            f"{out} holds no {marker}, so it is not something this command made; --overwrite does not delete it"
+        )
+
+
+def _make_durable(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.chmod(0o644)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    fsync_folder(folder)
+
+
+def _swap(temporary: Path, out: Path) -> None:
+    replaced = None
+    if out.exists():
+        replaced = Path(tempfile.mkdtemp(prefix=f".trash-{out.name}-", dir=out.parent)) / "old"
+        os.rename(out, replaced)
+    try:
+        os.rename(temporary, out)
+    except OSError:
+        if replaced is not None:
+            os.rename(replaced, out)
+        raise
+    fsync_folder(out.parent)
+    if replaced is not None:
+        remove_tree(replaced.parent)

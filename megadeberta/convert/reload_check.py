@@ -1,0 +1,163 @@
+"""Does transformers load an export whole, and compute what we compute?
+
+Shapes: B batch · L length · V vocabulary.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+
+from megadeberta.config.model import ModelConfig
+from megadeberta.convert.hf_config import V2
+from megadeberta.convert.import_folder import ImportedModel, read_hf_folder
+from megadeberta.convert.modeling_megadeberta import DebertaV2ForMaskedLMWithMaskDecoder
+from megadeberta.convert.source import SPM
+from megadeberta.convert.tokenizer_json import TOKENIZER_JSON
+from megadeberta.data.tokenizer import CLS_ID, SEP_ID, SentencePieceTokenizer
+from megadeberta.errors import CheckpointError
+from megadeberta.model.whole import WholeModel, mlm_specs
+
+OPT_IN_FILE = "modeling_megadeberta.py"
+TOLERANCE = 1e-5
+"""Relative to the largest value, or absolute below one: fp32 through tens of layers of two implementations."""
+_BATCH, _LENGTH = 2, 24
+_TEXTS = (
+    "Two  spaces, a\ttab, a new\nline and a non\u00a0breaking space.",
+    "Ligatures \ufb01 \ufb02, full width \uff21\uff22\uff11, half width \uff76\uff9e, fractions \u00bd, \u2460.",
+    "e\u0301 Vie\u0302\u0323t \u1112\u1161\u11ab \u304b\u3099 \u0643\u0651\u064e \u200bzero\u200dwidth\ufeff",
+    " \U0001f469\u200d\U0001f52c \U0001f1e9\U0001f1ea ",
+    "",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison that held."""
+
+    what: str
+    detail: str
+
+
+def check_export(folder: Path) -> list[Finding]:
+    """Load an export through transformers and compare it with our own model on the same file.
+
+    Code inside the folder is never run: the opt-in class is this package's, and the folder's copy must equal it.
+
+    Raises:
+        CheckpointError: missing or unexpected tensors, other outputs, or other token ids.
+    """
+    imported = read_hf_folder(folder)
+    config = imported.config
+    if imported.has_head:
+        model = _load(transformers.AutoModelForMaskedLM, folder)
+        findings = [_compare_backbone(folder, imported, model.deberta)]
+        if not config.enhanced_mask_decoder:
+            findings.append(_compare_logits(folder, imported, model))
+        elif model.config.model_type == V2:
+            _check_opt_in_file(folder / OPT_IN_FILE)
+            findings.append(_compare_logits(folder, imported, _load(DebertaV2ForMaskedLMWithMaskDecoder, folder)))
+    else:
+        findings = [_compare_backbone(folder, imported, _load(transformers.AutoModel, folder))]
+    if (folder / TOKENIZER_JSON).is_file():
+        findings.append(_check_tokenizer(folder))
+    return findings
+
+
+def _own_model(imported: ImportedModel) -> WholeModel:
+    """Ours; what a backbone's folder lacks (the head, absolute positions) keeps its random values and is not read."""
+    model = WholeModel(mlm_specs(imported.config)).eval()
+    model.load_state_dict(imported.weights, strict=False)
+    return model
+
+
+def _compare_backbone(folder: Path, imported: ImportedModel, theirs: torch.nn.Module) -> Finding:
+    ids, mask = _batch(imported.config)
+    with torch.no_grad():
+        ours = _own_model(imported).encode(ids, mask)
+        other = theirs(input_ids=ids, attention_mask=mask)[0]
+    return _compare(ours, other, mask, f"{type(theirs).__name__} states", folder)
+
+
+def _compare_logits(folder: Path, imported: ImportedModel, theirs: torch.nn.Module) -> Finding:
+    ids, mask = _batch(imported.config)
+    with torch.no_grad():
+        ours = _own_model(imported).mlm_logits(ids, mask)
+        other = theirs(input_ids=ids, attention_mask=mask).logits
+    return _compare(ours, other, mask, f"{type(theirs).__name__} logits", folder)
+
+
+def _check_opt_in_file(path: Path) -> None:
+    if not path.is_file() or path.read_bytes() != opt_in_source():
+        raise CheckpointError(f"{path}: is missing or is not this megadeberta's; export the model again")
+
+
+def opt_in_source() -> bytes:
+    """The modelling file that exports with a mask decoder carry."""
+    return (Path(__file__).parent / OPT_IN_FILE).read_bytes()
+
+
+def _load(auto_class: type, folder: Path) -> torch.nn.Module:
+    with _quiet():
+        try:
+            model, info = auto_class.from_pretrained(
+                folder, output_loading_info=True, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointError(f"{folder}: transformers cannot load it: {error}") from error
+    problems = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+    if problems:
+        kind, names = next(iter(problems.items()))
+        raise CheckpointError(
+            f"{folder}: transformers reports {len(names)} {kind.replace('_', ' ')} in {type(model).__name__}, "
+            f"first {names[0]}"
+        )
+    return model.eval()
+
+
+def _batch(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Random ids ``[B, L]`` and a mask whose second row is padded; the same at every call."""
+    length = min(_LENGTH, config.max_position_embeddings)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, config.vocab_size, (_BATCH, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, length * 2 // 3 :] = 0
+    return ids * mask, mask
+
+
+def _compare(ours: Tensor, theirs: Tensor, mask: Tensor, what: str, folder: Path) -> Finding:
+    real = mask.bool()
+    difference = (ours - theirs)[real].abs().max().item()
+    allowed = TOLERANCE * max(1.0, ours[real].abs().max().item())
+    if not difference <= allowed:
+        raise CheckpointError(f"{folder}: {what} differ from ours by {difference:.1e}, more than {allowed:.1e}")
+    return Finding(what, f"equal to ours within {difference:.1e}; nothing missing, nothing unexpected")
+
+
+def _check_tokenizer(folder: Path) -> Finding:
+    reference = SentencePieceTokenizer.load(folder / SPM)
+    with _quiet():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        for text in _TEXTS:
+            if tokenizer(text)["input_ids"] != [CLS_ID, *reference.encode(text), SEP_ID]:
+                raise CheckpointError(f"{folder}: AutoTokenizer and {SPM} give different ids for {text!r}")
+    if tokenizer.mask_token_id != reference.mask_id:
+        raise CheckpointError(f"{folder}: [MASK] is {tokenizer.mask_token_id}, expected {reference.mask_id}")
+    return Finding(f"AutoTokenizer ({type(tokenizer).__name__})", f"ids of {SPM} on {len(_TEXTS)} odd texts")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers reports loading on stderr in its own words; ours follow."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        transformers.logging.enable_progress_bar()

@@ -1,0 +1,147 @@
+"""Weights of ours on disk: a checkpoint of a run, or a folder that ``convert import`` wrote."""
+
+import json
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints, read_pointer
+from megadeberta.checkpoint.manifest import MANIFEST_NAME, Manifest
+from megadeberta.checkpoint.verify import verify_checkpoint
+from megadeberta.config.model import ModelConfig
+from megadeberta.convert.hf_weights import expected_shapes
+from megadeberta.convert.tensor_file import SAFETENSORS, check_finite, read_tensor_file
+from megadeberta.errors import CheckpointError
+from megadeberta.observability.metrics import read_metrics
+
+log = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+MODEL_JSON = "model.json"
+"""In an imported folder: the dump of its ModelConfig."""
+SPM = "spm.model"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Whole, checked weights of one masked-language model, on the CPU in fp32."""
+
+    folder: Path
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    tokenizer: Path | None
+    """The SentencePiece file beside the weights."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """``step``, the resolved ``config`` and the last ``losses`` of the run, when the weights come from one."""
+
+
+def load_weights(path: Path) -> ModelSource:
+    """Read and verify the weights at ``path``.
+
+    Args:
+        path: the output folder of a run (its newest sound checkpoint is taken), one ``step-N`` folder, or a folder
+            written by ``convert import``.
+
+    Raises:
+        CheckpointError: nothing there, not sound, or the weights do not fit the configuration beside them.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder; give the output folder of a run, or one of its step-N folders")
+    if (path / MODEL_JSON).is_file():
+        return _complete(path, _read_model_json(path / MODEL_JSON), {})
+    folder, manifest = (path, verify_checkpoint(path)) if (path / MANIFEST_NAME).is_file() else _newest_sound(path)
+    config = _model_of(manifest, folder)
+    run = {"step": manifest.step, "config": manifest.run.config, "losses": _losses(folder, manifest.step)}
+    return _complete(folder, config, run)
+
+
+def check_shapes(
+    config: ModelConfig, weights: dict[str, Tensor], source: str, *, may_lack: Collection[str] = ()
+) -> None:
+    """Refuse weights that are not exactly the configuration's, less those in ``may_lack``.
+
+    Raises:
+        CheckpointError: the first name that is missing, unknown or of another shape.
+    """
+    wanted = {name: shape for name, shape in expected_shapes(config).items() if name not in may_lack}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if found == wanted:
+        return
+    different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    name = different[0]
+    raise CheckpointError(
+        f"{source}: {len(different)} of {len(wanted)} tensors do not fit the model configuration, first {name}: "
+        f"expected {wanted.get(name, 'no such tensor')}, found {found.get(name, 'none')}"
+    )
+
+
+def _newest_sound(output_dir: Path) -> tuple[Path, Manifest]:
+    root = output_dir / CHECKPOINTS_FOLDER
+    names = [str(name) for name in list_checkpoints(root)]
+    if not names:
+        raise CheckpointError(
+            f"{output_dir}: holds no checkpoint; give the training.output_dir of a run, one of its "
+            f"{CHECKPOINTS_FOLDER}/step-N folders, or a folder made by `megadeberta convert import`"
+        )
+    try:
+        pointed = read_pointer(root)
+    except CheckpointError as error:
+        log.warning("%s", error)
+        pointed = None
+    if pointed in names:
+        names.insert(0, names.pop(names.index(pointed)))
+    problems = []
+    for name in names:
+        try:
+            manifest = verify_checkpoint(root / name)
+        except CheckpointError as error:
+            log.warning("%s", error)
+            problems.append(str(error))
+            continue
+        log.info("using %s, verified", root / name)
+        return root / name, manifest
+    raise CheckpointError(f"{root}: none of {len(names)} checkpoints is sound, the newest: {problems[0]}")
+
+
+def _model_of(manifest: Manifest, folder: Path) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate(manifest.run.config["model"])
+    except (KeyError, ValidationError) as error:
+        raise CheckpointError(
+            f"{folder / MANIFEST_NAME}: its configuration has no model section that this megadeberta reads "
+            f"({type(error).__name__}); use the megadeberta version that wrote it"
+        ) from None
+
+
+def _losses(folder: Path, step: int) -> dict[str, str]:
+    """The last losses that the run logged up to ``step``; none when the folder was moved away from its run."""
+    labels = {"loss": "training loss", "valid_loss": "validation loss"}
+    found = {}
+    for record in read_metrics(folder.absolute().parent.parent / METRICS_FILE):
+        if record["step"] <= step:
+            found |= {label: f"{record[key]:.4f}" for key, label in labels.items() if record.get(key) is not None}
+    return found
+
+
+def _read_model_json(path: Path) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: not a model configuration ({detail}); import the model again") from None
+
+
+def _complete(folder: Path, config: ModelConfig, run: dict[str, Any]) -> ModelSource:
+    path = folder / SAFETENSORS
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing; the folder holds no weights by our names")
+    weights = {name: tensor.float() for name, tensor in read_tensor_file(path).items()}
+    check_shapes(config, weights, str(path))
+    check_finite(weights, str(path))
+    tokenizer = folder / SPM
+    return ModelSource(folder, config, weights, tokenizer if tokenizer.is_file() else None, run)

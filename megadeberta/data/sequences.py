@@ -1,0 +1,44 @@
+"""Chunks of a token shard as sequences: [CLS] chunk [SEP] [PAD]*."""
+
+# N sequences · L length
+
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megadeberta.data.indexed import TokenShard
+from megadeberta.data.tokenizer import CLS_ID, PAD_ID, SEP_ID
+
+
+def count_chunks(num_tokens: int, sequence_length: int) -> int:
+    """Chunks of a shard. Every token is in exactly one: documents are laid end to end, and the last chunk is short."""
+    return math.ceil(num_tokens / (sequence_length - 2))
+
+
+class ChunkReader:
+    """Reads chunks of one shard; opens the shard at once, so make it in the process that uses it."""
+
+    def __init__(self, prefix: Path, sequence_length: int) -> None:
+        self._shard = TokenShard.open(prefix)
+        self._length = sequence_length
+        self.num_chunks = count_chunks(self._shard.num_tokens, sequence_length)
+
+    def read(self, chunks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sequences ``[N, L]`` of chunks ``[N]``.
+
+        Raises:
+            DataError: the shard's file was cut off or replaced since it was opened.
+        """
+        sequences = np.full((len(chunks), self._length), PAD_ID, np.int64)
+        sequences[:, 0] = CLS_ID
+        room = self._length - 2
+        for sequence, chunk in zip(sequences, chunks.tolist(), strict=True):
+            tokens = self._shard.read_tokens(chunk * room, min((chunk + 1) * room, self._shard.num_tokens))
+            sequence[1 : 1 + len(tokens)] = tokens
+            sequence[1 + len(tokens)] = SEP_ID
+        return sequences
+
+    def close(self) -> None:
+        self._shard.close()

@@ -1,0 +1,49 @@
+"""The processes that prepare batches: safe beside gloo and CUDA, deaf to signals, never outliving their rank."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import BaseContext
+
+# A batch system signals every process of a job, and a rank that saves in its own time still needs batches until then.
+_JOB_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def worker_context(*, preload: str) -> BaseContext:
+    """Start the server that workers are forked from, with the module ``preload`` and the torch it needs loaded.
+
+    Plain fork would copy the locks of gloo's and CUDA's threads, held or not. The server is a fresh process; it and the
+    workers inherit a mask that blocks the job's signals.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([preload])
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
+    try:
+        resource_tracker.ensure_running()
+        # Starting the tracker unblocks some of them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return context
+
+
+def leave_with_the_rank(_worker_id: int) -> None:
+    """Called in a new worker: leave as soon as the rank is gone, ``kill -9`` included."""
+    # torch's own watch looks at the parent process id, which is the server's; and the server waits for its workers.
+    threading.Thread(target=_wait_for_the_rank, daemon=True).start()
+
+
+def tells_of_a_dead_worker(error: Exception) -> bool:
+    """Whether an error of a DataLoader with workers means that one died, and not that one raised it."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    # The connection breaks before DataLoader looks. What a worker raised starts with "Caught".
+    return isinstance(error, OSError | EOFError) and not str(error).startswith("Caught ")
+
+
+def _wait_for_the_rank() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

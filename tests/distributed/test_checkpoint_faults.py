@@ -1,0 +1,356 @@
+"""A real two-rank ZeRO-1 run whose checkpoints are frozen, flipped, filled with pickles, cut short and killed."""
+
+import json
+import os
+import pickle
+import random
+import re
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megadeberta.checkpoint import SingleProcess, find_resumable, verify_checkpoint
+from megadeberta.checkpoint.durable import hash_file
+from megadeberta.checkpoint.folder import read_pointer
+from megadeberta.checkpoint.manifest import FileRecord, encode_manifest, read_manifest
+from megadeberta.engine.checkpoint_engine import (
+    HashingCheckpointEngine,
+    attach_checkpoint_engine,
+    load_checkpoint,
+    save_checkpoint,
+)
+from megadeberta.errors import CheckpointError, StorageError
+from tests.distributed.checkpoint_toy import build_engine, collectives, open_store, run_record, seed_rank, train
+from tests.ranks import RankFailedError, run_ranks
+
+# Frozen at random instants
+
+
+def _save_until_told(rank: int, world_size: int, root: str, control: str, delay: float) -> int:
+    """Train a step and save, again and again; rank 1 writes each of its files ``delay`` seconds late."""
+    engine = build_engine()
+    save = HashingCheckpointEngine.save
+
+    def save_late(self: HashingCheckpointEngine, state_dict: Any, path: str) -> None:
+        time.sleep(delay if rank == 1 else 0.0)
+        save(self, state_dict, path)
+
+    HashingCheckpointEngine.save = save_late  # type: ignore[method-assign]
+    store, ranks = open_store(root), collectives()
+    (Path(control) / f"pid-{rank}").write_text(str(os.getpid()))
+    step = 0
+    while not ranks.broadcast_text("stop" if (Path(control) / "stop").exists() else ""):
+        train(engine, 1)
+        step += 1
+        save_checkpoint(engine, store, step, run=run_record(world_size), state={"step": step})
+    return step
+
+
+@contextmanager
+def _saving_run(root: Path, control: Path, delay: float) -> Iterator[tuple[list[int], Future[list[int]]]]:
+    """The process ids of the two ranks while they save, and what they return in the end."""
+    control.mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run_ranks, _save_until_told, 2, str(root), str(control), delay, timeout=300)
+        try:
+            while not future.done() and len(list(control.glob("pid-*"))) < 2:
+                time.sleep(0.02)
+            assert not future.done(), future.result()
+            yield [int((control / f"pid-{rank}").read_text()) for rank in range(2)], future
+        finally:
+            (control / "stop").touch()
+
+
+def _freeze(pids: list[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        while Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
+            time.sleep(0.0005)
+
+
+@pytest.mark.parametrize("instants", [100, pytest.param(300, marks=pytest.mark.campaign)])
+def test_at_every_instant_of_a_save_the_pointer_leads_to_a_whole_checkpoint(
+    tmp_path: Path, instants: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, generator = tmp_path / "checkpoints", random.Random(13)
+    unfinished, steps = 0, [0]
+    with _saving_run(root, tmp_path / "control", delay=0.2) as (pids, future):
+        for _ in range(instants):
+            time.sleep(generator.uniform(0.0, 0.25))
+            _freeze(pids)
+            unfinished += any(root.glob(".tmp-step-*"))
+            point = find_resumable(root, collectives=SingleProcess(), run=run_record(2))
+            steps.append(point.step if point is not None else 0)
+            # Before the very first commit there is no pointer and nothing that looks like a checkpoint.
+            assert point is not None or not list(root.glob("step-*"))
+            for folder in root.glob("step-*"):
+                verify_checkpoint(folder)
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+    assert future.result()[0] >= steps[-1]
+    assert steps == sorted(steps)
+    assert steps[-1] >= instants // 4
+    assert unfinished >= instants // 4  # the instants did fall into saves
+    # The one thing that may be said: a commit was caught between the rename and the new pointer.
+    assert [text for text in caplog.messages if "newer folders are left alone" not in text] == []
+
+
+# One real checkpoint, damaged
+
+
+def _make(rank: int, world_size: int, root: str) -> list[str]:
+    engine, store = build_engine(), open_store(root)
+    seed_rank(rank)
+    losses = []
+    for step in (1, 2, 3):
+        losses += train(engine, 1)
+        save_checkpoint(engine, store, step, run=run_record(world_size), state={"step": step}, required=True)
+    return losses
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[str]]]:
+    """Steps 2 and 3 of a run that keeps two, and the losses of its steps per rank."""
+    root = tmp_path_factory.mktemp("made") / "checkpoints"
+    return root, run_ranks(_make, 2, str(root))
+
+
+@pytest.fixture
+def root(made: tuple[Path, list[list[str]]], tmp_path: Path) -> Path:
+    """A copy to damage."""
+    shutil.copytree(made[0], tmp_path / "checkpoints")
+    return tmp_path / "checkpoints"
+
+
+@pytest.mark.parametrize("flips", [100, pytest.param(400, marks=pytest.mark.campaign)])
+def test_single_bit_flips_over_all_files_are_all_found(root: Path, flips: int) -> None:
+    generator = random.Random(17)
+    names = sorted(path.name for path in (root / "step-3").iterdir())
+    assert len(names) == 6  # model, optimizer and rank state of each rank, manifest
+    for index in range(flips):
+        path = root / "step-3" / names[index % len(names)]
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        bit = generator.randrange(len(whole) * 8)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        point = find_resumable(root, collectives=SingleProcess(), run=run_record(2))
+        assert point is not None, f"{path}, bit {bit}"
+        assert point.step == 2, f"{path}, bit {bit}"
+        path.write_bytes(whole)
+
+
+def _resume(rank: int, world_size: int, root: str) -> tuple[int, list[str]]:
+    engine = build_engine(seed=5)
+    point = find_resumable(Path(root), collectives=collectives(), run=run_record(world_size))
+    assert point is not None
+    state = load_checkpoint(engine, point, collectives=collectives())
+    assert state == {"step": point.step}
+    return point.step, train(engine, 3 - point.step)
+
+
+def test_after_damage_the_run_goes_on_from_the_previous_checkpoint_exactly(
+    made: tuple[Path, list[list[str]]], root: Path
+) -> None:
+    path = root / "step-3" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    path.write_bytes(path.read_bytes()[:-7])
+    for rank, (step, losses) in enumerate(run_ranks(_resume, 2, str(root))):
+        assert step == 2
+        assert losses == made[1][rank][2:]
+
+
+class _Touch:
+    """Unpickling it freely would create the file."""
+
+    def __init__(self, marker: str) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self._marker}",)
+
+
+def _plant(folder: Path, name: str, content: bytes) -> None:
+    """What an attacker would do: another file, and a manifest that says so."""
+    manifest = read_manifest(folder)
+    (folder / name).write_bytes(content)
+    digest = hash_file(folder / name)
+    record = FileRecord(bytes=digest.bytes, sha256=digest.sha256, rank=manifest.files[name].rank)
+    changed = manifest.model_copy(update={"files": {**manifest.files, name: record}})
+    (folder / "manifest.json").write_bytes(encode_manifest(changed))
+
+
+def _try_payloads(rank: int, world_size: int, root: str, marker: str) -> list[str]:
+    engine, ranks, messages = build_engine(), collectives(), []
+    folder = Path(root) / "step-3"
+    for name in sorted(read_manifest(folder).files):
+        for kind in ("in the state", "bare pickle", "old torch format"):
+            whole, manifest = (folder / name).read_bytes(), (folder / "manifest.json").read_bytes()
+            ranks.all_gather_text("")
+            if rank == 0:
+                source = folder.parent / "payload"
+                state: Any = _Touch(marker)
+                if kind != "bare pickle" and name.endswith(".pt"):
+                    state = {**torch.load(folder / name, weights_only=False), "more": _Touch(marker)}
+                    torch.save(state, source, _use_new_zipfile_serialization=kind == "in the state")
+                else:
+                    source.write_bytes(pickle.dumps(state, protocol=2))
+                _plant(folder, name, source.read_bytes())
+                source.unlink()
+            ranks.all_gather_text("")
+            point = find_resumable(Path(root), collectives=ranks, run=run_record(world_size))
+            assert point is not None
+            assert point.step == 3
+            try:
+                load_checkpoint(engine, point, collectives=ranks)
+                messages.append("loaded")
+            except CheckpointError as error:
+                messages.append(f"{name}: {error}")
+            ranks.all_gather_text("")
+            if rank == 0:
+                (folder / name).write_bytes(whole)
+                (folder / "manifest.json").write_bytes(manifest)
+            ranks.all_gather_text("")
+    return messages
+
+
+def test_a_payload_in_any_file_is_refused_by_all_ranks_and_executed_by_none(root: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    first, second = run_ranks(_try_payloads, 2, str(root), str(marker))
+    assert not marker.exists()
+    assert first == second
+    assert len(first) == 15
+    for text in first:
+        name = text.split(":")[0]
+        assert re.search(rf"/step-3/{re.escape(name)}: (asks for posix\.system; refused|cannot be read)", text), text
+
+
+# The disk refuses, a rank dies
+
+
+def _write_less_and_less(rank: int, world_size: int, root: str, limits: list[int]) -> list[str]:
+    """Rank 1 may write files of ``limit`` bytes only; the kernel refuses the rest."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    engine, store = build_engine(), open_store(root)
+    results = []
+    for step, limit in enumerate(limits, start=1):
+        train(engine, 1)
+        if rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            committed = save_checkpoint(engine, store, step, run=run_record(world_size), state={})
+            results.append(committed.name if committed is not None else "skipped")
+        except StorageError as error:
+            results.append(str(error))
+        if rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return results
+
+
+def test_a_rank_that_cannot_write_makes_all_ranks_skip_and_then_stop(tmp_path: Path) -> None:
+    enough, root = 10**9, tmp_path / "checkpoints"
+    limits = [enough, 0, 3000, enough, 100, 4096, 5000, enough]
+    first, second = run_ranks(_write_less_and_less, 2, str(root), limits)
+    assert first == second
+    assert first[:6] == ["step-1", "skipped", "skipped", "step-4", "skipped", "skipped"]
+    assert re.search(
+        r"checkpoint of step 7 could not be written: rank 1: .*File too large; the newest checkpoint is st",
+        first[6],
+    )
+    assert first[7] == "step-8"
+    assert sorted(path.name for path in root.iterdir()) == ["latest", "step-4", "step-8"]
+    verify_checkpoint(root / "step-4")
+    verify_checkpoint(root / "step-8")
+
+
+def _die_in_a_save(rank: int, world_size: int, root: str) -> None:
+    engine, store = build_engine(), open_store(root)
+    train(engine, 1)
+    save_checkpoint(engine, store, 1, run=run_record(world_size), state={}, required=True)
+    if rank == 1:
+        HashingCheckpointEngine.save = lambda self, state_dict, path: os.kill(os.getpid(), signal.SIGKILL)
+    save_checkpoint(engine, store, 2, run=run_record(world_size), state={}, required=True)
+
+
+def test_a_rank_killed_in_a_save_ends_the_others_and_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(RankFailedError, match="rank 1 died without a word"):
+        run_ranks(_die_in_a_save, 2, str(tmp_path))
+    assert time.monotonic() - started < 15
+    assert read_pointer(tmp_path) == "step-1"
+    assert not (tmp_path / "step-2").exists()
+    point = find_resumable(tmp_path, collectives=SingleProcess(), run=run_record(2))
+    assert point is not None
+    assert point.step == 1
+
+
+def _resume_error(rank: int, world_size: int, root: str) -> str:
+    engine, ranks = build_engine(), collectives()
+    point = find_resumable(Path(root), collectives=ranks, run=run_record(world_size))
+    assert point is not None
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(engine, point, collectives=ranks)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{}", r"/step-3: rank 1 has no state in it; use an older checkpoint"),
+        (b'{"random": {}, "state": {}}', r"/step-3, rank 1: the random state in the checkpoint does not fit"),
+    ],
+)
+def test_an_unusable_state_of_one_rank_stops_all_ranks(root: Path, content: bytes, message: str) -> None:
+    _plant(root / "step-3", "rank-1.json", content)
+    first, second = run_ranks(_resume_error, 2, str(root))
+    assert first == second
+    assert re.search(message, first)
+
+
+def _forbid_free_unpickling(rank: int, world_size: int, root: str) -> list[bool]:
+    seen: list[bool] = []
+    load = torch.load
+
+    def watch(*args: Any, **options: Any) -> Any:
+        seen.append(bool(options.get("weights_only")))
+        return load(*args, **options)
+
+    torch.load = watch
+    _resume(rank, world_size, root)
+    return seen
+
+
+def test_no_load_of_deepspeed_goes_around_the_allow_list(root: Path) -> None:
+    for seen in run_ranks(_forbid_free_unpickling, 2, str(root)):
+        assert len(seen) >= 3
+        assert all(seen)
+
+
+def _refused_options(rank: int, world_size: int) -> dict[str, str]:
+    engine = build_engine()
+    messages = {}
+    for method in ("load_universal_checkpoint", "use_node_local_storage", "zero_nvme_offload_optimizer"):
+        setattr(engine, method, lambda: True)
+        try:
+            attach_checkpoint_engine(engine)
+        except Exception as error:
+            messages[method] = f"{type(error).__name__}: {error}"
+        delattr(engine, method)
+    return messages
+
+
+def test_options_that_bypass_the_manifest_are_refused() -> None:
+    (messages,) = run_ranks(_refused_options, 1)
+    assert json.dumps(messages).count("ConfigError: deepspeed.") == 3
+    assert "deepspeed.checkpoint.load_universal is set: DeepSpeed would" in messages["load_universal_checkpoint"]
+    assert "deepspeed.checkpoint.use_node_local_storage is set" in messages["use_node_local_storage"]
+    assert "offload_optimizer.device=nvme is set" in messages["zero_nvme_offload_optimizer"]

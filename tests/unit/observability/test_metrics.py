@@ -1,0 +1,135 @@
+"""The metrics file is always the joined log: whole lines, nothing after the checkpoint, exact floats."""
+
+import errno
+import json
+import logging
+import math
+import os
+import random
+import resource
+from pathlib import Path
+
+import pytest
+
+from megadeberta.errors import StorageError
+from megadeberta.observability.metrics import MetricsFile, read_metrics
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "metrics.jsonl"
+
+
+def _write(path: Path, steps: range) -> None:
+    with MetricsFile(path) as metrics:
+        for step in steps:
+            metrics.write(step, {"loss": 1 / step})
+
+
+def test_floats_come_back_exactly(path: Path) -> None:
+    generator = random.Random(0)
+    losses = [generator.uniform(0, 12) for _ in range(200)] + [5e-324, 1.7976931348623157e308, -0.0, 0.1 + 0.2]
+    with MetricsFile.create(path) as metrics:
+        for step, loss in enumerate(losses):
+            metrics.write(step, {"loss": loss})
+    assert [record["loss"].hex() for record in read_metrics(path)] == [loss.hex() for loss in losses]
+
+
+def test_each_line_is_on_disk_when_write_returns(path: Path) -> None:
+    with MetricsFile.create(path) as metrics:
+        metrics.write(1, {"loss": 6.5})
+        assert path.read_text() == '{"step": 1, "loss": 6.5}\n'
+
+
+def test_resume_keeps_steps_up_to_the_checkpoint_and_drops_half_a_line(path: Path) -> None:
+    _write(path, range(1, 6))
+    with open(path, "ab") as handle:
+        handle.write(b'{"step": 6, "lo')
+    with MetricsFile.resume(path, 3) as metrics:
+        metrics.write(4, {"loss": 0.25})
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("cut", range(1, 24, 3))
+def test_joined_log_equals_the_uninterrupted_one_wherever_the_kill_came(path: Path, tmp_path: Path, cut: int) -> None:
+    whole = tmp_path / "whole.jsonl"
+    _write(whole, range(1, 8))
+    _write(path, range(1, 6))
+    path.write_bytes(path.read_bytes()[:-cut])
+    with MetricsFile.resume(path, 3) as metrics:
+        for step in range(4, 8):
+            metrics.write(step, {"loss": 1 / step})
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_resume_of_a_sound_file_does_not_rewrite_it(path: Path) -> None:
+    _write(path, range(1, 4))
+    inode = path.stat().st_ino
+    MetricsFile.resume(path, 3).close()
+    assert path.stat().st_ino == inode
+
+
+def test_start_from_scratch_drops_what_was_there(path: Path) -> None:
+    _write(path, range(1, 4))
+    MetricsFile.create(path).close()
+    assert read_metrics(path) == []
+
+
+def test_damaged_lines_are_left_out_and_counted(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b'{"step": 1}\n\x00\xff\n[]\n{"loss": 2}\n{"step": "2"}\n{"step": 3}\n')
+    with caplog.at_level(logging.WARNING):
+        assert [record["step"] for record in read_metrics(path)] == [1, 3]
+    assert "4 damaged line(s) left out" in caplog.text
+
+
+def test_value_that_is_not_finite_is_null_and_the_line_stays_json(path: Path) -> None:
+    with MetricsFile.create(path) as metrics:
+        metrics.write(1, {"loss": math.nan, "grad": math.inf, "lr": 0.1})
+    assert json.loads(path.read_text()) == {"step": 1, "loss": None, "grad": None, "lr": 0.1}
+
+
+def test_missing_file_has_no_records(path: Path) -> None:
+    assert read_metrics(path) == []
+
+
+def test_full_disk_is_a_storage_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with MetricsFile.create(path) as metrics:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", refuse)
+            with pytest.raises(StorageError, match=r"metrics\.jsonl: cannot be written at step 7: No space left"):
+                metrics.write(7, {})
+            patch.setattr(os, "write", lambda descriptor, data: 5)
+            with pytest.raises(StorageError, match=r"only 5 of 12 bytes written at step 8: No space left"):
+                metrics.write(8, {})
+        metrics.write(9, {})
+
+
+def test_failed_rewrite_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(path, range(1, 5))
+    before = path.read_bytes()
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(StorageError, match=r"metrics\.jsonl: cannot be rewritten: No space left"):
+        MetricsFile.resume(path, 2)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_real_size_limit_of_a_file_is_a_storage_error(path: Path) -> None:
+    with MetricsFile.create(path) as metrics:
+        metrics.write(1, {"text": "x" * 100})
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (130, hard))
+        try:
+            with pytest.raises(StorageError, match=r"bytes written at step 2|cannot be written at step 2"):
+                metrics.write(2, {"text": "x" * 100})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [record["step"] for record in read_metrics(path)] == [1]

@@ -1,0 +1,104 @@
+import pytest
+
+from megadeberta.observability.progress import Rates, Speedometer, format_count, format_duration, format_progress
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _speedometer(clock: _Clock, **values: object) -> Speedometer:
+    settings = {"total_steps": 100, "tokens_per_step": 2000, "flops_per_token": 1e6, "peak_flops": 1e10}
+    return Speedometer(**{**settings, **values}, clock=clock)
+
+
+def test_line_has_the_documented_form() -> None:
+    line = format_progress(
+        1200,
+        10_000,
+        loss=6.4121,
+        accuracy=0.1824,
+        gradient_norm=0.941,
+        lr=1e-4,
+        rates=Rates(41_300.0, 0.3811, 2 * 3600 + 3 * 60),
+    )
+    assert line == "step 1200/10000 loss 6.412 acc 0.182 grad 0.94 lr 1.0e-04 tok/s 41.3k mfu 38.1 % eta 2h03m"
+
+
+def test_line_without_a_known_peak_has_no_mfu() -> None:
+    line = format_progress(1, 2, loss=1, accuracy=0, gradient_norm=1, lr=1, rates=Rates(1.0, None, 0))
+    assert line == "step 1/2 loss 1.000 acc 0.000 grad 1.00 lr 1.0e+00 tok/s 1 eta 0s"
+
+
+def test_rates_count_the_steps_and_the_time_left_counts_the_clock() -> None:
+    clock = _Clock()
+    speed = _speedometer(clock)
+    for _ in range(10):
+        speed.add_step(0.5)
+    clock.now += 20  # of which 15 seconds were validation
+    rates = speed.read()
+    assert rates.tokens_per_second == pytest.approx(4000)
+    assert rates.mfu == pytest.approx(0.4)
+    assert rates.eta_seconds == pytest.approx(90 * 2.0)
+
+
+def test_each_reading_covers_the_steps_since_the_last() -> None:
+    clock = _Clock()
+    speed = _speedometer(clock, peak_flops=None)
+    for seconds in (1.0, 0.5):
+        speed.add_step(seconds)
+        clock.now += seconds
+        rates = speed.read()
+    assert rates.tokens_per_second == pytest.approx(4000)
+    assert rates.mfu is None
+    assert rates.eta_seconds == pytest.approx(98 * (0.9 * 1.0 + 0.1 * 0.5))
+
+
+def test_time_left_after_a_resume_counts_the_steps_that_are_left() -> None:
+    clock = _Clock()
+    speed = _speedometer(clock, done=90)
+    speed.add_step(1.0)
+    clock.now += 1
+    assert speed.read().eta_seconds == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (874.4, "874"),
+        (999.6, "1.00k"),
+        (1000, "1.00k"),
+        (9994, "9.99k"),
+        (9996, "10.0k"),
+        (41_300, "41.3k"),
+        (99_960, "100k"),
+        (534_000, "534k"),
+        (1_204_000, "1.20M"),
+        (2.5e12, "2500G"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_counts_have_three_figures(value: float, text: str) -> None:
+    assert format_count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0s"),
+        (46.7, "47s"),
+        (59.6, "1m00s"),
+        (725, "12m05s"),
+        (3599.6, "1h00m"),
+        (7380, "2h03m"),
+        (273_700, "3d04h"),
+        (float("inf"), "0s"),
+    ],
+)
+def test_durations_have_two_units(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text

@@ -1,0 +1,146 @@
+"""The rooms of docs/architecture.md: who may import whom, how long a file may be, what never loads torch."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ("megadeberta", "launcher", "data_prep")
+LONGEST_FILE = 400
+
+# Room -> rooms it may import (None: all). The longest prefix of a module's name is its room.
+CONFIG = {"megadeberta.config", "megadeberta.errors", "megadeberta"}
+DIRECTIONS: dict[str, set[str] | None] = {
+    "megadeberta": set(),
+    "megadeberta.errors": set(),
+    "megadeberta.spec": set(),
+    "megadeberta.config": {"megadeberta.errors"},
+    "megadeberta.ops": set(),
+    "megadeberta.data": CONFIG,
+    "megadeberta.observability": CONFIG,
+    "megadeberta.model": CONFIG | {"megadeberta.spec", "megadeberta.ops"},
+    "megadeberta.checkpoint": CONFIG,
+    "megadeberta.engine": CONFIG | {"megadeberta.checkpoint"},
+    "megadeberta.convert": CONFIG
+    | {f"megadeberta.{room}" for room in ("spec", "ops", "model", "data", "observability", "checkpoint")},
+    "megadeberta.preflight": CONFIG | {"megadeberta.data", "launcher"},
+    "megadeberta.train_cli": CONFIG | {"megadeberta.preflight", "megadeberta.train", "launcher"},
+    "megadeberta.train": None,
+    "megadeberta.cli": None,
+    "megadeberta.__main__": {"megadeberta.cli"},
+    "launcher": CONFIG,
+    "data_prep": CONFIG | {"megadeberta.data"},
+}
+TORCH_FREE = ("megadeberta.config.load", "megadeberta.config.validate", "megadeberta.errors", "megadeberta.cli")
+HEAVY = ("torch", "deepspeed", "transformers", "matplotlib")
+
+
+def _shipped_files() -> list[Path]:
+    return sorted(path for folder in SHIPPED for path in (ROOT / folder).rglob("*.py"))
+
+
+def _module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _room(module: str) -> str:
+    parts = module.split(".")
+    candidates = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next(room for room in candidates if room in DIRECTIONS)
+
+
+def _imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of every import, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield node.lineno, node.module or ""
+            if node.module in SHIPPED:  # `from megadeberta import x` may name a module
+                names = (f"{node.module}.{alias.name}" for alias in node.names)
+                yield from ((node.lineno, name) for name in names if (ROOT / name.replace(".", "/")).exists())
+
+
+def test_imports_follow_the_direction_of_the_rooms() -> None:
+    wrong = []
+    for path in _shipped_files():
+        room = _room(_module_name(path))
+        allowed = DIRECTIONS[room]
+        for line, name in _imports(path):
+            if allowed is None or name.split(".")[0] not in SHIPPED:
+                continue
+            if _room(name) != room and _room(name) not in allowed:
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {room} must not import {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_file_belongs_to_a_room_of_the_architecture_document() -> None:
+    document = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for folder in ("megadeberta/" + path.name for path in (ROOT / "megadeberta").iterdir() if path.is_dir()):
+        if folder.endswith("__pycache__"):
+            continue
+        assert folder.replace("/", ".") in DIRECTIONS, f"{folder} has no direction in this test"
+        assert f"`{folder}`" in document, f"{folder} is missing in the rooms of docs/architecture.md"
+
+
+def test_only_the_engine_imports_deepspeed() -> None:
+    users = {
+        _room(_module_name(path))
+        for path in _shipped_files()
+        for _, name in _imports(path)
+        if name.split(".")[0] == "deepspeed"
+    }
+    assert users == {"megadeberta.engine"}
+
+
+def test_torch_is_imported_only_where_tensors_are() -> None:
+    free = ("megadeberta.config", "megadeberta.errors", "megadeberta.preflight", "launcher", "data_prep")
+    with_torch = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in _shipped_files()
+        for line, name in _imports(path)
+        if name.split(".")[0] in ("torch", "deepspeed", "transformers") and _room(_module_name(path)) in free
+    ]
+    assert with_torch == []
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_importing_the_module_loads_nothing_heavy(module: str) -> None:
+    code = f"import {module}, sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("folder", ["launcher", "data_prep"])
+def test_importing_every_module_of_the_folder_loads_no_torch(folder: str) -> None:
+    modules = [_module_name(path) for path in sorted((ROOT / folder).rglob("*.py"))]
+    code = f"import {', '.join(modules)}, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    files = [*_shipped_files(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_nothing_shipped_prints() -> None:
+    calls = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in _shipped_files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert calls == []
+
+
+def test_no_module_is_a_grab_bag() -> None:
+    grab_bags = {"utils", "util", "helpers", "misc", "common"}
+    assert [str(path) for path in _shipped_files() if path.stem in grab_bags] == []
