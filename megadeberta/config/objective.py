@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.section import Section
 
+GENERATOR, DISCRIMINATOR = "generator", "discriminator"
+"""The parts of a model for replaced token detection; names of their layers and parameters begin with them."""
 _RTD_MASKING = {"mask_token_prob": 1.0, "random_token_prob": 0.0, "max_gram": 1, "whole_word": False}
 
 
@@ -92,3 +94,9 @@ class ObjectiveConfig(Section):
             "ar": {"ar_loss": 1.0},
             "mlm_ar": {"mlm_loss": 1.0, "ar_loss": self.autoregressive.loss_weight},
         }[self.name]
+
+
+def part_of(parameter: str) -> str:
+    """The part a parameter belongs to: generator, discriminator, or "" where the model has no parts."""
+    first = parameter.split(".", 1)[0]
+    return first if first in (GENERATOR, DISCRIMINATOR) else ""

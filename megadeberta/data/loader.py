@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from megadeberta.config.data import DataConfig, ObjectiveConfig
+from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.counter_random import stream_key
 from megadeberta.data.masking import MlmMasker
 from megadeberta.data.sample_order import SampleOrder

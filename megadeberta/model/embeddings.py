@@ -27,7 +27,9 @@ class Embeddings(nn.Module):
         width = config.embedding_width
         table = SharedEmbedding if differences else nn.Embedding
         self.word_embeddings = table(config.vocab_size, width, padding_idx=config.pad_token_id)
-        self.position_embeddings = table(config.max_position_embeddings, width) if config.position_biased_input else None
+        self.position_embeddings = (
+            table(config.max_position_embeddings, width) if config.position_biased_input else None
+        )
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
         self.embed_proj = nn.Linear(width, config.hidden_size, bias=False) if width != config.hidden_size else None
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)

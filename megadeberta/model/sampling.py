@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from megadeberta.model.carry import Carry, Term
 from megadeberta.model.mlm_head import EMPTY
@@ -38,11 +39,14 @@ class Sample(nn.Module):
         is_target = labels != EMPTY
         keys = hash_words(carry.sample_keys.unsqueeze(-1), positions)  # [B, Q]
         drawn = gumbel_max(carry.masked_logits / self.temperature, keys)
-        # An empty slot has position 0, [CLS], which is never masked: writing what stands there changes nothing.
-        shown = carry.input_ids.gather(1, positions)
-        input_ids = carry.input_ids.scatter(1, positions, torch.where(is_target, drawn, shown))
+        length = carry.input_ids.size(1)
+        target = torch.where(is_target, positions, length)  # empty slots write behind the end
+        input_ids = functional.pad(carry.input_ids, (0, 1)).scatter(1, target, drawn)[:, :length]
         is_replaced = is_target & (drawn != labels)
-        replaced = torch.zeros_like(carry.attention_mask).scatter(1, positions, is_replaced)
+        replaced = torch.zeros_like(functional.pad(carry.attention_mask, (0, 1))).scatter(1, target, is_replaced)[
+            :, :length
+        ]
+        shown = carry.input_ids.gather(1, positions)
         tokens = carry.attention_mask.sum()
         rates = {
             "masked_rate": ((is_target & (shown != labels)).sum(), tokens),

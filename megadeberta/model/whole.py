@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.config.objective import ObjectiveConfig, RtdConfig
+from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig, RtdConfig, part_of
 from megadeberta.model.carry import Carry, Term, gather_rows
 from megadeberta.model.embeddings import Embeddings, RelativeTable
 from megadeberta.model.layer import EncoderLayer
@@ -21,8 +21,7 @@ from megadeberta.spec import LayerSpec, Tie
 
 WORD_TABLE = "embeddings.word_embeddings.weight"
 POSITION_TABLE = "embeddings.position_embeddings.weight"
-GENERATOR, DISCRIMINATOR = "generator", "discriminator"
-SAMPLE = "sample"
+SAMPLE = f"{GENERATOR}.sample"
 MLM_HEAD, RTD_HEAD = "mlm_head", "rtd_head"
 
 
@@ -82,14 +81,6 @@ def _discriminator_embeddings(config: ModelConfig, rtd: RtdConfig) -> LayerSpec:
         attributes = [table.removeprefix("embeddings.").replace("weight", owned) for table in tables]
         ties = tuple(Tie(a, f"{GENERATOR}.{t}") for a, t in zip(attributes, tables, strict=True))
     return LayerSpec(f"{DISCRIMINATOR}.embeddings", lambda: Embeddings(config, differences=sharing == "gdes"), ties)
-
-
-def part_of(name: str) -> str:
-    """The part of the model that a layer or a parameter belongs to: generator, discriminator, or "" for the only one."""
-    first = name.split(".", 1)[0]
-    if first == SAMPLE:
-        return GENERATOR
-    return first if first in (GENERATOR, DISCRIMINATOR) else ""
 
 
 class WholeModel(nn.Module):
@@ -185,7 +176,7 @@ class WholeModel(nn.Module):
         return SAMPLE in self.layer_names
 
     def _backbone(self, part: str) -> list[str]:
-        heads = (MLM_HEAD, RTD_HEAD, SAMPLE)
+        heads = (MLM_HEAD, RTD_HEAD, "sample")
         return [n for n in self.layer_names if part_of(n) == part and n.rpartition(".")[2] not in heads]
 
 

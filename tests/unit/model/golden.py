@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.config.objective import RtdConfig
+from megadeberta.config.objective import RtdConfig, part_of
 from megadeberta.convert.names import backbone_names, mlm_names
-from megadeberta.model.whole import WholeModel, backbone_specs, mlm_specs, part_of, rtd_specs
+from megadeberta.model.whole import WholeModel, backbone_specs, mlm_specs, rtd_specs
 
 IDS = torch.tensor([[1, 5, 7, 4, 9, 2], [1, 6, 4, 2, 0, 0]])
 MASK = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]])
