@@ -99,7 +99,9 @@ def main() -> None:
 
 
 def _report(message: str, code: int) -> int:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    # A name from a damaged file may hold what the terminal cannot show, which must not become an error of its own.
+    line = " ".join(message.split()).encode(errors="backslashreplace").decode()
+    typer.echo(f"error: {line}", err=True)
     return code
 
 
