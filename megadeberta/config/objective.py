@@ -55,7 +55,7 @@ class AutoregressiveConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """What is predicted. ``rtd`` hides every chosen token behind [MASK], each piece by itself, unless told otherwise."""
+    """What is predicted. With ``rtd`` every chosen piece becomes [MASK], by itself, unless told otherwise."""
 
     name: Literal["mlm", "rtd", "ar", "mlm_ar"] = Field(
         "mlm", description="masked tokens; replaced tokens (v3); next tokens; masked and next tokens"

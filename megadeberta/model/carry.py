@@ -1,6 +1,7 @@
 """What flows from layer to layer.
 
-Shapes: B batch · L length · Q target rows a sample · D hidden size · P rows of the windowed relative table · V vocabulary.
+Shapes: B batch · L length · Q target rows a sample · D hidden size · P rows of the windowed relative table
+V vocabulary.
 """
 
 from collections.abc import Mapping

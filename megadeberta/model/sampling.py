@@ -26,7 +26,8 @@ class Sample(nn.Module):
     """Replaces every masked token by a draw from the generator, and hands the sequence on to the discriminator.
 
     One draw per masked position from ``softmax(logits / temperature)`` over the whole vocabulary, special tokens
-    included; no gradient passes (microsoft/DeBERTa ``rtd_task.py``). A draw that equals the original counts as original.
+    included; no gradient passes. A draw that equals the original counts as original.
+    As microsoft/DeBERTa ``rtd_task.py``.
     """
 
     def __init__(self, temperature: float) -> None:

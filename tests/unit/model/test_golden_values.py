@@ -5,7 +5,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.unit.model.golden import IDS, MASK, golden_backbone, golden_config, golden_discriminator, golden_mlm
+from tests.unit.model.golden import (
+    IDS,
+    MASK,
+    golden_backbone,
+    golden_config,
+    golden_discriminator,
+    golden_mlm,
+    golden_v1,
+)
 
 # The values are printed with six decimals, sums over up to 80 of them: 5e-6 is the rounding of the source.
 TOLERANCE = {"abs": 5e-6, "rel": 0}
@@ -64,6 +72,19 @@ def test_backbone_gives_the_golden_values(case: tuple) -> None:
     model, keys = golden_backbone(golden_config(**changes))
     assert keys == num_keys
     _check(model.encode(IDS, MASK)[MASK.bool()], total, absolute, first, last)
+
+
+def test_v1_weights_give_the_golden_values_with_and_without_key_biases() -> None:
+    v1, v2_with_zero_biases, keys = golden_v1()
+    assert keys == 36
+    for model in (v1, v2_with_zero_biases):
+        _check(
+            model.encode(IDS, MASK)[MASK.bool()],
+            4.295547,
+            69.151550,
+            [1.193046, -0.598026, -0.137099, 1.440601],
+            [1.384681, -0.312139, -1.654285, -0.604629],
+        )
 
 
 def test_mlm_head_without_mask_decoder_gives_the_golden_logits() -> None:
