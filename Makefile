@@ -11,7 +11,7 @@ endif
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-faults check format clean
+.PHONY: help venv run test test-faults check format clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,8 +28,26 @@ $(STAMP): pyproject.toml constraints.txt
 	"$(PYTHON)" -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) setuptools wheel ninja
-	$(PIP) --no-build-isolation --editable '.[dev]'
+	$(PIP) --no-build-isolation --editable '.[dev,mpi]'
 	@touch $@
+
+CORPUS := corpora/wikitext2
+SHARDS := corpora/wikitext2-shards
+RECIPE := ds_configs/quickstart.json
+RUN := runs/quickstart
+# Seconds until the first start is stopped with SIGTERM, as a scheduler would: it saves, and the second start goes on.
+STOP_AFTER := 120
+
+run: venv ## the main job on WikiText-2: shards, training that is stopped and resumed, export, fill-mask
+	$(BIN)/megadeberta fetch wikitext2 --output $(CORPUS)
+	$(BIN)/megadeberta prep $(CORPUS)/train.raw.gz --valid $(CORPUS)/valid.raw.gz --document-per wikitext \
+		--vocab-size 4000 --output $(SHARDS)
+	timeout --preserve-status --signal=TERM $(STOP_AFTER) $(BIN)/megadeberta launch $(RECIPE) --ranks 2; \
+		code=$$?; test $$code -eq 75 -o $$code -eq 0 || exit $$code
+	$(BIN)/megadeberta launch $(RECIPE) --ranks 2
+	$(BIN)/megadeberta convert export $(RUN) $(RUN)/export --overwrite
+	$(BIN)/python docs/examples/fill_mask_with_transformers.py $(RUN)/export
+	$(BIN)/megadeberta report $(RUN)
 
 test: venv ## the default tests, minutes on two cores
 	$(BIN)/python -m pytest -q -m 'not campaign'

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 
 from launcher.environment import apply, detect_ranks
+from launcher.extensions import prepare_extensions_dir
+from launcher.preflight import needs_compiler
 from megadeberta.preflight import PreparedRun, prepare_run
 
 
@@ -36,6 +38,8 @@ def train(
             _describe(prepared)
         return
     os.environ.update(apply(os.environ))
+    if needs_compiler(prepared.config.deepspeed):
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(prepare_extensions_dir(os.environ))
     # After the checks: importing torch and deepspeed takes seconds, a wrong recipe should not.
     from megadeberta.train import train as run_training
 

@@ -24,7 +24,8 @@ KNOWN_KEYS = frozenset(
 OURS = {
     "optimizer": "the `optimizer` section of the recipe",
     "scheduler": "the `schedule` section of the recipe",
-    "gradient_accumulation_steps": "train_batch_size / (train_micro_batch_size_per_gpu x data-parallel ranks)",
+    "managed_gradient_accumulation": "nothing: the trainer relies on DeepSpeed's own accumulation boundaries",
+    "gradient_allreduce_op": "nothing: the trainer relies on the mean, which is DeepSpeed's default",
     "amp": "`bf16` or `fp16`",
     "elasticity": "nothing: DeepSpeed 0.19.8 refuses it",
 }
@@ -63,7 +64,10 @@ def check_keys(block: Mapping[str, Any], *, source: str) -> None:
 
 
 def batch_algebra(block: Mapping[str, Any], *, data_parallel: int, source: str) -> BatchAlgebra:
-    """Derive the accumulation steps, or say which batch sizes would work."""
+    """Derive the accumulation steps, or say which batch sizes would work.
+
+    ``gradient_accumulation_steps`` need not be given; if it is, it must agree.
+    """
     sizes = []
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu"):
         value = block.get(key)
@@ -78,6 +82,13 @@ def batch_algebra(block: Mapping[str, Any], *, data_parallel: int, source: str) 
             f"{source}: deepspeed.train_batch_size={global_batch} is not a multiple of train_micro_batch_size_per_gpu="
             f"{micro_batch} x {data_parallel} data-parallel rank(s) = {micro_batch * data_parallel}; "
             f"the nearest that works is train_batch_size={nearest}"
+        )
+    given = block.get("gradient_accumulation_steps", accumulation)
+    if given != accumulation:
+        raise ConfigError(
+            f"{source}: deepspeed.gradient_accumulation_steps={given!r}, but train_batch_size={global_batch} / "
+            f"(train_micro_batch_size_per_gpu={micro_batch} x {data_parallel} rank(s)) = {accumulation}; "
+            "leave it out, it is derived"
         )
     return BatchAlgebra(global_batch, micro_batch, accumulation, data_parallel)
 

@@ -127,3 +127,12 @@ def test_stage_precision_and_offload_are_read() -> None:
     assert offloads_optimizer(block)
     assert (zero_stage({}), is_enabled({}, "bf16"), offloads_optimizer({})) == (0, False, False)
     assert not offloads_optimizer({"zero_optimization": {"offload_optimizer": {"device": "none"}}})
+
+
+def test_given_accumulation_must_agree_with_the_batch_sizes() -> None:
+    agreeing = SIZES | {"gradient_accumulation_steps": 2}
+    assert batch_algebra(agreeing, data_parallel=2, source="r.json").accumulation == 2
+    with pytest.raises(
+        ConfigError, match=r"gradient_accumulation_steps=2, but train_batch_size=16 .* = 4; leave it out"
+    ):
+        batch_algebra(agreeing, data_parallel=1, source="r.json")

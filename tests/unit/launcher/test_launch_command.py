@@ -16,10 +16,11 @@ from tests.unit.config.recipes import recipe, write
 
 
 @pytest.fixture
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A valid recipe in an otherwise empty working folder."""
+def path(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A valid recipe, whose shards exist, in an otherwise empty working folder."""
     monkeypatch.chdir(tmp_path)
-    return write(tmp_path / "tiny.json", recipe(training={"output_dir": str(tmp_path / "run")}))
+    data = {"train": str(prepared / "train"), "tokenizer": str(prepared / "tokenizer" / "spm.model")}
+    return write(tmp_path / "tiny.json", recipe(data=data, training={"output_dir": str(tmp_path / "run")}))
 
 
 @pytest.fixture
