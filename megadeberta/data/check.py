@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megadeberta.config.data import DataConfig
-from megadeberta.data.indexed import TokenShard
+from megadeberta.data.indexed import TokenShard, shard_file
 from megadeberta.data.sequences import open_reader
 from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
@@ -24,6 +24,13 @@ class DataFacts:
     train_chunks: int  # sequences an epoch
     valid_tokens: int
     valid_chunks: int
+
+
+def missing_files(data: DataConfig) -> list[Path]:
+    """What the data section names and is not there."""
+    prefixes = [data.train] if data.valid is None else [data.train, data.valid]
+    wanted = [shard_file(prefix, suffix) for prefix in prefixes for suffix in ("json", "idx", "bin")]
+    return [path for path in (*wanted, data.tokenizer) if not path.exists()]
 
 
 def check_data(data: DataConfig, vocab_size: int) -> DataFacts:
