@@ -7,9 +7,9 @@ from typing import Any
 
 from megadeberta.errors import ConfigError
 
-# Top-level keys that DeepSpeed 0.19.8 reads (runtime/config.py, monitor/config.py, comm/config.py, datastates/config.py,
-# __init__.py). It ignores an unknown key without a word, so "zero_optimisation" would train without ZeRO. Left out:
-# "bfloat16", its old name for "bf16", and what it removed and refuses ("nebula", "sparse_gradients" and so on).
+# Top-level keys that DeepSpeed 0.19.8 reads (config.py of runtime/, monitor/, comm/ and datastates/; __init__.py). It
+# ignores an unknown key without a word, so "zero_optimisation" would train without ZeRO. Left out: "bfloat16", its old
+# name for "bf16", and what it removed and refuses ("nebula", "sparse_gradients" and so on).
 KNOWN_KEYS = frozenset(
     """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps managed_gradient_accumulation
     optimizer scheduler zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer bf16 fp16
@@ -26,6 +26,8 @@ OURS = {
     "scheduler": "the `schedule` section of the recipe",
     "managed_gradient_accumulation": "nothing: the trainer relies on DeepSpeed's own accumulation boundaries",
     "gradient_allreduce_op": "nothing: the trainer relies on the mean, which is DeepSpeed's default",
+    "sequence_parallel_size": "nothing: every rank is data parallel here",
+    "data_parallel_size": "nothing: every rank is data parallel here",
     "amp": "`bf16` or `fp16`",
     "elasticity": "nothing: DeepSpeed 0.19.8 refuses it",
 }
