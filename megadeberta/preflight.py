@@ -9,7 +9,7 @@ from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
 from megadeberta.config.validate import validate_run
-from megadeberta.data.check import DataFacts, check_data
+from megadeberta.data.check import DataFacts, check_data, missing_files
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ def check_recipe(recipe: Path, overrides: Sequence[str], *, world_size: int) -> 
     """
     config = load_run_config(recipe, overrides)
     return config, validate_run(config, world_size=world_size, source=str(recipe))
+
+
+def missing_data(config: RunConfig) -> list[Path]:
+    """Files that the data section names and that do not exist."""
+    return missing_files(config.data)
 
 
 def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> PreparedRun:

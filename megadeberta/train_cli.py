@@ -16,8 +16,7 @@ from megadeberta.config.memory import estimate_memory
 from megadeberta.config.parameters import count_parameters
 from megadeberta.config.redact import redact
 from megadeberta.config.run import RunConfig
-from megadeberta.data.check import missing_files
-from megadeberta.preflight import check_recipe, prepare_run
+from megadeberta.preflight import check_recipe, missing_data, prepare_run
 
 
 def train(
@@ -65,7 +64,7 @@ def _dry_run(recipe: Path, overrides: list[str], *, world_size: int) -> None:
         f"accumulation x {algebra.data_parallel} ranks",
         _memory_line(config, algebra),
     ]
-    missing = missing_files(config.data)
+    missing = missing_data(config)
     if missing:
         lines.append(f"data: {missing[0]} does not exist, so nothing was checked against it; see `megadeberta prep`")
     else:

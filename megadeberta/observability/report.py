@@ -42,7 +42,8 @@ def _curve_table(records: list[Record]) -> Table:
             losses.append(record[TRAIN_LOSS])
         elif record.get(VALID_LOSS) is not None:
             mean = f"{sum(losses) / len(losses):.3f}" if losses else "-"
-            means = {name.removeprefix(_VALID): value for name, value in record.items() if name.startswith(_VALID) and value is not None}
+            valid_terms = {name: value for name, value in record.items() if name.startswith(_VALID)}
+            means = {name.removeprefix(_VALID): value for name, value in valid_terms.items() if value is not None}
             valid = (
                 f"{record[VALID_LOSS]:.3f}",
                 f"{record['valid_perplexity']:.1f}",
