@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from megadeberta.errors import StorageError
 from megadeberta.observability.metrics import Record, read_metrics
+from megadeberta.storage import write_file
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +49,10 @@ def plot_loss_curve(
         panel.legend(frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png")
-    temporary = picture.with_name(f".{picture.name}.tmp")
     try:
-        temporary.write_bytes(image.getvalue())
-        os.replace(temporary, picture)
-    except OSError as error:  # a picture can be drawn again; the run goes on
-        logger.warning("%s was not drawn: %s", picture, error.strerror)
-        temporary.unlink(missing_ok=True)
+        write_file(picture, image.getvalue())
+    except StorageError as error:  # a picture can be drawn again; the run goes on
+        logger.warning("no loss curve: %s", error)
         return False
     return True
 

@@ -17,6 +17,7 @@ from megadeberta.model.whole import WholeModel, build_specs
 
 GLOBAL_BATCH = 8
 LENGTH = 24
+OPTIMIZER = OptimizerConfig(lr=3e-3, weight_decay=0.01)
 CONFIG = ModelConfig(
     vocab_size=64,
     hidden_size=32,
@@ -55,7 +56,7 @@ def toy_engine(
     config = CONFIG.model_copy(update={"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout})
     model = WholeModel(build_specs(config, objective))
     initialize(model, seed=seed, std=CONFIG.initializer_range)
-    optimizer = OptimizerConfig(lr=lr[0], discriminator_lr=lr[1], weight_decay=0.01)
+    optimizer = OPTIMIZER.model_copy(update={"lr": lr[0], "discriminator_lr": lr[1]})
     engine = build_engine(model, optimizer, block=block, timeout_seconds=60.0)
     return Stepper(engine, phases=training_phases(objective), seed=seed, device=device), model
 
