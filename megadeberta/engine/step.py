@@ -58,6 +58,8 @@ class Stepper:
         self.phases = phases
         self.seed = seed
         self.device = device
+        # Taken now: a resumed optimizer brings the groups' settings of the run that saved it.
+        self._lr_scales = [group["lr_scale"] for group in engine.optimizer.param_groups]
         self.rank = distributed.get_rank()
         self.data_parallel = distributed.get_world_size()
         block = engine.config
@@ -92,8 +94,8 @@ class Stepper:
         terms: dict[str, Tensor] = {}
         norms, applied = {}, True
         for phase in self.phases:
-            for group in self.engine.optimizer.param_groups:
-                group["lr"] = lr * group["lr_scale"]
+            for group, scale in zip(self.engine.optimizer.param_groups, self._lr_scales, strict=True):
+                group["lr"] = lr * scale
                 group["active"] = phase.part in (None, group["part"])
             found, norm, was_applied, batches = self._update(phase, batches, step=step, targets=targets)
             terms |= found
