@@ -40,6 +40,13 @@ def _check_objective(config: RunConfig, source: str) -> None:
             f"{model.conv_kernel_size} the convolution sees it; set model.conv_kernel_size=0"
         )
     if objective.name == "rtd":
+        if objective.rtd.decoupled and deepspeed_block.zero_stage(config.deepspeed) == 3:
+            # DeepSpeed 0.19.8, runtime/zero/stage3.py: the flat buffer of gradient partitions is overwritten by a
+            # backward pass and never cleared, so the part without one would bring its last gradients to the norm.
+            raise ConfigError(
+                f"{source}: objective.rtd.decoupled=true does not work with deepspeed.zero_optimization.stage=3, which "
+                "keeps the gradients of the part that an update leaves alone; use stage 2, or decoupled=false"
+            )
         try:
             objective.rtd.generator(model)
         except ValidationError as error:

@@ -74,3 +74,10 @@ def test_one_table_and_two_updates_exclude_each_other() -> None:
     rtd = {"embedding_sharing": "es", "decoupled": True}
     with pytest.raises(ConfigError, match=r"decoupled=true with embedding_sharing='es'.*do not see each other's"):
         _validate(objective={"name": "rtd", "rtd": rtd})
+
+
+def test_two_updates_under_zero_3_are_refused() -> None:
+    objective = {"name": "rtd", "rtd": {"decoupled": True, "generator_layers": 2}}
+    with pytest.raises(ConfigError, match=r"decoupled=true does not work with deepspeed\.zero_optimization\.stage=3"):
+        _validate(objective=objective, deepspeed={"zero_optimization": {"stage": 3}})
+    _validate(objective=objective, deepspeed={"zero_optimization": {"stage": 2}})
