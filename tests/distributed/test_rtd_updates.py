@@ -46,9 +46,11 @@ def test_rtd_losses_do_not_depend_on_the_layout(
             assert found == pytest.approx(expected, abs=1e-5, rel=1e-5)
 
 
-def _weights(rank: int, world_size: int, objective: dict[str, object], clip: float, lr: tuple) -> tuple[dict, list]:
+def _weights(
+    rank: int, world_size: int, objective: dict[str, object], clip: float, lr: tuple, bf16: bool
+) -> tuple[dict, list]:
     """fp32 weights after five steps, and each step's (mlm, rtd) loss."""
-    block = toy_block(zero_stage=1, micro_batch=4, gradient_clipping=clip)
+    block = toy_block(zero_stage=1, micro_batch=4, gradient_clipping=clip, bf16={"enabled": bf16})
     stepper, _ = toy_engine(block, objective=ObjectiveConfig.model_validate(objective), lr=lr)
     losses = []
     for step in range(5):
@@ -60,8 +62,10 @@ def _weights(rank: int, world_size: int, objective: dict[str, object], clip: flo
 
 
 @functools.cache
-def _run(sharing: str, decoupled: bool, clip: float, lr: tuple[float, float | None]) -> tuple[dict, list]:
-    return run_ranks(_weights, 1, _rtd(embedding_sharing=sharing, decoupled=decoupled), clip, lr)[0]
+def _run(
+    sharing: str, decoupled: bool, clip: float, lr: tuple[float, float | None], bf16: bool = False
+) -> tuple[dict, list]:
+    return run_ranks(_weights, 1, _rtd(embedding_sharing=sharing, decoupled=decoupled), clip, lr, bf16)[0]
 
 
 def _run_both(sharing: str, *, clip: float = 0.0, lr: tuple[float, float | None] = (3e-3, None)) -> list[tuple]:
@@ -80,6 +84,11 @@ def test_two_updates_equal_one_when_nothing_is_shared_and_nothing_is_clipped() -
     assert max(_differences(joint, decoupled).values()) < 1e-6
     for one, two in zip(joint_losses, decoupled_losses, strict=True):
         assert two == pytest.approx(one, abs=1e-5)
+
+
+def test_two_updates_equal_one_in_bf16_too() -> None:
+    (joint, _), (decoupled, _) = (_run("nes", decoupled, 0.0, (3e-3, None), True) for decoupled in (False, True))
+    assert max(_differences(joint, decoupled).values()) < 1e-6
 
 
 def test_two_updates_equal_one_for_gdes_while_the_generator_stands_still() -> None:

@@ -84,3 +84,23 @@ def test_batches_of_packed_documents_say_where_each_one_starts(tmp_path: Path, o
     if objective == "ar":
         assert batches[-1]["input_ids"].shape[1] == 64
         assert batches[4]["input_ids"][0, 1:61].tolist() == first.tolist()
+
+
+def test_noise_keys_belong_to_the_global_sample_and_not_to_the_layout(tmp_path: Path) -> None:
+    data = make_data(tmp_path, train_tokens=950, valid_tokens=250, sequence_length=64)
+    config = ObjectiveConfig(name="rtd")
+
+    def keys(algebra: BatchAlgebra) -> dict[int, int]:
+        found = {}
+        for rank in range(algebra.data_parallel):
+            options = {"algebra": algebra, "data_rank": rank, "start_step": 1, "total_steps": 3}
+            with training_batches(data, config, seed=3, **options) as steps:
+                for step in steps:
+                    for number, batch in enumerate(step.micro_batches):
+                        first = step.sample_range[0] + (number * algebra.data_parallel + rank) * algebra.micro_batch
+                        found.update(enumerate(batch["sample_keys"].tolist(), start=first))
+        return found
+
+    whole = keys(BatchAlgebra(4, 4, 1, 1))
+    assert sorted(whole) == list(range(4, 12)) and len(set(whole.values())) == 8
+    assert keys(BatchAlgebra(4, 1, 2, 2)) == keys(BatchAlgebra(4, 2, 2, 1)) == whole
