@@ -18,8 +18,9 @@ import numpy as np
 import psutil
 import sentencepiece
 
-from megadeberta.config.data import DataConfig, ObjectiveConfig
+from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.loader import training_batches
 from megadeberta.data.tokenizer import SentencePieceTokenizer

@@ -19,6 +19,7 @@ from data_prep.fetch import fetch
 from launcher.cli import launch
 from megadeberta import __version__
 from megadeberta.errors import EXIT_STORAGE, EXIT_USAGE, MegadebertaError
+from megadeberta.evaluate.cli import evaluate
 from megadeberta.observability.cli import report
 from megadeberta.observability.logs import set_up_logging
 from megadeberta.train_cli import train
@@ -55,6 +56,7 @@ app.command(rich_help_panel=TRAINING)(train)
 app.command(rich_help_panel=TRAINING)(report)
 app.add_typer(megadeberta.checkpoint.cli.app, name="checkpoint", rich_help_panel=AFTERWARDS)
 app.add_typer(megadeberta.convert.cli.app, name="convert", rich_help_panel=AFTERWARDS)
+app.command(rich_help_panel=AFTERWARDS)(evaluate)
 app.command("fill-mask", rich_help_panel=AFTERWARDS)(megadeberta.convert.cli.fill_mask)
 
 

@@ -9,7 +9,7 @@ from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
 from megadeberta.config.validate import validate_run
-from megadeberta.data.check import DataFacts, check_data
+from megadeberta.data.check import DataFacts, check_data, missing_files
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,28 @@ class PreparedRun:
     source: str
 
 
+def check_recipe(recipe: Path, overrides: Sequence[str], *, world_size: int) -> tuple[RunConfig, BatchAlgebra]:
+    """Load and validate, without looking at the data or the output folder.
+
+    Raises:
+        ConfigError: the same on every rank.
+    """
+    config = load_run_config(recipe, overrides)
+    return config, validate_run(config, world_size=world_size, source=str(recipe))
+
+
+def missing_data(config: RunConfig) -> list[Path]:
+    """Files that the data section names and that do not exist."""
+    return missing_files(config.data)
+
+
 def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> PreparedRun:
     """Load, validate, open the shards and try the output folder.
 
     Raises:
         ConfigError, DataError, StorageError: the same on every rank, as every rank reads the same files.
     """
-    config = load_run_config(recipe, overrides)
-    algebra = validate_run(config, world_size=world_size, source=str(recipe))
+    config, algebra = check_recipe(recipe, overrides, world_size=world_size)
     facts = check_data(config.data, config.model.vocab_size)
     check_compiler(config.deepspeed)
     check_writable(config.training.output_dir)

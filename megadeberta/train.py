@@ -1,12 +1,13 @@
 """Pre-training, top to bottom: the file to read first.
 
-One process is one rank. ``train`` joins the ranks, builds model and engine, resumes, and loops: count the masked tokens
-of the global batch, step, log, validate, save. Everything that happens at a step is a function of (recipe, step), so a
+One process is one rank. ``train`` joins the ranks, builds model and engine, resumes, and loops: count the targets of
+the global batch, step, log, validate, save. Everything that happens at a step is a function of (recipe, step), so a
 resumed run is the uninterrupted one.
 """
 
 import os
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import distributed
@@ -20,6 +21,7 @@ from megadeberta.data.unigram import unigram_cross_entropy
 from megadeberta.engine.build import build_engine
 from megadeberta.engine.collectives import TorchCollectives
 from megadeberta.engine.peer_loss import raise_peer_loss
+from megadeberta.engine.phases import training_phases
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.saving import RunCheckpoints
 from megadeberta.engine.schedule import learning_rate_factor
@@ -28,7 +30,7 @@ from megadeberta.engine.step import Stepper
 from megadeberta.engine.weights import load_initial_weights
 from megadeberta.errors import EXIT_PREEMPTED
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.model.whole import WholeModel, build_specs
 from megadeberta.observability.journal import Journal, open_journal
 from megadeberta.observability.logs import set_up_logging
 from megadeberta.preflight import PreparedRun
@@ -64,7 +66,8 @@ class _Run:
             block=config.deepspeed,
             timeout_seconds=config.parallel.timeout_seconds,
         )
-        self.stepper = Stepper(engine, seed=config.training.seed, device=device)
+        phases = training_phases(config.objective)
+        self.stepper = Stepper(engine, phases=phases, seed=config.training.seed, device=device)
         self.checkpoints = RunCheckpoints(
             engine,
             config,
@@ -113,7 +116,7 @@ class _Run:
             self.journal.note(f"done after step {self.done}; checkpoints and curves are in {training.output_dir}")
         return 0
 
-    def _step(self, item: StepBatch, targets: int, started: float) -> None:
+    def _step(self, item: StepBatch, targets: Mapping[str, int], started: float) -> None:
         config = self.config
         factor = learning_rate_factor(config.schedule, step=item.step, total_steps=config.training.steps)
         lr = config.optimizer.lr * factor
@@ -140,7 +143,7 @@ class _Run:
 
 def _initialized_model(config: RunConfig) -> WholeModel:
     """Initial values by parameter name, or those of an imported checkpoint."""
-    model = WholeModel(mlm_specs(config.model))
+    model = WholeModel(build_specs(config.model, config.objective))
     if config.training.init_from is None:
         initialize(model, seed=config.training.seed, std=config.model.initializer_range)
     else:

@@ -11,7 +11,12 @@ from rich.console import Console
 from launcher.environment import apply, detect_ranks
 from launcher.extensions import prepare_extensions_dir
 from launcher.preflight import needs_compiler
-from megadeberta.preflight import PreparedRun, prepare_run
+from megadeberta.config.deepspeed_block import BatchAlgebra
+from megadeberta.config.memory import estimate_memory
+from megadeberta.config.parameters import count_parameters
+from megadeberta.config.redact import redact
+from megadeberta.config.run import RunConfig
+from megadeberta.preflight import check_recipe, missing_data, prepare_run
 
 
 def train(
@@ -32,11 +37,11 @@ def train(
     Example: megadeberta train ds_configs/quickstart.json --set training.steps=100
     """
     ranks = detect_ranks(os.environ)
-    prepared = prepare_run(recipe, set_ or [], world_size=ranks.world_size)
     if dry_run:
         if ranks.rank == 0:
-            _describe(prepared)
+            _dry_run(recipe, set_ or [], world_size=ranks.world_size)
         return
+    prepared = prepare_run(recipe, set_ or [], world_size=ranks.world_size)
     os.environ.update(apply(os.environ))
     if needs_compiler(prepared.config.deepspeed):
         os.environ["TORCH_EXTENSIONS_DIR"] = str(prepare_extensions_dir(os.environ))
@@ -46,16 +51,40 @@ def train(
     raise typer.Exit(run_training(prepared, ranks))
 
 
-def _describe(prepared: PreparedRun) -> None:
+def _dry_run(recipe: Path, overrides: list[str], *, world_size: int) -> None:
+    """Print the resolved recipe, its size and its needs; then check data and output folder, where there are any."""
+    config, algebra = check_recipe(recipe, overrides, world_size=world_size)
     console = Console()
-    console.print_json(json.dumps(prepared.config.model_dump(mode="json")))
-    algebra = prepared.algebra
-    console.print(
+    console.print_json(json.dumps(redact(config.model_dump(mode="json"))))
+    counts = count_parameters(config.model, config.objective)
+    parts = "" if len(counts) == 1 else " = " + " + ".join(f"{count:,} {part}" for part, count in counts.items())
+    lines = [
+        f"{sum(counts.values()):,} parameters{parts}",
         f"{algebra.global_batch} sequences a step = {algebra.micro_batch} micro batch x {algebra.accumulation} "
-        f"accumulation x {algebra.data_parallel} ranks"
+        f"accumulation x {algebra.data_parallel} ranks",
+        _memory_line(config, algebra),
+    ]
+    missing = missing_data(config)
+    if missing:
+        lines.append(f"data: {missing[0]} does not exist, so nothing was checked against it; see `megadeberta prep`")
+    else:
+        data = prepare_run(recipe, overrides, world_size=world_size).data
+        lines.append(
+            f"{data.train_tokens} training tokens in {data.train_chunks} sequences an epoch, "
+            f"{data.valid_chunks} validation sequences, {data.num_pieces} pieces"
+        )
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _memory_line(config: RunConfig, algebra: BatchAlgebra) -> str:
+    memory = estimate_memory(config, algebra)
+    host = f"; {_gib(memory.on_host)} of optimizer states in host memory" if memory.on_host else ""
+    return (
+        f"about {_gib(memory.device)} a rank: weights {_gib(memory.weights)}, gradients {_gib(memory.gradients)}, "
+        f"optimizer {_gib(memory.optimizer)}, activations {_gib(memory.activations)} (estimated){host}"
     )
-    data = prepared.data
-    console.print(
-        f"{data.train_tokens} training tokens in {data.train_chunks} sequences an epoch, "
-        f"{data.valid_chunks} validation sequences, {data.num_pieces} pieces"
-    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -4,8 +4,9 @@ from typing import Any
 
 from pydantic import Field
 
-from megadeberta.config.data import DataConfig, ObjectiveConfig
+from megadeberta.config.data import DataConfig
 from megadeberta.config.model import ModelConfig
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.section import Section
 from megadeberta.config.training import (
     CheckpointConfig,

@@ -12,6 +12,7 @@ class OptimizerConfig(Section):
     """AdamW. Biases and LayerNorm weights are not decayed. Clipping is DeepSpeed's."""
 
     lr: float = Field(gt=0)
+    discriminator_lr: float | None = Field(None, gt=0, description="rtd: of the discriminator; null = lr")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
     eps: float = Field(1e-6, gt=0)

@@ -1,5 +1,7 @@
 """Checks that need two sections at once, or the number of ranks. Pure: no files, no torch, no process group."""
 
+from pydantic import ValidationError
+
 from megadeberta.config import deepspeed_block
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.run import RunConfig
@@ -14,6 +16,7 @@ def validate_run(config: RunConfig, *, world_size: int, source: str) -> BatchAlg
     """
     deepspeed_block.check_keys(config.deepspeed, source=source)
     _check_sequence_length(config, source)
+    _check_objective(config, source)
     _check_schedule(config, source)
     _check_optimizer(config, source)
     return deepspeed_block.batch_algebra(config.deepspeed, data_parallel=world_size, source=source)
@@ -27,6 +30,30 @@ def _check_sequence_length(config: RunConfig, source: str) -> None:
             f"{model.max_position_embeddings}, and this model has absolute positions; shorten the sequence or raise "
             "max_position_embeddings (and then set model.max_relative_positions, to keep the distance buckets)"
         )
+
+
+def _check_objective(config: RunConfig, source: str) -> None:
+    objective, model = config.objective, config.model
+    if objective.name in ("ar", "mlm_ar") and model.conv_kernel_size:
+        raise ConfigError(
+            f"{source}: objective.name={objective.name!r} predicts the next token, and with model.conv_kernel_size="
+            f"{model.conv_kernel_size} the convolution sees it; set model.conv_kernel_size=0"
+        )
+    if objective.name == "rtd":
+        if objective.rtd.decoupled and deepspeed_block.zero_stage(config.deepspeed) == 3:
+            # DeepSpeed 0.19.8, runtime/zero/stage3.py: the flat buffer of gradient partitions is overwritten by a
+            # backward pass and never cleared, so the part without one would bring its last gradients to the norm.
+            raise ConfigError(
+                f"{source}: objective.rtd.decoupled=true does not work with deepspeed.zero_optimization.stage=3, which "
+                "keeps the gradients of the part that an update leaves alone; use stage 2, or decoupled=false"
+            )
+        try:
+            objective.rtd.generator(model)
+        except ValidationError as error:
+            raise ConfigError(
+                f"{source}: the generator is no model: {error.errors()[0]['ctx']['error']}; set "
+                "objective.rtd.generator_layers"
+            ) from None
 
 
 def _check_schedule(config: RunConfig, source: str) -> None:

@@ -31,7 +31,8 @@ def export_checkpoint(
     Args:
         checkpoint: see :func:`megadeberta.convert.source.load_weights`.
         out: a folder that is empty or does not exist.
-        kind: with the prediction head, or the encoder alone under bare names.
+        kind: with the prediction head, or the encoder alone under bare names. Of a run that detects replaced tokens,
+            that is the generator or the discriminator.
         overwrite: replace an earlier export at ``out``.
 
     Returns:
@@ -43,7 +44,8 @@ def export_checkpoint(
         StorageError: the file system refused a write.
     """
     _check_place(out)
-    source = load_weights(checkpoint)
+    loaded = load_weights(checkpoint)
+    source = loaded.token_model() if kind == ModelKind.MLM else loaded.encoder_model()
     if source.tokenizer is None:
         raise CheckpointError(f"{source.folder / SPM}: is missing; put the tokenizer of these weights there")
     tokenizer = SentencePieceTokenizer.load(source.tokenizer)

@@ -70,7 +70,7 @@ def predict_masks(path: Path, text: str, *, top_k: int = 5) -> list[list[Guess]]
 def _load(path: Path) -> ModelSource:
     is_hugging_face = (path / "config.json").is_file() and not (path / MODEL_JSON).is_file()
     if not is_hugging_face:
-        return load_weights(path)
+        return load_weights(path).token_model()
     imported = read_hf_folder(path)
     if imported.missing:
         raise CheckpointError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert import v1
 from megadeberta.convert.hf_config import V1, HfLayout, ModelKind
 from megadeberta.convert.names import (
@@ -19,16 +20,18 @@ from megadeberta.convert.names import (
     backbone_names,
 )
 from megadeberta.errors import CheckpointError
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.model.whole import WholeModel, build_specs
 
 _HF_POSITION_TABLE = "embeddings.position_embeddings.weight"
 
 
 @functools.lru_cache(maxsize=4)
-def expected_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-    """Shape of every tensor of the masked-language model by our names."""
+def expected_shapes(
+    config: ModelConfig, objective: ObjectiveConfig = ObjectiveConfig()
+) -> Mapping[str, tuple[int, ...]]:
+    """Shape of every tensor by our names: of the masked-language model, or of what the objective trains."""
     with torch.device("meta"):
-        model = WholeModel(mlm_specs(config))
+        model = WholeModel(build_specs(config, objective))
     return MappingProxyType({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
 
 

@@ -1,5 +1,6 @@
 """Weights of ours on disk: a checkpoint of a run, or a folder that ``convert import`` wrote."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Collection
@@ -14,9 +15,12 @@ from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints, 
 from megadeberta.checkpoint.manifest import MANIFEST_NAME, Manifest
 from megadeberta.checkpoint.verify import verify_checkpoint
 from megadeberta.config.model import ModelConfig
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.hf_weights import expected_shapes
 from megadeberta.convert.tensor_file import SAFETENSORS, check_finite, read_tensor_file
 from megadeberta.errors import CheckpointError
+from megadeberta.model.parts import split_parts
+from megadeberta.model.whole import RTD_HEAD
 from megadeberta.observability.metrics import read_metrics
 
 log = logging.getLogger(__name__)
@@ -29,15 +33,33 @@ SPM = "spm.model"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Whole, checked weights of one masked-language model, on the CPU in fp32."""
+    """Whole, checked weights of one model, on the CPU in fp32, by the names that its objective's layers have."""
 
     folder: Path
     config: ModelConfig
     weights: dict[str, Tensor]
     tokenizer: Path | None
     """The SentencePiece file beside the weights."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     run: dict[str, Any] = field(default_factory=dict)
     """``step``, the resolved ``config`` and the last ``losses`` of the run, when the weights come from one."""
+
+    def token_model(self) -> "ModelSource":
+        """The model that predicts tokens: of two parts, the generator."""
+        if self.objective.name != "rtd":
+            return self
+        generator, _ = split_parts(self.weights)
+        config = self.objective.rtd.generator(self.config)
+        return dataclasses.replace(self, config=config, weights=generator, objective=ObjectiveConfig())
+
+    def encoder_model(self) -> "ModelSource":
+        """The model whose encoder is what training was for: of two parts, the discriminator, with whole tables."""
+        if self.objective.name != "rtd":
+            return self
+        _, discriminator = split_parts(self.weights)
+        config = self.objective.rtd.discriminator(self.config)
+        weights = {name: tensor for name, tensor in discriminator.items() if not name.startswith(f"{RTD_HEAD}.")}
+        return dataclasses.replace(self, config=config, weights=weights, objective=ObjectiveConfig())
 
 
 def load_weights(path: Path) -> ModelSource:
@@ -53,22 +75,27 @@ def load_weights(path: Path) -> ModelSource:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; give the output folder of a run, or one of its step-N folders")
     if (path / MODEL_JSON).is_file():
-        return _complete(path, _read_model_json(path / MODEL_JSON), {})
+        return _complete(path, _read_model_json(path / MODEL_JSON), ObjectiveConfig(), run={})
     folder, manifest = (path, verify_checkpoint(path)) if (path / MANIFEST_NAME).is_file() else _newest_sound(path)
-    config = _model_of(manifest, folder)
+    config, objective = _shape_of(manifest, folder)
     run = {"step": manifest.step, "config": manifest.run.config, "losses": _losses(folder, manifest.step)}
-    return _complete(folder, config, run)
+    return _complete(folder, config, objective, run=run)
 
 
 def check_shapes(
-    config: ModelConfig, weights: dict[str, Tensor], source: str, *, may_lack: Collection[str] = ()
+    config: ModelConfig,
+    weights: dict[str, Tensor],
+    source: str,
+    *,
+    may_lack: Collection[str] = (),
+    objective: ObjectiveConfig = ObjectiveConfig(),
 ) -> None:
     """Refuse weights that are not exactly the configuration's, less those in ``may_lack``.
 
     Raises:
         CheckpointError: the first name that is missing, unknown or of another shape.
     """
-    wanted = {name: shape for name, shape in expected_shapes(config).items() if name not in may_lack}
+    wanted = {name: shape for name, shape in expected_shapes(config, objective).items() if name not in may_lack}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if found == wanted:
         return
@@ -108,9 +135,10 @@ def _newest_sound(output_dir: Path) -> tuple[Path, Manifest]:
     raise CheckpointError(f"{root}: none of {len(names)} checkpoints is sound, the newest: {problems[0]}")
 
 
-def _model_of(manifest: Manifest, folder: Path) -> ModelConfig:
+def _shape_of(manifest: Manifest, folder: Path) -> tuple[ModelConfig, ObjectiveConfig]:
     try:
-        return ModelConfig.model_validate(manifest.run.config["model"])
+        recipe = manifest.run.config
+        return ModelConfig.model_validate(recipe["model"]), ObjectiveConfig.model_validate(recipe.get("objective", {}))
     except (KeyError, ValidationError) as error:
         raise CheckpointError(
             f"{folder / MANIFEST_NAME}: its configuration has no model section that this megadeberta reads "
@@ -136,12 +164,12 @@ def _read_model_json(path: Path) -> ModelConfig:
         raise CheckpointError(f"{path}: not a model configuration ({detail}); import the model again") from None
 
 
-def _complete(folder: Path, config: ModelConfig, run: dict[str, Any]) -> ModelSource:
+def _complete(folder: Path, config: ModelConfig, objective: ObjectiveConfig, *, run: dict[str, Any]) -> ModelSource:
     path = folder / SAFETENSORS
     if not path.is_file():
         raise CheckpointError(f"{path}: is missing; the folder holds no weights by our names")
     weights = {name: tensor.float() for name, tensor in read_tensor_file(path).items()}
-    check_shapes(config, weights, str(path))
+    check_shapes(config, weights, str(path), objective=objective)
     check_finite(weights, str(path))
     tokenizer = folder / SPM
-    return ModelSource(folder, config, weights, tokenizer if tokenizer.is_file() else None, run)
+    return ModelSource(folder, config, weights, tokenizer if tokenizer.is_file() else None, objective, run)

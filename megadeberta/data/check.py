@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megadeberta.config.data import DataConfig
-from megadeberta.data.indexed import TokenShard
-from megadeberta.data.sequences import count_chunks
+from megadeberta.data.indexed import TokenShard, shard_file
+from megadeberta.data.sequences import open_reader
 from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import ConfigError, DataError
@@ -24,6 +24,13 @@ class DataFacts:
     train_chunks: int  # sequences an epoch
     valid_tokens: int
     valid_chunks: int
+
+
+def missing_files(data: DataConfig) -> list[Path]:
+    """What the data section names and is not there."""
+    prefixes = [data.train] if data.valid is None else [data.train, data.valid]
+    wanted = [shard_file(prefix, suffix) for prefix in prefixes for suffix in ("json", "idx", "bin")]
+    return [path for path in (*wanted, data.tokenizer) if not path.exists()]
 
 
 def check_data(data: DataConfig, vocab_size: int) -> DataFacts:
@@ -49,10 +56,16 @@ def check_data(data: DataConfig, vocab_size: int) -> DataFacts:
         train_content=train.content,
         valid_content=valid.content if valid else None,
         train_tokens=train.num_tokens,
-        train_chunks=count_chunks(train.num_tokens, data.sequence_length),
+        train_chunks=_count_sequences(data.train, data),
         valid_tokens=valid_tokens,
-        valid_chunks=count_chunks(valid_tokens, data.sequence_length),
+        valid_chunks=0 if data.valid is None else _count_sequences(data.valid, data),
     )
+
+
+def _count_sequences(prefix: Path, data: DataConfig) -> int:
+    reader = open_reader(prefix, data)
+    reader.close()
+    return reader.num_chunks
 
 
 def _check_shard(prefix: Path, tokenizer_path: Path) -> tuple[ShardManifest, SentencePieceTokenizer]:

@@ -10,7 +10,7 @@ had.
 import atexit
 import functools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from megadeberta.config.data import DataConfig, ObjectiveConfig
+from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.counter_random import stream_key
-from megadeberta.data.masking import MlmMasker
+from megadeberta.data.masking import MaskedBatch
+from megadeberta.data.next_token import Targets, load_targets
+from megadeberta.data.packing import PackedReader, document_starts
 from megadeberta.data.sample_order import SampleOrder
-from megadeberta.data.sequences import ChunkReader
+from megadeberta.data.sequences import ChunkReader, open_reader
 from megadeberta.data.tokenizer import PAD_ID, SentencePieceTokenizer
 from megadeberta.data.workers import leave_with_the_rank, tells_of_a_dead_worker, worker_context
 from megadeberta.errors import MegadebertaError, PeerLostError
@@ -38,7 +41,8 @@ class StepBatch:
     """One rank's share of an optimizer step: ``accumulation`` micro batches.
 
     A micro batch holds int64 ``input_ids`` and ``attention_mask`` ``[B, L]``, ``masked_positions`` and
-    ``masked_labels`` ``[B, Q]`` (label 0 = empty slot). Q differs between micro batches.
+    ``masked_labels`` ``[B, Q]`` (label 0 = empty slot). Q differs between micro batches. Where the objective or the
+    packing needs them: ``prefix_lengths`` and ``sample_keys`` ``[B]``, ``document_starts`` ``[B, L]``.
     """
 
     step: int
@@ -52,7 +56,7 @@ class _PackedStep:
 
     step: int
     slots: tuple[int, ...]  # Q of each micro batch
-    words: Tensor  # int32: for each micro batch the ids, the positions and the labels, flattened
+    words: Tensor  # int32: for each micro batch the ids, positions, labels and prefix lengths, flattened
 
 
 class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
@@ -62,11 +66,12 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
         self, data: DataConfig, objective: ObjectiveConfig, *, seed: int, algebra: BatchAlgebra, data_rank: int
     ) -> None:
         self._data = data
+        self._objective = objective
         self._seed = seed
         self._algebra = algebra
         self._data_rank = data_rank
-        self._masker = _load_masker(data, objective)
-        self._reader: ChunkReader | None = None
+        self._targets = _load_targets(data, objective)
+        self._reader: ChunkReader | PackedReader | None = None
 
     def __getitem__(self, step: int) -> _PackedStep | MegadebertaError:
         """The packed step, or the error: raised in a worker, it would reach the user wrapped in a traceback."""
@@ -87,21 +92,28 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
 
     def unpack(self, packed: _PackedStep) -> StepBatch:
         batch, length = self._algebra.micro_batch, self._data.sequence_length
-        sizes = [batch * width for slots in packed.slots for width in (length, slots, slots)]
+        sizes = [batch * width for slots in packed.slots for width in (length, slots, slots, 1)]
         parts = [part.view(batch, -1).long() for part in packed.words.split(sizes)]
-        micro_batches = [_as_model_inputs(*parts[first : first + 3]) for first in range(0, len(parts), 3)]
+        keys = stream_key(self._seed, "sample", self.samples(packed.step))
+        micro_batches = [
+            _as_model_inputs(
+                self._data,
+                self._objective,
+                fields=parts[4 * number : 4 * number + 4],
+                keys=keys[number * batch : (number + 1) * batch],
+            )
+            for number in range(len(packed.slots))
+        ]
         return StepBatch(packed.step, self.sample_range(packed.step), micro_batches)
 
     def _pack(self, step: int) -> _PackedStep:
         if self._reader is None:
-            self._reader = ChunkReader(self._data.train, self._data.sequence_length)
+            self._reader = open_reader(self._data.train, self._data)
         epochs, chunks = SampleOrder(self._seed, self._reader.num_chunks).locate(self.samples(step))
-        masked = self._masker(self._reader.read(chunks), stream_key(self._seed, "mask", epochs, chunks))
+        made = self._targets(self._reader.read(chunks), stream_key(self._seed, "mask", epochs, chunks))
         size = self._algebra.micro_batch
-        batches = [masked.rows(start, start + size) for start in range(0, len(chunks), size)]
-        fields = [
-            field for batch in batches for field in (batch.input_ids, batch.masked_positions, batch.masked_labels)
-        ]
+        batches = [made.rows(start, start + size) for start in range(0, len(chunks), size)]
+        fields = [field for batch in batches for field in _fields(batch)]
         words = np.concatenate([field.reshape(-1) for field in fields], dtype=np.int32, casting="same_kind")
         return _PackedStep(step, tuple(batch.masked_labels.shape[1] for batch in batches), torch.from_numpy(words))
 
@@ -185,7 +197,7 @@ def validation_batches(
     """
     if data.valid is None:
         return []
-    reader = ChunkReader(data.valid, data.sequence_length)
+    reader = open_reader(data.valid, data)
     try:
         total = min(eval_sequences, reader.num_chunks)
         first, end = (total * rank // algebra.data_parallel for rank in (data_rank, data_rank + 1))
@@ -193,29 +205,52 @@ def validation_batches(
             return []
         chunks = np.arange(first, end)
         keys = stream_key(_VALIDATION_SEED, "validation mask", chunks)
-        masked = _load_masker(data, objective)(reader.read(chunks), keys)
+        made = _load_targets(data, objective)(reader.read(chunks), keys)
     finally:
         reader.close()
     size = algebra.micro_batch
-    batches = [masked.rows(start, start + size) for start in range(0, len(chunks), size)]
+    keys = stream_key(_VALIDATION_SEED, "validation sample", chunks)
     return [
-        _as_model_inputs(*map(torch.tensor, (batch.input_ids, batch.masked_positions, batch.masked_labels)))
-        for batch in batches
+        _as_model_inputs(
+            data,
+            objective,
+            fields=[torch.tensor(field) for field in _fields(made.rows(start, start + size))],
+            keys=keys[start : start + size],
+        )
+        for start in range(0, len(chunks), size)
     ]
 
 
-def _load_masker(data: DataConfig, objective: ObjectiveConfig) -> MlmMasker:
+def _load_targets(data: DataConfig, objective: ObjectiveConfig) -> Targets:
     tokenizer = SentencePieceTokenizer.load(data.tokenizer)
-    return MlmMasker(objective, tokenizer.piece_kinds(), mask_id=tokenizer.mask_id)
+    return load_targets(objective, tokenizer.piece_kinds(), mask_id=tokenizer.mask_id)
 
 
-def _as_model_inputs(input_ids: Tensor, masked_positions: Tensor, masked_labels: Tensor) -> dict[str, Tensor]:
-    return {
+def _fields(batch: MaskedBatch) -> tuple[NDArray[np.int64], ...]:
+    """Ids, positions, labels and prefix lengths (all of the sequence where attention has no direction)."""
+    prefix = batch.prefix_lengths
+    if prefix is None:
+        prefix = np.full(len(batch.input_ids), batch.input_ids.shape[1])
+    return batch.input_ids, batch.masked_positions, batch.masked_labels, prefix
+
+
+def _as_model_inputs(
+    data: DataConfig, objective: ObjectiveConfig, *, fields: Sequence[Tensor], keys: NDArray[np.uint64]
+) -> dict[str, Tensor]:
+    input_ids, masked_positions, masked_labels, prefix_lengths = fields
+    inputs = {
         "input_ids": input_ids,
         "attention_mask": (input_ids != PAD_ID).long(),
         "masked_positions": masked_positions,
         "masked_labels": masked_labels,
     }
+    if objective.name in ("ar", "mlm_ar"):
+        inputs["prefix_lengths"] = prefix_lengths.view(-1)
+    if objective.name == "rtd":
+        inputs["sample_keys"] = torch.from_numpy(keys.view(np.int64))
+    if data.packing == "documents":
+        inputs["document_starts"] = torch.from_numpy(document_starts(input_ids.numpy()))
+    return inputs
 
 
 def _close_if_alive(reference: "weakref.ref[StepIterator]") -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megadeberta.config.data import ObjectiveConfig
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.counter_random import Words, integers, random_words, uniform
 from megadeberta.data.tokenizer import PAD_ID, PieceKind
 
@@ -33,16 +33,18 @@ class MaskedBatch:
     attention_mask: NDArray[np.int64]  # [B, L]
     masked_positions: NDArray[np.int64]  # [B, Q], ascending in a row; empty slots come last
     masked_labels: NDArray[np.int64]  # [B, Q]
+    prefix_lengths: NDArray[np.int64] | None = None  # [B], where sequences differ in what may attend what
 
     def rows(self, start: int, stop: int) -> "MaskedBatch":
         """Some of the sequences, with as many slots as these need."""
         labels = self.masked_labels[start:stop]
-        slots = _slots_needed(labels != 0)
+        slots = slots_needed(labels != 0)
         return MaskedBatch(
             self.input_ids[start:stop],
             self.attention_mask[start:stop],
             self.masked_positions[start:stop, :slots],
             labels[:, :slots],
+            None if self.prefix_lengths is None else self.prefix_lengths[start:stop],
         )
 
 
@@ -109,7 +111,7 @@ class MlmMasker:
 
     def _corrupt(self, tokens: NDArray[np.int64], chosen: NDArray[np.int64], sample_keys: Words) -> MaskedBatch:
         objective, length = self._objective, tokens.shape[1]
-        slots = _slots_needed(chosen < length)
+        slots = slots_needed(chosen < length)
         chosen = np.pad(chosen, ((0, 0), (0, max(0, slots - chosen.shape[1]))), constant_values=length)[:, :slots]
         filled = chosen < length  # [B, Q]
         positions = np.where(filled, chosen, 0)
@@ -175,6 +177,7 @@ def _stream(sample_keys: Words, stream: int) -> Words:
     return random_words(sample_keys[:, None], np.array([stream]))
 
 
-def _slots_needed(is_masked: NDArray[np.bool_]) -> int:
+def slots_needed(is_masked: NDArray[np.bool_]) -> int:
+    """Q for rows whose targets are marked in ``is_masked [B, K]``."""
     most = int(np.count_nonzero(is_masked, axis=1).max())
     return max(1, -(-most // SLOT_MULTIPLE)) * SLOT_MULTIPLE

@@ -8,13 +8,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from megadeberta.config.data import DataConfig
 from megadeberta.data.indexed import TokenShard
+from megadeberta.data.packing import PackedReader
 from megadeberta.data.tokenizer import CLS_ID, PAD_ID, SEP_ID
 
 
 def count_chunks(num_tokens: int, sequence_length: int) -> int:
     """Chunks of a shard. Every token is in exactly one: documents are laid end to end, and the last chunk is short."""
     return math.ceil(num_tokens / (sequence_length - 2))
+
+
+def open_reader(prefix: Path, data: DataConfig) -> "ChunkReader | PackedReader":
+    """The reader that ``data.packing`` asks for."""
+    kind = PackedReader if data.packing == "documents" else ChunkReader
+    return kind(prefix, data.sequence_length)
 
 
 class ChunkReader:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from megadeberta.config.deepspeed_block import offloads_optimizer
+from megadeberta.config.objective import DISCRIMINATOR, part_of
 from megadeberta.config.training import OptimizerConfig
 
 # Adam's correction 1 - beta ** t is exactly 1 in float64 for every beta < 0.9999 at this many steps.
@@ -38,25 +39,66 @@ def is_decayed(name: str) -> bool:
     return not name.endswith((".bias", "layer_norm.weight"))
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, decayed and not, in the order of the model."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float, part_lr: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """For every part of the model two groups, decayed and not, in the order of the model.
+
+    A group's ``lr_scale`` is its learning rate over that of the recipe; ``active`` false leaves the group as it is.
+
+    Args:
+        part_lr: learning rate of a part over the recipe's; 1 where a part is not named.
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in named:
-        (decayed if is_decayed(name) else plain).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        part = part_of(name)
+        for decayed in (True, False):
+            groups.setdefault((part, decayed), [])
+        groups[part, is_decayed(name)].append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if decayed else 0.0,
+            "part": part,
+            "lr_scale": (part_lr or {}).get(part, 1.0),
+            "active": True,
+        }
+        for (part, decayed), parameters in groups.items()
+    ]
 
 
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, *, deepspeed_block: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
     """The optimizer that DeepSpeed wraps. With an offloaded optimizer it must be DeepSpeed's own CPU kernel."""
-    groups = parameter_groups(model.named_parameters(), weight_decay=config.weight_decay)
+    part_lr = {DISCRIMINATOR: (config.discriminator_lr or config.lr) / config.lr}
+    groups = parameter_groups(model.named_parameters(), weight_decay=config.weight_decay, part_lr=part_lr)
     common = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if offloads_optimizer(deepspeed_block):
         # Imported here because it compiles a C++ kernel the first time it is used.
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, bias_correction=config.bias_correction, **common)
-    kind = torch.optim.AdamW if config.bias_correction else AdamWithoutBiasCorrection
-    return kind(groups, fused=True, **common)
+        optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, bias_correction=config.bias_correction, **common)
+    else:
+        kind = torch.optim.AdamW if config.bias_correction else AdamWithoutBiasCorrection
+        optimizer = kind(groups, fused=True, **common)
+    _step_active_groups_only(optimizer)
+    return optimizer
+
+
+def _step_active_groups_only(optimizer: torch.optim.Optimizer) -> None:
+    """Keep groups that are not active out of every step: their moments and step counts stay too.
+
+    Hooks and not a subclass, because DeepSpeed's ZeRO knows optimizers by their exact class.
+    """
+    stashed: list[dict[str, Any]] = []
+
+    def hide(inner: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        stashed[:] = inner.param_groups
+        inner.param_groups = [group for group in stashed if group["active"]]
+
+    def restore(inner: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        inner.param_groups = list(stashed)
+
+    optimizer.register_step_pre_hook(hide)
+    optimizer.register_step_post_hook(restore)

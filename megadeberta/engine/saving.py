@@ -113,7 +113,11 @@ def run_record(config: RunConfig, *, world_size: int, data_fingerprint: Mapping[
     fixed = {
         "model": config.model.model_dump(mode="json"),
         "objective": config.objective.model_dump(mode="json"),
-        "data": {"sequence_length": config.data.sequence_length, **data_fingerprint},
+        "data": {
+            "sequence_length": config.data.sequence_length,
+            "packing": config.data.packing,
+            **data_fingerprint,
+        },
         "training": {"seed": config.training.seed},
         "deepspeed": {"train_batch_size": block["train_batch_size"]},
     }

@@ -5,7 +5,7 @@ Shapes: B micro batch · L length · Q masked rows a sample.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import deepspeed
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, distributed
 
 from megadeberta.config.deepspeed_block import is_enabled, zero_stage
+from megadeberta.engine.phases import Batch, Phase, Terms, count_targets
 from megadeberta.errors import DivergenceError
 
-Batch = dict[str, Tensor]
 MAX_SKIPPED_IN_A_ROW = 8
 """fp16 steps that may overflow one after the other before the run is called diverged."""
 
@@ -25,33 +25,41 @@ class StepResult:
     """What one optimizer step did, over all ranks."""
 
     loss: float
-    accuracy: float
-    grad_norm: float
-    targets: int
+    terms: Terms
+    grad_norms: Mapping[str, float]
+    """Of each update, by the part of the model; "" = all of it."""
     applied: bool
+
+    @property
+    def grad_norm(self) -> float:
+        return math.hypot(*self.grad_norms.values())
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Masked-language-modelling loss in nats per masked token, and accuracy."""
+    """Total loss and terms over all validation sequences; NaN and no means when there were none."""
 
     loss: float
-    accuracy: float
-    targets: int
+    terms: Terms
 
 
 class Stepper:
     """Drives a DeepSpeed engine one optimizer step at a time.
 
-    Equalities kept: ranks x accumulation x micro batch = one big batch, because the loss sum is divided once by the
-    masked count of the whole global batch; resumed = uninterrupted, because every dropout draw is seeded by (seed,
-    step, rank, micro batch) and not by a stream that would have to be restored.
+    Equalities kept: ranks x accumulation x micro batch = one big batch, because every loss sum is divided once by its
+    count over the whole global batch; resumed = uninterrupted, because every dropout draw is seeded by (seed, step,
+    part, rank, micro batch) and not by a stream that would have to be restored.
     """
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, *, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, engine: deepspeed.DeepSpeedEngine, *, phases: Sequence[Phase], seed: int, device: torch.device
+    ) -> None:
         self.engine = engine
+        self.phases = phases
         self.seed = seed
         self.device = device
+        # Taken now: a resumed optimizer brings the groups' settings of the run that saved it.
+        self._lr_scales = [group["lr_scale"] for group in engine.optimizer.param_groups]
         self.rank = distributed.get_rank()
         self.data_parallel = distributed.get_world_size()
         block = engine.config
@@ -60,35 +68,59 @@ class Stepper:
         self._unguarded = zero_stage(block) == 0 and not (self._fp16 or is_enabled(block, "bf16"))
         self._skipped_in_a_row = 0
 
-    def share_counts(self, micro_batches: Sequence[Batch], *, stop_requested: bool) -> tuple[int, bool]:
-        """Masked tokens of the global batch, and whether any rank was asked to stop. One all-reduce over the world."""
-        targets = sum(int((batch["masked_labels"] != 0).sum()) for batch in micro_batches)
-        shared = torch.tensor([targets, int(stop_requested)], device=self.device)
+    def share_counts(self, micro_batches: Sequence[Batch], *, stop_requested: bool) -> tuple[dict[str, int], bool]:
+        """Targets of every loss term in the global batch, and whether any rank was asked to stop. One all-reduce."""
+        names = [name for phase in self.phases for name in phase.weights]
+        mine = [sum(int(count_targets(name, batch)) for batch in micro_batches) for name in names]
+        shared = torch.tensor([*mine, int(stop_requested)], device=self.device)
         distributed.all_reduce(shared)
-        return int(shared[0]), bool(shared[1])
+        *counts, stop = shared.tolist()
+        return dict(zip(names, counts, strict=True)), bool(stop)
 
-    def train_step(self, micro_batches: Sequence[Batch], *, step: int, targets: int, lr: float) -> StepResult:
-        """Forward, backward and update for global step ``step`` (counted from 0).
+    def train_step(
+        self, micro_batches: Sequence[Batch], *, step: int, targets: Mapping[str, int], lr: float
+    ) -> StepResult:
+        """Forward, backward and update for global step ``step`` (counted from 0), once for every phase.
+
+        Args:
+            targets: of every loss term, from ``share_counts``.
+            lr: of this step; a part of the model with a rate of its own keeps its ratio to it.
 
         Raises:
-            DivergenceError: the loss or the gradient is not finite; no weight was changed.
+            DivergenceError: the loss or the gradient is not finite; no weight of that part was changed.
         """
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
         self.engine.train()
-        # DeepSpeed averages gradients over data-parallel ranks; the global masked count is the divisor wanted here.
-        factor = self.data_parallel / targets
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, correct, targets
-        last = len(micro_batches) - 1
+        batches = [self._to_device(batch) for batch in micro_batches]
+        terms: dict[str, Tensor] = {}
+        norms, applied = {}, True
+        for phase in self.phases:
+            for group, scale in zip(self.engine.optimizer.param_groups, self._lr_scales, strict=True):
+                group["lr"] = lr * scale
+                group["active"] = phase.part in (None, group["part"])
+            found, norm, was_applied, batches = self._update(phase, batches, step=step, targets=targets)
+            terms |= found
+            norms[phase.part or ""] = norm
+            applied = applied and was_applied
+        result = _as_terms(terms)
+        return StepResult(result.total(self.phases), result, norms, applied)
+
+    def _update(
+        self, phase: Phase, batches: Sequence[Batch], *, step: int, targets: Mapping[str, int]
+    ) -> tuple[dict[str, Tensor], float, bool, list[Batch]]:
+        """One phase: its terms over all ranks, gradient norm, whether it was applied, and the next phase's batches."""
+        sums: dict[str, Tensor] = {}
+        handed_on = []
+        last = len(batches) - 1
         grad_norm = math.nan
-        for number, batch in enumerate(micro_batches):
-            self._seed_dropout(step, number)
-            loss_sum, count, correct = self.engine(**self._to_device(batch))
-            self.engine.backward(loss_sum * factor, scale_wrt_gas=False)
-            sums += torch.stack([loss_sum.detach().double(), correct.double(), count.double()])
+        for number, batch in enumerate(batches):
+            self._seed_dropout(step, phase.part, number)
+            terms, more = self.engine(**batch, part=phase.part)
+            handed_on.append(more)
+            self.engine.backward(self._loss(phase, terms, targets), scale_wrt_gas=False)
+            _add(sums, terms)
             if number == last:
-                distributed.all_reduce(sums)
-                self._check_loss(float(sums[0]), step)
+                _all_reduce(sums)
+                self._check_loss(sums, phase, step)
                 if self._unguarded:
                     grad_norm = self._check_gradient(step)
             self.engine.step()
@@ -96,40 +128,62 @@ class Stepper:
         if not self._unguarded:
             grad_norm = self._reported_norm()
             self._check_applied(applied, step)
-        loss, correct, count = sums.tolist()
-        return StepResult(loss / count, correct / count, grad_norm, int(count), applied)
+        return sums, grad_norm, applied, handed_on
+
+    def _loss(self, phase: Phase, terms: Mapping[str, tuple[Tensor, Tensor]], targets: Mapping[str, int]) -> Tensor:
+        """What a micro batch adds to the loss of the step."""
+        # DeepSpeed averages gradients over data-parallel ranks; the global count is the divisor wanted here.
+        parts = [
+            terms[name][0] * (weight * self.data_parallel / max(1, targets[name]))
+            for name, weight in phase.weights.items()
+        ]
+        return torch.stack(parts).sum()
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> EvalResult:
-        """Mean loss over all ranks' batches. Ranks may hold different numbers of batches; all make equally many
-        forward passes, because ZeRO-3 gathers weights in each. All-reduces over the world twice."""
+        """Terms over all ranks' batches. Ranks may hold different numbers of batches; all make equally many forward
+        passes, because ZeRO-3 gathers weights in each. All-reduces over the world twice."""
         self.engine.eval()
         passes = torch.tensor(len(batches), device=self.device)
         distributed.all_reduce(passes, op=distributed.ReduceOp.MAX)
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        sums: dict[str, Tensor] = {}
         for number in range(int(passes)):
-            batch = batches[number] if number < len(batches) else _blank_batch()
-            loss_sum, count, correct = self.engine(**self._to_device(batch))
-            sums += torch.stack([loss_sum.double(), correct.double(), count.double()])
-        distributed.all_reduce(sums)
-        loss, correct, count = sums.tolist()
-        if not count:
-            return EvalResult(math.nan, math.nan, 0)
-        return EvalResult(loss / count, correct / count, int(count))
+            batch = batches[number] if number < len(batches) else self._blank_batch()
+            terms, _ = self.engine(**self._to_device(batch))
+            _add(sums, terms)
+        _all_reduce(sums)
+        result = _as_terms(sums)
+        return EvalResult(result.total(self.phases), result)
+
+    def _blank_batch(self) -> Batch:
+        """One sequence of padding: takes part in collectives, has every term and adds nothing to any."""
+        padding = torch.zeros(1, 8, dtype=torch.int64)
+        empty, none = padding[:, :1], padding[0, :1]
+        batch = {"input_ids": padding, "attention_mask": padding, "masked_positions": empty, "masked_labels": empty}
+        names = [name for phase in self.phases for name in phase.weights]
+        if "rtd_loss" in names:
+            batch["sample_keys"] = none
+        if "ar_loss" in names:
+            batch["prefix_lengths"] = none
+        return batch
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
-    def _seed_dropout(self, step: int, micro_batch: int) -> None:
-        words = f"{self.seed}/{step}/{self.rank}/{micro_batch}".encode()
+    def _seed_dropout(self, step: int, part: str | None, micro_batch: int) -> None:
+        words = f"{self.seed}/{step}/{part or ''}/{self.rank}/{micro_batch}".encode()
         torch.manual_seed(int.from_bytes(hashlib.sha256(words).digest()[:8], "little") >> 1)
 
-    def _check_loss(self, loss_sum: float, step: int) -> None:
-        if not math.isfinite(loss_sum):
-            raise DivergenceError(
-                f"step {step + 1}: the loss is {loss_sum}; no weight was changed at this step. Lower optimizer.lr, "
-                "lengthen the warm-up or use bf16, and start again: the run resumes from its last checkpoint"
-            )
+    def _check_loss(self, sums: Mapping[str, Tensor], phase: Phase, step: int) -> None:
+        for name in phase.weights:
+            loss_sum = float(sums[name][0])
+            if not math.isfinite(loss_sum):
+                where = f" of the {phase.part}" if phase.part else ""
+                raise DivergenceError(
+                    f"step {step + 1}: the loss ({name}) is {loss_sum}; no weight{where} was changed at this step. "
+                    "Lower optimizer.lr, lengthen the warm-up or use bf16, and start again: the run resumes from its "
+                    "last checkpoint"
+                )
 
     def _check_gradient(self, step: int) -> float:
         """Global L2 norm of the averaged gradient under ZeRO-0 in fp32; one reduction was done by DeepSpeed."""
@@ -163,8 +217,22 @@ def _bad_gradient(step: int, norm: float) -> str:
     )
 
 
-def _blank_batch() -> Batch:
-    """One sequence without targets: takes part in collectives and adds nothing to any sum."""
-    ones = torch.ones(1, 8, dtype=torch.int64)
-    empty = torch.zeros(1, 1, dtype=torch.int64)
-    return {"input_ids": ones, "attention_mask": ones, "masked_positions": empty, "masked_labels": empty}
+def _add(sums: dict[str, Tensor], terms: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Add the (sum, count) of a micro batch, in fp64."""
+    for name, (total, count) in terms.items():
+        pair = torch.stack([total.detach().double(), count.double()])
+        sums[name] = sums[name] + pair if name in sums else pair
+
+
+def _all_reduce(sums: dict[str, Tensor]) -> None:
+    """Sum over the world, all terms in one call; every rank has the same terms in the same order."""
+    if not sums:
+        return
+    stacked = torch.stack(list(sums.values()))
+    distributed.all_reduce(stacked)
+    sums.update(zip(sums, stacked, strict=True))
+
+
+def _as_terms(sums: Mapping[str, Tensor]) -> Terms:
+    pairs = {name: pair.tolist() for name, pair in sums.items()}
+    return Terms({name: pair[0] for name, pair in pairs.items()}, {name: int(pair[1]) for name, pair in pairs.items()})

@@ -1,11 +1,17 @@
 """What flows from layer to layer.
 
-Shapes: B batch · L length · Q masked rows a sample · D hidden size · P rows of the windowed relative table.
+Shapes: B batch · L length · Q target rows a sample · D hidden size · P rows of the windowed relative table
+V vocabulary.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+Term = tuple[Tensor, Tensor]
+"""(sum, count) of one named quantity over a micro batch; two scalars. Its mean is the ratio over the global batch."""
 
 
 @dataclass(frozen=True)
@@ -22,25 +28,60 @@ class RelativePositions:
 
 @dataclass(frozen=True)
 class Carry:
-    """One micro batch on its way through the layers; each layer returns a copy with its own fields replaced."""
+    """One micro batch on its way through the layers; each layer returns a copy with its own fields replaced.
+
+    ``attention_mask`` says which tokens are real; embeddings, convolution and heads use it. Which pairs may attend is
+    that and, where given, ``prefix_lengths``, ``document_starts`` and ``pairs`` together.
+    """
 
     input_ids: Tensor  # [B, L]
     attention_mask: Tensor  # [B, L] bool, true = real token
     token_type_ids: Tensor | None = None  # [B, L]
     masked_positions: Tensor | None = None  # [B, Q], 0 in empty slots
     masked_labels: Tensor | None = None  # [B, Q], 0 = empty slot
+    prefix_lengths: Tensor | None = None  # [B]: key j is seen from i if j <= i or j < prefix; 0 = causal, L = all
+    document_starts: Tensor | None = None  # [B, L]: position of the first token of each token's own document
+    pairs: Tensor | None = None  # [B, L, L] bool, true = query i may attend key j
+    sample_keys: Tensor | None = None  # [B] int64: keys of the noise that samples are drawn with
     relative: RelativePositions | None = None
     hidden: Tensor | None = None  # [B, L, D]
     masked_hidden: Tensor | None = None  # [B, Q, D]
-    loss_sum: Tensor | None = None  # [], over the masked tokens of the micro batch
-    target_count: Tensor | None = None  # []
-    correct_count: Tensor | None = None  # []
+    masked_logits: Tensor | None = None  # [B, Q, V], detached
+    replaced: Tensor | None = None  # [B, L] bool: a sample stands there that is not the original token
+    token_logits: Tensor | None = None  # [B, L]: replaced or not
+    terms: Mapping[str, Term] = field(default_factory=dict)
 
     @property
     def pair_mask(self) -> Tensor:
         """``[B, 1, L, L]``: padding neither attends nor is attended."""
-        real = self.attention_mask
-        return (real.unsqueeze(-1) & real.unsqueeze(-2)).unsqueeze(1)
+        positions = torch.arange(self.input_ids.size(1), device=self.input_ids.device).expand_as(self.input_ids)
+        return self._visible(positions) & self.attention_mask[:, None, :, None]
+
+    def query_mask(self, positions: Tensor) -> Tensor:
+        """What queries at ``positions`` ``[B, Q]`` may attend: ``[B, 1, Q, L]``, or broadcast over Q."""
+        if self.prefix_lengths is None and self.document_starts is None and self.pairs is None:
+            return self.attention_mask[:, None, None, :]
+        return self._visible(positions)
+
+    def local_positions(self, positions: Tensor) -> Tensor:
+        """``positions`` ``[B, Q]`` counted from the start of each one's own document."""
+        if self.document_starts is None:
+            return positions
+        return positions - self.document_starts.gather(1, positions)
+
+    def _visible(self, positions: Tensor) -> Tensor:
+        """Keys that the rules let queries at ``positions`` ``[B, Q]`` see: ``[B, 1, Q, L]``."""
+        visible = self.attention_mask.unsqueeze(1).expand(-1, positions.size(1), -1)  # [B, Q, L]
+        keys = torch.arange(self.input_ids.size(1), device=positions.device)
+        if self.prefix_lengths is not None:
+            past = keys <= positions.unsqueeze(-1)
+            visible = visible & (past | (keys < self.prefix_lengths.view(-1, 1, 1)))
+        if self.document_starts is not None:
+            own = self.document_starts.gather(1, positions)
+            visible = visible & (own.unsqueeze(-1) == self.document_starts.unsqueeze(1))
+        if self.pairs is not None:
+            visible = visible & self.pairs.gather(1, positions.unsqueeze(-1).expand(-1, -1, keys.numel()))
+        return visible.unsqueeze(1)
 
 
 def gather_rows(hidden: Tensor, positions: Tensor) -> Tensor:

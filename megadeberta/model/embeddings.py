@@ -6,7 +6,8 @@ Shapes: B batch · L length · E embedding width · D hidden size · V vocabular
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import Carry, RelativePositions
@@ -19,12 +20,15 @@ class Embeddings(nn.Module):
     Order of operations as in microsoft/DeBERTa ``bert.py`` ``BertEmbeddings``.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, differences: bool = False) -> None:
+        """With ``differences``, the word and position tables are those of another model plus a difference of our own
+        (see ``SharedEmbedding``)."""
         super().__init__()
         width = config.embedding_width
-        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        table = SharedEmbedding if differences else nn.Embedding
+        self.word_embeddings = table(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.position_embeddings = (
-            nn.Embedding(config.max_position_embeddings, width) if config.position_biased_input else None
+            table(config.max_position_embeddings, width) if config.position_biased_input else None
         )
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
         self.embed_proj = nn.Linear(width, config.hidden_size, bias=False) if width != config.hidden_size else None
@@ -34,7 +38,8 @@ class Embeddings(nn.Module):
     def forward(self, carry: Carry) -> Carry:
         hidden = self.word_embeddings(carry.input_ids)  # [B, L, E]
         if self.position_embeddings is not None:
-            hidden = hidden + self.position_embeddings(torch.arange(hidden.size(1), device=hidden.device))
+            positions = torch.arange(hidden.size(1), device=hidden.device).expand_as(carry.input_ids)
+            hidden = hidden + self.position_embeddings(carry.local_positions(positions))
         if self.token_type_embeddings is not None:
             types = carry.token_type_ids
             hidden = hidden + self.token_type_embeddings(torch.zeros_like(carry.input_ids) if types is None else types)
@@ -42,6 +47,25 @@ class Embeddings(nn.Module):
             hidden = self.embed_proj(hidden)  # [B, L, E] -> [B, L, D]
         hidden = self.layer_norm(hidden) * carry.attention_mask.unsqueeze(-1)
         return replace(carry, hidden=self.dropout(hidden))
+
+
+class SharedEmbedding(nn.Module):
+    """Gradient-disentangled sharing: ``stop_gradient(base) + delta`` (DeBERTaV3 paper, section 3.3).
+
+    ``base`` is the generator's table (a Tie); ``delta`` starts at zero and takes all of the discriminator's gradient.
+    """
+
+    def __init__(self, rows: int, width: int, padding_idx: int | None = None) -> None:
+        super().__init__()
+        self.padding_idx = padding_idx
+        self.register_parameter("base", None)
+        self.delta = nn.Parameter(torch.zeros(rows, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``[...]`` -> ``[..., E]``."""
+        # Rows are looked up in both tables before the sum: the sum of the tables would be as large as a third one.
+        base = functional.embedding(ids, self.base.detach())
+        return base + functional.embedding(ids, self.delta, self.padding_idx)
 
 
 class RelativeTable(nn.Module):

@@ -10,14 +10,15 @@ ROW_BLOCK = 64
 
 
 def initialize(model: nn.Module, *, seed: int, std: float) -> None:
-    """Fill all parameters in place: matrices normal(0, std), LayerNorm weights 1, biases 0.
+    """Fill all parameters in place: matrices normal(0, std), LayerNorm weights 1, biases and shared tables'
+    differences 0.
 
     As microsoft/DeBERTa: the padding row of the word table is drawn like the others (it is trained through the tied
     decoder). Unlike it, the convolution is drawn like every other matrix, as transformers does.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
+            if parameter.dim() > 1 and not name.endswith(".delta"):
                 for start in range(0, parameter.size(0), ROW_BLOCK):
                     rows = parameter[start : start + ROW_BLOCK]
                     rows.copy_(draw_rows(name, start // ROW_BLOCK, tuple(rows.shape), seed=seed, std=std))

@@ -1,10 +1,11 @@
 """The encoder layer, and the convolution that the first layer of v2 xlarge and xxlarge has beside it.
 
-Shapes: B batch · L length · Lq query rows · D hidden size.
+Shapes: B batch · L length · Lq query rows · D hidden size · K kernel size.
 """
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,7 +29,7 @@ class EncoderLayer(nn.Module):
         index = None if carry.relative is None else carry.relative.index
         hidden = self.attend(carry.hidden, self.project_keys(carry), index, carry.pair_mask)
         if self.convolution is not None:
-            hidden = self.convolution(carry.hidden, hidden, carry.attention_mask)
+            hidden = self.convolution(carry, hidden)
         return replace(carry, hidden=hidden)
 
     def project_keys(self, carry: Carry) -> ProjectedKeys:
@@ -39,18 +40,38 @@ class EncoderLayer(nn.Module):
         return self.feed_forward(self.self_attention(query, keys, index, mask))
 
 
+class TokenConvolution(nn.Conv1d):
+    """Convolution over tokens, of each document by itself where a sequence holds several."""
+
+    def forward(self, hidden: Tensor, document_starts: Tensor | None) -> Tensor:
+        """``[B, L, D]`` -> ``[B, L, D]``."""
+        if document_starts is None:
+            return super().forward(hidden.mT).mT
+        half, length = self.kernel_size[0] // 2, hidden.size(1)
+        places = torch.arange(length, device=hidden.device)
+        windows = []
+        for offset in range(-half, half + 1):
+            source = (places + offset).clamp(0, length - 1)
+            is_own = (document_starts[:, source] == document_starts) & (places + offset == source)
+            windows.append(hidden[:, source] * is_own.unsqueeze(-1))
+        spread = torch.stack(windows, dim=2).flatten(1, 2)  # K x [B, L, D] -> [B, L * K, D]: a window for each token
+        size = self.kernel_size[0]
+        return functional.conv1d(spread.mT, self.weight, self.bias, stride=size, groups=self.groups).mT
+
+
 class ConvolutionBranch(nn.Module):
     """LayerNorm(layer 0 output + act(conv(embeddings))), zero at padding (microsoft/DeBERTa ``bert.py`` ConvLayer)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         size, kernel = config.hidden_size, config.conv_kernel_size
-        self.conv = nn.Conv1d(size, size, kernel, padding=(kernel - 1) // 2, groups=config.conv_groups)
+        self.conv = TokenConvolution(size, size, kernel, padding=(kernel - 1) // 2, groups=config.conv_groups)
         self.layer_norm = nn.LayerNorm(size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.activation = _ACTIVATIONS[config.conv_act]
 
-    def forward(self, embedded: Tensor, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        real = attention_mask.unsqueeze(-1)
-        convolved = self.conv(embedded.mT).mT * real  # [B, L, D]
+    def forward(self, carry: Carry, hidden: Tensor) -> Tensor:
+        """``carry.hidden`` is the input of layer 0, ``hidden`` its output; both ``[B, L, D]``."""
+        real = carry.attention_mask.unsqueeze(-1)
+        convolved = self.conv(carry.hidden, carry.document_starts) * real
         return self.layer_norm(hidden + self.activation(self.dropout(convolved))) * real

@@ -40,9 +40,9 @@ class EnhancedMaskDecoder(nn.Module):
         index = None
         if carry.relative is not None:
             index = relative_index(carry.relative.rows, query_positions=positions)  # [B, Q, L]
-        mask = carry.attention_mask[:, None, None, :]  # every real token is a key; empty slots are dropped later
+        mask = carry.query_mask(positions)  # empty slots are dropped later
         keys = self.layer.project_keys(carry)
-        query = gather_rows(carry.hidden, positions) + self.position_embeddings(positions)
+        query = gather_rows(carry.hidden, positions) + self.position_embeddings(carry.local_positions(positions))
         for _ in range(PASSES):
             query = self.layer.attend(query, keys, index, mask)
         return query

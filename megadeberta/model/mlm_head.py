@@ -1,6 +1,6 @@
-"""The masked-language-modelling head and its loss.
+"""The head that predicts tokens, masked ones or next ones, and its loss.
 
-Shapes: B batch · Q masked rows a sample · D hidden size · E embedding width · V vocabulary.
+Shapes: B batch · Q target rows a sample · D hidden size · E embedding width · V vocabulary.
 """
 
 from dataclasses import replace
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.model.carry import Carry, gather_rows
+from megadeberta.model.carry import Carry, Term, gather_rows
+
+EMPTY = 0
+"""The label of a slot without a target."""
 
 
 class TiedDecoder(nn.Module):
@@ -26,7 +29,7 @@ class TiedDecoder(nn.Module):
 
 
 class MlmHead(nn.Module):
-    """Dense, gelu, LayerNorm, tied decoder; then cross entropy in fp32 or better, summed over the masked tokens."""
+    """Dense, gelu, LayerNorm, tied decoder; then cross entropy in fp32 or better, summed over the targets."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -42,14 +45,35 @@ class MlmHead(nn.Module):
         rows = carry.masked_hidden
         if rows is None:
             rows = gather_rows(carry.hidden, carry.masked_positions)
-        labels = carry.masked_labels.flatten()  # [B * Q]
-        logits = self.logits(rows.flatten(0, 1))
+        labels = carry.masked_labels  # [B, Q]
+        logits = self.logits(rows)  # [B, Q, V]
         if logits.dtype != torch.float64:
             logits = logits.float()
-        # A sum, not a mean: it is divided once by the masked count of the whole global batch, so that the gradient
-        # does not depend on how the batch is cut into micro batches and ranks.
-        loss_sum = functional.cross_entropy(logits, labels, ignore_index=0, reduction="sum")
-        with torch.no_grad():
-            is_target = labels != 0
-            correct = ((logits.argmax(-1) == labels) & is_target).sum()
-        return replace(carry, loss_sum=loss_sum, target_count=is_target.sum(), correct_count=correct)
+        # Sums, not means: each is divided once by its count over the whole global batch, so that the gradient does not
+        # depend on how the batch is cut into micro batches and ranks.
+        losses = functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=EMPTY, reduction="none"
+        ).view(labels.shape)
+        logits = logits.detach()
+        correct = logits.argmax(-1) == labels
+        return replace(carry, masked_logits=logits, terms={**carry.terms, **_terms(carry, losses, correct)})
+
+
+def _terms(carry: Carry, losses: Tensor, correct: Tensor) -> dict[str, Term]:
+    """Loss and accuracy of masked tokens, and of next tokens where the batch has sequences read left to right."""
+    is_target = carry.masked_labels != EMPTY
+    if carry.prefix_lengths is None:
+        return _loss_and_accuracy("mlm", losses, correct, is_target)
+    whole = (carry.prefix_lengths >= carry.input_ids.size(1)).unsqueeze(-1)  # [B, 1]
+    return {
+        **_loss_and_accuracy("mlm", losses, correct, is_target & whole),
+        **_loss_and_accuracy("ar", losses, correct, is_target & ~whole),
+    }
+
+
+def _loss_and_accuracy(name: str, losses: Tensor, correct: Tensor, chosen: Tensor) -> dict[str, Term]:
+    count = chosen.sum()
+    return {
+        f"{name}_loss": (losses.masked_fill(~chosen, 0.0).sum(), count),
+        f"{name}_accuracy": ((correct & chosen).sum(), count),
+    }

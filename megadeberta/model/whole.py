@@ -1,4 +1,7 @@
-"""All layer specs as one module: what a single process, or ZeRO without a pipeline, trains."""
+"""All layer specs as one module: what a single process, or ZeRO without a pipeline, trains.
+
+Shapes: B batch · L length · Q target rows a sample · D hidden size · V vocabulary.
+"""
 
 from collections.abc import Sequence
 
@@ -6,34 +9,78 @@ import torch
 from torch import Tensor, nn
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.model.carry import Carry, gather_rows
+from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig, RtdConfig, part_of
+from megadeberta.model.carry import Carry, Term, gather_rows
 from megadeberta.model.embeddings import Embeddings, RelativeTable
 from megadeberta.model.layer import EncoderLayer
 from megadeberta.model.mask_decoder import EnhancedMaskDecoder
 from megadeberta.model.mlm_head import MlmHead
+from megadeberta.model.rtd_head import RtdHead
+from megadeberta.model.sampling import Sample
 from megadeberta.spec import LayerSpec, Tie
 
 WORD_TABLE = "embeddings.word_embeddings.weight"
+POSITION_TABLE = "embeddings.position_embeddings.weight"
+SAMPLE = f"{GENERATOR}.sample"
+MLM_HEAD, RTD_HEAD = "mlm_head", "rtd_head"
 
 
-def backbone_specs(config: ModelConfig) -> list[LayerSpec]:
-    """The encoder. With the enhanced mask decoder, the last layer belongs to the decoder's spec."""
-    specs = [LayerSpec("embeddings", lambda: Embeddings(config))]
+def build_specs(model: ModelConfig, objective: ObjectiveConfig) -> list[LayerSpec]:
+    """Every layer that the objective trains, in order."""
+    return rtd_specs(model, objective.rtd) if objective.name == "rtd" else mlm_specs(model)
+
+
+def backbone_specs(config: ModelConfig, *, prefix: str = "", embeddings: LayerSpec | None = None) -> list[LayerSpec]:
+    """The encoder. With the enhanced mask decoder, the last layer belongs to the decoder's spec.
+
+    Args:
+        prefix: ahead of every name, e.g. ``generator.``.
+        embeddings: in place of tables of the encoder's own.
+    """
+    specs = [embeddings or LayerSpec(f"{prefix}embeddings", lambda: Embeddings(config))]
     if config.relative_attention:
-        specs.append(LayerSpec("relative", lambda: RelativeTable(config)))
+        specs.append(LayerSpec(f"{prefix}relative", lambda: RelativeTable(config)))
     plain_layers = config.num_hidden_layers - (1 if config.enhanced_mask_decoder else 0)
     for i in range(plain_layers):
         convolution = i == 0 and config.conv_kernel_size > 0
-        specs.append(LayerSpec(f"layer.{i}", lambda c=convolution: EncoderLayer(config, convolution=c)))
+        specs.append(LayerSpec(f"{prefix}layer.{i}", lambda c=convolution: EncoderLayer(config, convolution=c)))
     if config.enhanced_mask_decoder:
-        specs.append(LayerSpec("mask_decoder", lambda: EnhancedMaskDecoder(config)))
+        specs.append(LayerSpec(f"{prefix}mask_decoder", lambda: EnhancedMaskDecoder(config)))
     return specs
 
 
-def mlm_specs(config: ModelConfig) -> list[LayerSpec]:
-    """Encoder, decoder and head for masked language modelling."""
-    head = LayerSpec("mlm_head", lambda: MlmHead(config), ties=(Tie("decoder.weight", WORD_TABLE),))
-    return [*backbone_specs(config), head]
+def mlm_specs(config: ModelConfig, *, prefix: str = "") -> list[LayerSpec]:
+    """Encoder, decoder and head that predict tokens: masked ones, or next ones."""
+    ties = (Tie("decoder.weight", f"{prefix}{WORD_TABLE}"),)
+    head = LayerSpec(f"{prefix}{MLM_HEAD}", lambda: MlmHead(config), ties=ties)
+    return [*backbone_specs(config, prefix=prefix), head]
+
+
+def rtd_specs(config: ModelConfig, rtd: RtdConfig) -> list[LayerSpec]:
+    """Generator, sampling, discriminator and its head: one list, so that it can be cut anywhere."""
+    discriminator = rtd.discriminator(config)
+    prefix = f"{DISCRIMINATOR}."
+    return [
+        *mlm_specs(rtd.generator(config), prefix=f"{GENERATOR}."),
+        LayerSpec(SAMPLE, lambda: Sample(rtd.sampling_temperature)),
+        *backbone_specs(discriminator, prefix=prefix, embeddings=_discriminator_embeddings(discriminator, rtd)),
+        LayerSpec(f"{prefix}{RTD_HEAD}", lambda: RtdHead(discriminator)),
+    ]
+
+
+def _discriminator_embeddings(config: ModelConfig, rtd: RtdConfig) -> LayerSpec:
+    """NES: tables of its own. ES: the generator's. GDES: the generator's, without gradient, plus a difference.
+
+    Shared are the word and the absolute position table, nothing else (microsoft/DeBERTa ``rtd_task.py``).
+    """
+    sharing = rtd.embedding_sharing
+    tables = [WORD_TABLE, POSITION_TABLE] if config.position_biased_input else [WORD_TABLE]
+    ties: tuple[Tie, ...] = ()
+    if sharing != "nes":
+        owned = "base" if sharing == "gdes" else "weight"
+        attributes = [table.removeprefix("embeddings.").replace("weight", owned) for table in tables]
+        ties = tuple(Tie(a, f"{GENERATOR}.{t}") for a, t in zip(attributes, tables, strict=True))
+    return LayerSpec(f"{DISCRIMINATOR}.embeddings", lambda: Embeddings(config, differences=sharing == "gdes"), ties)
 
 
 class WholeModel(nn.Module):
@@ -52,46 +99,85 @@ class WholeModel(nn.Module):
                 setattr(layer.get_submodule(owner), attribute, self.get_parameter(tie.source))
             _attach(self, spec.name, layer)
 
-    def run(self, carry: Carry, *, without: str | None = None) -> Carry:
-        """Pass the carry through all layers except the one named ``without``."""
-        for name in self.layer_names:
-            if name != without:
-                carry = self.get_submodule(name)(carry)
+    def run(self, carry: Carry, names: Sequence[str] | None = None) -> Carry:
+        """Pass the carry through the layers of these names, or through all."""
+        for name in self.layer_names if names is None else names:
+            carry = self.get_submodule(name)(carry)
         return carry
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, masked_positions: Tensor, masked_labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Training step of masked language modelling.
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        masked_positions: Tensor | None = None,
+        masked_labels: Tensor | None = None,
+        *,
+        part: str | None = None,
+        **more: Tensor,
+    ) -> tuple[dict[str, Term], dict[str, Tensor]]:
+        """One training pass.
 
         Args:
             input_ids: ``[B, L]`` int64.
             attention_mask: ``[B, L]`` bool or 0/1 integers.
             masked_positions: ``[B, Q]``, 0 in empty slots.
-            masked_labels: ``[B, Q]``, original ids, 0 in empty slots.
+            masked_labels: ``[B, Q]``, ids to predict, 0 in empty slots.
+            part: run the generator or the discriminator only; the latter needs ``replaced``.
+            more: other fields of ``Carry``.
 
         Returns:
-            Loss sum, number of targets, number of correct predictions; scalars over this micro batch.
+            Terms by name, each a (sum, count) over this micro batch; and, after the generator alone, the
+            discriminator's inputs.
         """
-        carry = Carry(input_ids, attention_mask.bool(), masked_positions=masked_positions, masked_labels=masked_labels)
-        done = self.run(carry)
-        return done.loss_sum, done.target_count, done.correct_count
+        carry = Carry(input_ids, attention_mask.bool(), None, masked_positions, masked_labels, **more)
+        names = None if part is None else [name for name in self.layer_names if part_of(name) == part]
+        done = self.run(carry, names)
+        handed_on = {}
+        if part == GENERATOR:
+            handed_on = {"input_ids": done.input_ids, "attention_mask": done.attention_mask, "replaced": done.replaced}
+            if done.document_starts is not None:
+                handed_on["document_starts"] = done.document_starts
+        return dict(done.terms), handed_on
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Last hidden state ``[B, L, D]`` of the backbone: what fine-tuning uses and an exported encoder gives."""
-        carry = Carry(input_ids, attention_mask.bool(), token_type_ids)
-        return self.run(carry, without="mlm_head").hidden
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, **more: Tensor
+    ) -> Tensor:
+        """Last hidden state ``[B, L, D]`` of the backbone, of the discriminator if there is one: what fine-tuning uses.
 
-    def mlm_logits(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
+        Args:
+            more: fields of ``Carry`` that limit attention.
+        """
+        carry = Carry(input_ids, attention_mask.bool(), token_type_ids, **more)
+        return self.run(carry, self._backbone(DISCRIMINATOR if self._has_parts else "")).hidden
+
+    def mlm_logits(
+        self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None, **more: Tensor
+    ) -> Tensor:
         """Vocabulary logits ``[B, Q, V]`` at ``positions`` ``[B, Q]``, or ``[B, L, V]`` at all of them."""
         batch, length = input_ids.shape
         if positions is None:
             positions = torch.arange(length, device=input_ids.device).expand(batch, length)
-        carry = self.run(Carry(input_ids, attention_mask.bool(), masked_positions=positions), without="mlm_head")
-        rows = carry.masked_hidden
+        part = GENERATOR if self._has_parts else ""
+        carry = Carry(input_ids, attention_mask.bool(), masked_positions=positions, **more)
+        done = self.run(carry, self._backbone(part))
+        rows = done.masked_hidden
         if rows is None:
-            rows = gather_rows(carry.hidden, positions)
-        return self.get_submodule("mlm_head").logits(rows)
+            rows = gather_rows(done.hidden, positions)
+        return self.get_submodule(f"{part}.{MLM_HEAD}" if part else MLM_HEAD).logits(rows)
+
+    def rtd_logits(self, input_ids: Tensor, attention_mask: Tensor, document_starts: Tensor | None = None) -> Tensor:
+        """``[B, L]``: above 0 where the discriminator takes the token for a replaced one."""
+        carry = Carry(input_ids, attention_mask.bool(), document_starts=document_starts)
+        hidden = self.run(carry, self._backbone(DISCRIMINATOR)).hidden
+        return self.get_submodule(f"{DISCRIMINATOR}.{RTD_HEAD}").logits(hidden, document_starts)
+
+    @property
+    def _has_parts(self) -> bool:
+        return SAMPLE in self.layer_names
+
+    def _backbone(self, part: str) -> list[str]:
+        heads = (MLM_HEAD, RTD_HEAD, "sample")
+        return [n for n in self.layer_names if part_of(n) == part and n.rpartition(".")[2] not in heads]
 
 
 def _attach(root: nn.Module, name: str, layer: nn.Module) -> None:

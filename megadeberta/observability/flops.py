@@ -5,6 +5,7 @@ E embedding width · m share of masked tokens. A multiply-add is two operations;
 """
 
 from megadeberta.config.model import ModelConfig
+from megadeberta.config.objective import ObjectiveConfig
 
 _FORWARD_BACKWARD = 6  # operations per multiply-add of the forward pass: 2 forward, 4 backward
 _MASK_DECODER_PASSES = 2
@@ -59,6 +60,21 @@ def flops_per_token(model: ModelConfig, *, sequence_length: int, mask_rate: floa
     else:
         total += layers * (projections + attention)
     return _FORWARD_BACKWARD * total
+
+
+def run_flops_per_token(model: ModelConfig, objective: ObjectiveConfig, *, sequence_length: int) -> float:
+    """Operations that the objective needs for one token; for replaced token detection those of both networks.
+
+    Reading left to right predicts every token. The replaced-token head, a row of the classifier, is not counted.
+    """
+    if objective.name == "rtd":
+        generator, discriminator = objective.rtd.generator(model), objective.rtd.discriminator(model)
+        return flops_per_token(
+            generator, sequence_length=sequence_length, mask_rate=objective.mask_rate
+        ) + flops_per_token(discriminator, sequence_length=sequence_length, mask_rate=0.0)
+    left_to_right = {"mlm": 0.0, "ar": 1.0, "mlm_ar": objective.autoregressive.share}[objective.name]
+    targets = left_to_right + (1.0 - left_to_right) * objective.mask_rate
+    return flops_per_token(model, sequence_length=sequence_length, mask_rate=targets)
 
 
 def device_peak_flops(device_name: str) -> float | None:

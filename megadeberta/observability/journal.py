@@ -3,40 +3,51 @@
 import json
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
 import torch
 
 from megadeberta.config.redact import redact
 from megadeberta.config.run import RunConfig
-from megadeberta.observability.flops import device_peak_flops, flops_per_token
+from megadeberta.observability.flops import device_peak_flops, run_flops_per_token
 from megadeberta.observability.gemm_rate import measure_gemm_rate
 from megadeberta.observability.journal_files import CURVE_FILE, METRICS_FILE, RECIPE_FILE, TENSORBOARD_FOLDER
 from megadeberta.observability.metrics import MetricsFile
 from megadeberta.observability.plot import plot_loss_curve
-from megadeberta.observability.progress import Rates, Speedometer, format_progress
+from megadeberta.observability.progress import Rates, Speedometer, format_progress, format_terms
 from megadeberta.observability.tracker import Tracker, tensorboard_tracker
 from megadeberta.storage import write_file
 
 log = logging.getLogger(__name__)
 
 
+class TermMeans(Protocol):
+    """Named means over a global batch; see ``engine.phases.Terms``."""
+
+    counts: Mapping[str, int]
+
+    @property
+    def means(self) -> Mapping[str, float]: ...
+
+
 class StepFacts(Protocol):
     """One optimizer step over all ranks; see ``engine.step.StepResult``."""
 
     loss: float
-    accuracy: float
-    grad_norm: float
-    targets: int
+    terms: TermMeans
+    grad_norms: Mapping[str, float]
     applied: bool
+
+    @property
+    def grad_norm(self) -> float: ...
 
 
 class ValidationFacts(Protocol):
     """One validation over all ranks; see ``engine.step.EvalResult``."""
 
     loss: float
-    accuracy: float
-    targets: int
+    terms: TermMeans
 
 
 class Journal:
@@ -83,10 +94,11 @@ class WritingJournal(Journal):
         tokens = self._config.deepspeed["train_batch_size"] * self._config.data.sequence_length
         values = {
             "loss": facts.loss,
-            "accuracy": facts.accuracy,
+            **facts.terms.means,
             "grad_norm": facts.grad_norm,
+            **{f"grad_norm_{part}": norm for part, norm in facts.grad_norms.items() if part},
             "lr": lr,
-            "targets": facts.targets,
+            **_targets(facts.terms),
             "applied": facts.applied,
             "tokens_per_second": tokens / max(seconds, 1e-9),
         }
@@ -100,26 +112,20 @@ class WritingJournal(Journal):
             self._tracker.log(step, values | {"mfu": math.nan if rates.mfu is None else rates.mfu}, prefix="train")
 
     def validation(self, step: int, facts: ValidationFacts) -> None:
-        if not facts.targets:
+        means = facts.terms.means
+        if not means:
             return
-        values: dict[str, Any] = {
-            "valid_loss": facts.loss,
-            "valid_perplexity": math.exp(min(facts.loss, 700.0)),
-            "valid_accuracy": facts.accuracy,
-            "valid_targets": facts.targets,
-        }
+        values: dict[str, Any] = {f"valid_{name}": value for name, value in {"loss": facts.loss, **means}.items()}
+        values |= {f"valid_{name}": count for name, count in _targets(facts.terms).items()}
+        token_loss = means.get("mlm_loss", means.get("ar_loss", math.nan))
+        values["valid_perplexity"] = math.exp(min(token_loss, 700.0))
         if self._unigram is not None:
             values["unigram_cross_entropy"] = self._unigram
         self._metrics.write(step, values)
         beside = "" if self._unigram is None else f" (unigram cross-entropy {self._unigram:.3f})"
-        log.info(
-            "step %d validation loss %.3f%s perplexity %.1f acc %.3f",
-            step,
-            facts.loss,
-            beside,
-            values["valid_perplexity"],
-            facts.accuracy,
-        )
+        shown = " ".join(format_terms(means))
+        perplexity = values["valid_perplexity"]
+        log.info("step %d validation loss %.3f%s perplexity %.1f %s", step, facts.loss, beside, perplexity, shown)
         if self._tracker is not None:
             self._tracker.log(step, values, prefix="valid")
             self._tracker.flush()
@@ -139,7 +145,7 @@ class WritingJournal(Journal):
             step,
             self._config.training.steps,
             loss=facts.loss,
-            accuracy=facts.accuracy,
+            terms=facts.terms.means,
             gradient_norm=facts.grad_norm,
             lr=lr,
             rates=rates,
@@ -149,7 +155,14 @@ class WritingJournal(Journal):
     def _draw(self) -> None:
         if self._config.logging.plot:
             output = self._config.training.output_dir
-            plot_loss_curve(output / METRICS_FILE, output / CURVE_FILE, title=self._config.name, unigram=self._unigram)
+            weights = self._config.objective.loss_weights
+            plot_loss_curve(
+                output / METRICS_FILE,
+                output / CURVE_FILE,
+                title=self._config.name,
+                unigram=self._unigram,
+                losses=list(weights),
+            )
 
 
 def open_journal(
@@ -170,8 +183,8 @@ def open_journal(
     speedometer = Speedometer(
         total_steps=config.training.steps,
         tokens_per_step=config.deepspeed["train_batch_size"] * config.data.sequence_length,
-        flops_per_token=flops_per_token(
-            config.model, sequence_length=config.data.sequence_length, mask_rate=config.objective.mask_rate
+        flops_per_token=run_flops_per_token(
+            config.model, config.objective, sequence_length=config.data.sequence_length
         ),
         peak_flops=_peak_flops(config, device, world_size),
         done=done,
@@ -184,6 +197,15 @@ def open_journal(
         speedometer=speedometer,
         unigram=unigram,
     )
+
+
+def _targets(terms: TermMeans) -> dict[str, int]:
+    """How many targets each loss was averaged over: ``mlm_targets`` for ``mlm_loss``."""
+    return {
+        name.replace("_loss", "_targets"): count
+        for name, count in terms.counts.items()
+        if name.endswith("_loss") and count
+    }
 
 
 def _peak_flops(config: RunConfig, device: torch.device, world_size: int) -> float | None:

@@ -1,10 +1,11 @@
-"""``loss_curve.png``: training loss, validation loss and the loss of a model that knows word frequencies only."""
+"""``loss_curve.png``: training and validation losses, and the loss of a model that knows word frequencies only."""
 
 import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -14,35 +15,38 @@ from megadeberta.storage import write_file
 
 logger = logging.getLogger(__name__)
 
-TRAIN_LOSS, VALID_LOSS = "loss", "valid_loss"
+_TITLES = {
+    "loss": "MLM loss (nats a masked token)",
+    "mlm_loss": "MLM loss (nats a masked token)",
+    "ar_loss": "next-token loss (nats a token)",
+    "rtd_loss": "RTD loss (nats a token)",
+}
 _SMOOTHING_SHARE = 50  # the moving average spans a fiftieth of the run
 
 
-def plot_loss_curve(metrics: Path, picture: Path, *, title: str, unigram: float | None = None) -> bool:
-    """Draw the curve of a metrics file; replaces ``picture`` in one step. False when it was not drawn.
+def plot_loss_curve(
+    metrics: Path, picture: Path, *, title: str, unigram: float | None = None, losses: Sequence[str] = ("loss",)
+) -> bool:
+    """Draw the curves of a metrics file, a panel for each loss; replaces ``picture`` in one step. False when it was not
+    drawn.
 
     Args:
         unigram: cross-entropy of the validation text under its word frequencies, in nats.
+        losses: names in the metrics file; validation values are under ``valid_`` and the same name.
     """
     records = read_metrics(metrics)
-    train, valid = _points(records, TRAIN_LOSS), _points(records, VALID_LOSS)
-    if not train:
+    if not any(_points(records, name) for name in losses):
         return False
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, 4.5 * len(losses)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    steps, losses = zip(*train, strict=True)
-    axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-    axes.plot(steps, smooth(losses), color="tab:blue", linewidth=1.6, label="training, moving average")
-    if valid:
-        valid_steps, valid_losses = zip(*valid, strict=True)
-        label = f"validation, last {valid_losses[-1]:.3f}"
-        axes.plot(valid_steps, valid_losses, color="tab:orange", marker="o", markersize=4, label=label)
-    if unigram is not None:
-        axes.axhline(unigram, color="tab:gray", linestyle="--", label=f"unigram cross-entropy {unigram:.3f}")
-    axes.set(title=title, xlabel="optimizer step", ylabel="MLM loss (nats a masked token)")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    for number, name in enumerate(losses, start=1):
+        panel = figure.add_subplot(len(losses), 1, number)
+        _draw_panel(panel, _points(records, name), _points(records, f"valid_{name}"))
+        if unigram is not None and number == 1:
+            panel.axhline(unigram, color="tab:gray", linestyle="--", label=f"unigram cross-entropy {unigram:.3f}")
+        panel.set(title=title if number == 1 else "", xlabel="optimizer step", ylabel=_TITLES[name])
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png")
     try:
@@ -51,6 +55,17 @@ def plot_loss_curve(metrics: Path, picture: Path, *, title: str, unigram: float 
         logger.warning("no loss curve: %s", error)
         return False
     return True
+
+
+def _draw_panel(panel: Axes, train: Sequence[tuple[int, float]], valid: Sequence[tuple[int, float]]) -> None:
+    if train:
+        steps, losses = zip(*train, strict=True)
+        panel.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
+        panel.plot(steps, smooth(losses), color="tab:blue", linewidth=1.6, label="training, moving average")
+    if valid:
+        steps, losses = zip(*valid, strict=True)
+        label = f"validation, last {losses[-1]:.3f}"
+        panel.plot(steps, losses, color="tab:orange", marker="o", markersize=4, label=label)
 
 
 def smooth(values: Sequence[float]) -> list[float]:

@@ -1,12 +1,23 @@
 """The progress line: one a step, from one rank.
 
-``step 1200/10000 loss 6.412 acc 0.182 grad 0.94 lr 1.0e-04 tok/s 41.3k mfu 38.1 % eta 2h03m``
+``step 1200/10000 loss 6.412 acc 0.182 grad 0.94 lr 1.0e-04 tok/s 41.3k mfu 38.1 % eta 2h03m``; a run with several
+losses shows each of them: ``loss 6.493 mlm 2.311 acc 0.540 rtd 0.084 prec 0.71 rec 0.33 grad ...``
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+_SHOWN_AS = {
+    "mlm_loss": "mlm",
+    "mlm_accuracy": "acc",
+    "ar_loss": "ar",
+    "ar_accuracy": "acc",
+    "rtd_loss": "rtd",
+    "rtd_precision": "prec",
+    "rtd_recall": "rec",
+}
 
 
 @dataclass(frozen=True)
@@ -69,13 +80,20 @@ class Speedometer:
 
 
 def format_progress(
-    step: int, total_steps: int, *, loss: float, accuracy: float, gradient_norm: float, lr: float, rates: Rates
+    step: int,
+    total_steps: int,
+    *,
+    loss: float,
+    terms: Mapping[str, float],
+    gradient_norm: float,
+    lr: float,
+    rates: Rates,
 ) -> str:
-    """The progress line."""
+    """The progress line. ``terms``: means by name; a loss that is all of the total is not shown again."""
     parts = [
         f"step {step}/{total_steps}",
         f"loss {loss:.3f}",
-        f"acc {accuracy:.3f}",
+        *format_terms(terms),
         f"grad {gradient_norm:.2f}",
         f"lr {lr:.1e}",
         f"tok/s {format_count(rates.tokens_per_second)}",
@@ -84,6 +102,13 @@ def format_progress(
         parts.append(f"mfu {100 * rates.mfu:.1f} %")
     parts.append(f"eta {format_duration(rates.eta_seconds)}")
     return " ".join(parts)
+
+
+def format_terms(terms: Mapping[str, float]) -> list[str]:
+    """The terms that a line shows, e.g. ``acc 0.182``."""
+    one_loss = sum(name.endswith("_loss") for name in terms) == 1
+    hidden = {name for name in terms if one_loss and name.endswith("_loss")}
+    return [f"{_SHOWN_AS[name]} {mean:.3f}" for name, mean in terms.items() if name in _SHOWN_AS.keys() - hidden]
 
 
 def format_count(value: float) -> str:

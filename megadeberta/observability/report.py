@@ -8,9 +8,11 @@ from rich.table import Table
 from megadeberta.errors import ConfigError
 from megadeberta.observability.journal_files import CURVE_FILE, METRICS_FILE
 from megadeberta.observability.metrics import Record, read_metrics
-from megadeberta.observability.plot import TRAIN_LOSS, VALID_LOSS
+from megadeberta.observability.progress import format_terms
 
 ROWS_SHOWN = 8
+TRAIN_LOSS, VALID_LOSS = "loss", "valid_loss"
+_VALID = "valid_"
 
 
 def print_report(output_dir: Path, console: Console) -> None:
@@ -32,7 +34,7 @@ def print_report(output_dir: Path, console: Console) -> None:
 
 
 def _curve_table(records: list[Record]) -> Table:
-    table = Table("step", "training loss", "validation loss", "perplexity", "accuracy", title="end of the curve")
+    table = Table("step", "training loss", "validation loss", "perplexity", "terms", title="end of the curve")
     losses: list[float] = []
     rows = []
     for record in records:
@@ -40,10 +42,12 @@ def _curve_table(records: list[Record]) -> Table:
             losses.append(record[TRAIN_LOSS])
         elif record.get(VALID_LOSS) is not None:
             mean = f"{sum(losses) / len(losses):.3f}" if losses else "-"
+            valid_terms = {name: value for name, value in record.items() if name.startswith(_VALID)}
+            means = {name.removeprefix(_VALID): value for name, value in valid_terms.items() if value is not None}
             valid = (
                 f"{record[VALID_LOSS]:.3f}",
                 f"{record['valid_perplexity']:.1f}",
-                f"{record['valid_accuracy']:.3f}",
+                " ".join(format_terms(means)),
             )
             rows.append((str(record["step"]), mean, *valid))
             losses = []
@@ -55,8 +59,10 @@ def _curve_table(records: list[Record]) -> Table:
 
 
 def _verdict(record: Record) -> str:
-    loss, unigram = record[VALID_LOSS], record.get("unigram_cross_entropy")
-    line = f"validation MLM loss {loss:.3f} nats a masked token after step {record['step']}"
+    """The loss of predicted tokens beside what word frequencies alone give."""
+    name, unit = ("mlm", "a masked token") if record.get("valid_mlm_loss") is not None else ("ar", "a token")
+    loss, unigram = record.get(f"valid_{name}_loss", record[VALID_LOSS]), record.get("unigram_cross_entropy")
+    line = f"validation {name.upper()} loss {loss:.3f} nats {unit} after step {record['step']}"
     if unigram is None:
         return line
     return f"{line}; unigram cross-entropy of the validation text {unigram:.3f}: {unigram - loss:.3f} nats better"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megadeberta.config.load import parse_run_config
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.collectives import TorchCollectives
 from megadeberta.engine.saving import RunCheckpoints
@@ -32,9 +33,16 @@ def _recipe(folder: str, block: dict[str, object], **model: object) -> RunConfig
     return parse_run_config(recipe, source="toy")
 
 
-def _run(rank: int, world_size: int, folder: str, block: dict[str, object], stop: int) -> tuple[int, list, dict]:
+def _run(
+    rank: int,
+    world_size: int,
+    folder: str,
+    block: dict[str, object],
+    stop: int,
+    objective: ObjectiveConfig = ObjectiveConfig(),
+) -> tuple[int, list, dict]:
     """Resume if there is something, run to ``stop``, save; (first step, losses, fp32 weights)."""
-    stepper, _ = toy_engine(block, dropout=0.1)
+    stepper, _ = toy_engine(block, dropout=0.1, objective=objective)
     config = _recipe(folder, block)
     checkpoints = RunCheckpoints(
         stepper.engine, config, data_fingerprint={"shard": "toy"}, collectives=TorchCollectives(torch.device("cpu"))
@@ -62,6 +70,20 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, ranks: int, st
     _, expected, weights = run_ranks(_run, ranks, str(whole), block, STEPS)[0]
     _, before, _ = run_ranks(_run, ranks, str(parts), block, STOP)[0]
     first, after, resumed_weights = run_ranks(_run, ranks, str(parts), block, STEPS)[0]
+    assert first == STOP
+    assert before + after == expected
+    assert resumed_weights == weights
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_resumed_replaced_token_detection_equals_the_uninterrupted_one(tmp_path: Path, decoupled: bool) -> None:
+    objective = ObjectiveConfig(name="rtd", rtd={"decoupled": decoupled, "generator_layers": 2})
+    block = toy_block(zero_stage=2, micro_batch=2)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir(), parts.mkdir()
+    _, expected, weights = run_ranks(_run, 2, str(whole), block, STEPS, objective)[0]
+    _, before, _ = run_ranks(_run, 2, str(parts), block, STOP, objective)[0]
+    first, after, resumed_weights = run_ranks(_run, 2, str(parts), block, STEPS, objective)[0]
     assert first == STOP
     assert before + after == expected
     assert resumed_weights == weights

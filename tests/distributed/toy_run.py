@@ -1,4 +1,4 @@
-"""A toy masked-language-modelling run through the real engine, for tests that compare layouts."""
+"""A toy pre-training run through the real engine, for tests that compare layouts."""
 
 import math
 
@@ -6,12 +6,14 @@ import torch
 
 from megadeberta.config.deepspeed_block import batch_algebra
 from megadeberta.config.model import ModelConfig
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.build import build_engine
+from megadeberta.engine.phases import Batch, training_phases
 from megadeberta.engine.process_group import start_process_group
-from megadeberta.engine.step import Batch, Stepper
+from megadeberta.engine.step import Stepper
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.model.whole import WholeModel, build_specs
 
 GLOBAL_BATCH = 8
 LENGTH = 24
@@ -41,14 +43,22 @@ def toy_block(*, zero_stage: int, micro_batch: int, **changes: object) -> dict[s
     return block | changes
 
 
-def toy_engine(block: dict[str, object], *, seed: int = 5, dropout: float = 0.0) -> tuple[Stepper, WholeModel]:
+def toy_engine(
+    block: dict[str, object],
+    *,
+    seed: int = 5,
+    dropout: float = 0.0,
+    objective: ObjectiveConfig = ObjectiveConfig(),
+    lr: tuple[float, float | None] = (3e-3, None),
+) -> tuple[Stepper, WholeModel]:
     """The process group, the model initialised by name, the engine and its stepper."""
     device = start_process_group(60.0)
     config = CONFIG.model_copy(update={"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout})
-    model = WholeModel(mlm_specs(config))
+    model = WholeModel(build_specs(config, objective))
     initialize(model, seed=seed, std=CONFIG.initializer_range)
-    engine = build_engine(model, OPTIMIZER, block=block, timeout_seconds=60.0)
-    return Stepper(engine, seed=seed, device=device), model
+    optimizer = OPTIMIZER.model_copy(update={"lr": lr[0], "discriminator_lr": lr[1]})
+    engine = build_engine(model, optimizer, block=block, timeout_seconds=60.0)
+    return Stepper(engine, phases=training_phases(objective), seed=seed, device=device), model
 
 
 def global_batch(step: int) -> Batch:
@@ -68,6 +78,7 @@ def global_batch(step: int) -> Batch:
         "attention_mask": mask.long(),
         "masked_positions": positions,
         "masked_labels": labels,
+        "sample_keys": torch.arange(GLOBAL_BATCH) + GLOBAL_BATCH * step,
     }
 
 
@@ -78,11 +89,13 @@ def share_of(batch: Batch, *, rank: int, world_size: int, micro_batch: int) -> l
     return [{name: tensor[s : s + micro_batch] for name, tensor in batch.items()} for s in starts]
 
 
-def run_toy(rank: int, world_size: int, block: dict[str, object], steps: int) -> list[tuple[float, float]]:
+def run_toy(
+    rank: int, world_size: int, block: dict[str, object], steps: int, objective: dict[str, object] | None = None
+) -> list[tuple[float, float]]:
     """(loss, gradient norm) of each step, and a last pair (validation loss, accuracy)."""
     micro_batch = int(block["train_micro_batch_size_per_gpu"])
     batch_algebra(block, data_parallel=world_size, source="toy")
-    stepper, _ = toy_engine(block)
+    stepper, _ = toy_engine(block, objective=ObjectiveConfig.model_validate(objective or {}))
     trace = []
     for step in range(steps):
         share = share_of(global_batch(step), rank=rank, world_size=world_size, micro_batch=micro_batch)
@@ -94,4 +107,4 @@ def run_toy(rank: int, world_size: int, block: dict[str, object], steps: int) ->
     mine = [share_of(held_out, rank=0, world_size=1, micro_batch=GLOBAL_BATCH)[0]] if rank == 0 else []
     validation = stepper.evaluate(mine)
     assert math.isfinite(validation.loss)
-    return [*trace, (validation.loss, validation.accuracy)]
+    return [*trace, (validation.loss, validation.terms.means["mlm_accuracy"])]

@@ -53,3 +53,31 @@ def test_own_optimizer_under_zero_must_be_allowed() -> None:
 def test_unknown_deepspeed_key_is_found_with_the_recipe_named() -> None:
     with pytest.raises(ConfigError, match=r"r\.json: unknown key deepspeed\.zero_optimisation"):
         _validate(deepspeed={"zero_optimisation": {}})
+
+
+@pytest.mark.parametrize("name", ["ar", "mlm_ar"])
+def test_next_tokens_and_a_convolution_that_sees_them_exclude_each_other(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"objective\.name='{name}' predicts the next token.*the convolution sees it"
+    ):
+        _validate(objective={"name": name}, model={"conv_kernel_size": 3})
+    _validate(objective={"name": name})
+
+
+def test_generator_that_is_no_model_is_refused_before_anything_is_built() -> None:
+    with pytest.raises(ConfigError, match=r"the generator is no model: .*num_hidden_layers >= 2.*generator_layers"):
+        _validate(objective={"name": "rtd"})  # half of two layers, with the enhanced mask decoder
+    _validate(objective={"name": "rtd", "rtd": {"generator_layers": 2}})
+
+
+def test_one_table_and_two_updates_exclude_each_other() -> None:
+    rtd = {"embedding_sharing": "es", "decoupled": True}
+    with pytest.raises(ConfigError, match=r"decoupled=true with embedding_sharing='es'.*do not see each other's"):
+        _validate(objective={"name": "rtd", "rtd": rtd})
+
+
+def test_two_updates_under_zero_3_are_refused() -> None:
+    objective = {"name": "rtd", "rtd": {"decoupled": True, "generator_layers": 2}}
+    with pytest.raises(ConfigError, match=r"decoupled=true does not work with deepspeed\.zero_optimization\.stage=3"):
+        _validate(objective=objective, deepspeed={"zero_optimization": {"stage": 3}})
+    _validate(objective=objective, deepspeed={"zero_optimization": {"stage": 2}})

@@ -15,8 +15,9 @@ from megadeberta.checkpoint.durable import hash_file
 from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.model import ModelConfig
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.model.whole import WholeModel, build_specs
 
 SOTU = Path(__file__).parents[2] / "data" / "sotu.txt"
 NUM_PIECES = 1000
@@ -58,9 +59,9 @@ def small_config(**changes: object) -> ModelConfig:
     return ModelConfig.model_validate(base | changes)
 
 
-def small_model(config: ModelConfig, *, seed: int = 1) -> WholeModel:
+def small_model(config: ModelConfig, *, seed: int = 1, objective: ObjectiveConfig = ObjectiveConfig()) -> WholeModel:
     """Random weights in every tensor, biases and LayerNorms too: a swapped name must change the output."""
-    model = WholeModel(mlm_specs(config)).eval()
+    model = WholeModel(build_specs(config, objective)).eval()
     initialize(model, seed=seed, std=0.2)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -83,8 +84,10 @@ def write_weights_folder(folder: Path, model: WholeModel, config: ModelConfig, s
     return folder
 
 
-def write_checkpoint(output_dir: Path, model: WholeModel, config: ModelConfig, spm: Path, *, step: int) -> Path:
-    """Commit a checkpoint through the store, with the files that a run puts in."""
+def write_checkpoint(
+    output_dir: Path, model: WholeModel, config: ModelConfig, spm: Path, *, step: int, **sections: object
+) -> Path:
+    """Commit a checkpoint through the store, with the files that a run puts in. ``sections``: of its recipe."""
 
     def write(folder: Path) -> dict:
         safetensors.torch.save_file(weights_of(model), folder / "model.safetensors")
@@ -104,6 +107,7 @@ def write_checkpoint(output_dir: Path, model: WholeModel, config: ModelConfig, s
             "schedule": {"name": "cosine", "warmup_steps": 10},
             "training": {"steps": 1000, "seed": 7},
             "deepspeed": {"train_batch_size": 16},
+            **sections,
         },
     )
     store = CheckpointStore(output_dir / "checkpoints", collectives=SingleProcess(), keep_last=9)

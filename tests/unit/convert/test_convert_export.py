@@ -112,7 +112,7 @@ def test_the_opt_in_class_has_a_loss_and_keeps_the_position_table_when_saved(
     labels = torch.full_like(ids, -100)
     labels[0, 3], labels[1, 2] = 17, 40
     loss = loaded(ids, mask, labels=labels).loss
-    loss_sum, count, _ = model(ids, mask, torch.tensor([[3], [2], [0]]), torch.tensor([[17], [40], [0]]))
+    loss_sum, count = model(ids, mask, torch.tensor([[3], [2], [0]]), torch.tensor([[17], [40], [0]]))[0]["mlm_loss"]
     assert loss.item() == pytest.approx((loss_sum / count).item(), abs=1e-5)
     loaded.save_pretrained(tmp_path / "again")
     table = safetensors.torch.load_file(tmp_path / "again" / "model.safetensors")

@@ -15,8 +15,9 @@ import psutil
 import pytest
 import torch
 
-from megadeberta.config.data import DataConfig, ObjectiveConfig
+from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.check import check_data
 from megadeberta.data.indexed import TokenShard
 from megadeberta.data.loader import StepIterator, training_batches, validation_batches

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from megadeberta.config.data import ObjectiveConfig
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.counter_random import stream_key
 from megadeberta.data.masking import MAX_WORD_PIECES, MaskedBatch, MlmMasker, find_units, tile_segments
 from megadeberta.data.tokenizer import CLS_ID, PAD_ID, SEP_ID, UNK_ID, PieceKind

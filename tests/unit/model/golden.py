@@ -1,13 +1,16 @@
 """The base model of the golden values, and the rule that fills its weights."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
+from megadeberta.config.objective import RtdConfig, part_of
 from megadeberta.convert.names import backbone_names, mlm_names
-from megadeberta.model.whole import WholeModel, backbone_specs, mlm_specs
+from megadeberta.convert.v1 import pack, unpack
+from megadeberta.model.whole import WholeModel, backbone_specs, mlm_specs, rtd_specs
 
 IDS = torch.tensor([[1, 5, 7, 4, 9, 2], [1, 6, 4, 2, 0, 0]])
 MASK = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]])
@@ -40,13 +43,53 @@ def golden_mlm(config: ModelConfig) -> tuple[WholeModel, int]:
     return _filled(WholeModel(mlm_specs(config)), mlm_names(config))
 
 
-def _filled(model: WholeModel, names: dict[str, str]) -> tuple[WholeModel, int]:
+def golden_discriminator(config: ModelConfig) -> tuple[WholeModel, int]:
+    """A float64 discriminator with tables of its own, filled by the rule over the Microsoft key order. The source's
+    absolute position table counts as a key and has no part in the outputs."""
+    rtd = RtdConfig(embedding_sharing="nes")
+    model = WholeModel([spec for spec in rtd_specs(config, rtd) if part_of(spec.name) == "discriminator"])
+    names = {f"discriminator.{ours}": f"deberta.{theirs}" for ours, theirs in backbone_names(config).items()}
+    for ours, theirs in {"dense": "dense", "layer_norm": "LayerNorm", "classifier": "classifier"}.items():
+        for kind in ("weight", "bias"):
+            names[f"discriminator.rtd_head.{ours}.{kind}"] = f"mask_predictions.{theirs}.{kind}"
+    return _filled(model, names, unused=["deberta.embeddings.position_embeddings.weight"])
+
+
+def golden_v1() -> tuple[WholeModel, WholeModel, int]:
+    """v1 weights filled by the rule over transformers' v1 key order and unpacked: a v1 encoder, which has no key bias,
+    and a v2 one with separate projections, whose key biases are zero; and the number of keys."""
+    shape = {"share_att_key": False, "position_buckets": -1, "norm_rel_ebd": "none"}
+    config = golden_config(**shape, key_bias=False)
+    size, heads = config.hidden_size, config.num_attention_heads
+    with torch.no_grad():
+        like = _by_their_names(WholeModel(backbone_specs(config)), config)
+        packed = {key: tensor.double() for key, tensor in pack(like, num_heads=heads).items()}
+        for i, key in enumerate(sorted(packed)):
+            fill(packed[key], key, i)
+        unpacked = unpack(packed, num_heads=heads)
+        models = []
+        for wanted in (config, golden_config(**shape)):
+            model = WholeModel(backbone_specs(wanted)).double().eval()
+            for key, parameter in _by_their_names(model, wanted).items():
+                parameter.copy_(unpacked.get(key, torch.zeros(size, dtype=torch.float64)))
+            models.append(model)
+    return models[0], models[1], len(packed)
+
+
+def _by_their_names(model: WholeModel, config: ModelConfig) -> dict[str, Tensor]:
+    names = backbone_names(config)
+    return {names[ours]: parameter for ours, parameter in model.named_parameters()}
+
+
+def _filled(model: WholeModel, names: dict[str, str], *, unused: Sequence[str] = ()) -> tuple[WholeModel, int]:
     model = model.double().eval()
     by_their_name = {names[ours]: parameter for ours, parameter in model.named_parameters()}
+    keys = sorted([*by_their_name, *unused])
     with torch.no_grad():
-        for i, key in enumerate(sorted(by_their_name)):
-            fill(by_their_name[key], key, i)
-    return model, len(by_their_name)
+        for i, key in enumerate(keys):
+            if key in by_their_name:
+                fill(by_their_name[key], key, i)
+    return model, len(keys)
 
 
 def fill(parameter: Tensor, key: str, number: int) -> None:

@@ -40,7 +40,7 @@ def test_the_padding_row_is_trained_through_the_decoder_only() -> None:
     config = small_config()
     model = small_model(config)
     ids, mask = batch(config)
-    loss_sum, _, _ = model(ids, mask, torch.tensor([[1], [2], [0]]), torch.tensor([[7], [9], [0]]))
+    loss_sum, _ = model(ids, mask, torch.tensor([[1], [2], [0]]), torch.tensor([[7], [9], [0]]))[0]["mlm_loss"]
     gradient = torch.autograd.grad(loss_sum, model.get_parameter("embeddings.word_embeddings.weight"))[0]
     assert gradient[0].abs().max() > 0
     input_side = torch.autograd.grad(
@@ -79,7 +79,7 @@ def test_a_sequence_without_any_real_token_gives_zeros_loss_zero_and_finite_grad
     mask[1] = 0
     hidden = model.encode(ids, mask)
     assert torch.isfinite(hidden).all()
-    loss_sum, count, _ = model(ids, mask, torch.tensor([[1], [0], [1]]), torch.tensor([[7], [0], [9]]))
+    loss_sum, count = model(ids, mask, torch.tensor([[1], [0], [1]]), torch.tensor([[7], [0], [9]]))[0]["mlm_loss"]
     assert count.item() == 2 and torch.isfinite(loss_sum)
     gradients = torch.autograd.grad(loss_sum, list(model.parameters()))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
@@ -90,7 +90,7 @@ def test_row_zero_of_the_bucketed_table_gets_no_gradient_in_training() -> None:
     model = small_model(config)
     ids, mask = batch(config, lengths=(12, 12))
     positions = torch.arange(12).expand(2, 12)
-    loss_sum, _, _ = model(ids, mask, positions, ids)
+    loss_sum, _ = model(ids, mask, positions, ids)[0]["mlm_loss"]
     gradient = torch.autograd.grad(loss_sum, model.get_parameter("relative.embedding.weight"))[0]
     assert gradient.shape == (12, 16) and not gradient[0].any()
     assert (gradient[1:].abs().amax(-1) > 0).all(), "every other row is read at full length"

@@ -5,7 +5,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.unit.model.golden import IDS, MASK, golden_backbone, golden_config, golden_mlm
+from tests.unit.model.golden import (
+    IDS,
+    MASK,
+    golden_backbone,
+    golden_config,
+    golden_discriminator,
+    golden_mlm,
+    golden_v1,
+)
 
 # The values are printed with six decimals, sums over up to 80 of them: 5e-6 is the rounding of the source.
 TOLERANCE = {"abs": 5e-6, "rel": 0}
@@ -66,6 +74,19 @@ def test_backbone_gives_the_golden_values(case: tuple) -> None:
     _check(model.encode(IDS, MASK)[MASK.bool()], total, absolute, first, last)
 
 
+def test_v1_weights_give_the_golden_values_with_and_without_key_biases() -> None:
+    v1, v2_with_zero_biases, keys = golden_v1()
+    assert keys == 36
+    for model in (v1, v2_with_zero_biases):
+        _check(
+            model.encode(IDS, MASK)[MASK.bool()],
+            4.295547,
+            69.151550,
+            [1.193046, -0.598026, -0.137099, 1.440601],
+            [1.384681, -0.312139, -1.654285, -0.604629],
+        )
+
+
 def test_mlm_head_without_mask_decoder_gives_the_golden_logits() -> None:
     model, keys = golden_mlm(golden_config())
     assert keys == 43
@@ -92,6 +113,29 @@ def test_enhanced_mask_decoder_gives_the_golden_logits_and_losses() -> None:
     )
     losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     assert losses.tolist() == pytest.approx([2.706439, 4.323240], **TOLERANCE)
-    loss_sum, targets, _ = model(IDS, MASK, positions, labels)
+    terms, _ = model(IDS, MASK, positions, labels)
+    loss_sum, targets = terms["mlm_loss"]
     assert loss_sum.item() == pytest.approx(2.706439 + 4.323240, **TOLERANCE)
     assert targets.item() == 2
+
+
+def test_discriminator_gives_the_golden_logits_targets_and_loss() -> None:
+    model, keys = golden_discriminator(golden_config())
+    assert keys == 45
+    sampled = torch.tensor([[1, 5, 7, 8, 9, 2], [1, 6, 3, 2, 0, 0]])
+    # The source ran in float32; its values are printed with six decimals.
+    _check(
+        model.rtd_logits(sampled, MASK)[MASK.bool()],
+        2.554543,
+        4.245538,
+        [-0.055439, -0.206711, -0.236938, -0.235387],
+        [0.628845, 0.578132, 0.621042, 0.637778],
+    )
+    labels = torch.zeros_like(sampled)
+    labels[0, 3], labels[1, 2] = 8, 10
+    replaced = (labels > 0) & (labels != sampled)
+    assert replaced[MASK.bool()].long().tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 1, 0]
+    terms, _ = model(sampled, MASK, part="discriminator", replaced=replaced)
+    loss_sum, tokens = terms["rtd_loss"]
+    assert tokens.item() == 10  # [CLS] and [SEP] count, padding does not
+    assert (loss_sum / tokens).item() == pytest.approx(0.790153, **TOLERANCE)

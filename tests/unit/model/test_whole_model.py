@@ -136,11 +136,12 @@ def test_loss_is_a_sum_so_micro_batches_add_up() -> None:
     model = small_model(config)
     ids, mask = batch(config)
     positions, labels = torch.tensor([[4, 8], [2, 5], [1, 0]]), torch.tensor([[7, 9], [5, 6], [8, 0]])
-    whole = model(ids, mask, positions, labels)
-    parts = [model(*(part[row : row + 1] for part in (ids, mask, positions, labels))) for row in range(3)]
-    for found, pieces in zip(whole, zip(*parts, strict=True), strict=True):
-        torch.testing.assert_close(found, sum(pieces), rtol=0, atol=1e-11)
-    assert whole[1].item() == 5
+    whole, _ = model(ids, mask, positions, labels)
+    parts = [model(*(part[row : row + 1] for part in (ids, mask, positions, labels)))[0] for row in range(3)]
+    for name, term in whole.items():
+        for found, pieces in zip(term, zip(*(part[name] for part in parts), strict=True), strict=True):
+            torch.testing.assert_close(found, sum(pieces), rtol=0, atol=1e-11)
+        assert term[1].item() == 5
 
 
 def test_correct_predictions_are_counted_at_targets_only() -> None:
@@ -154,5 +155,5 @@ def test_correct_predictions_are_counted_at_targets_only() -> None:
     labels[2, 1] = 0
     logits = model.mlm_logits(ids, mask, positions)
     reached = (logits.argmax(-1) == labels) & (labels != 0)
-    _, count, correct = model(ids, mask, positions, labels)
+    correct, count = model(ids, mask, positions, labels)[0]["mlm_accuracy"]
     assert (count.item(), correct.item()) == (5, int(reached.sum())) and reached.sum() >= 3

@@ -3,7 +3,8 @@
 import pytest
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.observability.flops import device_peak_flops, flops_per_token
+from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.observability.flops import device_peak_flops, flops_per_token, run_flops_per_token
 from megadeberta.observability.gemm_rate import measure_gemm_rate
 
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -52,6 +53,20 @@ def test_narrow_word_table_is_projected_and_decoded_in_its_own_width() -> None:
     )
     head = 0.15 * ((768 * 128 + 128 * 128_100) - (768 * 768 + 768 * 128_100))
     assert difference == pytest.approx(6 * (head + 128 * 768))
+
+
+def test_replaced_token_detection_counts_both_networks_and_reading_left_to_right_every_token() -> None:
+    model = ModelConfig()
+    one = {"sequence_length": 512}
+    rtd = ObjectiveConfig(name="rtd")
+    generator = flops_per_token(rtd.rtd.generator(model), mask_rate=0.15, **one)
+    discriminator = flops_per_token(rtd.rtd.discriminator(model), mask_rate=0.0, **one)
+    assert run_flops_per_token(model, rtd, **one) == generator + discriminator
+    assert run_flops_per_token(model, ObjectiveConfig(), **one) == flops_per_token(model, mask_rate=0.15, **one)
+    half = ObjectiveConfig(name="mlm_ar", autoregressive={"share": 0.5})
+    every = run_flops_per_token(model, ObjectiveConfig(name="ar"), **one)
+    assert every == flops_per_token(model, mask_rate=1.0, **one)
+    assert run_flops_per_token(model, half, **one) == flops_per_token(model, mask_rate=0.5 + 0.5 * 0.15, **one)
 
 
 def test_mask_decoder_counts_masked_rows_of_the_last_layer_only() -> None:

@@ -83,3 +83,19 @@ def test_smoothing_is_the_mean_of_the_last_fiftieth() -> None:
     values = [float(value) for value in range(100)]
     assert smooth(values)[0] == 0.0
     assert smooth(values)[50] == pytest.approx(49.5)
+
+
+def test_every_loss_has_a_panel_of_its_own(tmp_path: Path, drawn: list[Figure]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile.create(path) as file:
+        for step in range(1, 41):
+            file.write(step, {"loss": 9.0, "mlm_loss": 6 - step / 100, "rtd_loss": 0.4 - step / 1000})
+            if step % 20 == 0:
+                file.write(step, {"valid_mlm_loss": 6.1 - step / 100, "valid_rtd_loss": 0.5 - step / 1000})
+    assert plot_loss_curve(path, tmp_path / "c.png", title="two", unigram=7.0, losses=["mlm_loss", "rtd_loss"])
+    (figure,) = drawn
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert labels == ["MLM loss (nats a masked token)", "RTD loss (nats a token)"]
+    first, second = ([line.get_label() for line in axes.lines] for axes in figure.axes)
+    assert "validation, last 5.700" in first and "unigram cross-entropy 7.000" in first
+    assert "validation, last 0.460" in second and not any("unigram" in label for label in second)

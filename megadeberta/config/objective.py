@@ -1,0 +1,102 @@
+"""The objective section: what is predicted, from what, and how the losses are weighed."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from megadeberta.config.model import ModelConfig
+from megadeberta.config.section import Section
+
+GENERATOR, DISCRIMINATOR = "generator", "discriminator"
+"""The parts of a model for replaced token detection; names of their layers and parameters begin with them."""
+_RTD_MASKING = {"mask_token_prob": 1.0, "random_token_prob": 0.0, "max_gram": 1, "whole_word": False}
+
+
+class RtdConfig(Section):
+    """Replaced token detection (v3): a generator fills the masked tokens, the model says which ones it replaced."""
+
+    loss_weight: float = Field(50.0, gt=0, description="lambda: total = MLM loss + lambda x RTD loss")
+    embedding_sharing: Literal["gdes", "es", "nes"] = Field(
+        "gdes", description="gdes: stop_gradient(generator's table) + own difference; es: one table; nes: two tables"
+    )
+    generator_layers: int | None = Field(None, gt=0, description="depth of the generator; null = half of the model's")
+    sampling_temperature: float = Field(1.0, gt=0)
+    decoupled: bool = Field(
+        False, description="two updates a step, generator first, each with its own clipping; false = one joint update"
+    )
+
+    @model_validator(mode="after")
+    def _check_sharing(self) -> "RtdConfig":
+        if self.decoupled and self.embedding_sharing == "es":
+            raise ValueError(
+                "objective.rtd.decoupled=true with embedding_sharing='es' would train one table by two optimizer "
+                "steps that do not see each other's gradient; use embedding_sharing='gdes', or decoupled=false"
+            )
+        return self
+
+    def generator(self, model: ModelConfig) -> ModelConfig:
+        """The generator's shape: the model's, less deep. Raises a validation error if that is no model."""
+        depth = self.generator_layers or max(1, model.num_hidden_layers // 2)
+        return ModelConfig.model_validate(model.model_dump() | {"num_hidden_layers": depth})
+
+    def discriminator(self, model: ModelConfig) -> ModelConfig:
+        """The discriminator's shape: the model's, without the decoder that only predicts tokens."""
+        return model.model_copy(update={"enhanced_mask_decoder": False})
+
+
+class AutoregressiveConfig(Section):
+    """Reading from left to right (paper A.4), alone or beside masked language modelling."""
+
+    loss_weight: float = Field(1.0, gt=0, description="mlm_ar: total = MLM loss + this x autoregressive loss")
+    share: float = Field(0.5, gt=0, lt=1, description="mlm_ar: share of the sequences that are read left to right")
+    prefix_share: float = Field(
+        0.0, ge=0, le=1, description="share of those that begin with a prefix seen from both sides (UniLM)"
+    )
+
+
+class ObjectiveConfig(Section):
+    """What is predicted. With ``rtd`` every chosen piece becomes [MASK], by itself, unless told otherwise."""
+
+    name: Literal["mlm", "rtd", "ar", "mlm_ar"] = Field(
+        "mlm", description="masked tokens; replaced tokens (v3); next tokens; masked and next tokens"
+    )
+    mask_rate: float = Field(0.15, gt=0, lt=1, description="share of the tokens that become targets")
+    mask_token_prob: float = Field(0.8, ge=0, le=1, description="share of the targets replaced by [MASK]")
+    random_token_prob: float = Field(0.1, ge=0, le=1, description="share replaced by a random piece; the rest is kept")
+    max_gram: int = Field(3, ge=1, le=8, description="longest run of words masked together; drawn with weight 1/n")
+    whole_word: bool = Field(True, description="mask whole SentencePiece words; false = every piece on its own")
+    rtd: RtdConfig = RtdConfig()
+    autoregressive: AutoregressiveConfig = AutoregressiveConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rtd_masking(cls, values: Any) -> Any:
+        """microsoft/DeBERTa ``rtd_task.py``: all chosen tokens become [MASK], max_gram 1."""
+        if isinstance(values, dict) and values.get("name") == "rtd":
+            return _RTD_MASKING | values
+        return values
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> "ObjectiveConfig":
+        if self.mask_token_prob + self.random_token_prob > 1:
+            raise ValueError(
+                f"objective.mask_token_prob + random_token_prob = {self.mask_token_prob + self.random_token_prob:g}, "
+                "which is more than 1; what is left over is the share of targets kept unchanged"
+            )
+        return self
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of every loss term in the total."""
+        return {
+            "mlm": {"mlm_loss": 1.0},
+            "rtd": {"mlm_loss": 1.0, "rtd_loss": self.rtd.loss_weight},
+            "ar": {"ar_loss": 1.0},
+            "mlm_ar": {"mlm_loss": 1.0, "ar_loss": self.autoregressive.loss_weight},
+        }[self.name]
+
+
+def part_of(parameter: str) -> str:
+    """The part a parameter belongs to: generator, discriminator, or "" where the model has no parts."""
+    first = parameter.split(".", 1)[0]
+    return first if first in (GENERATOR, DISCRIMINATOR) else ""

@@ -1,0 +1,87 @@
+"""Sequences that are read left to right: every token is the target of the place before it.
+
+In a run that also masks, each sequence is one or the other, by a draw of its own. The attention that belongs to it
+travels as one number: the length of the prefix that is seen from both sides; 0 = causal, L = all, as masking needs it.
+"""
+
+# B sequences · L tokens · Q slots for targets
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.data.counter_random import Words, random_words, uniform
+from megadeberta.data.masking import MaskedBatch, MlmMasker, slots_needed
+from megadeberta.data.tokenizer import CLS_ID, PAD_ID, SEP_ID
+
+_KIND, _PREFIX, _PREFIX_LENGTH = range(16, 19)  # streams of a sequence; masking has the first ones
+
+
+class NextTokenTargets:
+    """Makes batches for the objectives ``ar`` and ``mlm_ar``."""
+
+    def __init__(self, objective: ObjectiveConfig, masker: MlmMasker) -> None:
+        self._config = objective.autoregressive
+        self._share = 1.0 if objective.name == "ar" else self._config.share
+        self._masker = masker
+
+    def __call__(self, tokens: NDArray[np.int64], sample_keys: Words) -> MaskedBatch:
+        """Targets for ``tokens [B, L]`` with ``sample_keys [B]``.
+
+        [SEP] is no target: it stands where the sequence is full, so it says nothing. [CLS] and padding are none either.
+        """
+        length = tokens.shape[1]
+        left_to_right = _draw(sample_keys, _KIND) < self._share
+        masked = self._masker(tokens, sample_keys)
+        prefix = np.where(left_to_right, self._prefix_lengths(tokens, sample_keys), length)  # [B]
+
+        following = np.zeros_like(tokens)
+        following[:, :-1] = tokens[:, 1:]
+        places = np.arange(length)
+        is_target = ~np.isin(following, (PAD_ID, CLS_ID, SEP_ID)) & (places >= prefix[:, None] - 1)
+        positions = np.where(is_target, places, length)
+        positions.sort(axis=1)
+        positions = np.where(left_to_right[:, None], positions, _widen(masked, length))
+        slots = slots_needed(positions < length)
+        positions = np.pad(positions, ((0, 0), (0, max(0, slots - length))), constant_values=length)[:, :slots]
+
+        filled = positions < length
+        positions = np.where(filled, positions, 0)
+        sources = np.where(left_to_right[:, None], following, _scatter_labels(masked, length))
+        labels = np.where(filled, np.take_along_axis(sources, positions, axis=1), 0)
+        input_ids = np.where(left_to_right[:, None], tokens, masked.input_ids)
+        return MaskedBatch(input_ids, masked.attention_mask, positions, labels, prefix)
+
+    def _prefix_lengths(self, tokens: NDArray[np.int64], sample_keys: Words) -> NDArray[np.int64]:
+        """0, or a length from 1 to half of the tokens: ``[B]``."""
+        halves = np.maximum(1, np.count_nonzero(tokens != PAD_ID, axis=1) // 2)
+        share = _draw(sample_keys, _PREFIX_LENGTH)
+        drawn = 1 + np.floor(share * halves).astype(np.int64)
+        return np.where(_draw(sample_keys, _PREFIX) < self._config.prefix_share, drawn, 0)
+
+
+def _draw(sample_keys: Words, stream: int) -> NDArray[np.float64]:
+    return uniform(random_words(sample_keys, np.array(stream)), np.array(0))
+
+
+def _widen(masked: MaskedBatch, length: int) -> NDArray[np.int64]:
+    """Masked positions as ``[B, L]``, with L in the empty slots."""
+    positions = np.where(masked.masked_labels != 0, masked.masked_positions, length)[:, :length]
+    return np.pad(positions, ((0, 0), (0, length - positions.shape[1])), constant_values=length)
+
+
+def _scatter_labels(masked: MaskedBatch, length: int) -> NDArray[np.int64]:
+    """Labels at their places, 0 elsewhere: ``[B, L]``."""
+    labels = np.zeros((len(masked.masked_labels), length + 1), np.int64)
+    targets = np.where(masked.masked_labels != 0, masked.masked_positions, length)
+    np.put_along_axis(labels, targets, masked.masked_labels, axis=1)
+    return labels[:, :length]
+
+
+Targets = NextTokenTargets | MlmMasker
+
+
+def load_targets(objective: ObjectiveConfig, piece_kinds: NDArray[np.uint8], *, mask_id: int) -> Targets:
+    """What the objective makes of sequences."""
+    masker = MlmMasker(objective, piece_kinds, mask_id=mask_id)
+    return NextTokenTargets(objective, masker) if objective.name in ("ar", "mlm_ar") else masker

@@ -1,0 +1,81 @@
+"""Sequences of whole documents: [CLS] document [SEP] [CLS] document [SEP] ... [PAD]*.
+
+A document that does not fit any more is cut where the sequence ends and goes on in the next one, so a sequence is a run
+of the shard's tokens like every chunk, with the borders of the documents marked.
+"""
+
+# N sequences · L length · S sequences of the shard · D documents
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megadeberta.data.indexed import TokenShard
+from megadeberta.data.tokenizer import CLS_ID, PAD_ID, SEP_ID
+
+_MARKS = 2  # [CLS] and [SEP] of every document or part of one
+
+
+def plan_sequences(document_ends: NDArray[np.int64], sequence_length: int) -> NDArray[np.int64]:
+    """Where each sequence starts in the shard's tokens, and where the last one ends: ``[S + 1]``.
+
+    Args:
+        document_ends: ``[D]``, strictly increasing: no document is empty.
+    """
+    total = int(document_ends[-1]) if len(document_ends) else 0
+    # Tokens and marks up to the end of each document: what fits is one search away.
+    costs = document_ends + _MARKS * np.arange(len(document_ends))
+    starts, position, document = [0], 0, 0
+    while position < total:
+        room = sequence_length + position + _MARKS * (document - 1)
+        after = int(np.searchsorted(costs, room, side="right"))  # the first document that does not fit whole
+        if after > document:
+            room -= int(costs[after - 1])
+            position, document = int(document_ends[after - 1]), after
+        else:
+            room = sequence_length
+        if document < len(document_ends) and room > _MARKS:
+            position += room - _MARKS
+        starts.append(position)
+    return np.array(starts, np.int64)
+
+
+class PackedReader:
+    """Reads sequences of documents; opens the shard at once, so make it in the process that uses it."""
+
+    def __init__(self, prefix: Path, sequence_length: int) -> None:
+        self._shard = TokenShard.open(prefix)
+        self._length = sequence_length
+        ends = np.append(self._shard.document_offsets[1:], self._shard.num_tokens)
+        self._ends = ends[np.diff(ends, prepend=0) > 0]
+        self._starts = plan_sequences(self._ends, sequence_length)
+        self.num_chunks = len(self._starts) - 1
+
+    def read(self, chunks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sequences ``[N, L]`` of chunks ``[N]``.
+
+        Raises:
+            DataError: the shard's file was cut off or replaced since it was opened.
+        """
+        sequences = np.full((len(chunks), self._length), PAD_ID, np.int64)
+        for sequence, chunk in zip(sequences, chunks.tolist(), strict=True):
+            start, stop = self._starts[chunk : chunk + 2].tolist()
+            tokens = self._shard.read_tokens(start, stop)
+            first, last = np.searchsorted(self._ends, (start, stop - 1), side="right")
+            place = 0
+            for part in np.split(tokens, self._ends[first:last] - start):
+                sequence[place] = CLS_ID
+                sequence[place + 1 : place + 1 + len(part)] = part
+                sequence[place + 1 + len(part)] = SEP_ID
+                place += len(part) + _MARKS
+        return sequences
+
+    def close(self) -> None:
+        self._shard.close()
+
+
+def document_starts(sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of the [CLS] before each token, ``[N, L]``; padding counts to the last document."""
+    places = np.arange(sequences.shape[1])
+    return np.maximum.accumulate(np.where(sequences == CLS_ID, places, 0), axis=1)

@@ -1,0 +1,41 @@
+"""`megadeberta evaluate`. Torch is imported after the arguments."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def evaluate(
+    path: Annotated[
+        Path,
+        typer.Argument(help="training.output_dir, one step-N folder, or an imported folder", show_default=False),
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="Prefix of a token shard; by default the validation shard of the run")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 file: its perplexity, left to right and by masking each token in turn")
+    ] = None,
+    sequences: Annotated[int, typer.Option(min=1, help="At most so many sequences of the shard")] = 512,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a sequence; by default as in training", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time")] = 16,
+) -> None:
+    """Score weights: token losses by mask kind, replaced tokens, perplexity of a text, as their objective has them.
+
+    Example: megadeberta evaluate runs/quickstart --sequences 256
+    """
+    from megadeberta.evaluate.run import evaluate as score
+
+    scores = score(path, shard=data, text=text, sequences=sequences, length=length, batch_size=batch_size)
+    table = Table("score", "value", title=Text(str(path)), title_justify="left")
+    table.columns[1].justify = "right"
+    for name, value in scores.items():
+        whole = name.split()[0].endswith(("_tokens", "_targets"))
+        table.add_row(Text(name.replace("_", " ")), f"{value:,.0f}" if whole else f"{value:,.4f}")
+    Console().print(table)

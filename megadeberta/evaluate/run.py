@@ -1,0 +1,122 @@
+"""`megadeberta evaluate`: weights, what to score them on, and the scores that their objective has."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megadeberta.config.data import DataConfig
+from megadeberta.config.deepspeed_block import BatchAlgebra
+from megadeberta.convert.source import SPM, ModelSource, load_weights
+from megadeberta.data.check import check_data
+from megadeberta.data.loader import validation_batches
+from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.errors import CheckpointError, ConfigError, DataError
+from megadeberta.evaluate.sequences import Scores, score_by_mask_kind, score_terms
+from megadeberta.evaluate.texts import score_left_to_right, score_pseudo_perplexity
+from megadeberta.model.whole import WholeModel, build_specs
+
+_LEFT_TO_RIGHT = ("ar", "mlm_ar")
+
+
+def evaluate(
+    path: Path,
+    *,
+    shard: Path | None = None,
+    text: Path | None = None,
+    sequences: int = 512,
+    length: int | None = None,
+    batch_size: int = 16,
+) -> Scores:
+    """Scores of the weights at ``path``; without ``shard`` and ``text``, on the validation shard of their run.
+
+    Args:
+        path: see :func:`megadeberta.convert.source.load_weights`.
+        shard: prefix of a token shard. Masks are those of a run's own validation, so its loss comes out again.
+        text: a UTF-8 file.
+        sequences: at most so many of the shard.
+        length: tokens of a sequence; as in the run if not given.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: nothing sound at ``path``, nothing to score on, or it does not fit.
+    """
+    source = load_weights(path)
+    if source.tokenizer is None:
+        raise CheckpointError(f"{source.folder / SPM}: is missing; put the tokenizer of these weights there")
+    data = _data_section(source, source.tokenizer, shard=shard, length=_sequence_length(source, length))
+    tokenizer = SentencePieceTokenizer.load(source.tokenizer)
+    model = _model(source)
+    scores: Scores = {}
+    if data.valid is not None and (shard is not None or text is None):
+        check_data(data.model_copy(update={"train": data.valid}), source.config.vocab_size)
+        scores |= _score_shard(model, source, data, mask_id=tokenizer.mask_id, rows=(sequences, batch_size))
+    elif text is None:
+        raise ConfigError(f"{path}: these weights name no validation shard; give --data PREFIX or --text FILE")
+    if text is not None:
+        content, ids = _read_text(text, tokenizer)
+        if source.objective.name in _LEFT_TO_RIGHT:
+            scores |= score_left_to_right(model, content, ids, length=data.sequence_length)
+        if source.objective.name != "ar":
+            scores |= score_pseudo_perplexity(
+                model, content, ids, mask_id=tokenizer.mask_id, length=data.sequence_length, batch_size=batch_size
+            )
+    return scores
+
+
+def _score_shard(
+    model: WholeModel, source: ModelSource, data: DataConfig, *, mask_id: int, rows: tuple[int, int]
+) -> Scores:
+    """``rows``: sequences in all, sequences at a time."""
+    sequences, batch_size = rows
+    algebra = BatchAlgebra(batch_size, batch_size, 1, 1)
+    found = validation_batches(data, source.objective, eval_sequences=sequences, algebra=algebra, data_rank=0)
+    device = next(model.parameters()).device
+    batches: list[dict[str, Tensor]] = [{name: t.to(device) for name, t in batch.items()} for batch in found]
+    scores: Scores = {}
+    if source.objective.name != "ar":
+        scores |= score_by_mask_kind(model, batches, mask_id=mask_id)
+    if source.objective.name != "mlm":
+        known = scores.keys()
+        scores |= {name: value for name, value in score_terms(model, batches).items() if name not in known}
+    return scores
+
+
+def _data_section(source: ModelSource, tokenizer: Path, *, shard: Path | None, length: int) -> DataConfig:
+    """The data section of the run, with the tokenizer beside the weights; a plain one where there was no run."""
+    section = dict(source.run["config"]["data"]) if source.run else {"train": shard or Path(), "valid": None}
+    section |= {"tokenizer": tokenizer, "loader_workers": 0, "sequence_length": length}
+    if shard is not None:
+        section["valid"] = shard
+    return DataConfig.model_validate(section)
+
+
+def _sequence_length(source: ModelSource, asked: int | None) -> int:
+    """As asked, else as in the run, else the longest."""
+    config = source.config
+    longest = config.max_position_embeddings
+    if asked is None:
+        return source.run["config"]["data"]["sequence_length"] if source.run else longest
+    if asked < 8:
+        raise ConfigError(f"--length {asked} is below 8, the shortest sequence")
+    if asked > longest and (config.position_biased_input or config.enhanced_mask_decoder):
+        raise ConfigError(f"--length {asked} is more than the {longest} absolute positions of the model")
+    return asked
+
+
+def _model(source: ModelSource) -> WholeModel:
+    model = WholeModel(build_specs(source.config, source.objective)).eval()
+    model.load_state_dict(source.weights, strict=False)  # strict would want tied tables twice
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _read_text(path: Path, tokenizer: SentencePieceTokenizer) -> tuple[str, list[int]]:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: byte {error.start}: {error.reason}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    ids = tokenizer.encode(content)
+    if not ids:
+        raise DataError(f"{path}: holds no text; nothing can be scored")
+    return content, ids

@@ -1,0 +1,114 @@
+"""Samples from the generator: Gumbel-max with noise addressed by (sample key, position, vocabulary id).
+
+Nothing is drawn from a stream, so the samples depend on no layout, and a resumed run draws them again. Words are those
+of SplitMix64 as in ``data/counter_random.py``, in torch's wrapping int64 arithmetic.
+
+Shapes: B batch · L length · Q masked rows a sample · V vocabulary · R rows.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from megadeberta.model.carry import Carry, Term
+from megadeberta.model.mlm_head import EMPTY
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_FIRST_FACTOR = 0xBF58476D1CE4E5B9 - 2**64
+_SECOND_FACTOR = 0x94D049BB133111EB - 2**64
+_CHUNK_ELEMENTS = 2**22
+"""Noise of this many (row, id) pairs exists at a time: 32 MiB for each of the hash's few temporaries."""
+
+
+class Sample(nn.Module):
+    """Replaces every masked token by a draw from the generator, and hands the sequence on to the discriminator.
+
+    One draw per masked position from ``softmax(logits / temperature)`` over the whole vocabulary, special tokens
+    included; no gradient passes. A draw that equals the original counts as original.
+    As microsoft/DeBERTa ``rtd_task.py``.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    @torch.no_grad()
+    def forward(self, carry: Carry) -> Carry:
+        positions, labels = carry.masked_positions, carry.masked_labels
+        is_target = labels != EMPTY
+        keys = hash_words(carry.sample_keys.unsqueeze(-1), positions)  # [B, Q]
+        drawn = gumbel_max(carry.masked_logits / self.temperature, keys)
+        length = carry.input_ids.size(1)
+        target = torch.where(is_target, positions, length)  # empty slots write behind the end
+        input_ids = functional.pad(carry.input_ids, (0, 1)).scatter(1, target, drawn)[:, :length]
+        is_replaced = is_target & (drawn != labels)
+        replaced = torch.zeros_like(functional.pad(carry.attention_mask, (0, 1))).scatter(1, target, is_replaced)[
+            :, :length
+        ]
+        shown = carry.input_ids.gather(1, positions)
+        tokens = carry.attention_mask.sum()
+        rates = {
+            "masked_rate": ((is_target & (shown != labels)).sum(), tokens),
+            "sampled_rate": (is_target.sum(), tokens),
+            "replaced_rate": (is_replaced.sum(), tokens),
+        }
+        return after_sampling(carry, input_ids=input_ids, replaced=replaced, rates=rates)
+
+
+def after_sampling(carry: Carry, *, input_ids: Tensor, replaced: Tensor, rates: dict[str, Term]) -> Carry:
+    """The carry as the discriminator starts: the sampled sequence, and nothing that the generator computed."""
+    return replace(
+        carry,
+        input_ids=input_ids,
+        replaced=replaced,
+        masked_positions=None,
+        masked_labels=None,
+        masked_hidden=None,
+        masked_logits=None,
+        relative=None,
+        hidden=None,
+        terms={**carry.terms, **rates},
+    )
+
+
+def gumbel_max(logits: Tensor, keys: Tensor) -> Tensor:
+    """One id for each row, drawn from its softmax: ``argmax(logits + Gumbel noise)``.
+
+    Args:
+        logits: ``[..., V]``.
+        keys: int64 ``[...]``; the same key and logits give the same id.
+    """
+    vocabulary = logits.size(-1)
+    ids = torch.arange(vocabulary, device=logits.device)
+    rows = logits.reshape(-1, vocabulary)
+    size = max(1, _CHUNK_ELEMENTS // vocabulary)
+    drawn = [
+        # -log of an exponential variable is a Gumbel variable.
+        (chunk - torch.log(exponential(hash_words(chunk_keys.unsqueeze(-1), ids)))).argmax(-1)
+        for chunk, chunk_keys in zip(rows.split(size), keys.reshape(-1).split(size), strict=True)
+    ]
+    return torch.cat(drawn).view(keys.shape)
+
+
+def hash_words(keys: Tensor, counters: Tensor) -> Tensor:
+    """Uniform 64-bit words for each (key, counter), as int64; the two broadcast. Equals ``random_words``."""
+    words = keys + (counters + 1) * _GOLDEN
+    words = (words ^ _shift_right(words, 30)) * _FIRST_FACTOR
+    words = (words ^ _shift_right(words, 27)) * _SECOND_FACTOR
+    return words ^ _shift_right(words, 31)
+
+
+def exponential(words: Tensor) -> Tensor:
+    """Standard exponential variables, fp32, from uniform words.
+
+    ``-log1p(-u)`` keeps all digits where u is small, and the smallest of V variables decides a draw.
+    """
+    uniform = (_shift_right(words, 11).float() + 0.5) * 2.0**-53  # in (0, 1]
+    return -torch.log1p(-uniform.clamp_max(1.0 - 2.0**-24))
+
+
+def _shift_right(words: Tensor, bits: int) -> Tensor:
+    """Logical shift; torch's own on int64 copies the sign."""
+    return (words >> bits) & (2 ** (64 - bits) - 1)

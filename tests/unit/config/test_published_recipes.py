@@ -1,0 +1,164 @@
+"""The recipes of the published models: they load, and their sizes are the published ones, to the parameter."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from megadeberta.cli import app
+from megadeberta.config.load import load_run_config
+from megadeberta.config.memory import estimate_memory
+from megadeberta.config.model import ModelConfig
+from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.config.parameters import count_backbone, count_parameters
+from megadeberta.config.validate import validate_run
+from megadeberta.model.whole import WholeModel, build_specs
+
+RECIPES = Path(__file__).parents[3] / "ds_configs"
+# Backbone with the word table, as transformers counts it.
+BACKBONES = {
+    "deberta-base": 138_601_728,
+    "deberta-large": 405_163_008,
+    "deberta-xlarge": 757_804_032,
+    "deberta-v2-xlarge": 884_593_152,
+    "deberta-v2-xxlarge": 1_564_549_632,
+    "deberta-v3-xsmall": 70_682_112,
+    "deberta-v3-small": 141_304_320,
+    "deberta-v3-base": 183_831_552,
+    "deberta-v3-large": 434_012_160,
+    "mdeberta-v3-base": 278_218_752,
+}
+MASKED_LM = {
+    "deberta-base": 139_244_121,
+    "deberta-large": 406_264_921,
+    "deberta-xlarge": 758_905_945,
+    "deberta-v2-xlarge": 887_085_156,
+    "deberta-v2-xxlarge": 1_567_041_636,
+    "deberta-v3-xsmall": 70_958_820,
+    "deberta-v3-small": 142_024_548,
+    "deberta-v3-base": 184_551_780,
+    "deberta-v3-large": 435_191_908,
+    "mdeberta-v3-base": 279_061_880,
+}
+GENERATORS = {  # backbone alone
+    "deberta-v3-xsmall": 60_035_328,
+    "deberta-v3-small": 120_040_704,
+    "deberta-v3-base": 141_304_320,
+    "deberta-v3-large": 282_857_472,
+}
+# name: learning rate, batch, steps, second beta
+PAPER = {
+    "deberta-base": (2e-4, 2048, 1_000_000, 0.999),
+    "deberta-base-ablation": (1e-4, 256, 1_000_000, 0.999),
+    "deberta-large": (2e-4, 2048, 1_000_000, 0.999),
+    "deberta-v2-xxlarge": (1.5e-4, 2048, 1_000_000, 0.999),
+    "deberta-v3-small": (5e-4, 8192, 500_000, 0.98),
+    "deberta-v3-base": (5e-4, 8192, 500_000, 0.98),
+    "deberta-v3-large": (3e-4, 8192, 500_000, 0.98),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbone_has_the_published_number_of_parameters(name: str) -> None:
+    config = load_run_config(RECIPES / f"{name}.json")
+    assert config.name == name
+    assert config.training.output_dir == Path("runs") / name
+    assert count_backbone(config.model) == BACKBONES[name]
+    assert config.model.max_relative_positions == 512  # stored, so that a longer model keeps its buckets
+    positions = 512 * config.model.hidden_size
+    masked_lm = count_parameters(config.model, ObjectiveConfig())["model"]
+    assert masked_lm - positions == MASKED_LM[name]
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generator_is_the_published_one(name: str) -> None:
+    config = load_run_config(RECIPES / f"{name}.json")
+    generator = config.objective.rtd.generator(config.model)
+    assert generator.num_hidden_layers == config.model.num_hidden_layers // 2
+    assert count_backbone(generator) == GENERATORS[name]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_settings_are_those_of_the_paper(name: str) -> None:
+    config = load_run_config(RECIPES / f"{name}.json")
+    found = (config.optimizer.lr, config.deepspeed["train_batch_size"], config.training.steps, config.optimizer.beta2)
+    assert found == PAPER[name]
+    assert (config.schedule.warmup_steps, config.data.sequence_length) == (10_000, 512)
+    assert config.deepspeed["gradient_clipping"] == 1.0
+    if "v3" in name:
+        assert config.objective.rtd.loss_weight == 50
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
+def test_recipe_is_valid_on_eight_ranks_and_fits_80_gib(path: Path) -> None:
+    config = load_run_config(path)
+    world = 8 if config.deepspeed["train_batch_size"] % 64 == 0 else 1
+    algebra = validate_run(config, world_size=world, source=str(path))
+    assert estimate_memory(config, algebra).device < 75 * 2**30
+
+
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "position_buckets": 4,
+    "max_position_embeddings": 12,
+}
+SHAPES = {
+    "v3": {},
+    "v1": {"key_bias": False, "share_att_key": False, "position_buckets": -1, "norm_rel_ebd": "none"},
+    "v2": {"conv_kernel_size": 3, "conv_groups": 2},
+    "c2p alone, separate": {"share_att_key": False, "pos_att_type": ("c2p",)},
+    "input positions": {"position_biased_input": True, "enhanced_mask_decoder": False, "type_vocab_size": 3},
+    "narrow": {"embedding_size": 8, "enhanced_mask_decoder": False},
+    "absolute only": {"relative_attention": False},
+}
+OBJECTIVES = [{"name": "mlm"}, *({"name": "rtd", "rtd": {"embedding_sharing": s}} for s in ("gdes", "es", "nes"))]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["mlm", "gdes", "es", "nes"])
+def test_counted_parameters_are_those_of_the_model(shape: dict[str, object], objective: dict[str, object]) -> None:
+    model, goal = ModelConfig.model_validate(SMALL | shape), ObjectiveConfig.model_validate(objective)
+    with torch.device("meta"):
+        built = WholeModel(build_specs(model, goal))
+    counts: dict[str, int] = {}
+    for name, parameter in built.named_parameters():
+        part = name.split(".")[0] if goal.name == "rtd" else "model"
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    assert counts == count_parameters(model, goal)
+
+
+def test_memory_falls_with_the_zero_stage_and_the_optimizer_moves_to_the_host() -> None:
+    estimates = []
+    for zero in (
+        {"stage": 0},
+        {"stage": 1},
+        {"stage": 2},
+        {"stage": 3},
+        {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+    ):
+        config = load_run_config(RECIPES / "deberta-v2-xlarge.json")
+        config = config.model_copy(update={"deepspeed": config.deepspeed | {"zero_optimization": zero}})
+        estimates.append(estimate_memory(config, validate_run(config, world_size=8, source="test")))
+    count = sum(count_parameters(config.model, config.objective).values())
+    assert [e.weights for e in estimates[:4]] == [2 * count] * 3 + [count // 4]
+    assert [e.gradients for e in estimates[:4]] == [2 * count] * 2 + [count // 4] * 2
+    assert [e.optimizer for e in estimates[:4]] == [12 * count] + [12 * count // 8] * 3
+    assert (estimates[4].optimizer, estimates[4].on_host) == (0, 12 * count // 8)
+
+
+def test_dry_run_without_data_prints_size_batch_and_memory_and_says_what_is_missing() -> None:
+    done = CliRunner().invoke(app, ["train", str(RECIPES / "deberta-v3-large.json"), "--dry-run"])
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.output.split())
+    config = load_run_config(RECIPES / "deberta-v3-large.json")
+    counts = count_parameters(config.model, config.objective)
+    sizes = f"{counts['generator']:,} generator + {counts['discriminator']:,} discriminator"
+    assert f"{sum(counts.values()):,} parameters = {sizes}" in text
+    assert "8192 sequences a step = 16 micro batch x 512 accumulation x 1 ranks" in text
+    assert "GiB a rank: weights" in text
+    assert "data: corpora/pretrain/train.json does not exist, so nothing was checked against it" in text

@@ -1,0 +1,106 @@
+"""Sequences of whole documents: every token once, in order, documents apart."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megadeberta.config.deepspeed_block import BatchAlgebra
+from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.data.check import check_data
+from megadeberta.data.indexed import ShardWriter, TokenShard
+from megadeberta.data.loader import training_batches, validation_batches
+from megadeberta.data.packing import PackedReader, document_starts, plan_sequences
+from tests.unit.data.small_data import make_data
+
+CLS, SEP, PAD = 1, 2, 0
+
+
+def _shard(prefix: Path, lengths: list[int]) -> np.ndarray:
+    """Documents of these lengths with tokens 4, 5, 6, ..."""
+    tokens = np.arange(4, 4 + sum(lengths)) % 60_000
+    with ShardWriter(prefix, dtype=np.dtype(np.uint16)) as writer:
+        start = 0
+        for length in lengths:
+            writer.add_document(tokens[start : start + length])
+            start += length
+        writer.commit(tokenizer_sha256="0" * 64, tokenizer_pieces=65_000)
+    return tokens
+
+
+def test_documents_have_marks_of_their_own_and_a_long_one_goes_on_in_the_next_sequence(tmp_path: Path) -> None:
+    _shard(tmp_path / "s", [3, 2, 6])
+    rows = PackedReader(tmp_path / "s", 12).read(np.arange(2))
+    assert rows.tolist() == [[1, 4, 5, 6, 2, 1, 7, 8, 2, 1, 9, 2], [1, 10, 11, 12, 13, 14, 2, 0, 0, 0, 0, 0]]
+    assert document_starts(rows).tolist()[0] == [0] * 5 + [5] * 4 + [9] * 3
+
+
+def test_room_for_marks_alone_stays_padding(tmp_path: Path) -> None:
+    _shard(tmp_path / "s", [4, 5])
+    rows = PackedReader(tmp_path / "s", 8).read(np.arange(2))
+    assert rows.tolist() == [[1, 4, 5, 6, 7, 2, 0, 0], [1, 8, 9, 10, 11, 12, 2, 0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(8, 24))
+def test_every_token_is_in_exactly_one_sequence_and_only_the_end_is_wasted(lengths: list[int], length: int) -> None:
+    ends = np.cumsum(lengths)
+    starts = plan_sequences(ends, length)
+    assert starts[0] == 0 and starts[-1] == ends[-1]
+    for start, stop in itertools.pairwise(starts.tolist()):
+        borders = np.count_nonzero((ends > start) & (ends < stop))
+        used = stop - start + 2 * (borders + 1)
+        assert stop - start > 0 and used <= length
+        # Another token would need one place in the same document, three in the next.
+        needed = 3 if stop in ends else 1
+        assert stop == ends[-1] or used + needed > length
+
+
+def test_empty_documents_leave_no_marks(tmp_path: Path) -> None:
+    _shard(tmp_path / "s", [0, 3, 0, 0, 2, 0])
+    assert PackedReader(tmp_path / "s", 12).read(np.arange(1)).tolist() == [[1, 4, 5, 6, 2, 1, 7, 8, 2, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("objective", ["mlm", "rtd", "ar"])
+def test_batches_of_packed_documents_say_where_each_one_starts(tmp_path: Path, objective: str) -> None:
+    data = make_data(tmp_path, train_tokens=3950, valid_tokens=250, sequence_length=64)
+    packed = data.model_copy(update={"packing": "documents"})
+    facts = check_data(packed, 512)
+    assert facts.train_chunks > check_data(data, 512).train_chunks  # marks take room
+    algebra = BatchAlgebra(4, 2, 2, 1)
+    config = ObjectiveConfig(name=objective)
+    with training_batches(packed, config, seed=3, algebra=algebra, data_rank=0, start_step=0, total_steps=2) as steps:
+        batches = [batch for step in steps for batch in step.micro_batches]
+    batches += validation_batches(packed, config, eval_sequences=4, algebra=algebra, data_rank=0)
+    for batch in batches:
+        ids, starts = batch["input_ids"], batch["document_starts"]
+        assert (ids.gather(1, starts) == CLS).all()
+        assert ((ids == CLS).cumsum(1) == (starts.diff(dim=1, prepend=starts[:, :1] - 1) > 0).cumsum(1)).all()
+    with TokenShard.open(data.valid) as shard:
+        first = shard.document(0)[:60]
+    if objective == "ar":
+        assert batches[-1]["input_ids"].shape[1] == 64
+        assert batches[4]["input_ids"][0, 1:61].tolist() == first.tolist()
+
+
+def test_noise_keys_belong_to_the_global_sample_and_not_to_the_layout(tmp_path: Path) -> None:
+    data = make_data(tmp_path, train_tokens=950, valid_tokens=250, sequence_length=64)
+    config = ObjectiveConfig(name="rtd")
+
+    def keys(algebra: BatchAlgebra) -> dict[int, int]:
+        found = {}
+        for rank in range(algebra.data_parallel):
+            options = {"algebra": algebra, "data_rank": rank, "start_step": 1, "total_steps": 3}
+            with training_batches(data, config, seed=3, **options) as steps:
+                for step in steps:
+                    for number, batch in enumerate(step.micro_batches):
+                        first = step.sample_range[0] + (number * algebra.data_parallel + rank) * algebra.micro_batch
+                        found.update(enumerate(batch["sample_keys"].tolist(), start=first))
+        return found
+
+    whole = keys(BatchAlgebra(4, 4, 1, 1))
+    assert sorted(whole) == list(range(4, 12)) and len(set(whole.values())) == 8
+    assert keys(BatchAlgebra(4, 1, 2, 2)) == keys(BatchAlgebra(4, 2, 2, 1)) == whole

@@ -1,0 +1,31 @@
+"""The report of a run with several losses."""
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from megadeberta.observability.metrics import MetricsFile
+from megadeberta.observability.report import print_report
+
+
+def _report(folder: Path, valid: dict[str, float]) -> str:
+    with MetricsFile.create(folder / "metrics.jsonl") as file:
+        file.write(10, {"loss": 7.5})
+        file.write(10, {"valid_loss": 7.0, "valid_perplexity": 90.0, "unigram_cross_entropy": 6.5} | valid)
+    console = Console(record=True, width=160, file=io.StringIO())
+    print_report(folder, console)
+    return " ".join(console.export_text().split())
+
+
+def test_report_shows_both_losses_and_compares_the_token_loss_with_word_frequencies(tmp_path: Path) -> None:
+    text = _report(tmp_path, {"valid_mlm_loss": 4.5, "valid_rtd_loss": 0.05, "valid_rtd_recall": 0.25})
+    assert "mlm 4.500 rtd 0.050 rec 0.250" in text
+    assert "validation MLM loss 4.500 nats a masked token after step 10" in text
+    assert "6.500: 2.000 nats better" in text
+
+
+def test_report_of_a_run_that_reads_left_to_right_says_so(tmp_path: Path) -> None:
+    text = _report(tmp_path, {"valid_ar_loss": 4.0, "valid_ar_accuracy": 0.3})
+    assert "acc 0.300" in text
+    assert "validation AR loss 4.000 nats a token after step 10" in text
