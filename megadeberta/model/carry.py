@@ -7,17 +7,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from megadeberta.ops.attention_mask import AttentionMask, padding_mask
+from megadeberta.ops.tied_table import TiedGradient
+
 
 @dataclass(frozen=True)
 class RelativePositions:
     """The table rows that distances below L can reach, and which row each distance reads.
 
-    table: ``[P, D]``, after its LayerNorm. rows: ``[2L - 1]`` for the distances ``-(L-1) .. L-1``. index: ``[L, L]``.
+    table: ``[P, D]``, after its LayerNorm. rows: ``[2L - 1]`` for the distances ``-(L-1) .. L-1``.
     """
 
     table: Tensor
     rows: Tensor
-    index: Tensor
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Carry:
     token_type_ids: Tensor | None = None  # [B, L]
     masked_positions: Tensor | None = None  # [B, Q], 0 in empty slots
     masked_labels: Tensor | None = None  # [B, Q], 0 = empty slot
+    tied_gradient: TiedGradient | None = None  # joins both uses of the word table when they are in one process
     relative: RelativePositions | None = None
     hidden: Tensor | None = None  # [B, L, D]
     masked_hidden: Tensor | None = None  # [B, Q, D]
@@ -37,10 +40,9 @@ class Carry:
     correct_count: Tensor | None = None  # []
 
     @property
-    def pair_mask(self) -> Tensor:
-        """``[B, 1, L, L]``: padding neither attends nor is attended."""
-        real = self.attention_mask
-        return (real.unsqueeze(-1) & real.unsqueeze(-2)).unsqueeze(1)
+    def visibility(self) -> AttentionMask:
+        """Padding neither attends nor is attended."""
+        return padding_mask(self.attention_mask)
 
 
 def gather_rows(hidden: Tensor, positions: Tensor) -> Tensor:

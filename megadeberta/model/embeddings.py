@@ -6,11 +6,21 @@ Shapes: B batch · L length · E embedding width · D hidden size · V vocabular
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import Carry, RelativePositions
-from megadeberta.ops.relative_position import relative_index, rows_by_distance
+from megadeberta.ops.relative_position import rows_by_distance
+from megadeberta.ops.tied_table import TiedGradient, lookup
+
+
+class WordTable(nn.Embedding):
+    """An embedding whose gradient may be joined with that of the decoder that shares its table."""
+
+    def forward(self, ids: Tensor, tied: TiedGradient | None = None) -> Tensor:
+        if tied is None or tied.of(self.weight) is None:
+            return super().forward(ids)
+        return lookup(self.weight, ids, padding=self.padding_idx, tied=tied)
 
 
 class Embeddings(nn.Module):
@@ -22,7 +32,7 @@ class Embeddings(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.embedding_width
-        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.word_embeddings = WordTable(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.position_embeddings = (
             nn.Embedding(config.max_position_embeddings, width) if config.position_biased_input else None
         )
@@ -32,7 +42,7 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, carry: Carry) -> Carry:
-        hidden = self.word_embeddings(carry.input_ids)  # [B, L, E]
+        hidden = self.word_embeddings(carry.input_ids, carry.tied_gradient)  # [B, L, E]
         if self.position_embeddings is not None:
             hidden = hidden + self.position_embeddings(torch.arange(hidden.size(1), device=hidden.device))
         if self.token_type_embeddings is not None:
@@ -68,5 +78,4 @@ class RelativeTable(nn.Module):
         table = self.embedding(torch.arange(first, last + 1, device=device))  # [P, D]
         if self.layer_norm is not None:
             table = self.layer_norm(table)
-        window_rows = (rows - first).to(device)
-        return replace(carry, relative=RelativePositions(table, window_rows, relative_index(window_rows)))
+        return replace(carry, relative=RelativePositions(table, (rows - first).to(device)))

@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import Carry, gather_rows
+from megadeberta.ops.masked_cross_entropy import masked_cross_entropy
+from megadeberta.ops.tied_table import TiedGradient
 
 
 class TiedDecoder(nn.Module):
@@ -21,8 +23,14 @@ class TiedDecoder(nn.Module):
         self.register_parameter("weight", None)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return functional.linear(hidden, self.weight, self.bias)  # [..., E] -> [..., V]
+    def forward(
+        self, hidden: Tensor, labels: Tensor | None = None, tied: TiedGradient | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits ``[..., V]``; with labels ``[M]`` for ``hidden`` ``[M, E]``, the loss sum and the number of hits."""
+        if labels is None:
+            return functional.linear(hidden, self.weight, self.bias)
+        tied = None if tied is None else tied.of(self.weight)
+        return masked_cross_entropy(hidden, self.weight, self.bias, labels, tied=tied)
 
 
 class MlmHead(nn.Module):
@@ -36,20 +44,23 @@ class MlmHead(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D]`` -> ``[..., V]``."""
-        return self.decoder(self.layer_norm(functional.gelu(self.dense(hidden))))
+        return self.decoder(self.transform(hidden))
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """``[..., D]`` -> ``[..., E]``: what the decoder reads."""
+        return self.layer_norm(functional.gelu(self.dense(hidden)))
 
     def forward(self, carry: Carry) -> Carry:
         rows = carry.masked_hidden
         if rows is None:
             rows = gather_rows(carry.hidden, carry.masked_positions)
-        labels = carry.masked_labels.flatten()  # [B * Q]
-        logits = self.logits(rows.flatten(0, 1))
-        if logits.dtype != torch.float64:
-            logits = logits.float()
+        rows, labels = rows.flatten(0, 1), carry.masked_labels.flatten()  # [B * Q, D], [B * Q]
+        target_count = (labels != 0).sum()
+        if not rows.is_cuda:
+            # Empty slots cost as much as others. On a GPU finding them would make the host wait for the device.
+            filled = labels.nonzero().squeeze(1)
+            rows, labels = rows.index_select(0, filled), labels.index_select(0, filled)
         # A sum, not a mean: it is divided once by the masked count of the whole global batch, so that the gradient
         # does not depend on how the batch is cut into micro batches and ranks.
-        loss_sum = functional.cross_entropy(logits, labels, ignore_index=0, reduction="sum")
-        with torch.no_grad():
-            is_target = labels != 0
-            correct = ((logits.argmax(-1) == labels) & is_target).sum()
-        return replace(carry, loss_sum=loss_sum, target_count=is_target.sum(), correct_count=correct)
+        loss_sum, correct = self.decoder(self.transform(rows), labels, carry.tied_gradient)
+        return replace(carry, loss_sum=loss_sum, target_count=target_count, correct_count=correct)

@@ -11,6 +11,7 @@ from megadeberta.model.embeddings import Embeddings, RelativeTable
 from megadeberta.model.layer import EncoderLayer
 from megadeberta.model.mask_decoder import EnhancedMaskDecoder
 from megadeberta.model.mlm_head import MlmHead
+from megadeberta.ops.tied_table import TiedGradient
 from megadeberta.spec import LayerSpec, Tie
 
 WORD_TABLE = "embeddings.word_embeddings.weight"
@@ -73,7 +74,14 @@ class WholeModel(nn.Module):
         Returns:
             Loss sum, number of targets, number of correct predictions; scalars over this micro batch.
         """
-        carry = Carry(input_ids, attention_mask.bool(), masked_positions=masked_positions, masked_labels=masked_labels)
+        carry = Carry(
+            input_ids,
+            attention_mask.bool(),
+            masked_positions=masked_positions,
+            masked_labels=masked_labels,
+            # Input and output of the word table are both in this module, so their gradients can be one.
+            tied_gradient=TiedGradient(self.get_parameter(WORD_TABLE)),
+        )
         done = self.run(carry)
         return done.loss_sum, done.target_count, done.correct_count
 
