@@ -25,7 +25,6 @@ TOLERATED = {
 """Lines that lose nothing by the repair."""
 DAMAGED = {
     "truncated_file": "compressed file ends early",
-    "corrupt_file": "compressed file is damaged",
     "decompression_bomb": "compressed file expands too far",
 }
 """Files of which only the part before the damage is used."""

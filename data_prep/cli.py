@@ -58,7 +58,7 @@ def prep(
     vocab_sample_bytes: _SampleBytes = 32 << 20,
     on_bad_line: _OnBadLine = BadLinePolicy.SKIP,
     max_bad_fraction: _MaxBad = 0.01,
-    max_line_bytes: _MaxLine = 16 << 20,
+    max_line_bytes: _MaxLine = 8 << 20,
     max_expansion: _MaxExpansion = 100,
     workers: _Workers = 0,
     overwrite: _Overwrite = False,

@@ -47,7 +47,7 @@ class ReadOptions:
     document_per: DocumentPer = DocumentPer.PARAGRAPH
     input_format: InputFormat = InputFormat.AUTO
     json_key: str = "text"
-    max_line_bytes: int = 16 << 20
+    max_line_bytes: int = 8 << 20
     max_expansion: int = 100
 
     def __post_init__(self) -> None:

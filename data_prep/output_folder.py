@@ -80,6 +80,16 @@ class OutputFolder:
             )
         return False
 
+    def remove_drafts(self) -> None:
+        """Remove the temporary files of a run that was killed while it wrote the shards.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        with storage_errors(self.path):
+            for path in self._shard_files():
+                path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
+
     def begin_replacement(self) -> None:
         """Remove what marks an older set as whole, and everything of it that a new set may not have.
 

@@ -116,6 +116,7 @@ class _Run:
     def finish(self, run_key: str, *, plot: Callable[[Path, np.ndarray], None], began: float) -> Outcome:
         """All stages in order."""
         self._scratch.create()
+        self._output.remove_drafts()
         tokenizer = SentencePieceTokenizer.load(self._timed("vocabulary", self._vocabulary))
         dtype = smallest_dtype(tokenizer.vocab_size_needed)
         store = PartStore(self._options.output, self._parts_key, dtype=dtype)

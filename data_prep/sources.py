@@ -46,7 +46,7 @@ class Source:
 
 
 class DamagedFile(Exception):
-    """A compressed file that ends early, is corrupt or expands too far; what came before it is usable."""
+    """A compressed file that ends early or expands too far; what came before that is usable."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)
@@ -158,15 +158,18 @@ class UnpackedStream:
         """Some bytes, about ``size`` at most; ``b""`` at the end.
 
         Raises:
-            DamagedFile: the file ends early, is corrupt, or expands beyond the allowed ratio.
-            DataError: the disk cannot be read.
+            DamagedFile: the file ends early, or expands beyond the allowed ratio.
+            DataError: its checksums are wrong, or the disk cannot be read.
         """
         try:
             chunk = self._read(size)
         except EOFError as error:
             raise DamagedFile("truncated_file", "the compressed data ends early") from error
         except (zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-            raise DamagedFile("corrupt_file", f"the compressed data is damaged ({error})") from error
+            # A wrong checksum comes at the end of text that may have been wrong for long: none of it can be used.
+            raise DataError(
+                f"{self._source.path}: the compressed data is damaged ({error}); fetch the file again or leave it out"
+            ) from error
         except OSError as error:
             raise DataError(f"{self._source.path}: reading failed ({error.strerror or error})") from error
         self.produced += len(chunk)

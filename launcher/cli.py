@@ -11,11 +11,11 @@ from launcher.devices import count_local_devices
 from launcher.environment import DEFAULT_MASTER_PORT, detect_ranks
 from launcher.hostfile import build_command, launcher_environment, read_hostfile
 from launcher.local import launch_local
-from launcher.preflight import check_compiler, check_writable
 from launcher.slurm import SlurmJob, render_sbatch
 from megadeberta.config.load import load_run_config
 from megadeberta.config.validate import validate_run
 from megadeberta.errors import ConfigError, ParallelError
+from megadeberta.preflight import prepare_run
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file, e.g. ds_configs/deberta-v3-base-mlm.json")]
 Overrides = Annotated[
@@ -72,9 +72,7 @@ def launch(
     if hostfile is not None:
         validate_run(config, world_size=sum(read_hostfile(hostfile).values()), source=str(recipe))
         _start_hosts(hostfile, words, master_port or DEFAULT_MASTER_PORT)
-    validate_run(config, world_size=local_ranks, source=str(recipe))
-    check_compiler(config.deepspeed)
-    check_writable(config.training.output_dir)
+    prepare_run(recipe, overrides or (), world_size=local_ranks)
     command = [sys.executable, "-m", "megadeberta", "train", *words]
     verdict = launch_local(command, ranks=local_ranks, environ=os.environ, master_port=master_port)
     for line in verdict.lines:

@@ -10,11 +10,12 @@ import importlib.metadata
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from megadeberta.errors import ParallelError
@@ -58,7 +59,7 @@ def remove_dead_locks(folder: Path, *, shared: bool) -> list[Path]:
     removed = []
     for lock in sorted(folder.glob("*/lock")):
         found = _stat(lock)
-        if found is None or not _wait_until_unused(lock):
+        if found is None or not _wait_until_unused(lock, end_compilers=not shared):
             continue
         again = _stat(lock)
         if again is None or again.st_ino != found.st_ino:  # released while we looked; the next one has an owner
@@ -96,21 +97,39 @@ def _turn(folder: Path) -> Iterator[None]:
         yield
 
 
-def _wait_until_unused(lock: Path) -> bool:
-    """Whether the lock is dead. A live holder is left alone; compilers that outlived their holder are waited for."""
+def _wait_until_unused(lock: Path, *, end_compilers: bool) -> bool:
+    """Whether the lock is dead. A live holder is left alone; compilers without one are ended or waited for.
+
+    torch runs ninja only while it holds the lock: a ninja in the folder of a lock that nobody holds works for nobody.
+    """
     deadline = time.monotonic() + ORPHAN_COMPILER_PATIENCE
+    told: set[int] = set()
     while True:
         holders, workers = _users(lock)
         if holders:
             return False
         if not workers:
             return True
+        if not told:
+            logger.warning("%s is left from a killed run that was compiling; waiting for its compiler to end", lock)
+        for pid in set(workers) - told:
+            if end_compilers and _command_name(pid) == "ninja":
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGTERM)  # it ends the compilers below it
+        told.update(workers)
         if time.monotonic() > deadline:
             raise ParallelError(
                 f"{lock} is left from a killed run, but process {workers[0]} still works in that folder; end it "
                 f"(kill {workers[0]}) and start again"
             )
         time.sleep(0.2)
+
+
+def _command_name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _users(lock: Path) -> tuple[list[int], list[int]]:

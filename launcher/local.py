@@ -116,7 +116,8 @@ class _LocalJob:
         return judge(exits, forwarded=self._forwarded)
 
     def _catch_signals(self) -> dict[int, signal.Handlers]:
-        previous = {}
+        # A parent that ignores SIGCHLD hands that on, and the kernel would then throw our ranks' exit codes away.
+        previous = {signal.SIGCHLD: signal.signal(signal.SIGCHLD, signal.SIG_DFL)}
         for signum in FORWARDED:
             if signal.getsignal(signum) is signal.SIG_IGN and signum == signal.SIGHUP:
                 continue  # nohup

@@ -1,4 +1,4 @@
-"""Checks before long work: compiler, build folder, output folder, disk space. Each failure is one clear line."""
+"""Checks before long work: compiler and output folder. Each failure is one clear line."""
 
 import errno
 import os
@@ -8,10 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.ports import check_port_free
 from megadeberta.errors import ConfigError, StorageError
-
-__all__ = ["check_compiler", "check_free_space", "check_port_free", "check_writable", "needs_compiler"]
 
 
 def needs_compiler(block: Mapping[str, Any]) -> str | None:
@@ -77,26 +74,3 @@ def check_writable(folder: Path) -> None:
         raise StorageError(
             f"{folder} cannot be written: {error.strerror}; free space or choose another folder"
         ) from None
-
-
-def check_free_space(folder: Path, needed: int) -> None:
-    """Refuse to start writing ``needed`` bytes where they do not fit.
-
-    Raises:
-        StorageError: with both figures.
-    """
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise StorageError(
-            f"{folder}: needs {_readable(needed)}, {_readable(free)} free on its file system; free some space or "
-            "choose another folder"
-        )
-
-
-def _readable(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

@@ -19,6 +19,7 @@ from data_prep.fetch import fetch
 from launcher.cli import launch
 from megadeberta import __version__
 from megadeberta.errors import EXIT_STORAGE, EXIT_USAGE, MegadebertaError
+from megadeberta.observability.cli import report
 from megadeberta.observability.logs import set_up_logging
 from megadeberta.train_cli import train
 
@@ -51,6 +52,7 @@ app.command(rich_help_panel=DATA)(prep)
 app.command(rich_help_panel=DATA)(verify)
 app.command(rich_help_panel=TRAINING)(launch)
 app.command(rich_help_panel=TRAINING)(train)
+app.command(rich_help_panel=TRAINING)(report)
 app.add_typer(megadeberta.checkpoint.cli.app, name="checkpoint", rich_help_panel=AFTERWARDS)
 app.add_typer(megadeberta.convert.cli.app, name="convert", rich_help_panel=AFTERWARDS)
 app.command("fill-mask", rich_help_panel=AFTERWARDS)(megadeberta.convert.cli.fill_mask)
@@ -99,7 +101,9 @@ def main() -> None:
 
 
 def _report(message: str, code: int) -> int:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    # A name from a damaged file may hold what the terminal cannot show, which must not become an error of its own.
+    line = " ".join(message.split()).encode(errors="backslashreplace").decode()
+    typer.echo(f"error: {line}", err=True)
     return code
 
 

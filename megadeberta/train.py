@@ -5,7 +5,6 @@ of the global batch, step, log, validate, save. Everything that happens at a ste
 resumed run is the uninterrupted one.
 """
 
-import dataclasses
 import os
 import time
 
@@ -69,7 +68,10 @@ class _Run:
         self.checkpoints = RunCheckpoints(
             engine,
             config,
-            data_fingerprint={key: str(value) for key, value in dataclasses.asdict(prepared.data).items()},
+            data_fingerprint={
+                "train": prepared.data.train_content,
+                "tokenizer": prepared.data.tokenizer_sha256,
+            },
             collectives=TorchCollectives(device),
         )
         self.done = self.checkpoints.resume()  # optimizer steps done

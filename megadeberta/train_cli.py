@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 
 from launcher.environment import apply, detect_ranks
+from launcher.extensions import prepare_extensions_dir
+from launcher.preflight import needs_compiler
 from megadeberta.preflight import PreparedRun, prepare_run
 
 
@@ -18,7 +20,6 @@ def train(
         list[str] | None, typer.Option("--set", help="Override, e.g. --set optimizer.lr=5e-4; may be repeated")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and its data, print both, stop")] = False,
-    local_rank: Annotated[int | None, typer.Option(hidden=True, help="Given by the deepspeed launcher")] = None,
 ) -> None:
     """Pre-train one model from a recipe: this process is one rank, or the only one.
 
@@ -30,8 +31,6 @@ def train(
 
     Example: megadeberta train ds_configs/quickstart.json --set training.steps=100
     """
-    if local_rank is not None:
-        os.environ.setdefault("LOCAL_RANK", str(local_rank))
     ranks = detect_ranks(os.environ)
     prepared = prepare_run(recipe, set_ or [], world_size=ranks.world_size)
     if dry_run:
@@ -39,6 +38,8 @@ def train(
             _describe(prepared)
         return
     os.environ.update(apply(os.environ))
+    if needs_compiler(prepared.config.deepspeed):
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(prepare_extensions_dir(os.environ))
     # After the checks: importing torch and deepspeed takes seconds, a wrong recipe should not.
     from megadeberta.train import train as run_training
 

@@ -8,10 +8,13 @@ import hashlib
 import os
 import shutil
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 _CHUNK_BYTES = 1 << 20
+_HASH_ASIDE_BYTES = 1 << 18
+"""From this size on a second thread pays off."""
 
 
 class Digest(NamedTuple):
@@ -33,6 +36,7 @@ class HashingFile:
         self._bytes = 0
         self._hash = hashlib.sha256()
         self._path = path
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="hash")
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
@@ -40,14 +44,22 @@ class HashingFile:
         view = memoryview(data).cast("B")
         size = len(view)
         if self._error is None:
-            self._hash.update(view)
             self._bytes += size
-            try:
-                while view:
-                    view = view[os.write(self._fd, view) :]
-            except OSError as error:
-                self._error = OSError(error.errno, error.strerror, str(self._path))
+            if size < _HASH_ASIDE_BYTES:
+                self._hash.update(view)
+                self._write_all(view)
+            else:  # hashing costs as much as writing; both leave the interpreter, so they share the time
+                hashed = self._hasher.submit(self._hash.update, view)
+                self._write_all(view)
+                hashed.result()
         return size
+
+    def _write_all(self, view: memoryview) -> None:
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            self._error = OSError(error.errno, error.strerror, str(self._path))
 
     def flush(self) -> None:
         """Nothing is buffered."""
@@ -64,6 +76,7 @@ class HashingFile:
             os.fsync(self._fd)
         finally:
             os.close(self._fd)
+            self._hasher.shutdown()
         return Digest(self._bytes, self._hash.hexdigest())
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from megadeberta.errors import ConfigError
 
-# Top-level keys that DeepSpeed 0.19.8 reads (runtime/config.py, monitor/config.py, comm/config.py, datastates/config.py,
-# __init__.py). It ignores an unknown key without a word, so "zero_optimisation" would train without ZeRO. Left out:
-# "bfloat16", its old name for "bf16", and what it removed and refuses ("nebula", "sparse_gradients" and so on).
+# Top-level keys that DeepSpeed 0.19.8 reads (config.py of runtime/, monitor/, comm/ and datastates/; __init__.py). It
+# ignores an unknown key without a word, so "zero_optimisation" would train without ZeRO. Left out: "bfloat16", its old
+# name for "bf16", and what it removed and refuses ("nebula", "sparse_gradients" and so on).
 KNOWN_KEYS = frozenset(
     """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps managed_gradient_accumulation
     optimizer scheduler zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer bf16 fp16
@@ -24,7 +24,10 @@ KNOWN_KEYS = frozenset(
 OURS = {
     "optimizer": "the `optimizer` section of the recipe",
     "scheduler": "the `schedule` section of the recipe",
-    "gradient_accumulation_steps": "train_batch_size / (train_micro_batch_size_per_gpu x data-parallel ranks)",
+    "managed_gradient_accumulation": "nothing: the trainer relies on DeepSpeed's own accumulation boundaries",
+    "gradient_allreduce_op": "nothing: the trainer relies on the mean, which is DeepSpeed's default",
+    "sequence_parallel_size": "nothing: every rank is data parallel here",
+    "data_parallel_size": "nothing: every rank is data parallel here",
     "amp": "`bf16` or `fp16`",
     "elasticity": "nothing: DeepSpeed 0.19.8 refuses it",
 }
@@ -63,7 +66,10 @@ def check_keys(block: Mapping[str, Any], *, source: str) -> None:
 
 
 def batch_algebra(block: Mapping[str, Any], *, data_parallel: int, source: str) -> BatchAlgebra:
-    """Derive the accumulation steps, or say which batch sizes would work."""
+    """Derive the accumulation steps, or say which batch sizes would work.
+
+    ``gradient_accumulation_steps`` need not be given; if it is, it must agree.
+    """
     sizes = []
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu"):
         value = block.get(key)
@@ -78,6 +84,13 @@ def batch_algebra(block: Mapping[str, Any], *, data_parallel: int, source: str) 
             f"{source}: deepspeed.train_batch_size={global_batch} is not a multiple of train_micro_batch_size_per_gpu="
             f"{micro_batch} x {data_parallel} data-parallel rank(s) = {micro_batch * data_parallel}; "
             f"the nearest that works is train_batch_size={nearest}"
+        )
+    given = block.get("gradient_accumulation_steps", accumulation)
+    if given != accumulation:
+        raise ConfigError(
+            f"{source}: deepspeed.gradient_accumulation_steps={given!r}, but train_batch_size={global_batch} / "
+            f"(train_micro_batch_size_per_gpu={micro_batch} x {data_parallel} rank(s)) = {accumulation}; "
+            "leave it out, it is derived"
         )
     return BatchAlgebra(global_batch, micro_batch, accumulation, data_parallel)
 

@@ -55,7 +55,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _check_shapes(self) -> "ModelConfig":
         if self.hidden_size % self.num_attention_heads:
-            fitting = [n for n in range(1, self.hidden_size + 1) if self.hidden_size % n == 0]
+            fitting = [n for n in range(1, min(self.hidden_size, 4096) + 1) if self.hidden_size % n == 0]
             near = sorted(fitting, key=lambda n: abs(n - self.num_attention_heads))[:4]
             raise ValueError(
                 f"model.num_attention_heads={self.num_attention_heads} does not divide "

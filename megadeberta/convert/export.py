@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 
 from megadeberta.checkpoint.manifest import MANIFEST_NAME
 from megadeberta.convert.hf_config import V2, HfLayout, ModelKind, choose_layout, to_hf_config
 from megadeberta.convert.hf_weights import to_hugging_face
+from megadeberta.convert.import_folder import read_hf_folder
 from megadeberta.convert.model_card import write_model_card
+from megadeberta.convert.names import RELATIVE_TABLE
 from megadeberta.convert.published_folder import publish_folder
 from megadeberta.convert.reload_check import OPT_IN_FILE, Finding, check_export, opt_in_source
 from megadeberta.convert.source import SPM, ModelSource, load_weights
@@ -54,6 +57,7 @@ def export_checkpoint(
 
     def fill(target: Path) -> None:
         _write_files(target, source, layout, num_tokens=tokenizer.vocab_size_needed)
+        findings.append(_check_round_trip(target, source))
         findings.extend(check_export(target))
 
     publish_folder(out, fill, overwrite=overwrite)
@@ -70,6 +74,16 @@ def _write_files(target: Path, source: ModelSource, layout: HfLayout, *, num_tok
     (target / "README.md").write_text(write_model_card(source, layout, num_tokens=num_tokens), encoding="utf-8")
     if layout.kind == ModelKind.MLM and source.config.enhanced_mask_decoder and layout.model_type == V2:
         (target / OPT_IN_FILE).write_bytes(opt_in_source())
+
+
+def _check_round_trip(target: Path, source: ModelSource) -> Finding:
+    """What is on disk, read back, is bit for bit what was to be exported."""
+    imported = read_hf_folder(target)
+    for name, tensor in imported.weights.items():
+        first = 1 if name == RELATIVE_TABLE else 0  # row 0 of that table is a copy of row 1 in every export
+        if not torch.equal(tensor[first:], source.weights[name][first:]):
+            raise CheckpointError(f"{target}: {name} is not what {source.folder} holds; this is a bug, report it")
+    return Finding("weights on disk", f"{len(imported.weights)} tensors, bit for bit those of the checkpoint")
 
 
 def _check_place(out: Path) -> None:

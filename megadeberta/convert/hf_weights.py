@@ -1,6 +1,9 @@
 """Tensors of ours <-> tensors of a Hugging Face folder: names, packing, and what each side lacks."""
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -21,11 +24,12 @@ from megadeberta.model.whole import WholeModel, mlm_specs
 _HF_POSITION_TABLE = "embeddings.position_embeddings.weight"
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=4)
+def expected_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
     """Shape of every tensor of the masked-language model by our names."""
     with torch.device("meta"):
         model = WholeModel(mlm_specs(config))
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return MappingProxyType({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
 
 
 def to_hugging_face(config: ModelConfig, weights: dict[str, Tensor], layout: HfLayout) -> dict[str, Tensor]:

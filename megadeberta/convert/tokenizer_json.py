@@ -5,20 +5,17 @@ transformers' tokenizer class for these models throws the file's character map a
 """
 
 import json
-import unicodedata
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
+from megadeberta.convert.normalizer import sentencepiece_normalizer
 from megadeberta.convert.sentencepiece_file import MASK, read_unigram_pieces
 from megadeberta.data.tokenizer import CLS_ID, SEP_ID, SPECIAL_PIECES, UNK_ID, WORD_BOUNDARY
 
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-
-_BLOCKER = "\ufdd0"
-"""A noncharacter, in the text only while NFC runs: no mark is reordered or composed across it."""
 
 
 def build_tokenizer(sentencepiece_model: Path) -> Tokenizer:
@@ -32,8 +29,15 @@ def build_tokenizer(sentencepiece_model: Path) -> Tokenizer:
     """
     unigram = read_unigram_pieces(sentencepiece_model)
     tokenizer = Tokenizer(Unigram(unigram.pieces, unk_id=UNK_ID, byte_fallback=False))
-    tokenizer.normalizer = _normalizer(unigram.charsmap)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=WORD_BOUNDARY, prepend_scheme="first")
+    tokenizer.normalizer = sentencepiece_normalizer(unigram.charsmap)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement=WORD_BOUNDARY, prepend_scheme="first"),
+            # SentencePiece never reads a control piece out of text. The library's model would, in what normalisation
+            # makes of full-width "[CLS]": cut it in two.
+            pre_tokenizers.Split(Regex(r"\[(?=(?:PAD|CLS|SEP|UNK)\])"), "merged_with_previous"),
+        ]
+    )
     tokenizer.decoder = decoders.Metaspace(replacement=WORD_BOUNDARY, prepend_scheme="first")
     pad, cls, sep, unk = SPECIAL_PIECES
     tokenizer.add_special_tokens(
@@ -72,57 +76,3 @@ def write_tokenizer(sentencepiece_model: Path, folder: Path, *, max_length: int)
     }
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / TOKENIZER_CONFIG).write_text(text, encoding="utf-8")
-
-
-def _normalizer(charsmap: bytes) -> normalizers.Normalizer:
-    """SentencePiece's normalisation, step by step.
-
-    SentencePiece replaces the longest match at every place. ``Precompiled`` looks at one grapheme, or at single
-    characters when the grapheme is long, and takes the shortest match: it loses the second mark of a decomposed
-    Vietnamese letter and does not compose decomposed Hangul and kana. NFC before and after it composes them; but NFC
-    also sorts marks, which SentencePiece does not, so marks of other scripts than Latin, Greek and Cyrillic are kept
-    apart while it runs.
-    """
-    steps: list[normalizers.Normalizer] = []
-    if charsmap:
-        marks = _reordered_marks()
-        between_marks = f"(?<=[{marks}])(?=[{marks}])"
-        # SentencePiece does not compose a whole syllable with a compatibility consonant behind it.
-        behind_syllable = "(?<=[\uac00-\ud7a3])(?=[\u11a8-\u11c2])"
-        steps += _guarded_nfc(between_marks)
-        steps.append(normalizers.Precompiled(charsmap))
-        steps += _guarded_nfc(f"{between_marks}|{behind_syllable}")
-    steps.append(normalizers.Replace(Regex(" {2,}"), " "))
-    # At the end only: a space in front of the text is its first word boundary. Not Strip, which also takes U+0085.
-    steps.append(normalizers.Replace(Regex(r" +\z"), ""))
-    return normalizers.Sequence(steps)
-
-
-def _guarded_nfc(borders: str) -> list[normalizers.Normalizer]:
-    # The borders look behind: a match at the very start of the text would crash the library.
-    return [
-        normalizers.Replace(Regex(borders), _BLOCKER),
-        normalizers.NFC(),
-        normalizers.Replace(_BLOCKER, ""),
-    ]
-
-
-def _reordered_marks() -> str:
-    """Body of a character class: marks that NFC sorts and that never compose with each other in what people write.
-
-    Combining classes of old characters are stable by Unicode's policy; the upper bound ends below the planes whose
-    contents still grow.
-    """
-    composing = [(0x0300, 0x036F), (0x1AB0, 0x1AFF), (0x1DC0, 0x1DFF), (0x20D0, 0x20FF), (0x3099, 0x309A)]
-    marks = (
-        code
-        for code in range(0x0300, 0x30000)
-        if unicodedata.combining(chr(code)) and not any(low <= code <= high for low, high in composing)
-    )
-    ranges: list[list[int]] = []
-    for code in marks:
-        if ranges and ranges[-1][1] == code - 1:
-            ranges[-1][1] = code
-        else:
-            ranges.append([code, code])
-    return "".join(chr(low) if low == high else f"{chr(low)}-{chr(high)}" for low, high in ranges)

@@ -96,16 +96,23 @@ def attach_checkpoint_engine(engine: DeepSpeedEngine) -> HashingCheckpointEngine
         ConfigError: an option of the deepspeed block would read or write checkpoint files by another way.
     """
     refused = {
-        "checkpoint.load_universal": engine.load_universal_checkpoint(),
-        "checkpoint.use_node_local_storage": engine.use_node_local_storage(),
-        "zero_optimization.offload_optimizer.device=nvme": engine.zero_nvme_offload_optimizer(),
+        "checkpoint.load_universal": (engine.load_universal_checkpoint(), "would unpickle files freely"),
+        "checkpoint.use_node_local_storage": (
+            engine.use_node_local_storage(),
+            "would scatter the files over the nodes",
+        ),
+        "zero_optimization.offload_optimizer.device=nvme": (
+            engine.zero_nvme_offload_optimizer(),
+            "would put files into a checkpoint that no manifest covers",
+        ),
+        "zero_optimization.elastic_checkpoint": (
+            engine.zero_elastic_checkpoint(),
+            "0.19.8 fails to load the checkpoints that it then saves",
+        ),
     }
-    for option, is_set in refused.items():
+    for option, (is_set, reason) in refused.items():
         if is_set:
-            raise ConfigError(
-                f"deepspeed.{option} is set: DeepSpeed would then handle checkpoint files that no manifest covers, or "
-                "unpickle them; remove it from the recipe"
-            )
+            raise ConfigError(f"deepspeed.{option} is set: DeepSpeed {reason}; remove it from the recipe")
     checkpoint_engine = HashingCheckpointEngine()
     engine.checkpoint_engine = checkpoint_engine
     engine._copy_recovery_script = _copy_nothing

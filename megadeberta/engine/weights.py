@@ -34,7 +34,8 @@ def load_initial_weights(model: nn.Module, folder: Path) -> None:
     """Copy ``folder/model.safetensors``, as `megadeberta convert import` writes it, into a model not yet wrapped.
 
     Raises:
-        CheckpointError: the file is missing or unreadable, or its names or shapes are not exactly the model's.
+        CheckpointError: the file is missing or unreadable, its names or shapes are not exactly the
+            model's, or a value is not finite.
     """
     path = folder / WEIGHTS_FILE
     try:
@@ -54,6 +55,9 @@ def load_initial_weights(model: nn.Module, folder: Path) -> None:
             f"{wanted.get(name, 'none')}, the file {found.get(name, 'none')}; use the model section that the folder's "
             "model.json shows"
         )
+    bad = next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None)
+    if bad is not None:
+        raise CheckpointError(f"{path}: {bad} holds values that are not finite; the weights are damaged, use others")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])

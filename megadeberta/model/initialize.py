@@ -29,4 +29,5 @@ def draw_rows(name: str, block: int, shape: tuple[int, ...], *, seed: int, std: 
     """The rows of one block of one parameter, fp32 on the CPU."""
     digest = hashlib.sha256(f"{seed}/{name}/{block}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.empty(shape).normal_(0.0, std, generator=generator)
+    # Always a whole block: torch draws the last numbers of a tensor in another way than those inside it.
+    return torch.empty((ROW_BLOCK, *shape[1:])).normal_(0.0, std, generator=generator)[: shape[0]]

@@ -12,16 +12,13 @@ from megadeberta.config.redact import redact
 from megadeberta.config.run import RunConfig
 from megadeberta.observability.flops import device_peak_flops, flops_per_token
 from megadeberta.observability.gemm_rate import measure_gemm_rate
+from megadeberta.observability.journal_files import CURVE_FILE, METRICS_FILE, RECIPE_FILE, TENSORBOARD_FOLDER
 from megadeberta.observability.metrics import MetricsFile
 from megadeberta.observability.plot import plot_loss_curve
 from megadeberta.observability.progress import Rates, Speedometer, format_progress
 from megadeberta.observability.tracker import Tracker, tensorboard_tracker
 
 log = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
-CURVE_FILE = "loss_curve.png"
-CONFIG_FILE = "config.json"
 
 
 class StepFacts(Protocol):
@@ -168,7 +165,7 @@ def open_journal(
     output = config.training.output_dir
     recipe = json.dumps(redact(config.model_dump(mode="json")), indent=2)
     log.info("resolved recipe:\n%s", recipe)
-    _write_text(output / CONFIG_FILE, recipe + "\n")
+    _write_text(output / RECIPE_FILE, recipe + "\n")
     metrics_path = output / METRICS_FILE
     speedometer = Speedometer(
         total_steps=config.training.steps,
@@ -183,7 +180,7 @@ def open_journal(
     return WritingJournal(
         config,
         metrics=MetricsFile.resume(metrics_path, done) if done else MetricsFile.create(metrics_path),
-        tracker=tensorboard_tracker(output / "tensorboard", done=done) if config.logging.tensorboard else None,
+        tracker=tensorboard_tracker(output / TENSORBOARD_FOLDER, done=done) if config.logging.tensorboard else None,
         speedometer=speedometer,
         unigram=unigram,
     )

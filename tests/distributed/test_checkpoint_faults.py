@@ -1,6 +1,5 @@
 """A real two-rank ZeRO-1 run whose checkpoints are frozen, flipped, filled with pickles, cut short and killed."""
 
-import json
 import os
 import pickle
 import random
@@ -11,7 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 import torch
 
 from megadeberta.checkpoint import SingleProcess, find_resumable, verify_checkpoint
-from megadeberta.checkpoint.durable import hash_file
+from megadeberta.checkpoint.durable import hash_file, replace_file
 from megadeberta.checkpoint.folder import read_pointer
 from megadeberta.checkpoint.manifest import FileRecord, encode_manifest, read_manifest
 from megadeberta.engine.checkpoint_engine import (
@@ -46,7 +45,9 @@ def _save_until_told(rank: int, world_size: int, root: str, control: str, delay:
 
     HashingCheckpointEngine.save = save_late  # type: ignore[method-assign]
     store, ranks = open_store(root), collectives()
-    (Path(control) / f"pid-{rank}").write_text(str(os.getpid()))
+    pids = ranks.all_gather_text(str(os.getpid()))
+    if rank == 0:
+        replace_file(Path(control) / "pids", " ".join(pids).encode())
     step = 0
     while not ranks.broadcast_text("stop" if (Path(control) / "stop").exists() else ""):
         train(engine, 1)
@@ -61,13 +62,18 @@ def _saving_run(root: Path, control: Path, delay: float) -> Iterator[tuple[list[
     control.mkdir()
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run_ranks, _save_until_told, 2, str(root), str(control), delay, timeout=300)
+        pids: list[int] = []
         try:
-            while not future.done() and len(list(control.glob("pid-*"))) < 2:
+            while not future.done() and not (control / "pids").exists():
                 time.sleep(0.02)
             assert not future.done(), future.result()
-            yield [int((control / f"pid-{rank}").read_text()) for rank in range(2)], future
+            pids += [int(pid) for pid in (control / "pids").read_text().split()]
+            yield pids, future
         finally:
             (control / "stop").touch()
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
 
 def _freeze(pids: list[int]) -> None:
@@ -99,7 +105,7 @@ def test_at_every_instant_of_a_save_the_pointer_leads_to_a_whole_checkpoint(
                 os.kill(pid, signal.SIGCONT)
     assert future.result()[0] >= steps[-1]
     assert steps == sorted(steps)
-    assert steps[-1] >= instants // 4
+    assert steps[-1] >= instants // 10
     assert unfinished >= instants // 4  # the instants did fall into saves
     # The one thing that may be said: a commit was caught between the rename and the new pointer.
     assert [text for text in caplog.messages if "newer folders are left alone" not in text] == []
@@ -293,6 +299,29 @@ def test_a_rank_killed_in_a_save_ends_the_others_and_leaves_the_previous_checkpo
     assert point.step == 1
 
 
+def _resume_error(rank: int, world_size: int, root: str) -> str:
+    engine, ranks = build_engine(), collectives()
+    point = find_resumable(Path(root), collectives=ranks, run=run_record(world_size))
+    assert point is not None
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(engine, point, collectives=ranks)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{}", r"/step-3: rank 1 has no state in it; use an older checkpoint"),
+        (b'{"random": {}, "state": {}}', r"/step-3, rank 1: the random state in the checkpoint does not fit"),
+    ],
+)
+def test_an_unusable_state_of_one_rank_stops_all_ranks(root: Path, content: bytes, message: str) -> None:
+    _plant(root / "step-3", "rank-1.json", content)
+    first, second = run_ranks(_resume_error, 2, str(root))
+    assert first == second
+    assert re.search(message, first)
+
+
 def _forbid_free_unpickling(rank: int, world_size: int, root: str) -> list[bool]:
     seen: list[bool] = []
     load = torch.load
@@ -312,10 +341,18 @@ def test_no_load_of_deepspeed_goes_around_the_allow_list(root: Path) -> None:
         assert all(seen)
 
 
+REFUSED = {
+    "load_universal_checkpoint": "deepspeed.checkpoint.load_universal is set: DeepSpeed would unpickle",
+    "use_node_local_storage": "deepspeed.checkpoint.use_node_local_storage is set: DeepSpeed would scatter",
+    "zero_nvme_offload_optimizer": "deepspeed.zero_optimization.offload_optimizer.device=nvme is set",
+    "zero_elastic_checkpoint": "deepspeed.zero_optimization.elastic_checkpoint is set: DeepSpeed 0.19.8 fails to load",
+}
+
+
 def _refused_options(rank: int, world_size: int) -> dict[str, str]:
     engine = build_engine()
     messages = {}
-    for method in ("load_universal_checkpoint", "use_node_local_storage", "zero_nvme_offload_optimizer"):
+    for method in REFUSED:
         setattr(engine, method, lambda: True)
         try:
             attach_checkpoint_engine(engine)
@@ -327,7 +364,7 @@ def _refused_options(rank: int, world_size: int) -> dict[str, str]:
 
 def test_options_that_bypass_the_manifest_are_refused() -> None:
     (messages,) = run_ranks(_refused_options, 1)
-    assert json.dumps(messages).count("ConfigError: deepspeed.") == 3
-    assert "deepspeed.checkpoint.load_universal is set: DeepSpeed would" in messages["load_universal_checkpoint"]
-    assert "deepspeed.checkpoint.use_node_local_storage is set" in messages["use_node_local_storage"]
-    assert "offload_optimizer.device=nvme is set" in messages["zero_nvme_offload_optimizer"]
+    assert messages.keys() == REFUSED.keys()
+    for method, text in REFUSED.items():
+        assert messages[method].startswith(f"ConfigError: {text}")
+        assert messages[method].endswith("; remove it from the recipe")

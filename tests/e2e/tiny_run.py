@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-STEPS = 14
+STEPS = 32
 
 
 def write_recipe(folder: Path, prepared: Path, **changes: object) -> Path:
@@ -35,7 +35,7 @@ def write_recipe(folder: Path, prepared: Path, **changes: object) -> Path:
         "training": {
             "steps": STEPS,
             "output_dir": str(folder / "run"),
-            "eval_interval": 7,
+            "eval_interval": 11,
             "eval_sequences": 8,
         },
         "checkpoint": {"interval": 3},

@@ -33,6 +33,7 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.cli": None,
     "megadeberta.__main__": {"megadeberta.cli"},
     "launcher": CONFIG,
+    "launcher.cli": CONFIG | {"launcher", "megadeberta.preflight"},
     "data_prep": CONFIG | {"megadeberta.data"},
 }
 TORCH_FREE = ("megadeberta.config.load", "megadeberta.config.validate", "megadeberta.errors", "megadeberta.cli")

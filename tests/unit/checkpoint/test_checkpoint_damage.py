@@ -33,9 +33,11 @@ def _resume(root: Path, **options) -> ResumePoint | CheckpointError | None:
 
 
 def _flip(path: Path, bit: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(data)
+    with path.open("r+b") as file:
+        file.seek(bit // 8)
+        (byte,) = file.read(1)
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
 
 
 def test_a_hundred_single_bit_flips_are_all_found(root: Path) -> None:
@@ -53,14 +55,15 @@ def test_a_hundred_single_bit_flips_are_all_found(root: Path) -> None:
     verify_checkpoint(target)
 
 
-def test_every_bit_of_the_manifest_counts(root: Path) -> None:
+def test_a_flipped_bit_in_any_byte_of_the_manifest_is_found(root: Path) -> None:
     path = root / "step-300" / "manifest.json"
     whole = path.read_bytes()
-    for bit in range(len(whole) * 8):
+    for bit in range(0, len(whole) * 8, 7):  # in every byte, white space too
         _flip(path, bit)
         with pytest.raises(CheckpointError, match=r"manifest\.json: "):
             read_manifest(path.parent)
-        path.write_bytes(whole)
+        _flip(path, bit)
+    assert path.read_bytes() == whole
 
 
 def test_a_flipped_bit_in_the_pointer_leads_to_a_sound_checkpoint_or_an_error(root: Path) -> None:

@@ -15,7 +15,16 @@ def _factor(name: str, step: int, **changes: object) -> float:
 
 @pytest.mark.parametrize(
     ("step", "value"),
-    [(0, 0), (1, 1e-4), (5000, 0.5), (9999, 0.9999), (10_000, 0.99), (10_001, 0.989999), (500_000, 0.5), (999_999, 1e-6)],
+    [
+        (0, 0),
+        (1, 1e-4),
+        (5000, 0.5),
+        (9999, 0.9999),
+        (10_000, 0.99),
+        (10_001, 0.989999),
+        (500_000, 0.5),
+        (999_999, 1e-6),
+    ],
 )
 def test_linear_has_the_values_of_the_reference(step: int, value: float) -> None:
     assert _factor("linear", step) == pytest.approx(value, abs=1e-12)

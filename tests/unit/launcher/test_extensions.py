@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -56,6 +57,29 @@ def test_compiler_that_outlived_its_holder_is_waited_for(tmp_path: Path) -> None
     assert remove_dead_locks(tmp_path, shared=False) == [folder / "lock"]
     assert compiler.poll() is not None or not Path(f"/proc/{compiler.pid}/cwd").exists()
     _stop(compiler)
+
+
+@pytest.mark.parametrize(("shared", "ended"), [(False, True), (True, False)])
+def test_orphaned_ninja_is_ended_in_the_private_folder_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool, ended: bool
+) -> None:
+    folder = _build_folder(tmp_path)
+    (folder / "lock").touch()
+    monkeypatch.setattr(extensions, "ORPHAN_COMPILER_PATIENCE", 3.0 if ended else 0.3)
+    # The name of the process is what counts: /proc/PID/comm is the name of the file that was executed.
+    (folder / "ninja").symlink_to("/bin/sleep")
+    ninja = subprocess.Popen([folder / "ninja", "60"], cwd=folder)
+    try:
+        if ended:
+            remove_dead_locks(tmp_path, shared=shared)
+            assert ninja.wait(timeout=5) == -signal.SIGTERM
+        else:
+            with pytest.raises(ParallelError, match=rf"process {ninja.pid} still works in that folder"):
+                remove_dead_locks(tmp_path, shared=shared)
+            assert ninja.poll() is None
+    finally:
+        ninja.kill()
+        ninja.wait()
 
 
 def test_process_that_stays_in_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

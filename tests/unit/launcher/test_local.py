@@ -205,6 +205,14 @@ def test_closed_output_does_not_stop_the_ranks(tmp_path: Path) -> None:
     assert (tmp_path / "done.1").exists()
 
 
+def test_exit_codes_are_seen_although_the_parent_ignores_its_children(tmp_path: Path) -> None:
+    ignoring = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n" + LAUNCH
+    command = [sys.executable, "-c", ignoring, "2", PREAMBLE + "sys.exit(rank * 7)"]
+    environ = dict(os.environ) | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 7
+
+
 def test_output_of_many_long_lines_arrives_whole(tmp_path: Path) -> None:
     program = "rank and [print(str(i) * 20_000, flush=True) for i in range(10)]"
     _, output, _ = _finish(_launch(tmp_path, 2, program))

@@ -1,0 +1,67 @@
+# `make help` lists the targets. Everything runs in .venv, which is made once and again when the pins change.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+# The first Python that is new enough; another one: make test PYTHON=/path/to/python3.12
+ifndef PYTHON
+PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
+endif
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help venv run test test-faults check format clean
+
+help: ## list the targets
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## the environment: .venv with the versions of constraints.txt
+
+# torch first: DeepSpeed's build looks at the torch that is installed, so it must not get an isolated build either.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; on Debian: apt install python3.11 python3.11-venv" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11; on Debian: apt install python3.11 python3.11-venv" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "error: $(PYTHON) cannot make environments; on Debian: apt install python3.11-venv" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) setuptools wheel ninja
+	$(PIP) --no-build-isolation --editable '.[dev,mpi]'
+	@touch $@
+
+CORPUS := corpora/wikitext2
+SHARDS := corpora/wikitext2-shards
+RECIPE := ds_configs/quickstart.json
+RUN := runs/quickstart
+# Seconds until the first start is stopped with SIGTERM, as a scheduler would: it saves, and the second start goes on.
+STOP_AFTER := 120
+
+run: venv ## the main job on WikiText-2: shards, training that is stopped and resumed, export, fill-mask
+	$(BIN)/megadeberta fetch wikitext2 --output $(CORPUS)
+	$(BIN)/megadeberta prep $(CORPUS)/train.raw.gz --valid $(CORPUS)/valid.raw.gz --document-per wikitext \
+		--vocab-size 4000 --output $(SHARDS)
+	timeout --preserve-status --signal=TERM $(STOP_AFTER) $(BIN)/megadeberta launch $(RECIPE) --ranks 2; \
+		code=$$?; test $$code -eq 75 -o $$code -eq 0 || exit $$code
+	$(BIN)/megadeberta launch $(RECIPE) --ranks 2
+	$(BIN)/megadeberta convert export $(RUN) $(RUN)/export --overwrite
+	$(BIN)/python docs/examples/fill_mask_with_transformers.py $(RUN)/export
+	$(BIN)/megadeberta report $(RUN)
+
+test: venv ## the default tests, minutes on two cores
+	$(BIN)/python -m pytest -q -m 'not campaign'
+
+test-faults: venv ## the long fault campaigns: kill -9, snapshots, bit flips
+	$(BIN)/python -m pytest -q -m campaign
+
+check: venv ## lint and format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: venv ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and caches; runs/ and corpora/ stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,92 @@
+"""MB of text per CPU second: `megadeberta prep` beside raw SentencePiece, on the same documents in one run.
+
+    python benchmarks/prep_throughput.py corpora/wikitext2/train.raw.gz --document-per wikitext
+
+The whole command is charged, reading, cleaning, encoding, merging, hashing, plot and all its workers; "marginal"
+leaves out what the same command costs on one line of text.
+"""
+
+import argparse
+import gzip
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import sentencepiece
+
+from data_prep.bad_lines import Tally
+from data_prep.blocks import Block
+from data_prep.documents import read_documents
+from data_prep.options import DocumentPer, ReadOptions
+
+MAIN = "import sys; from megadeberta.cli import main; sys.exit(main())"
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("corpus", type=Path, help="plain text, or .gz")
+    parser.add_argument("--document-per", default="paragraph", choices=[str(choice) for choice in DocumentPer])
+    parser.add_argument("--copies", type=int, default=12, help="the text this many times over")
+    parser.add_argument("--vocab-size", type=int, default=8000)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder), arguments)
+
+
+def measure(folder: Path, arguments: argparse.Namespace) -> None:
+    """Time everything on a plain copy of the corpus inside ``folder``."""
+    opener = gzip.open if arguments.corpus.suffix == ".gz" else open
+    with opener(arguments.corpus, "rb") as file:
+        text = file.read()
+    one, many, line = folder / "one.txt", folder / "many.txt", folder / "line.txt"
+    one.write_bytes(text)
+    many.write_bytes((text + b"\n\n") * arguments.copies)
+    line.write_bytes(b"one line of text\nand another\n")
+    prep(folder / "vocabulary", one, "--vocab-size", str(arguments.vocab_size), per=arguments.document_per)
+    model = str(folder / "vocabulary" / "tokenizer" / "spm.model")
+    megabytes = many.stat().st_size / 1e6
+    print(f"{megabytes:.1f} MB, {arguments.vocab_size} pieces, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{'':32} {'wall s':>8} {'cpu s':>8} {'MB/cpu-s':>9} {'marginal':>9}")
+    raw = encode_raw(many, model, arguments.document_per)
+    report("sentencepiece EncodeAsIds", megabytes, *raw, fixed=0.0)
+    _, fixed = prep(folder / "fixed", line, "--tokenizer", model, "--valid-fraction", "0", per="line")
+    for workers in arguments.workers:
+        options = ("--tokenizer", model, "--workers", str(workers))
+        wall, cpu = prep(folder / f"workers-{workers}", many, *options, per=arguments.document_per)
+        report(f"prep, {workers} worker(s)", megabytes, wall, cpu, fixed=fixed)
+
+
+def encode_raw(corpus: Path, model: str, per: str) -> tuple[float, float]:
+    """Wall and CPU seconds of SentencePiece alone, one call a document, on text cleaned beforehand."""
+    block = Block(0, 0, corpus, 0, corpus.stat().st_size, 0, 0, False)
+    documents = list(read_documents(block, ReadOptions(DocumentPer(per)), is_json=False, tally=Tally()))
+    processor = sentencepiece.SentencePieceProcessor(model_file=model)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for document in documents:
+        processor.EncodeAsIds(document)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def prep(output: Path, corpus: Path, *options: str, per: str) -> tuple[float, float]:
+    """Wall and CPU seconds of the command, workers included."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    command = [sys.executable, "-c", MAIN, "prep", str(corpus), "--output", str(output), "--document-per", per]
+    subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return time.perf_counter() - began, cpu
+
+
+def report(name: str, megabytes: float, wall: float, cpu: float, *, fixed: float) -> None:
+    """One row."""
+    print(f"{name:32} {wall:8.2f} {cpu:8.2f} {megabytes / cpu:9.1f} {megabytes / (cpu - fixed):9.1f}")
+
+
+if __name__ == "__main__":
+    main()

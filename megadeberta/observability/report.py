@@ -1,0 +1,62 @@
+"""`megadeberta report`: how a run went, from its metrics file."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from megadeberta.errors import ConfigError
+from megadeberta.observability.journal_files import CURVE_FILE, METRICS_FILE
+from megadeberta.observability.metrics import Record, read_metrics
+from megadeberta.observability.plot import TRAIN_LOSS, VALID_LOSS
+
+ROWS_SHOWN = 8
+
+
+def print_report(output_dir: Path, console: Console) -> None:
+    """Print the end of the curve as a table, the best validation beside its baseline, and where the picture is.
+
+    Raises:
+        ConfigError: the folder holds no metrics of a training run.
+    """
+    records = read_metrics(output_dir / METRICS_FILE)
+    if not any(TRAIN_LOSS in record for record in records):
+        raise ConfigError(f"{output_dir} holds no {METRICS_FILE} with training steps; give a run's training.output_dir")
+    console.print(_curve_table(records))
+    validations = [record for record in records if record.get(VALID_LOSS) is not None]
+    if validations:
+        console.print(_verdict(validations[-1]))
+    picture = output_dir / CURVE_FILE
+    if picture.exists():
+        console.print(f"loss curve: {picture}", soft_wrap=True)
+
+
+def _curve_table(records: list[Record]) -> Table:
+    table = Table("step", "training loss", "validation loss", "perplexity", "accuracy", title="end of the curve")
+    losses: list[float] = []
+    rows = []
+    for record in records:
+        if record.get(TRAIN_LOSS) is not None:
+            losses.append(record[TRAIN_LOSS])
+        elif record.get(VALID_LOSS) is not None:
+            mean = f"{sum(losses) / len(losses):.3f}" if losses else "-"
+            valid = (
+                f"{record[VALID_LOSS]:.3f}",
+                f"{record['valid_perplexity']:.1f}",
+                f"{record['valid_accuracy']:.3f}",
+            )
+            rows.append((str(record["step"]), mean, *valid))
+            losses = []
+    if losses:
+        rows.append((str(records[-1]["step"]), f"{sum(losses) / len(losses):.3f}", "-", "-", "-"))
+    for row in rows[-ROWS_SHOWN:]:
+        table.add_row(*row)
+    return table
+
+
+def _verdict(record: Record) -> str:
+    loss, unigram = record[VALID_LOSS], record.get("unigram_cross_entropy")
+    line = f"validation MLM loss {loss:.3f} nats a masked token after step {record['step']}"
+    if unigram is None:
+        return line
+    return f"{line}; unigram cross-entropy of the validation text {unigram:.3f}: {unigram - loss:.3f} nats better"

@@ -1,0 +1,144 @@
+"""Models, weight folders and run folders small enough to make in every test."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import safetensors.torch
+import sentencepiece
+import torch
+from torch import Tensor
+
+from megadeberta.checkpoint.collectives import SingleProcess
+from megadeberta.checkpoint.durable import hash_file
+from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
+from megadeberta.checkpoint.store import CheckpointStore
+from megadeberta.config.model import ModelConfig
+from megadeberta.model.initialize import initialize
+from megadeberta.model.whole import WholeModel, mlm_specs
+
+SOTU = Path(__file__).parents[2] / "data" / "sotu.txt"
+NUM_PIECES = 1000
+
+MASK_DECODER = {}
+NO_MASK_DECODER = {"enhanced_mask_decoder": False}
+V1 = {"key_bias": False, "share_att_key": False, "position_buckets": -1, "norm_rel_ebd": "none"}
+CASES = {
+    "v3": MASK_DECODER,
+    "v3 without mask decoder": NO_MASK_DECODER,
+    "v2 with convolution, separate projections": {"conv_kernel_size": 3, "share_att_key": False},
+    "narrow word table": {"embedding_size": 12, **NO_MASK_DECODER},
+    "v1": V1,
+    "v1 without mask decoder": V1 | NO_MASK_DECODER,
+    "v1, c2p alone": V1 | {"pos_att_type": "c2p"},
+    "no key biases, but shared": {"key_bias": False},
+    "input positions and token types": {
+        "position_biased_input": True,
+        "type_vocab_size": 2,
+        "pos_att_type": "p2c",
+        **NO_MASK_DECODER,
+    },
+    "no relative attention": {"relative_attention": False, "position_biased_input": True, **NO_MASK_DECODER},
+}
+
+
+def small_config(**changes: object) -> ModelConfig:
+    """Three layers of width 24, four heads, distances up to 15 in 6 buckets."""
+    base = {
+        "vocab_size": NUM_PIECES + 8,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "position_buckets": 6,
+        "max_position_embeddings": 32,
+        "max_relative_positions": 16,
+    }
+    return ModelConfig.model_validate(base | changes)
+
+
+def small_model(config: ModelConfig, *, seed: int = 1) -> WholeModel:
+    """Random weights in every tensor, biases and LayerNorms too: a swapped name must change the output."""
+    model = WholeModel(mlm_specs(config)).eval()
+    initialize(model, seed=seed, std=0.2)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += torch.empty_like(parameter).normal_(0, 0.1, generator=generator)
+    return model
+
+
+def weights_of(model: WholeModel) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def write_weights_folder(folder: Path, model: WholeModel, config: ModelConfig, spm: Path) -> Path:
+    """What ``convert import`` writes."""
+    folder.mkdir(parents=True)
+    safetensors.torch.save_file(weights_of(model), folder / "model.safetensors")
+    (folder / "model.json").write_text(json.dumps(config.model_dump(mode="json")))
+    shutil.copyfile(spm, folder / "spm.model")
+    return folder
+
+
+def write_checkpoint(output_dir: Path, model: WholeModel, config: ModelConfig, spm: Path, *, step: int) -> Path:
+    """Commit a checkpoint through the store, with the files that a run puts in."""
+
+    def write(folder: Path) -> dict:
+        safetensors.torch.save_file(weights_of(model), folder / "model.safetensors")
+        shutil.copyfile(spm, folder / "spm.model")
+        return {name: hash_file(folder / name) for name in ("model.safetensors", "spm.model")}
+
+    run = RunRecord(
+        world=WorldLayout(world_size=1, data_parallel=1, zero_stage=1, precision="fp32"),
+        versions={},
+        fingerprint={},
+        config={
+            "name": "tiny",
+            "model": config.model_dump(mode="json"),
+            "data": {"train": "shards/train", "sequence_length": 32},
+            "objective": {"mask_rate": 0.15},
+            "optimizer": {"lr": 1e-3},
+            "schedule": {"name": "cosine", "warmup_steps": 10},
+            "training": {"steps": 1000, "seed": 7},
+            "deepspeed": {"train_batch_size": 16},
+        },
+    )
+    store = CheckpointStore(output_dir / "checkpoints", collectives=SingleProcess(), keep_last=9)
+    return store.save(step, write, run=run, rank_state={}, required=True)
+
+
+def train_vocabulary(path: Path, *, extra: Iterable[str] = (), **options: object) -> Path:
+    """Unigram pieces on the test text and ``extra``, every character of which becomes a piece."""
+    lines = [line for line in SOTU.read_text(encoding="utf-8").splitlines() if line][:200]
+    defaults = {
+        "vocab_size": NUM_PIECES,
+        "model_type": "unigram",
+        "pad_id": 0,
+        "bos_id": 1,
+        "eos_id": 2,
+        "unk_id": 3,
+        "pad_piece": "[PAD]",
+        "bos_piece": "[CLS]",
+        "eos_piece": "[SEP]",
+        "unk_piece": "[UNK]",
+        "character_coverage": 1.0,
+        "num_threads": 1,
+        "minloglevel": 2,
+    }
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*lines, *extra]), model_prefix=str(path.with_suffix("")), **(defaults | options)
+    )
+    return path
+
+
+def padded_batch(config: ModelConfig, *, length: int = 13) -> tuple[Tensor, Tensor]:
+    """Ids ``[3, length]`` and a mask: a whole row, one padded to 8, one to 3."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(4, config.vocab_size, (3, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 8:] = 0
+    mask[2, 3:] = 0
+    return ids * mask, mask

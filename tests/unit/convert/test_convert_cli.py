@@ -1,0 +1,68 @@
+"""The commands print what they did as tables, and load torch only when they run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from megadeberta.convert.cli import app, fill_mask
+from megadeberta.errors import CheckpointError
+from tests.unit.convert.small_models import small_config, small_model, write_checkpoint
+
+RUNNER = CliRunner(env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def run(tmp_path: Path, spm: Path) -> Path:
+    config = small_config()
+    write_checkpoint(tmp_path / "run", small_model(config), config, spm, step=5)
+    return tmp_path / "run"
+
+
+def _invoke(*arguments: object) -> str:
+    result = RUNNER.invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_export_check_and_import_report_what_they_did(run: Path, tmp_path: Path) -> None:
+    out, back = tmp_path / "out", tmp_path / "back"
+    shown = _invoke("export", run, out)
+    assert "is written and checked" in shown and "bit for bit those of the checkpoint" in shown
+    assert "DebertaV2ForMaskedLMWithMaskDecoder logits" in shown and "nothing missing, nothing unexpected" in shown
+    assert "ids of spm.model" in _invoke("check", out)
+    assert "60 tensors of the model" in _invoke("import", out, back)
+    backbone = tmp_path / "backbone"
+    _invoke("export", back, backbone, "--model", "backbone")
+    shown = _invoke("import", backbone, tmp_path / "new", "--allow-new", "--no-mask-decoder")
+    assert "CREATED" in shown and "mlm_head.decoder.bias" in shown and "untrained" in shown
+
+
+def test_wrong_arguments_are_usage_errors(run: Path, tmp_path: Path) -> None:
+    result = RUNNER.invoke(app, ["export", str(run), str(tmp_path / "out"), "--model", "tiny"])
+    assert result.exit_code == 2
+    with pytest.raises(CheckpointError, match=r"config\.json: is missing"):
+        _invoke("check", tmp_path)
+
+
+def test_fill_mask_shows_the_text_with_each_guess(run: Path) -> None:
+    single = typer.Typer()
+    single.command()(fill_mask)
+    result = RUNNER.invoke(
+        single, [str(run), "A [bold]b[/bold] [MASK] of [MASK].", "--top-k", "2"], catch_exceptions=False
+    )
+    lines = [line for line in result.output.splitlines() if "%" in line]
+    assert len(lines) == 4
+    assert all("A [bold]b[/bold] " in line for line in lines), "the text is shown as it is, not as markup"
+    assert all(line.count("[MASK]") == 1 for line in lines)
+
+
+def test_help_does_not_load_torch() -> None:
+    program = (
+        "import sys, megadeberta.convert.cli; print(sorted({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
