@@ -6,6 +6,7 @@ Shapes: B batch · N heads · H head size · Q query rows · L keys · P rows of
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from megadeberta.ops.attention_mask import AttentionMask
@@ -52,13 +53,13 @@ def disentangled_attention(
     Returns:
         Context ``[B, N, Q, H]``.
     """
-    return _IMPLEMENTATIONS[resolve_backend(backend, query)](
+    return _IMPLEMENTATIONS[resolve_backend(backend, query.device)](
         query, key, value, position=position, query_positions=query_positions, mask=mask, dropout=dropout
     )
 
 
-def resolve_backend(backend: Backend, query: Tensor) -> str:
-    """The implementation that "auto" means for this query."""
+def resolve_backend(backend: Backend, device: torch.device) -> str:
+    """The implementation that "auto" means on this device."""
     if backend != "auto":
         return backend
-    return "reference" if query.is_cuda else "cpu"
+    return "cpu" if device.type == "cpu" else "reference"
