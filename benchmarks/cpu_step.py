@@ -88,7 +88,7 @@ def build_models(layers: int, dropout: float) -> tuple[DebertaV2ForMaskedLM, dic
         for model in (ours, lean):
             for name, parameter in model.named_parameters():
                 parameter.copy_(state[names[name]])
-    select_attention(lean, "cpu-lean")
+    select_attention(lean, "cpu-lean", torch.device("cpu"))
     decoder = WholeModel(mlm_specs(ModelConfig(**sizes)))
     initialize(decoder, seed=0, std=0.02)
     return theirs, {"megadeberta": ours, "megadeberta, lean memory": lean, "megadeberta, mask decoder": decoder}

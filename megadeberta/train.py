@@ -60,7 +60,7 @@ class _Run:
         self.prepared = prepared
         self.rank = ranks.rank
         engine = build_engine(
-            _initialized_model(config),
+            _initialized_model(config, device),
             config.optimizer,
             block=config.deepspeed,
             timeout_seconds=config.parallel.timeout_seconds,
@@ -140,10 +140,10 @@ class _Run:
         )
 
 
-def _initialized_model(config: RunConfig) -> WholeModel:
+def _initialized_model(config: RunConfig, device: torch.device) -> WholeModel:
     """Initial values by parameter name, or those of an imported checkpoint."""
     model = WholeModel(mlm_specs(config.model))
-    select_attention(model, config.training.attention)
+    select_attention(model, config.training.attention, device)
     if config.training.init_from is None:
         initialize(model, seed=config.training.seed, std=config.model.initializer_range)
     else:

@@ -1,13 +1,10 @@
-"""Fixtures of the whole test suite."""
+"""For all tests: Triton kernels run through Triton's interpreter where there is no GPU.
 
-from pathlib import Path
+Triton reads the variable when it is imported, and several libraries import it, so this must come before any test module.
+"""
 
-import pytest
+import os
+import shutil
 
-from tests.data_fixtures import prepared_corpus
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished small set: ``train.*``, ``valid.*`` and ``tokenizer/spm.model`` (1000 pieces)."""
-    return prepared_corpus(tmp_path_factory)
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")

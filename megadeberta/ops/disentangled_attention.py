@@ -4,6 +4,7 @@ Shapes: B batch · N heads · H head size · Q query rows · L keys · P rows of
 """
 
 from functools import partial
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -15,12 +16,26 @@ from megadeberta.ops.cpu_attention import cpu_attention
 from megadeberta.ops.position_terms import PositionTerms
 from megadeberta.ops.reference import reference_attention
 
-Backend = Literal["auto", "reference", "cpu", "cpu-lean"]
+Backend = Literal["auto", "reference", "cpu", "cpu-lean", "triton"]
+
+
+def _triton(*content: Tensor, **options) -> Tensor:
+    # Triton is an optional dependency, and importing it takes a second.
+    from megadeberta.ops.triton_attention import triton_attention
+
+    return triton_attention(*content, **options)
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return find_spec("triton") is not None
+
 
 _IMPLEMENTATIONS = {
     "reference": reference_attention,
     "cpu": cpu_attention,
     "cpu-lean": partial(cpu_attention, keep_probabilities=False),
+    "triton": _triton,
 }
 
 
@@ -62,4 +77,6 @@ def resolve_backend(backend: Backend, device: torch.device) -> str:
     """The implementation that "auto" means on this device."""
     if backend != "auto":
         return backend
-    return "cpu" if device.type == "cpu" else "reference"
+    if device.type == "cpu":
+        return "cpu"
+    return "triton" if has_triton() else "reference"

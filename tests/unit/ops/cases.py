@@ -75,7 +75,7 @@ def largest_error(case: Case, *, backend: str, dtype: torch.dtype) -> tuple[floa
         assert (expected[name] is None) == (actual[name] is None), name
         if expected[name] is not None:
             # A gradient that is zero but for cancellation (one key) is measured against the size of the inputs.
-            size = max(float(expected[name].norm()), 1e-3 * expected[name].numel() ** 0.5)
+            size = max(float(expected[name].norm()), 0.1 * expected[name].numel() ** 0.5)
             errors[name] = float((actual[name].double() - expected[name]).norm()) / size
     worst = max(errors, key=errors.get)
     return errors[worst], worst
