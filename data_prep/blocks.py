@@ -14,8 +14,8 @@ from typing import BinaryIO
 from data_prep.bad_lines import Tally
 from data_prep.options import DocumentPer, ReadOptions
 from data_prep.sources import DamagedFile, Source, UnpackedStream
-from megadeberta.data.atomic_files import storage_errors
 from megadeberta.errors import DataError
+from megadeberta.storage import storage_errors
 
 HEADING = rb" = (?!= )[^\n]*(?<! =) = \r?"
 """A WikiText title: `` = Title = ``, while sections have more equals signs. Also needs a blank line on both sides."""

@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from megadeberta.data.atomic_files import storage_errors, write_file
 from megadeberta.errors import DataError
+from megadeberta.storage import storage_errors, write_file
 
 _PIP_SECONDS = 900
 

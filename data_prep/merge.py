@@ -7,9 +7,9 @@ import numpy as np
 
 from data_prep.options import SplitOptions
 from data_prep.parts import PartStore
-from megadeberta.data.atomic_files import free_bytes
 from megadeberta.data.indexed import ShardWriter
 from megadeberta.errors import DataError, StorageError
+from megadeberta.storage import free_bytes
 
 
 @dataclass(frozen=True)

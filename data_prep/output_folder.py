@@ -13,10 +13,10 @@ from typing import Any
 
 from data_prep.parts import FOLDER
 from data_prep.report import REPORT
-from megadeberta.data.atomic_files import storage_errors, sync_folder, write_file
 from megadeberta.data.indexed import TokenShard, shard_file
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.errors import DataError
+from megadeberta.storage import storage_errors, sync_folder, write_file
 
 TOKENIZER = Path("tokenizer", "spm.model")
 VOCABULARY_LISTING = Path("tokenizer", "spm.vocab")

@@ -23,11 +23,11 @@ from data_prep.report import describe_corpus
 from data_prep.sources import Source, find_sources
 from data_prep.vocabulary import Sample, train_vocabulary
 from data_prep.work import EncodeContext, WorkContext, encode_block, sample_block
-from megadeberta.data.atomic_files import write_file
 from megadeberta.data.index_layout import smallest_dtype
 from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import DataError
+from megadeberta.storage import write_file
 
 _REVISION = 1
 """Raised whenever the same input would give other tokens, so that old parts are not taken for new ones."""

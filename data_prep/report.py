@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.bad_lines import CorpusTally
-from megadeberta.data.atomic_files import write_file
 from megadeberta.data.shard_manifest import ShardManifest
+from megadeberta.storage import write_file
 
 REPORT = "report.json"
 

@@ -16,9 +16,9 @@ from data_prep.documents import read_documents
 from data_prep.options import ReadOptions
 from data_prep.parts import DOCUMENT_RECORD, Part, PartStore
 from data_prep.sources import Source
-from megadeberta.data.atomic_files import storage_errors
 from megadeberta.data.tokenizer import UNK_ID
 from megadeberta.errors import DataError
+from megadeberta.storage import storage_errors
 
 _BATCH_CHARACTERS = 1 << 20
 

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from megadeberta.storage import sync_folder
+
 _CHUNK_BYTES = 1 << 20
 _HASH_ASIDE_BYTES = 1 << 18
 """From this size on a second thread pays off."""
@@ -93,16 +95,7 @@ def replace_file(path: Path, data: bytes) -> None:
     temporary.unlink(missing_ok=True)
     write_new_file(temporary, data)
     os.replace(temporary, path)
-    fsync_folder(path.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the names inside ``folder`` durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_folder(path.parent)
 
 
 def remove_tree(path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megadeberta.checkpoint.collectives import Collectives
-from megadeberta.checkpoint.durable import Digest, format_bytes, fsync_folder, remove_tree, write_new_file
+from megadeberta.checkpoint.durable import Digest, format_bytes, remove_tree, write_new_file
 from megadeberta.checkpoint.folder import (
     TEMPORARY_PREFIX,
     TRASH_PREFIX,
@@ -37,6 +37,7 @@ from megadeberta.checkpoint.manifest import (
     read_manifest,
 )
 from megadeberta.errors import CheckpointError, ConfigError, StorageError
+from megadeberta.storage import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class CheckpointStore:
             if free < needed:
                 return f"needs {format_bytes(needed)}, {format_bytes(free)} free on {self.root}"
             (self.root / f"{TEMPORARY_PREFIX}step-{step}").mkdir()
-            fsync_folder(self.root)
+            sync_folder(self.root)
         except OSError as error:
             return _describe(error)
         return ""
@@ -138,10 +139,10 @@ class CheckpointStore:
             created = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = Manifest(format_version=FORMAT_VERSION, step=step, created=created, run=run, files=files)
             write_new_file(folder / MANIFEST_NAME, encode_manifest(manifest))
-            fsync_folder(folder)
+            sync_folder(folder)
             name = next_name(self.root, step)
             os.rename(folder, self.root / str(name))
-            fsync_folder(self.root)
+            sync_folder(self.root)
             write_pointer(self.root, name)
         except OSError as error:
             return json.dumps([_describe(error), ""])
@@ -182,7 +183,7 @@ class CheckpointStore:
                 remove_tree(trash)
                 # Renamed first: a kill in the middle of deleting must not leave a folder that looks like a checkpoint.
                 os.rename(self.root / str(name), trash)
-                fsync_folder(self.root)
+                sync_folder(self.root)
                 remove_tree(trash)
             except OSError as error:
                 log.warning("old checkpoint %s could not be removed: %s", name, _describe(error))

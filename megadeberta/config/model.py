@@ -105,7 +105,7 @@ class ModelConfig(Section):
 
     @property
     def relative_span(self) -> int:
-        """M of model.md: distances are told apart up to M - 1."""
+        """Distances are told apart up to this span less 1."""
         return self.max_relative_positions if self.max_relative_positions > 0 else self.max_position_embeddings
 
     @property

@@ -9,7 +9,7 @@ from megadeberta.config.section import Section
 
 
 class OptimizerConfig(Section):
-    """AdamW. Biases and LayerNorm weights are not decayed (model.md section 9). Clipping is DeepSpeed's."""
+    """AdamW. Biases and LayerNorm weights are not decayed. Clipping is DeepSpeed's."""
 
     lr: float = Field(gt=0)
     beta1: float = Field(0.9, ge=0, lt=1)

@@ -5,8 +5,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from megadeberta.checkpoint.durable import fsync_folder, remove_tree
+from megadeberta.checkpoint.durable import remove_tree
 from megadeberta.errors import ConfigError, StorageError
+from megadeberta.storage import sync_folder
 
 
 def publish_folder(
@@ -67,7 +68,7 @@ def _make_durable(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    fsync_folder(folder)
+    sync_folder(folder)
 
 
 def _swap(temporary: Path, out: Path) -> None:
@@ -81,6 +82,6 @@ def _swap(temporary: Path, out: Path) -> None:
         if replaced is not None:
             os.rename(replaced, out)
         raise
-    fsync_folder(out.parent)
+    sync_folder(out.parent)
     if replaced is not None:
         remove_tree(replaced.parent)

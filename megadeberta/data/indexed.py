@@ -14,10 +14,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from megadeberta.data.atomic_files import PendingFile, storage_errors, sync_folder, write_file
 from megadeberta.data.index_layout import ShardIndex, decode_index, encode_index
 from megadeberta.data.shard_manifest import ShardManifest, ShardSource, content_fingerprint, read_manifest
 from megadeberta.errors import DataError
+from megadeberta.storage import PendingFile, storage_errors, sync_folder, write_file
 
 _HASH_BLOCK = 8 << 20
 _AGAIN = "run `megadeberta prep` again"

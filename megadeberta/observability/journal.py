@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
@@ -17,6 +16,7 @@ from megadeberta.observability.metrics import MetricsFile
 from megadeberta.observability.plot import plot_loss_curve
 from megadeberta.observability.progress import Rates, Speedometer, format_progress
 from megadeberta.observability.tracker import Tracker, tensorboard_tracker
+from megadeberta.storage import write_file
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def open_journal(
     output = config.training.output_dir
     recipe = json.dumps(redact(config.model_dump(mode="json")), indent=2)
     log.info("resolved recipe:\n%s", recipe)
-    _write_text(output / RECIPE_FILE, recipe + "\n")
+    write_file(output / RECIPE_FILE, f"{recipe}\n".encode())
     metrics_path = output / METRICS_FILE
     speedometer = Speedometer(
         total_steps=config.training.steps,
@@ -194,10 +194,3 @@ def _peak_flops(config: RunConfig, device: torch.device, world_size: int) -> flo
         peak = device_peak_flops(torch.cuda.get_device_name(device))
         return None if peak is None else peak * world_size
     return measure_gemm_rate() * world_size
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

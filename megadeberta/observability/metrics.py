@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from megadeberta.errors import StorageError
+from megadeberta.storage import write_file
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ class MetricsFile:
     def _with_lines(cls, path: Path, lines: list[bytes]) -> Self:
         content = b"".join(lines)
         if not path.exists() or path.read_bytes() != content:
-            _replace(path, content)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, content)
         return cls(path)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -95,18 +97,3 @@ def _whole_lines(path: Path) -> list[tuple[bytes, Record]]:
 
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Replace a file in one step: a reader or a restart sees the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot be rewritten: {error.strerror}") from None

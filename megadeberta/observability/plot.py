@@ -2,14 +2,15 @@
 
 import io
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from megadeberta.errors import StorageError
 from megadeberta.observability.metrics import Record, read_metrics
+from megadeberta.storage import write_file
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +45,10 @@ def plot_loss_curve(metrics: Path, picture: Path, *, title: str, unigram: float 
     axes.legend(frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png")
-    temporary = picture.with_name(f".{picture.name}.tmp")
     try:
-        temporary.write_bytes(image.getvalue())
-        os.replace(temporary, picture)
-    except OSError as error:  # a picture can be drawn again; the run goes on
-        logger.warning("%s was not drawn: %s", picture, error.strerror)
-        temporary.unlink(missing_ok=True)
+        write_file(picture, image.getvalue())
+    except StorageError as error:  # a picture can be drawn again; the run goes on
+        logger.warning("no loss curve: %s", error)
         return False
     return True
 

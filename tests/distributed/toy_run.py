@@ -15,6 +15,7 @@ from megadeberta.model.whole import WholeModel, mlm_specs
 
 GLOBAL_BATCH = 8
 LENGTH = 24
+OPTIMIZER = OptimizerConfig(lr=3e-3, weight_decay=0.01)
 CONFIG = ModelConfig(
     vocab_size=64,
     hidden_size=32,
@@ -46,8 +47,7 @@ def toy_engine(block: dict[str, object], *, seed: int = 5, dropout: float = 0.0)
     config = CONFIG.model_copy(update={"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout})
     model = WholeModel(mlm_specs(config))
     initialize(model, seed=seed, std=CONFIG.initializer_range)
-    optimizer = OptimizerConfig(lr=3e-3, weight_decay=0.01)
-    engine = build_engine(model, optimizer, block=block, timeout_seconds=60.0)
+    engine = build_engine(model, OPTIMIZER, block=block, timeout_seconds=60.0)
     return Stepper(engine, seed=seed, device=device), model
 
 

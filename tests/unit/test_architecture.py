@@ -13,11 +13,12 @@ SHIPPED = ("megadeberta", "launcher", "data_prep")
 LONGEST_FILE = 400
 
 # Room -> rooms it may import (None: all). The longest prefix of a module's name is its room.
-CONFIG = {"megadeberta.config", "megadeberta.errors", "megadeberta"}
+CONFIG = {"megadeberta.config", "megadeberta.errors", "megadeberta.storage", "megadeberta"}
 DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta": set(),
     "megadeberta.errors": set(),
     "megadeberta.spec": set(),
+    "megadeberta.storage": {"megadeberta.errors"},
     "megadeberta.config": {"megadeberta.errors"},
     "megadeberta.ops": set(),
     "megadeberta.data": CONFIG,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megadeberta.data import atomic_files
+from megadeberta import storage
 from megadeberta.data.index_layout import ShardIndex, decode_index, encode_index, smallest_dtype
 from megadeberta.data.indexed import ShardWriter, TokenShard
 from megadeberta.errors import DataError, StorageError
@@ -202,7 +202,7 @@ def test_full_disk_says_what_is_needed_and_leaves_nothing_whole(
     def refuse(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(atomic_files.os, "fsync", refuse)
+    monkeypatch.setattr(storage.os, "fsync", refuse)
     with (
         pytest.raises(StorageError, match=r"cannot write .*a\.bin: No space left on device \(.* \d+ free\); make room"),
         ShardWriter(tmp_path / "a", dtype=np.dtype("<u2")) as writer,
@@ -222,12 +222,12 @@ def test_a_replaced_shard_loses_its_old_manifest_before_its_new_tokens_appear(
 ) -> None:
     write_megatron_example(tmp_path / "a")
     seen = []
-    replace = atomic_files.os.replace
+    replace = storage.os.replace
 
     def record(source: Path, target: Path) -> None:
         seen.append((Path(target).name, (tmp_path / "a.json").exists()))
         replace(source, target)
 
-    monkeypatch.setattr(atomic_files.os, "replace", record)
+    monkeypatch.setattr(storage.os, "replace", record)
     write_megatron_example(tmp_path / "a")
     assert seen == [("a.bin", False), ("a.idx", False), ("a.json", False)]

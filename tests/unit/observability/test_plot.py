@@ -73,7 +73,7 @@ def test_failed_picture_is_a_warning_and_leaves_the_old_one(
     monkeypatch.setattr(os, "replace", refuse)
     with caplog.at_level(logging.WARNING):
         assert not plot_loss_curve(metrics, picture, title="x")
-    assert "curve.png was not drawn: No space left on device" in caplog.text
+    assert "curve.png: No space left on device" in caplog.text
     assert picture.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
 

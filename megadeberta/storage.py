@@ -56,6 +56,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _open_no_link(path: str, flags: int) -> int:
+    """A symbolic link planted under the temporary name must not lead the write elsewhere."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
 class PendingFile:
     """A file under a temporary name beside its final one; ``publish`` renames it, ``discard`` removes it.
 
@@ -67,7 +72,7 @@ class PendingFile:
         self.path = path
         self._temporary = path.with_name(f".{path.name}.tmp")
         with storage_errors(path):
-            self._file = self._temporary.open("wb")
+            self._file = open(self._temporary, "wb", opener=_open_no_link)  # noqa: SIM115 - finish and discard close it
 
     def write(self, payload: bytes | memoryview) -> None:
         """Append ``payload``."""
