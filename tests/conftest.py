@@ -1,10 +1,20 @@
-"""For all tests: Triton kernels run through Triton's interpreter where there is no GPU.
-
-Triton reads the variable when it is imported, and several libraries import it, so this must come before any test module.
-"""
+"""Fixtures of the whole test suite."""
 
 import os
 import shutil
+from pathlib import Path
 
+import pytest
+
+from tests.data_fixtures import prepared_corpus
+
+# Without a GPU the Triton kernels run through Triton's interpreter. Triton reads this when it is imported, and several
+# libraries import it, so it is set before any test module is.
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished small set: ``train.*``, ``valid.*`` and ``tokenizer/spm.model`` (1000 pieces)."""
+    return prepared_corpus(tmp_path_factory)
