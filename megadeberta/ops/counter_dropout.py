@@ -6,6 +6,7 @@ One Philox4x32 block (Salmon et al., Parallel random numbers: as easy as 1, 2, 3
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,14 +73,23 @@ def kept(dropout: CounterDropout, samples: Tensor, heads: Tensor, *, rows: Tenso
     return columns.flatten(-2)[..., :num_columns] >= dropout.threshold
 
 
-def philox(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32 of counters that broadcast against each other: four int64 tensors with values below 2**32."""
+def philox(seed: Tensor, *counters: Tensor) -> tuple[Tensor, ...]:
+    """Philox4x32 of four counters that broadcast against each other: four int64 tensors with values below 2**32."""
+    if seed.device.type == "cpu":
+        # numpy has unsigned words and a third of torch's cost a call; the tensors of a tile are small.
+        words = _rounds(int(seed), *(counter.numpy().astype(np.uint64) for counter in counters))
+        words = [torch.from_numpy(np.asarray(word, dtype=np.int64)) for word in words]
+    else:
+        words = _rounds(seed, *counters)
+    return torch.broadcast_tensors(*words)
+
+
+def _rounds(seed, c0, c1, c2, c3) -> tuple:
+    """The rounds in any 64-bit integers: a product may wrap, and its upper word is masked after the shift."""
     key0, key1 = seed & _LOW, (seed >> 32) & _LOW
     for _ in range(ROUNDS):
-        # A 32 x 32 bit product may wrap the sign of int64; its upper word is masked after the shift, so it is right.
         first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c2 = ((second >> 32) & _LOW) ^ c1 ^ key0, ((first >> 32) & _LOW) ^ c3 ^ key1
         c1, c3 = second & _LOW, first & _LOW
         key0, key1 = (key0 + _WEYL[0]) & _LOW, (key1 + _WEYL[1]) & _LOW
-    shape = torch.broadcast_shapes(c0.shape, c1.shape, c2.shape, c3.shape)
-    return c0.expand(shape), c1.expand(shape), c2.expand(shape), c3.expand(shape)
+    return c0, c1, c2, c3
