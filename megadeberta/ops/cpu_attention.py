@@ -14,8 +14,8 @@ from megadeberta.ops.cpu_scores import GatheredScores, SkewedScores, Tile
 from megadeberta.ops.position_terms import PositionTerms, score_scale
 from megadeberta.ops.relative_position import relative_index
 
-TILE_ELEMENTS = 2**18
-"""Scores of one tile: 1 MiB in fp32, half of a common L2 cache."""
+TILE_ELEMENTS = 2**19
+"""Scores of one tile: 2 MiB in fp32, the L2 cache of a current server core; see docs/kernels.md for other sizes."""
 
 _HIDDEN = -1e30
 """Added to hidden scores: finite, so that a row with nothing visible stays free of NaN."""
