@@ -57,10 +57,7 @@ class _MaskedCrossEntropy(torch.autograd.Function):
             error = kept_error
             if error is None:
                 *_, error = _chunk_loss(hidden[rows], weight, bias, labels[rows], factor.dtype)
-            # The factor goes onto the narrow tensors: scaling the error would be one more pass over M x V.
-            grad_hidden[rows] = (error @ weight) * factor[rows].to(hidden.dtype)
-            scaled = hidden[rows] * factor[rows].to(hidden.dtype)
-            weight_part, bias_part = error.mT @ scaled, error.mT @ factor[rows].to(error.dtype)
+            grad_hidden[rows], weight_part, bias_part = _chunk_gradients(error, factor[rows], hidden[rows], weight)
             if grad_weight is None:
                 grad_weight, grad_bias = weight_part, bias_part
             else:
@@ -69,7 +66,7 @@ class _MaskedCrossEntropy(torch.autograd.Function):
         if ctx.tied is not None:
             ctx.tied.leave(grad_weight)
             grad_weight = None
-        return grad_hidden, grad_weight, grad_bias.squeeze(1), None, None
+        return grad_hidden, grad_weight, grad_bias, None, None
 
 
 def _chunks(num_rows: int, vocabulary: int) -> list[slice]:
@@ -80,7 +77,7 @@ def _chunks(num_rows: int, vocabulary: int) -> list[slice]:
 def _chunk_loss(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, precise: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss sum, number of hits, and softmax minus one-hot ``[R, V]`` in the dtype of ``weight``."""
+    """Loss sum, number of hits, and softmax minus one-hot ``[R, V]``."""
     logits = torch.addmm(bias, hidden, weight.mT).to(precise)  # [R, V]
     column = labels.unsqueeze(1)
     is_target = labels != 0
@@ -91,4 +88,15 @@ def _chunk_loss(
     loss = ((total.log() + best - target).squeeze(1) * is_target).sum()
     error = logits.mul_(total.reciprocal())
     error.scatter_add_(1, column, error.new_full((), -1.0).expand_as(column))
-    return loss, hits, error.to(weight.dtype)
+    # A softmax over 100k entries has values that fp16 cannot hold before the loss scale is on them.
+    return loss, hits, error if weight.dtype == torch.float16 else error.to(weight.dtype)
+
+
+def _chunk_gradients(error: Tensor, factor: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden, weight and bias from ``error`` ``[R, V]`` and the upstream ``factor`` ``[R, 1]``."""
+    if weight.dtype == torch.float16:
+        scaled = (error * factor).to(weight.dtype)
+        return scaled @ weight, scaled.mT @ hidden, scaled.float().sum(0).to(weight.dtype)
+    # The factor goes onto the narrow tensors: scaling the error would be one more pass over R x V.
+    factor = factor.to(weight.dtype)
+    return (error @ weight) * factor, error.mT @ (hidden * factor), (error.mT @ factor).squeeze(1)
