@@ -29,6 +29,7 @@ from megadeberta.engine.signals import StopFlag
 from megadeberta.engine.step import Stepper
 from megadeberta.engine.weights import load_initial_weights
 from megadeberta.errors import EXIT_PREEMPTED
+from megadeberta.model.attention_backend import describe_attention, select_attention
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel, build_specs
 from megadeberta.observability.journal import Journal, open_journal
@@ -61,7 +62,7 @@ class _Run:
         self.prepared = prepared
         self.rank = ranks.rank
         engine = build_engine(
-            _initialized_model(config),
+            _initialized_model(config, device),
             config.optimizer,
             block=config.deepspeed,
             timeout_seconds=config.parallel.timeout_seconds,
@@ -79,6 +80,7 @@ class _Run:
         )
         self.done = self.checkpoints.resume()  # optimizer steps done
         self.journal = self._open_journal(ranks, device)
+        self.journal.note(describe_attention(config.training.attention, device))
         self.held_out = validation_batches(
             config.data,
             config.objective,
@@ -141,9 +143,10 @@ class _Run:
         )
 
 
-def _initialized_model(config: RunConfig) -> WholeModel:
+def _initialized_model(config: RunConfig, device: torch.device) -> WholeModel:
     """Initial values by parameter name, or those of an imported checkpoint."""
     model = WholeModel(build_specs(config.model, config.objective))
+    select_attention(model, config.training.attention, device)
     if config.training.init_from is None:
         initialize(model, seed=config.training.seed, std=config.model.initializer_range)
     else:

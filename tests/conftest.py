@@ -1,10 +1,17 @@
 """Fixtures of the whole test suite."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.data_fixtures import prepared_corpus
+
+# Without a GPU the Triton kernels run through Triton's interpreter. Triton reads this when it is imported, and several
+# libraries import it, so it is set before any test module is.
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

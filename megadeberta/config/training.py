@@ -39,6 +39,10 @@ class TrainingConfig(Section):
     output_dir: Path
     init_from: Path | None = Field(None, description="weights of `megadeberta convert import` to start from")
     eval_interval: int = Field(1000, gt=0, description="steps between validations; the last step validates too")
+    attention: Literal["auto", "reference", "cpu", "cpu-lean", "triton"] = Field(
+        "auto",
+        description="implementation, same results: auto = fastest; cpu-lean keeps less memory",
+    )
     eval_sequences: int = Field(512, gt=0, description="validation sequences, from the start of data.valid")
 
 

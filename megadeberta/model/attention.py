@@ -5,12 +5,15 @@ Shapes: B batch · L length · Lq query rows · D hidden size · N heads · H he
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import RelativePositions
-from megadeberta.ops.disentangled_attention import disentangled_attention
+from megadeberta.ops.attention_mask import AttentionMask
+from megadeberta.ops.counter_dropout import draw_dropout
+from megadeberta.ops.disentangled_attention import Backend, disentangled_attention
+from megadeberta.ops.position_terms import PositionTerms
+from megadeberta.ops.recompute import gelu_then
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,7 @@ class ProjectedKeys:
 
     key: Tensor  # [B, N, L, H]
     value: Tensor  # [B, N, L, H]
-    position_key: Tensor | None  # [N, P, H]
-    position_query: Tensor | None  # [N, P, H]
+    position: PositionTerms | None
 
 
 class DisentangledSelfAttention(nn.Module):
@@ -45,30 +47,35 @@ class DisentangledSelfAttention(nn.Module):
         self.pos_query_proj = nn.Linear(size, size) if separate and self.position_to_content else None
         self.position_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.attention_dropout = config.attention_probs_dropout_prob
+        self.backend: Backend = "auto"
 
     def project_keys(self, hidden: Tensor, relative: RelativePositions | None) -> ProjectedKeys:
         """Keys and values of ``hidden`` ``[B, L, D]`` and the position projections, once for all query streams."""
-        position_key = position_query = None
+        position = None
         if relative is not None and (self.content_to_position or self.position_to_content):
             table = self.position_dropout(relative.table)  # [P, D]
+            position_key = position_query = None
             if self.content_to_position:
                 position_key = self._split_heads((self.pos_key_proj or self.key_proj)(table))
             if self.position_to_content:
                 position_query = self._split_heads((self.pos_query_proj or self.query_proj)(table))
+            position = PositionTerms(relative.rows, position_key, position_query)
         key, value = self.key_proj(hidden), self.value_proj(hidden)
-        return ProjectedKeys(self._split_heads(key), self._split_heads(value), position_key, position_query)
+        return ProjectedKeys(self._split_heads(key), self._split_heads(value), position)
 
-    def forward(self, query: Tensor, keys: ProjectedKeys, index: Tensor | None, mask: Tensor) -> Tensor:
-        """Context ``[B, Lq, D]`` of the query stream ``[B, Lq, D]``; index and mask as in the op."""
+    def forward(
+        self, query: Tensor, keys: ProjectedKeys, mask: AttentionMask, positions: Tensor | None = None
+    ) -> Tensor:
+        """Context ``[B, Lq, D]`` of the query stream ``[B, Lq, D]`` at ``positions`` ``[B, Lq]``, or at all."""
         context = disentangled_attention(
             self._split_heads(self.query_proj(query)),
             keys.key,
             keys.value,
-            position_key=keys.position_key,
-            position_query=keys.position_query,
-            index=index,
+            position=keys.position,
+            query_positions=positions,
             mask=mask,
-            dropout=self.attention_dropout if self.training else 0.0,
+            dropout=draw_dropout(self.attention_dropout, query.device) if self.training else None,
+            backend=self.backend,
         )  # [B, N, Lq, H]
         return context.transpose(1, 2).flatten(2)
 
@@ -87,8 +94,10 @@ class AttentionBlock(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, query: Tensor, keys: ProjectedKeys, index: Tensor | None, mask: Tensor) -> Tensor:
-        context = self.attention(query, keys, index, mask)
+    def forward(
+        self, query: Tensor, keys: ProjectedKeys, mask: AttentionMask, positions: Tensor | None = None
+    ) -> Tensor:
+        context = self.attention(query, keys, mask, positions)
         return self.layer_norm(self.dropout(self.dense(context)) + query)
 
 
@@ -103,5 +112,5 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        inner = torch.nn.functional.gelu(self.up(hidden))
-        return self.layer_norm(self.dropout(self.down(inner)) + hidden)
+        inner = gelu_then(self.down, self.up(hidden))
+        return self.layer_norm(self.dropout(inner) + hidden)

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from megadeberta.ops.attention_mask import AttentionMask, padding_mask
+from megadeberta.ops.tied_table import TiedGradient
+
 Term = tuple[Tensor, Tensor]
 """(sum, count) of one named quantity over a micro batch; two scalars. Its mean is the ratio over the global batch."""
 
@@ -18,12 +21,11 @@ Term = tuple[Tensor, Tensor]
 class RelativePositions:
     """The table rows that distances below L can reach, and which row each distance reads.
 
-    table: ``[P, D]``, after its LayerNorm. rows: ``[2L - 1]`` for the distances ``-(L-1) .. L-1``. index: ``[L, L]``.
+    table: ``[P, D]``, after its LayerNorm. rows: ``[2L - 1]`` for the distances ``-(L-1) .. L-1``.
     """
 
     table: Tensor
     rows: Tensor
-    index: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Carry:
     document_starts: Tensor | None = None  # [B, L]: position of the first token of each token's own document
     pairs: Tensor | None = None  # [B, L, L] bool, true = query i may attend key j
     sample_keys: Tensor | None = None  # [B] int64: keys of the noise that samples are drawn with
+    tied_gradient: TiedGradient | None = None  # joins both uses of the word table when they are in one process
     relative: RelativePositions | None = None
     hidden: Tensor | None = None  # [B, L, D]
     masked_hidden: Tensor | None = None  # [B, Q, D]
@@ -52,16 +55,20 @@ class Carry:
     terms: Mapping[str, Term] = field(default_factory=dict)
 
     @property
-    def pair_mask(self) -> Tensor:
-        """``[B, 1, L, L]``: padding neither attends nor is attended."""
-        positions = torch.arange(self.input_ids.size(1), device=self.input_ids.device).expand_as(self.input_ids)
-        return self._visible(positions) & self.attention_mask[:, None, :, None]
-
-    def query_mask(self, positions: Tensor) -> Tensor:
-        """What queries at ``positions`` ``[B, Q]`` may attend: ``[B, 1, Q, L]``, or broadcast over Q."""
+    def visibility(self) -> AttentionMask:
+        """Which pairs may attend; padding neither attends nor is attended."""
+        real = self.attention_mask
         if self.prefix_lengths is None and self.document_starts is None and self.pairs is None:
-            return self.attention_mask[:, None, None, :]
-        return self._visible(positions)
+            return padding_mask(real)
+        begin = torch.zeros_like(real, dtype=torch.int32)
+        end = begin + real.size(1)
+        if self.prefix_lengths is not None:
+            after = torch.arange(1, real.size(1) + 1, dtype=torch.int32, device=real.device)
+            end = torch.maximum(after, self.prefix_lengths.to(torch.int32).unsqueeze(-1))
+        if self.document_starts is not None:
+            starts = self.document_starts.to(torch.int32)
+            begin, end = starts, torch.minimum(end, _document_ends(starts))
+        return AttentionMask(begin, end * real, real, self.pairs)
 
     def local_positions(self, positions: Tensor) -> Tensor:
         """``positions`` ``[B, Q]`` counted from the start of each one's own document."""
@@ -69,19 +76,10 @@ class Carry:
             return positions
         return positions - self.document_starts.gather(1, positions)
 
-    def _visible(self, positions: Tensor) -> Tensor:
-        """Keys that the rules let queries at ``positions`` ``[B, Q]`` see: ``[B, 1, Q, L]``."""
-        visible = self.attention_mask.unsqueeze(1).expand(-1, positions.size(1), -1)  # [B, Q, L]
-        keys = torch.arange(self.input_ids.size(1), device=positions.device)
-        if self.prefix_lengths is not None:
-            past = keys <= positions.unsqueeze(-1)
-            visible = visible & (past | (keys < self.prefix_lengths.view(-1, 1, 1)))
-        if self.document_starts is not None:
-            own = self.document_starts.gather(1, positions)
-            visible = visible & (own.unsqueeze(-1) == self.document_starts.unsqueeze(1))
-        if self.pairs is not None:
-            visible = visible & self.pairs.gather(1, positions.unsqueeze(-1).expand(-1, -1, keys.numel()))
-        return visible.unsqueeze(1)
+
+def _document_ends(starts: Tensor) -> Tensor:
+    """One past the last token of each token's own document: ``[B, L]`` from starts that never decrease."""
+    return torch.searchsorted(starts, starts, right=True).to(starts.dtype)
 
 
 def gather_rows(hidden: Tensor, positions: Tensor) -> Tensor:

@@ -11,7 +11,18 @@ from torch.nn import functional
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import Carry, RelativePositions
-from megadeberta.ops.relative_position import relative_index, rows_by_distance
+from megadeberta.ops.relative_position import rows_by_distance
+from megadeberta.ops.tied_table import TiedGradient, lookup
+
+
+class WordTable(nn.Embedding):
+    """An embedding whose gradient may be joined with that of the decoder that shares its table."""
+
+    def forward(self, ids: Tensor, tied: TiedGradient | None = None) -> Tensor:
+        """``[...]`` -> ``[..., E]``."""
+        if tied is None or tied.of(self.weight) is None:
+            return super().forward(ids)
+        return lookup(self.weight, ids, padding=self.padding_idx, tied=tied)
 
 
 class Embeddings(nn.Module):
@@ -26,7 +37,8 @@ class Embeddings(nn.Module):
         super().__init__()
         width = config.embedding_width
         table = SharedEmbedding if differences else nn.Embedding
-        self.word_embeddings = table(config.vocab_size, width, padding_idx=config.pad_token_id)
+        words = SharedEmbedding if differences else WordTable
+        self.word_embeddings = words(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.position_embeddings = (
             table(config.max_position_embeddings, width) if config.position_biased_input else None
         )
@@ -36,7 +48,8 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, carry: Carry) -> Carry:
-        hidden = self.word_embeddings(carry.input_ids)  # [B, L, E]
+        shared = () if carry.tied_gradient is None else (carry.tied_gradient,)
+        hidden = self.word_embeddings(carry.input_ids, *shared)  # [B, L, E]
         if self.position_embeddings is not None:
             positions = torch.arange(hidden.size(1), device=hidden.device).expand_as(carry.input_ids)
             hidden = hidden + self.position_embeddings(carry.local_positions(positions))
@@ -92,5 +105,4 @@ class RelativeTable(nn.Module):
         table = self.embedding(torch.arange(first, last + 1, device=device))  # [P, D]
         if self.layer_norm is not None:
             table = self.layer_norm(table)
-        window_rows = (rows - first).to(device)
-        return replace(carry, relative=RelativePositions(table, window_rows, relative_index(window_rows)))
+        return replace(carry, relative=RelativePositions(table, (rows - first).to(device)))

@@ -12,6 +12,7 @@ from torch.nn import functional
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.attention import AttentionBlock, FeedForward, ProjectedKeys
 from megadeberta.model.carry import Carry
+from megadeberta.ops.attention_mask import AttentionMask
 
 _ACTIVATIONS = {"gelu": functional.gelu, "tanh": functional.tanh}
 
@@ -26,8 +27,7 @@ class EncoderLayer(nn.Module):
         self.convolution = ConvolutionBranch(config) if convolution else None
 
     def forward(self, carry: Carry) -> Carry:
-        index = None if carry.relative is None else carry.relative.index
-        hidden = self.attend(carry.hidden, self.project_keys(carry), index, carry.pair_mask)
+        hidden = self.attend(carry.hidden, self.project_keys(carry), carry.visibility)
         if self.convolution is not None:
             hidden = self.convolution(carry, hidden)
         return replace(carry, hidden=hidden)
@@ -35,9 +35,11 @@ class EncoderLayer(nn.Module):
     def project_keys(self, carry: Carry) -> ProjectedKeys:
         return self.self_attention.attention.project_keys(carry.hidden, carry.relative)
 
-    def attend(self, query: Tensor, keys: ProjectedKeys, index: Tensor | None, mask: Tensor) -> Tensor:
-        """Run the layer for a query stream ``[B, Lq, D]`` that may differ from the key stream."""
-        return self.feed_forward(self.self_attention(query, keys, index, mask))
+    def attend(
+        self, query: Tensor, keys: ProjectedKeys, mask: AttentionMask, positions: Tensor | None = None
+    ) -> Tensor:
+        """Run the layer for a query stream ``[B, Lq, D]`` that may differ from the key stream, at ``[B, Lq]``."""
+        return self.feed_forward(self.self_attention(query, keys, mask, positions))
 
 
 class TokenConvolution(nn.Conv1d):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import Carry, gather_rows
 from megadeberta.model.layer import EncoderLayer
-from megadeberta.ops.relative_position import relative_index
 
 PASSES = 2
 """n of the paper's section A.8."""
@@ -37,12 +36,9 @@ class EnhancedMaskDecoder(nn.Module):
 
     def decode(self, carry: Carry, positions: Tensor) -> Tensor:
         """Decoder states ``[B, Q, D]`` at ``positions`` ``[B, Q]``."""
-        index = None
-        if carry.relative is not None:
-            index = relative_index(carry.relative.rows, query_positions=positions)  # [B, Q, L]
-        mask = carry.query_mask(positions)  # empty slots are dropped later
+        mask = carry.visibility.at_rows(positions)  # empty slots have position 0 and are dropped later
         keys = self.layer.project_keys(carry)
         query = gather_rows(carry.hidden, positions) + self.position_embeddings(carry.local_positions(positions))
         for _ in range(PASSES):
-            query = self.layer.attend(query, keys, index, mask)
+            query = self.layer.attend(query, keys, mask, positions)
         return query

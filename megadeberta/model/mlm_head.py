@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.model.carry import Carry, Term, gather_rows
+from megadeberta.model.carry import Carry, gather_rows
+from megadeberta.ops.masked_cross_entropy import masked_cross_entropy
+from megadeberta.ops.tied_table import TiedGradient
 
 EMPTY = 0
 """The label of a slot without a target."""
@@ -24,8 +26,14 @@ class TiedDecoder(nn.Module):
         self.register_parameter("weight", None)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return functional.linear(hidden, self.weight, self.bias)  # [..., E] -> [..., V]
+    def forward(
+        self, hidden: Tensor, labels: Tensor | None = None, tied: TiedGradient | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits ``[..., V]``; with labels ``[M]`` for ``hidden`` ``[M, E]``, the loss sum and the number of hits."""
+        if labels is None:
+            return functional.linear(hidden, self.weight, self.bias)
+        tied = None if tied is None else tied.of(self.weight)
+        return masked_cross_entropy(hidden, self.weight, self.bias, labels, tied=tied)
 
 
 class MlmHead(nn.Module):
@@ -39,41 +47,46 @@ class MlmHead(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D]`` -> ``[..., V]``."""
-        return self.decoder(self.layer_norm(functional.gelu(self.dense(hidden))))
+        return self.decoder(self.transform(hidden))
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """``[..., D]`` -> ``[..., E]``: what the decoder reads."""
+        return self.layer_norm(functional.gelu(self.dense(hidden)))
 
     def forward(self, carry: Carry) -> Carry:
         rows = carry.masked_hidden
         if rows is None:
             rows = gather_rows(carry.hidden, carry.masked_positions)
-        labels = carry.masked_labels  # [B, Q]
-        logits = self.logits(rows)  # [B, Q, V]
-        if logits.dtype != torch.float64:
-            logits = logits.float()
         # Sums, not means: each is divided once by its count over the whole global batch, so that the gradient does not
         # depend on how the batch is cut into micro batches and ranks.
-        losses = functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=EMPTY, reduction="none"
-        ).view(labels.shape)
-        logits = logits.detach()
-        correct = logits.argmax(-1) == labels
-        return replace(carry, masked_logits=logits, terms={**carry.terms, **_terms(carry, losses, correct)})
+        terms = dict(carry.terms)
+        for name, labels in _targets(carry).items():
+            loss_sum, correct = self._loss(rows.flatten(0, 1), labels.flatten(), carry.tied_gradient)
+            count = (labels != EMPTY).sum()
+            terms |= {f"{name}_loss": (loss_sum, count), f"{name}_accuracy": (correct, count)}
+        # Samples are drawn from the generator's logits; nothing else needs them whole.
+        logits = None if carry.sample_keys is None else self._logits_to_sample_from(rows)
+        return replace(carry, masked_logits=logits, terms=terms)
+
+    def _loss(self, rows: Tensor, labels: Tensor, tied: TiedGradient | None) -> tuple[Tensor, Tensor]:
+        """Loss sum and number of hits of ``[M, D]`` with labels ``[M]``."""
+        if not rows.is_cuda:
+            # Empty slots cost as much as others. On a GPU finding them would make the host wait for the device.
+            filled = labels.nonzero().squeeze(1)
+            rows, labels = rows.index_select(0, filled), labels.index_select(0, filled)
+        return self.decoder(self.transform(rows), labels, tied)
+
+    @torch.no_grad()
+    def _logits_to_sample_from(self, rows: Tensor) -> Tensor:
+        """``[B, Q, D]`` -> ``[B, Q, V]`` in fp32 or better."""
+        logits = self.logits(rows)
+        return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _terms(carry: Carry, losses: Tensor, correct: Tensor) -> dict[str, Term]:
-    """Loss and accuracy of masked tokens, and of next tokens where the batch has sequences read left to right."""
-    is_target = carry.masked_labels != EMPTY
+def _targets(carry: Carry) -> dict[str, Tensor]:
+    """Labels ``[B, Q]`` of masked tokens, and of next tokens where the batch has sequences read left to right."""
+    labels = carry.masked_labels
     if carry.prefix_lengths is None:
-        return _loss_and_accuracy("mlm", losses, correct, is_target)
+        return {"mlm": labels}
     whole = (carry.prefix_lengths >= carry.input_ids.size(1)).unsqueeze(-1)  # [B, 1]
-    return {
-        **_loss_and_accuracy("mlm", losses, correct, is_target & whole),
-        **_loss_and_accuracy("ar", losses, correct, is_target & ~whole),
-    }
-
-
-def _loss_and_accuracy(name: str, losses: Tensor, correct: Tensor, chosen: Tensor) -> dict[str, Term]:
-    count = chosen.sum()
-    return {
-        f"{name}_loss": (losses.masked_fill(~chosen, 0.0).sum(), count),
-        f"{name}_accuracy": ((correct & chosen).sum(), count),
-    }
+    return {"mlm": labels.masked_fill(~whole, EMPTY), "ar": labels.masked_fill(whole, EMPTY)}

@@ -17,6 +17,7 @@ from megadeberta.model.mask_decoder import EnhancedMaskDecoder
 from megadeberta.model.mlm_head import MlmHead
 from megadeberta.model.rtd_head import RtdHead
 from megadeberta.model.sampling import Sample
+from megadeberta.ops.tied_table import TiedGradient
 from megadeberta.spec import LayerSpec, Tie
 
 WORD_TABLE = "embeddings.word_embeddings.weight"
@@ -129,7 +130,17 @@ class WholeModel(nn.Module):
             Terms by name, each a (sum, count) over this micro batch; and, after the generator alone, the
             discriminator's inputs.
         """
-        carry = Carry(input_ids, attention_mask.bool(), None, masked_positions, masked_labels, **more)
+        # Input and output of the word table are both in this module, so their gradients can be one. With a
+        # discriminator the table may have a third use, and autograd adds them up.
+        tied = TiedGradient(self.get_parameter(WORD_TABLE)) if "embeddings" in self.layer_names else None
+        carry = Carry(
+            input_ids,
+            attention_mask.bool(),
+            masked_positions=masked_positions,
+            masked_labels=masked_labels,
+            tied_gradient=tied,
+            **more,
+        )
         names = None if part is None else [name for name in self.layer_names if part_of(name) == part]
         done = self.run(carry, names)
         handed_on = {}

@@ -1,13 +1,42 @@
-"""Disentangled attention in plain torch: the definition of correct.
+"""Disentangled attention: one function over a torch reference, a CPU path and Triton kernels.
 
-Shapes: B batch · N heads · H head size · Lq query rows · Lk keys · P rows of the (windowed) relative table.
+Shapes: B batch · N heads · H head size · Q query rows · L keys · P rows of the (windowed) relative table.
 """
 
-import math
+from functools import partial
+from importlib.util import find_spec
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from megadeberta.ops.attention_mask import AttentionMask
+from megadeberta.ops.counter_dropout import CounterDropout
+from megadeberta.ops.cpu_attention import cpu_attention
+from megadeberta.ops.position_terms import PositionTerms
+from megadeberta.ops.reference import reference_attention
+
+Backend = Literal["auto", "reference", "cpu", "cpu-lean", "triton"]
+
+
+def _triton(*content: Tensor, **options) -> Tensor:
+    # Triton is an optional dependency, and importing it takes a second.
+    from megadeberta.ops.triton_attention import triton_attention
+
+    return triton_attention(*content, **options)
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return find_spec("triton") is not None
+
+
+_IMPLEMENTATIONS = {
+    "reference": reference_attention,
+    "cpu": cpu_attention,
+    "cpu-lean": partial(cpu_attention, keep_probabilities=False),
+    "triton": _triton,
+}
 
 
 def disentangled_attention(
@@ -15,55 +44,42 @@ def disentangled_attention(
     key: Tensor,
     value: Tensor,
     *,
-    position_key: Tensor | None,
-    position_query: Tensor | None,
-    index: Tensor | None,
-    mask: Tensor,
-    dropout: float = 0.0,
+    position: PositionTerms | None = None,
+    query_positions: Tensor | None = None,
+    mask: AttentionMask | None = None,
+    dropout: CounterDropout | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
     """Content and position attention with one scale for all terms (paper eq. 4, index as in the released code).
 
-    ``S[i, j] = (Q_i · K_j + Q_i · K_r[idx(i, j)] + K_j · Q_r[idx(i, j)]) / sqrt(H * s)`` with ``s`` = 1 + the number
-    of position terms given. Both terms use the same ``idx(i, j)``: the paper's ``delta(j, i)`` for the third one is in
-    no released implementation, and published weights need the shared index.
+    ``S[i, j] = (Q_i · K_j + Q_i · K_r[row(i - j)] + K_j · Q_r[row(i - j)]) / sqrt(H * s)`` with ``s`` = 1 + the number
+    of position terms given. Both terms use the same row: the paper's ``delta(j, i)`` for the third one is in no
+    released implementation, and published weights need the shared index. Every backend gives the same result, dropout
+    included, up to rounding.
 
     Args:
-        query: ``[B, N, Lq, H]``, not scaled.
-        key: ``[B, N, Lk, H]``.
-        value: ``[B, N, Lk, H]``.
-        position_key: ``[N, P, H]`` for c2p, or None.
-        position_query: ``[N, P, H]`` for p2c, or None.
-        index: rows of the table, ``[Lq, Lk]`` or ``[B, Lq, Lk]``; None when both terms are None.
-        mask: bool, broadcastable to ``[B, N, Lq, Lk]``, true = may attend. A row without any true gives zeros.
-        dropout: probability on the attention weights; pass 0 in evaluation.
+        query: ``[B, N, Q, H]``, not scaled.
+        key, value: ``[B, N, L, H]``.
+        position: the projected relative table, or None for plain attention.
+        query_positions: ``[B, Q]`` positions of the query rows among the keys; None means row i is position i.
+        mask: None lets every query see every key.
+        dropout: on the attention weights; pass None in evaluation.
 
     Returns:
-        Context ``[B, N, Lq, H]``.
+        Context ``[B, N, Q, H]``.
     """
-    terms = 1 + (position_key is not None) + (position_query is not None)
-    scale = 1.0 / math.sqrt(query.size(-1) * terms)
-    # The scale goes in before the products: unscaled position products overflow fp16 although the scores do not.
-    query = query * scale
-    scores = query @ key.mT  # [B, N, Lq, Lk]
-    if position_key is not None:
-        c2p = query @ position_key.mT  # [B, N, Lq, P]
-        scores = scores + torch.gather(c2p, -1, _expand(index, scores))
-    if position_query is not None:
-        p2c = key @ (position_query * scale).mT  # [B, N, Lk, P]
-        scores = scores + torch.gather(p2c, -1, _expand(index.mT, scores.mT)).mT
-    probabilities = masked_softmax(scores, mask)
-    if dropout > 0.0:
-        probabilities = functional.dropout(probabilities, dropout)
-    return probabilities @ value
+    name = resolve_backend(backend, query.device)
+    if name == "triton" and mask is not None and mask.pairs is not None:
+        name = "reference"  # no tile can tell what a free choice of pairs hides
+    return _IMPLEMENTATIONS[name](
+        query, key, value, position=position, query_positions=query_positions, mask=mask, dropout=dropout
+    )
 
 
-def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last dimension in fp32 or better; masked entries and fully masked rows are exactly zero."""
-    precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-    filled = precise.masked_fill(~mask, torch.finfo(precise.dtype).min)
-    return torch.softmax(filled, dim=-1).masked_fill(~mask, 0.0).to(scores.dtype)
-
-
-def _expand(index: Tensor, like: Tensor) -> Tensor:
-    per_sample = index if index.dim() == 3 else index.unsqueeze(0)
-    return per_sample.unsqueeze(1).expand(like.shape)
+def resolve_backend(backend: Backend, device: torch.device) -> str:
+    """The implementation that "auto" means on this device."""
+    if backend != "auto":
+        return backend
+    if device.type == "cpu":
+        return "cpu"
+    return "triton" if has_triton() else "reference"

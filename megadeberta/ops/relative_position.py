@@ -51,17 +51,17 @@ def rows_by_distance(length: int, num_buckets: int, max_distance: int) -> Tensor
     )
 
 
-def relative_index(rows: Tensor, *, query_positions: Tensor | None = None) -> Tensor:
+def relative_index(rows: Tensor, *, query_positions: Tensor | None = None, num_queries: int | None = None) -> Tensor:
     """Table row for every (query, key) pair.
 
     Args:
         rows: ``[2L - 1]`` from :func:`rows_by_distance`, of keys at positions ``0 .. L-1``.
-        query_positions: ``[B, Q]``; None means all positions.
+        query_positions: ``[B, Q]``; None means the positions ``0 .. num_queries - 1``, and all of them without that.
 
     Returns:
-        ``[L, L]``, or ``[B, Q, L]`` when query positions are given.
+        ``[Q, L]``, or ``[B, Q, L]`` when query positions are given.
     """
     length = (rows.numel() + 1) // 2
     keys = torch.arange(length, device=rows.device)
-    queries = keys if query_positions is None else query_positions
+    queries = keys[:num_queries] if query_positions is None else query_positions
     return rows[queries.unsqueeze(-1) - keys + (length - 1)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from megadeberta.model import mask_decoder
 from megadeberta.model.carry import Carry
 from megadeberta.model.whole import WholeModel
-from megadeberta.ops.relative_position import relative_index
+from megadeberta.ops.attention_mask import padding_mask
 from tests.unit.model.small import VARIANTS, batch, small_config, small_model
 
 WITH_DECODER = {name: changes for name, changes in VARIANTS.items() if "enhanced_mask_decoder" not in changes}
@@ -25,12 +25,9 @@ def full_length_decoder(model: WholeModel, ids: Tensor, mask: Tensor, *, passes:
     below = _states_below_the_last_layer(model, ids, mask)
     decoder = model.mask_decoder
     query = below + decoder.position_embeddings.weight[: ids.size(1)]
-    real = mask.bool()
-    pair_mask = (real[:, :, None] & real[:, None, :]).unsqueeze(1)
-    index = None if carry.relative is None else relative_index(carry.relative.rows)
     for _ in range(passes):
         keys = decoder.layer.self_attention.attention.project_keys(below, carry.relative)
-        query = decoder.layer.attend(query, keys, index, pair_mask)
+        query = decoder.layer.attend(query, keys, padding_mask(mask.bool()))
     return query
 
 

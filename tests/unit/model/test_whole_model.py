@@ -61,8 +61,8 @@ def test_shared_projections_have_no_parameters_of_their_own_and_use_the_content_
     attention = model.get_submodule("layer.0.self_attention.attention")
     projected = attention.project_keys(carry.hidden, carry.relative)
     for found, linear in (
-        (projected.position_key, attention.key_proj),
-        (projected.position_query, attention.query_proj),
+        (projected.position.key, attention.key_proj),
+        (projected.position.query, attention.query_proj),
     ):
         expected = carry.relative.table @ linear.weight.T + linear.bias  # [P, D]
         assert linear.bias.abs().max() > 0.1
@@ -112,7 +112,7 @@ def test_the_convolution_reads_the_embeddings_and_replaces_the_first_layers_outp
     ids, mask = batch(config)
     carry = model.relative(model.embeddings(Carry(ids, mask.bool())))
     layer = model.get_submodule("layer.0")
-    plain = layer.attend(carry.hidden, layer.project_keys(carry), carry.relative.index, carry.pair_mask)
+    plain = layer.attend(carry.hidden, layer.project_keys(carry), carry.visibility)
     branch = layer.convolution
     expected = torch.zeros_like(plain)
     for b in range(ids.size(0)):

@@ -9,7 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from megadeberta.ops.disentangled_attention import disentangled_attention, masked_softmax
+from megadeberta.ops.attention_mask import AttentionMask
+from megadeberta.ops.counter_dropout import CounterDropout
+from megadeberta.ops.disentangled_attention import disentangled_attention
+from megadeberta.ops.position_terms import PositionTerms
+from megadeberta.ops.reference import masked_softmax
 from megadeberta.ops.relative_position import relative_index, rows_by_distance
 
 B, N, H, L = 2, 2, 4, 7
@@ -52,26 +56,32 @@ def naive(
     return torch.stack(contexts).view(query.shape)
 
 
+def attend(leaves: dict[str, Tensor | None], rows: Tensor, mask: AttentionMask | None, **options) -> Tensor:
+    """The op on these leaves, by the reference unless the options name another backend."""
+    content = (leaves["query"], leaves["key"], leaves["value"])
+    position = PositionTerms(rows, leaves["position_key"], leaves["position_query"])
+    return disentangled_attention(*content, position=position, mask=mask, **{"backend": "reference"} | options)
+
+
 def inputs(
-    terms: tuple[str, ...], *, buckets: int = 4, query_positions: Tensor | None = None
-) -> tuple[dict[str, Tensor | None], Tensor, Tensor]:
-    """Random float64 leaves, the index, and a mask with padding, a causal row and an empty row."""
+    terms: tuple[str, ...], *, buckets: int = 4, num_queries: int = L
+) -> tuple[dict[str, Tensor | None], Tensor, AttentionMask]:
+    """Random float64 leaves, the rows by distance, and a mask with padding, a causal row and an empty row."""
     generator = torch.Generator().manual_seed(5)
-    rows = 2 * (buckets if buckets > 0 else 5)
-    length = L if query_positions is None else query_positions.size(1)
+    table_rows, length = 2 * (buckets if buckets > 0 else 5), num_queries
 
     def leaf(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
 
     leaves = {"query": leaf(B, N, length, H), "key": leaf(B, N, L, H), "value": leaf(B, N, L, H)}
-    leaves["position_key"] = leaf(N, rows, H) if "c2p" in terms else None
-    leaves["position_query"] = leaf(N, rows, H) if "p2c" in terms else None
-    index = relative_index(rows_by_distance(L, buckets, 5 if buckets < 1 else 8), query_positions=query_positions)
-    mask = torch.ones(B, 1, length, L, dtype=torch.bool)
-    mask[0, :, :, -2:] = False
-    mask[1, :, 1, 2:] = False
-    mask[1, :, -1] = False
-    return leaves, index, mask
+    leaves["position_key"] = leaf(N, table_rows, H) if "c2p" in terms else None
+    leaves["position_query"] = leaf(N, table_rows, H) if "p2c" in terms else None
+    real = torch.ones(B, L, dtype=torch.bool)
+    real[0, -2:] = False
+    end = torch.full((B, length), L)
+    end[1, 1], end[1, -1] = 2, 0
+    rows = rows_by_distance(L, buckets, 5 if buckets < 1 else 8)
+    return leaves, rows, AttentionMask(torch.zeros_like(end), end, real)
 
 
 @pytest.mark.parametrize("terms", TERMS, ids="+".join)
@@ -80,13 +90,15 @@ def inputs(
 def test_output_and_every_gradient_equal_loops_over_the_formula(
     terms: tuple[str, ...], buckets: int, query_positions: Tensor | None
 ) -> None:
-    leaves, index, mask = inputs(terms, buckets=buckets, query_positions=query_positions)
+    num_queries = L if query_positions is None else query_positions.size(1)
+    leaves, rows, mask = inputs(terms, buckets=buckets, num_queries=num_queries)
+    index = relative_index(rows, query_positions=query_positions)
     generator = torch.Generator().manual_seed(6)
     direction = torch.randn(leaves["query"].shape, generator=generator, dtype=torch.float64)
     used = {name: tensor for name, tensor in leaves.items() if tensor is not None}
 
-    fast = disentangled_attention(**leaves, index=index, mask=mask)
-    slow = naive(*leaves.values(), index, mask)
+    fast = attend(leaves, rows, mask, query_positions=query_positions)
+    slow = naive(*leaves.values(), index, mask.dense(L).unsqueeze(1))
     torch.testing.assert_close(fast, slow, **CLOSE)
     gradients = [torch.autograd.grad((out * direction).sum(), list(used.values())) for out in (fast, slow)]
     for name, ours, reference in zip(used, *gradients, strict=True):
@@ -95,41 +107,40 @@ def test_output_and_every_gradient_equal_loops_over_the_formula(
 
 
 def test_fp32_equals_the_loops_too() -> None:
-    leaves, index, mask = inputs(("c2p", "p2c"))
-    slow = naive(*leaves.values(), index, mask)
-    fast = disentangled_attention(**{name: tensor.float() for name, tensor in leaves.items()}, index=index, mask=mask)
+    leaves, rows, mask = inputs(("c2p", "p2c"))
+    slow = naive(*leaves.values(), relative_index(rows), mask.dense(L).unsqueeze(1))
+    fast = attend({name: tensor.float() for name, tensor in leaves.items()}, rows, mask)
     torch.testing.assert_close(fast.double(), slow, rtol=0, atol=1e-5)
 
 
 def test_the_papers_other_index_for_p2c_gives_another_result() -> None:
-    leaves, index, mask = inputs(("c2p", "p2c"))
-    ours = disentangled_attention(**leaves, index=index, mask=mask)
+    leaves, rows, mask = inputs(("c2p", "p2c"))
+    ours = attend(leaves, rows, mask)
     without_c2p = leaves | {"position_key": None}
-    p2c = disentangled_attention(**without_c2p, index=index, mask=mask)
-    reflected = disentangled_attention(**without_c2p, index=index.mT.contiguous(), mask=mask)
+    p2c = attend(without_c2p, rows, mask)
+    reflected = attend(without_c2p, rows.flip(0), mask)
     assert (p2c - reflected).abs().max() > 0.1
     assert (ours - p2c).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(("terms", "parts"), [((), 1), (("c2p",), 2), (("p2c",), 2), (("c2p", "p2c"), 3)])
 def test_the_scale_counts_the_terms_that_are_there(terms: tuple[str, ...], parts: int) -> None:
-    leaves, index, _ = inputs(terms)
+    leaves, rows, _ = inputs(terms)
     zero_positions = {
         name: torch.zeros_like(tensor) if name.startswith("position") and tensor is not None else tensor
         for name, tensor in leaves.items()
     }
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    found = disentangled_attention(**zero_positions, index=index, mask=mask)
+    found = attend(zero_positions, rows, None)
     scores = leaves["query"] @ leaves["key"].mT / math.sqrt(H * parts)
     torch.testing.assert_close(found, scores.softmax(-1) @ leaves["value"], **CLOSE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_a_row_that_may_attend_to_nothing_gives_zeros_and_finite_gradients(dtype: torch.dtype) -> None:
-    leaves, index, mask = inputs(("c2p", "p2c"))
+    leaves, rows, mask = inputs(("c2p", "p2c"))
     leaves = {name: tensor.detach().to(dtype).requires_grad_() for name, tensor in leaves.items()}
-    mask[0] = False
-    context = disentangled_attention(**leaves, index=index, mask=mask)
+    mask.real[0] = False
+    context = attend(leaves, rows, mask)
     assert torch.equal(context[0], torch.zeros_like(context[0]))
     assert torch.equal(context[1, :, -1], torch.zeros_like(context[1, :, -1]))
     gradients = torch.autograd.grad(context.sum(), list(leaves.values()))
@@ -153,26 +164,20 @@ def test_scores_stay_finite_where_unscaled_products_overflow_fp16(dtype: torch.d
     query = torch.full((1, 1, 3, size), 40.0, dtype=dtype)
     table = torch.full((1, 8, size), 40.0, dtype=dtype)
     assert (query[0].float() @ table.float().mT).max() > 65504, "the unscaled product overflows"
-    index = relative_index(rows_by_distance(3, 4, 8))
-    found = disentangled_attention(
-        query,
-        torch.zeros_like(query),
-        torch.ones_like(query),
-        position_key=table,
-        position_query=None,
-        index=index,
-        mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
-    )
+    position = PositionTerms(rows_by_distance(3, 4, 8), table, None)
+    zeros, ones = torch.zeros_like(query), torch.ones_like(query)
+    found = disentangled_attention(query, zeros, ones, position=position, backend="reference")
     assert torch.equal(found, torch.ones_like(found)), "equal scores: the mean of the values"
 
 
-def test_dropout_keeps_the_mean_and_depends_on_the_generator_alone() -> None:
-    leaves, index, mask = inputs(("c2p",))
-    torch.manual_seed(1)
-    first = disentangled_attention(**leaves, index=index, mask=mask, dropout=0.5)
-    torch.manual_seed(1)
-    assert torch.equal(first, disentangled_attention(**leaves, index=index, mask=mask, dropout=0.5))
-    runs = [disentangled_attention(**leaves, index=index, mask=mask, dropout=0.5) for _ in range(2000)]
-    expected = disentangled_attention(**leaves, index=index, mask=mask)
+def test_dropout_keeps_the_mean_and_depends_on_the_seed_alone() -> None:
+    leaves, rows, mask = inputs(("c2p",))
+
+    def draw(seed: int) -> Tensor:
+        return attend(leaves, rows, mask, dropout=CounterDropout(0.5, torch.tensor(seed)))
+
+    assert torch.equal(draw(1), draw(1))
+    runs = [draw(seed) for seed in range(2000)]
+    expected = attend(leaves, rows, mask)
     # The standard error of 2000 draws of order one is 0.03; six of them.
     torch.testing.assert_close(torch.stack(runs).mean(0), expected, rtol=0, atol=0.2)

@@ -1,0 +1,82 @@
+"""Which keys a query may attend to, in a form that every backend reads without an [L, L] tensor.
+
+Shapes: B batch · L length · Q query rows.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Query ``i`` of sample ``b`` sees key ``j`` iff ``begin[b, i] <= j < end[b, i]`` and ``real[b, j]``.
+
+    Padding, causal, prefix and document masks are all of this form. A query without any visible key gives zeros. Any
+    other rule goes into ``pairs``, which only the reference and the CPU path read.
+
+    begin, end: ``[B, Q]`` integers. real: ``[B, L]`` bool, or None when every key is real. pairs: ``[B, Q, L]`` bool,
+    what else must hold, or None.
+    """
+
+    begin: Tensor
+    end: Tensor
+    real: Tensor | None = None
+    pairs: Tensor | None = None
+
+    def at_rows(self, positions: Tensor) -> "AttentionMask":
+        """The mask of the queries at ``positions`` ``[B, Q]`` only."""
+        pairs = self.pairs
+        if pairs is not None:
+            pairs = pairs.gather(1, positions.unsqueeze(-1).expand(-1, -1, pairs.size(-1)))
+        return replace(self, begin=self.begin.gather(1, positions), end=self.end.gather(1, positions), pairs=pairs)
+
+    def dense(self, num_keys: int) -> Tensor:
+        """``[B, Q, L]`` bool; what the reference computes with."""
+        columns = torch.arange(num_keys, device=self.begin.device)
+        visible = (columns >= self.begin.unsqueeze(-1)) & (columns < self.end.unsqueeze(-1))
+        if self.pairs is not None:
+            visible = visible & self.pairs
+        return visible if self.real is None else visible & self.real.unsqueeze(1)
+
+    def hides_nothing(self, num_keys: int) -> bool:
+        """Whether every query sees every key. Reads values: on a GPU this would wait for the device."""
+        unlimited = bool((self.begin <= 0).all()) and bool((self.end >= num_keys).all())
+        return unlimited and self.pairs is None and (self.real is None or bool(self.real.all()))
+
+
+def padding_mask(real: Tensor) -> AttentionMask:
+    """Padding neither attends nor is attended. real: ``[B, L]`` bool, padding anywhere."""
+    begin = torch.zeros_like(real, dtype=torch.int32)
+    return AttentionMask(begin, real.to(torch.int32) * real.size(1), real)
+
+
+def causal_mask(real: Tensor) -> AttentionMask:
+    """Each token sees itself and the tokens before it."""
+    return prefix_mask(real, torch.zeros(real.size(0), dtype=torch.int32, device=real.device))
+
+
+def prefix_mask(real: Tensor, prefix_lengths: Tensor) -> AttentionMask:
+    """The first ``prefix_lengths[b]`` tokens see each other; later tokens see those and what is before them."""
+    after = torch.arange(1, real.size(1) + 1, dtype=torch.int32, device=real.device)  # one past the token itself
+    end = torch.maximum(after, prefix_lengths.to(torch.int32).unsqueeze(-1)) * real
+    return AttentionMask(torch.zeros_like(end), end, real)
+
+
+def packed_mask(cu_seqlens: Tensor, length: int, *, causal: bool = False) -> AttentionMask:
+    """Documents laid end to end in one row; none sees another.
+
+    Args:
+        cu_seqlens: ``[D + 1]`` borders, ``0 .. total``, as variable-length attention kernels take them. Tokens from
+            ``total`` to ``length`` are padding.
+    """
+    positions = torch.arange(length, device=cu_seqlens.device)
+    document = torch.searchsorted(cu_seqlens, positions, right=True)  # 1-based; D + 1 behind the last border
+    is_token = positions < cu_seqlens[-1]
+    last = cu_seqlens.numel() - 1
+    begin = cu_seqlens[(document - 1).clamp(max=last)]
+    end = positions + 1 if causal else cu_seqlens[document.clamp(max=last)]
+    zero = torch.zeros_like(positions)
+    begin, end = torch.where(is_token, begin, zero), torch.where(is_token, end, zero)
+    return AttentionMask(begin.to(torch.int32).unsqueeze(0), end.to(torch.int32).unsqueeze(0))

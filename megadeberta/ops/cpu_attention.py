@@ -1,0 +1,231 @@
+"""Disentangled attention on a CPU: one head and a few samples at a time, so that the scores stay in the L2 cache.
+
+Shapes: B batch · N heads · H head size · Q query rows · L keys · P table rows · G samples of a tile.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megadeberta.ops.attention_mask import AttentionMask
+from megadeberta.ops.counter_dropout import CounterDropout, kept
+from megadeberta.ops.cpu_scores import GatheredScores, SkewedScores, Tile
+from megadeberta.ops.position_terms import PositionTerms, score_scale
+from megadeberta.ops.relative_position import relative_index
+
+TILE_ELEMENTS = 2**19
+"""Scores of one tile: 2 MiB in fp32, the L2 cache of a current server core; see docs/kernels.md for other sizes."""
+
+_HIDDEN = -1e30
+"""Added to hidden scores: finite, so that a row with nothing visible stays free of NaN."""
+
+
+def cpu_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    position: PositionTerms | None,
+    query_positions: Tensor | None,
+    mask: AttentionMask | None,
+    dropout: CounterDropout | None,
+    keep_probabilities: bool = True,
+) -> Tensor:
+    """See :func:`megadeberta.ops.disentangled_attention.disentangled_attention`.
+
+    With ``keep_probabilities`` the backward pass reads the softmax of the forward pass, ``[N, B, Q, L]`` in fp32;
+    without, it computes the scores again and nothing of that size is kept.
+    """
+    if mask is not None and mask.hides_nothing(key.size(2)):
+        mask = None
+    rows = None if position is None else position.rows
+    scale = score_scale(query.size(-1), position)
+    call = _Call(rows, query_positions, mask, dropout, scale, keep_probabilities)
+    tables = (None, None) if position is None else (position.key, position.query)
+    return _CpuAttention.apply(query, key, value, *tables, call)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one call is about, besides the tensors that get gradients."""
+
+    rows: Tensor | None
+    query_positions: Tensor | None
+    mask: AttentionMask | None
+    dropout: CounterDropout | None
+    scale: float
+    keep_probabilities: bool
+
+
+class _CpuAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, position_key, position_query, call: _Call) -> Tensor:
+        batch, heads, num_rows, head_size = query.shape
+        work = _Work(call, query, key, value, position_key, position_query)
+        saved = None
+        if call.keep_probabilities and any(ctx.needs_input_grad):
+            saved = query.new_empty(heads, batch, num_rows, key.size(2), dtype=work.precise)
+        context = query.new_empty(batch, num_rows, heads, head_size)
+        for number in range(heads):
+            head = work.head(number)
+            for tile in work.tiles:
+                weights = head.probabilities(tile, None if saved is None else saved[number, tile.samples, tile.rows])
+                if call.dropout is not None:
+                    weights = weights * head.dropout_factor(tile)
+                context[tile.samples, tile.rows, number] = torch.bmm(weights, head.value[tile.samples])
+        ctx.call = call
+        ctx.save_for_backward(query, key, value, position_key, position_query, saved)
+        return context.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx, grad_context: Tensor):
+        *inputs, saved = ctx.saved_tensors
+        work = _Work(ctx.call, *inputs)
+        # [B, rows, N, H] in memory: what the projections' backward reads without a copy.
+        grads = [torch.empty_like(t.transpose(1, 2), memory_format=torch.contiguous_format) for t in inputs[:3]]
+        tables = [None if t is None else torch.empty_like(t) for t in work.tables]
+        for number in range(grad_context.size(1)):
+            head = work.head(number)
+            grad_n = grad_context[:, number].to(work.precise).contiguous()
+            sums = [torch.zeros_like(t) for t in (head.query, head.key, head.value)]
+            for tile in work.tiles:
+                weights = head.probabilities(tile) if saved is None else saved[number, tile.samples, tile.rows]
+                head.backward(tile, weights, grad_n[tile.samples, tile.rows], into=sums)
+            if head.scores is not None:
+                for table, grad in zip(tables, head.scores.table_grads, strict=True):
+                    if table is not None:
+                        table[:, number] = grad
+            for grad, total in zip(grads, sums, strict=True):
+                grad[:, :, number] = total
+        table_grads = (None if t is None else g.to(t.dtype) for g, t in zip(work.fold(tables), inputs[3:], strict=True))
+        return *(grad.transpose(1, 2) for grad in grads), *table_grads, None
+
+
+class _Work:
+    """The inputs of one call, cut into heads and tiles."""
+
+    def __init__(self, call: _Call, query, key, value, position_key, position_query) -> None:
+        self.call = call
+        self.precise = torch.float32 if query.dtype in (torch.float16, torch.bfloat16) else query.dtype
+        self._inputs = (query, key, value)
+        self.tiles = _tiles(query.size(0), query.size(2), key.size(2))
+        tables = (position_key, position_query)
+        self._num_table_rows = [None if t is None else t.size(1) for t in tables]
+        # [N, P, H] -> [P, N, H], which is what the projections wrote.
+        self.tables = [None if t is None else t.transpose(0, 1).to(self.precise) for t in tables]
+        self._index = None
+        if call.rows is not None and call.query_positions is not None:
+            self._index = relative_index(call.rows, query_positions=call.query_positions)  # [B, Q, L]
+        elif call.rows is not None:
+            self._distance_rows = (call.rows.flip(0), call.rows)
+            self.tables = [
+                None if table is None else table.index_select(0, rows)
+                for table, rows in zip(self.tables, self._distance_rows, strict=True)
+            ]  # [R, N, H]
+        self.bias, self.seeing = (None, None) if call.mask is None else _bias(call.mask, key.size(2), self.precise)
+
+    def head(self, number: int) -> "_Head":
+        query, key, value = (t[:, number].to(self.precise).contiguous() for t in self._inputs)
+        tables = [None if t is None else t[:, number].contiguous() for t in self.tables]
+        if self.call.rows is None:
+            scores = None
+        elif self._index is None:
+            scores = SkewedScores(*tables)
+        else:
+            scores = GatheredScores(self._index, *tables)
+        return _Head(self, number, query, key, value, scores)
+
+    def fold(self, grads: list[Tensor | None]) -> list[Tensor | None]:
+        """Gradients of ``tables`` -> gradients of the projected tables, ``[N, P, H]``."""
+        if self._index is None and self.call.rows is not None:
+            by_distance = zip(grads, self._distance_rows, self._num_table_rows, strict=True)
+            grads = [None if grad is None else _added_rows(grad, rows, size) for grad, rows, size in by_distance]
+        return [None if grad is None else grad.transpose(0, 1) for grad in grads]
+
+
+@dataclass(frozen=True)
+class _Head:
+    """One head of the call."""
+
+    work: _Work
+    number: int
+    query: Tensor  # [B, Q, H]
+    key: Tensor  # [B, L, H]
+    value: Tensor  # [B, L, H]
+    scores: SkewedScores | GatheredScores | None
+
+    def probabilities(self, tile: Tile, out: Tensor | None = None) -> Tensor:
+        """Softmax of the scores, ``[G, Q, L]``; hidden keys and rows that see nothing are exactly zero."""
+        query, key = self.query[tile.samples, tile.rows], self.key[tile.samples]
+        scale = self.work.call.scale
+        scores = query.new_empty(*query.shape[:2], key.size(1))
+        if self.scores is None:
+            torch.baddbmm(scores, query, key.mT, beta=0, alpha=scale, out=scores)
+        else:
+            self.scores.write(scores, query, key, tile=tile)
+            torch.baddbmm(scores, query, key.mT, beta=scale, alpha=scale, out=scores)
+        if self.work.bias is None:
+            return torch.softmax(scores, dim=-1, out=out)
+        bias, seeing = self.work.bias[tile.samples], self.work.seeing[tile.samples, tile.rows]
+        scores += bias if bias.size(1) == 1 else bias[:, tile.rows]
+        return torch.softmax(scores, dim=-1, out=out).mul_(seeing)
+
+    def dropout_factor(self, tile: Tile) -> Tensor:
+        """0 for dropped attention weights and the inverse keep probability for the others, ``[G, Q, L]``."""
+        dropout = self.work.call.dropout
+        samples = torch.arange(tile.samples.start, tile.samples.stop)[:, None]
+        rows = torch.arange(tile.rows.start, tile.rows.stop)[None, :]
+        number = torch.tensor(self.number)
+        is_kept = kept(dropout, samples, number, rows=rows, num_columns=self.key.size(1))
+        return is_kept.to(self.query.dtype).mul_(dropout.scale)
+
+    def backward(self, tile: Tile, weights: Tensor, grad_context: Tensor, *, into: list[Tensor]) -> None:
+        """Add to the gradients ``into`` of query, key and value those of one tile."""
+        samples, rows = tile.samples, tile.rows
+        query, key, value = self.query[samples, rows], self.key[samples], self.value[samples]
+        grad_query, grad_key, grad_value = into[0][samples, rows], into[1][samples], into[2][samples]
+        grad_weights = torch.bmm(grad_context, value.mT)
+        dropped = weights
+        if self.work.call.dropout is not None:
+            factor = self.dropout_factor(tile)
+            grad_weights *= factor
+            dropped = weights * factor
+        grad_value.baddbmm_(dropped.mT, grad_context)
+        grad = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(self.work.call.scale)
+        grad_query.baddbmm_(grad, key)
+        grad_key.baddbmm_(grad.mT, query)
+        if self.scores is not None:
+            self.scores.backward(grad, query, key, into=(grad_query, grad_key), tile=tile)
+
+
+def _added_rows(grad: Tensor, rows: Tensor, size: int) -> Tensor:
+    """``[size, N, H]`` from ``[R, N, H]`` by adding entry r to row ``rows[r]``."""
+    # The backward of an embedding adds whole rows at a time; index_add_ goes element by element.
+    flat = torch.ops.aten.embedding_dense_backward(grad.flatten(1), rows, size, -1, False)
+    return flat.unflatten(1, grad.shape[1:])
+
+
+def _tiles(batch: int, num_rows: int, num_keys: int) -> list[Tile]:
+    """All (samples, rows) in tiles of about TILE_ELEMENTS scores."""
+    height = max(1, min(num_rows, TILE_ELEMENTS // num_keys))
+    group = max(1, TILE_ELEMENTS // (height * num_keys))
+    return [
+        Tile(slice(sample, min(batch, sample + group)), slice(row, min(num_rows, row + height)))
+        for sample in range(0, batch, group)
+        for row in range(0, num_rows, height)
+    ]
+
+
+def _bias(mask: AttentionMask, num_keys: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What to add to the scores, ``[B, Q or 1, L]``, and which rows see any key, 0 or 1, ``[B, Q, 1]``."""
+    seeing = mask.end > mask.begin
+    limited = (mask.begin > 0) | (mask.end < num_keys)
+    if mask.real is not None and mask.pairs is None and not bool((limited & seeing).any()):
+        visible = mask.real.unsqueeze(1)  # [B, 1, L]: plain padding
+        seeing = seeing & visible.any(-1)
+    else:
+        visible = mask.dense(num_keys)  # [B, Q, L]
+        seeing = visible.any(-1)
+    bias = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, _HIDDEN)
+    return bias, seeing.unsqueeze(-1).to(dtype)

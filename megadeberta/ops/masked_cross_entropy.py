@@ -1,0 +1,102 @@
+"""Decoder and cross entropy in one: the logits never exist twice, and on long batches not all at once.
+
+Shapes: M masked rows · R rows of a chunk · E embedding width · V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from megadeberta.ops.tied_table import TiedGradient
+
+CHUNK_ELEMENTS = 2**27
+"""Logits of one chunk: 512 MiB in fp32. With one chunk its softmax is kept, with more each is computed again."""
+
+
+def masked_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, tied: TiedGradient | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of ``hidden @ weight.T + bias`` in fp32 or better, summed over the rows with a label.
+
+    Args:
+        hidden: ``[M, E]``.
+        weight: ``[V, E]``.
+        bias: ``[V]``.
+        labels: ``[M]``, 0 = no target.
+        tied: takes the gradient of ``weight`` to its other use; then this one returns none.
+
+    Returns:
+        Loss sum, and the number of rows whose label has the highest logit (a tie counts).
+    """
+    return _MaskedCrossEntropy.apply(hidden, weight, bias, labels, tied)
+
+
+class _MaskedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, tied) -> tuple[Tensor, Tensor]:
+        precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        loss_sum = torch.zeros((), dtype=precise, device=hidden.device)
+        correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        chunks = _chunks(hidden.size(0), weight.size(0))
+        error = None
+        for rows in chunks:
+            loss, hits, error = _chunk_loss(hidden[rows], weight, bias, labels[rows], precise)
+            loss_sum += loss
+            correct += hits
+        ctx.chunks, ctx.tied = chunks, tied
+        ctx.save_for_backward(hidden, weight, bias, labels, error if len(chunks) == 1 else None)
+        ctx.mark_non_differentiable(correct)
+        return loss_sum, correct
+
+    @staticmethod
+    def backward(ctx, grad_loss: Tensor, _grad_correct: Tensor | None):
+        hidden, weight, bias, labels, kept_error = ctx.saved_tensors
+        factor = (grad_loss * (labels != 0)).unsqueeze(1)  # [M, 1]
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = grad_bias = None
+        for rows in ctx.chunks:
+            error = kept_error
+            if error is None:
+                *_, error = _chunk_loss(hidden[rows], weight, bias, labels[rows], factor.dtype)
+            grad_hidden[rows], weight_part, bias_part = _chunk_gradients(error, factor[rows], hidden[rows], weight)
+            if grad_weight is None:
+                grad_weight, grad_bias = weight_part, bias_part
+            else:
+                grad_weight += weight_part
+                grad_bias += bias_part
+        if ctx.tied is not None:
+            ctx.tied.leave(grad_weight)
+            grad_weight = None
+        return grad_hidden, grad_weight, grad_bias, None, None
+
+
+def _chunks(num_rows: int, vocabulary: int) -> list[slice]:
+    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    return [slice(start, min(num_rows, start + size)) for start in range(0, max(1, num_rows), size)]
+
+
+def _chunk_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, precise: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss sum, number of hits, and softmax minus one-hot ``[R, V]``."""
+    logits = torch.addmm(bias, hidden, weight.mT).to(precise)  # [R, V]
+    column = labels.unsqueeze(1)
+    is_target = labels != 0
+    best = logits.amax(1, keepdim=True)
+    target = logits.gather(1, column)
+    hits = ((target >= best).squeeze(1) & is_target).sum()
+    total = logits.sub_(best).exp_().sum(1, keepdim=True)  # [R, 1]
+    loss = ((total.log() + best - target).squeeze(1) * is_target).sum()
+    error = logits.mul_(total.reciprocal())
+    error.scatter_add_(1, column, error.new_full((), -1.0).expand_as(column))
+    # A softmax over 100k entries has values that fp16 cannot hold before the loss scale is on them.
+    return loss, hits, error if weight.dtype == torch.float16 else error.to(weight.dtype)
+
+
+def _chunk_gradients(error: Tensor, factor: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden, weight and bias from ``error`` ``[R, V]`` and the upstream ``factor`` ``[R, 1]``."""
+    if weight.dtype == torch.float16:
+        scaled = (error * factor).to(weight.dtype)
+        return scaled @ weight, scaled.mT @ hidden, scaled.float().sum(0).to(weight.dtype)
+    # The factor goes onto the narrow tensors: scaling the error would be one more pass over R x V.
+    factor = factor.to(weight.dtype)
+    return (error @ weight) * factor, error.mT @ (hidden * factor), (error.mT @ factor).squeeze(1)

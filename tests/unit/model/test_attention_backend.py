@@ -1,0 +1,133 @@
+"""The switch between implementations of attention: equal training, less memory, and what it refuses.
+
+Shapes: B batch · L length · D hidden size.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from megadeberta.config.model import ModelConfig
+from megadeberta.errors import ConfigError
+from megadeberta.model import attention_backend
+from megadeberta.model.attention_backend import describe_attention, select_attention
+from megadeberta.model.carry import Carry, RelativePositions
+from megadeberta.model.initialize import initialize
+from megadeberta.model.layer import EncoderLayer
+from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.ops.relative_position import rows_by_distance
+
+TEXT = Path(__file__).parents[2] / "data" / "sotu.txt"
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def _losses(backend: str, *, steps: int, dropout: float) -> list[float]:
+    """Masked language modelling of bytes with a small model."""
+    config = ModelConfig(
+        vocab_size=260,
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=96,
+        position_buckets=16,
+        max_position_embeddings=64,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    model = WholeModel(mlm_specs(config))
+    initialize(model, seed=1, std=0.02)
+    select_attention(model, backend, CPU)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    data = torch.tensor(list(TEXT.read_bytes()[: steps * 4 * 64])).view(steps, 4, 64) + 4
+    generator = torch.Generator().manual_seed(2)
+    torch.manual_seed(3)
+    losses = []
+    for clean in data:
+        positions = torch.rand(4, 64, generator=generator).topk(10).indices.sort().values
+        terms, _ = model(
+            clean.scatter(1, positions, 3), torch.ones_like(clean), positions, clean.gather(1, positions)
+        )
+        optimizer.zero_grad()
+        loss_sum, count = terms["mlm_loss"]
+        (loss_sum / count).backward()
+        optimizer.step()
+        losses.append((loss_sum / count).item())
+    return losses
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_training_gives_the_same_curve_by_the_cpu_path_and_by_the_reference(dropout: float) -> None:
+    reference = _losses("reference", steps=60, dropout=dropout)
+    assert reference[-1] < 0.8 * reference[0]
+    # fp32 rounding differs by about 1e-7 a step and grows along the trajectory.
+    for backend in ("auto", "cpu-lean"):
+        assert _losses(backend, steps=60, dropout=dropout) == pytest.approx(reference, rel=1e-4)
+
+
+def _kept_bytes(backend: str, *, layers: int, batch: int, length: int) -> tuple[int, set[tuple[int, ...]]]:
+    """Bytes that v3-base layers keep for their backward pass, parameters left out, and the shapes of what they keep."""
+    config = ModelConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    stack = torch.nn.Sequential(*(EncoderLayer(config) for _ in range(layers)))
+    select_attention(stack, backend, CPU)
+    rows = rows_by_distance(length, config.position_buckets, config.relative_span)
+    table = torch.randn(int(rows[-1] - rows[0]) + 1, config.hidden_size, requires_grad=True)
+    carry = Carry(
+        torch.zeros(batch, length, dtype=torch.int64),
+        torch.ones(batch, length, dtype=torch.bool),
+        relative=RelativePositions(table, rows - rows[0]),
+        hidden=torch.randn(batch, length, config.hidden_size, requires_grad=True),
+    )
+    owned = {parameter.untyped_storage().data_ptr() for parameter in stack.parameters()}
+    kept: dict[int, int] = {}
+    shapes: set[tuple[int, ...]] = set()
+    alive = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+            shapes.add(tuple(tensor.shape))
+            alive.append(tensor.detach())  # or its address could be used again and be missed
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        stack(carry)
+    return sum(kept.values()), shapes
+
+
+def test_a_lean_layer_keeps_40_kib_a_token_and_no_score_matrix() -> None:
+    batch, length = 2, 512
+    one, shapes = _kept_bytes("cpu-lean", layers=1, batch=batch, length=length)
+    two, _ = _kept_bytes("cpu-lean", layers=2, batch=batch, length=length)
+    # The difference: what is kept once for all layers, such as the relative table, is in both.
+    assert (two - one) / (batch * length) <= 40 * 1024
+    assert not [shape for shape in shapes if shape[-2:] == (length, length)]
+    _, shapes = _kept_bytes("cpu", layers=1, batch=1, length=128)
+    assert [shape for shape in shapes if shape[-2:] == (128, 128)], "what the fast mode keeps is of that shape"
+
+
+def test_the_log_says_which_implementation_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert describe_attention("auto", CPU) == "attention auto: cpu on cpu"
+    assert describe_attention("reference", CPU) == "attention reference: reference on cpu"
+    monkeypatch.setattr("megadeberta.ops.disentangled_attention.has_triton", lambda: False)
+    assert describe_attention("auto", CUDA) == "attention auto: reference on cuda"
+
+
+def test_triton_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_backend, "has_triton", lambda: False)
+    with pytest.raises(ConfigError, match=r"training\.attention=triton: .*not installed.*megadeberta\[gpu\]"):
+        select_attention(torch.nn.Module(), "triton", CUDA)
+
+
+def test_triton_on_a_cpu_names_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_backend, "has_triton", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ConfigError, match=r"training\.attention=triton needs a GPU.*TRITON_INTERPRET=1"):
+        select_attention(torch.nn.Module(), "triton", CPU)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cpu-lean"])
+def test_the_cpu_path_is_refused_on_a_gpu(backend: str) -> None:
+    with pytest.raises(ConfigError, match=rf"training\.attention={backend} runs on a CPU.*cuda.*auto"):
+        select_attention(torch.nn.Module(), backend, CUDA)

@@ -1,0 +1,103 @@
+"""Random calls of the attention op, and how two backends are compared on them.
+
+Shapes: B batch · N heads · H head size · Q query rows · L keys · P rows of the windowed table.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megadeberta.ops.attention_mask import AttentionMask, causal_mask, packed_mask, padding_mask, prefix_mask
+from megadeberta.ops.counter_dropout import CounterDropout
+from megadeberta.ops.disentangled_attention import disentangled_attention
+from megadeberta.ops.position_terms import PositionTerms
+from megadeberta.ops.relative_position import rows_by_distance
+
+NAMES = ("context", "query", "key", "value", "position_key", "position_query")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call; ``rows`` is the number of separate query rows a sample, or None for self-attention."""
+
+    batch: int = 2
+    heads: int = 2
+    length: int = 33
+    head_size: int = 32
+    terms: str = "c2p|p2c"
+    mask: str = "none"
+    rows: int | None = None
+    dropout: float = 0.0
+    buckets: int = 8
+    seed: int = 0
+
+
+def run(case: Case, *, backend: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor | None]:
+    """Context and gradients; None for what the case does not have."""
+    generator = torch.Generator().manual_seed(case.seed)
+    distance_rows = rows_by_distance(case.length, case.buckets, 64)
+    distance_rows = distance_rows - distance_rows[0]
+    num_queries = case.length if case.rows is None else case.rows
+    table = (case.heads, int(distance_rows[-1]) + 1, case.head_size)
+    content = (case.batch, case.heads, case.length, case.head_size)
+    shapes = ((case.batch, case.heads, num_queries, case.head_size), content, content, table, table)
+    # Drawn in float64 and rounded to bf16, so that every dtype starts from the same numbers.
+    inputs = [_drawn(shape, generator).to(dtype).requires_grad_() for shape in shapes]
+    mask, positions = _mask(case, generator), None
+    if case.rows is not None:
+        positions = torch.randint(case.length, (case.batch, case.rows), generator=generator)
+        mask = None if mask is None else mask.at_rows(positions)
+    query, key, value, position_key, position_query = inputs
+    terms = PositionTerms(
+        distance_rows, position_key if "c2p" in case.terms else None, position_query if "p2c" in case.terms else None
+    )
+    context = disentangled_attention(
+        query,
+        key,
+        value,
+        position=terms if terms.count else None,
+        query_positions=positions,
+        mask=mask,
+        dropout=CounterDropout(case.dropout, torch.tensor(2**40 + case.seed)) if case.dropout else None,
+        backend=backend,
+    )
+    upstream = _drawn(tuple(context.shape), generator).to(dtype)
+    grads = torch.autograd.grad(context, inputs, upstream, allow_unused=True)
+    return dict(zip(NAMES, (context.detach(), *grads), strict=True))
+
+
+def largest_error(case: Case, *, backend: str, dtype: torch.dtype) -> tuple[float, str]:
+    """Largest relative L2 distance to the reference in float64 over context and gradients, and where it is."""
+    expected, actual = run(case, backend="reference"), run(case, backend=backend, dtype=dtype)
+    errors = {}
+    for name in NAMES:
+        assert (expected[name] is None) == (actual[name] is None), name
+        if expected[name] is not None:
+            # A gradient that is zero but for cancellation (one key) is measured against the size of the inputs.
+            size = max(float(expected[name].norm()), 0.1 * expected[name].numel() ** 0.5)
+            errors[name] = float((actual[name].double() - expected[name]).norm()) / size
+    worst = max(errors, key=errors.get)
+    return errors[worst], worst
+
+
+def _drawn(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(torch.bfloat16).double()
+
+
+def _mask(case: Case, generator: torch.Generator) -> AttentionMask | None:
+    """The last sample of a padded batch is padding only; the others have holes anywhere."""
+    real = torch.rand(case.batch, case.length, generator=generator) > 0.25
+    if case.batch > 1:
+        real[-1] = False
+    if case.mask == "padding":
+        return padding_mask(real)
+    if case.mask == "causal":
+        return causal_mask(real)
+    if case.mask == "prefix":
+        return prefix_mask(real, torch.randint(case.length + 1, (case.batch,), generator=generator))
+    if case.mask == "packed":
+        borders = torch.tensor([0, case.length // 3, case.length // 2, max(1, case.length - 2)])
+        packed = packed_mask(borders, case.length, causal=case.seed % 2 == 1)
+        return AttentionMask(packed.begin.expand(case.batch, -1), packed.end.expand(case.batch, -1))
+    return None

@@ -1,0 +1,103 @@
+"""The Triton kernels against the float64 reference: through the interpreter, or on a GPU where there is one."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton", reason="the triton extra is not installed")
+
+from megadeberta.ops import triton_plan
+from megadeberta.ops.disentangled_attention import disentangled_attention
+from megadeberta.ops.position_terms import PositionTerms
+from megadeberta.ops.relative_position import rows_by_distance
+from tests.unit.ops.cases import NAMES, Case, largest_error, run
+
+# fp32 with fp32 accumulation: a few units in the last place of sums of some hundred products.
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+cases = st.builds(
+    Case,
+    batch=st.integers(1, 2),
+    heads=st.just(1),
+    length=st.sampled_from([1, 2, 31, 33, 47]),
+    head_size=st.sampled_from([32, 64, 96, 128]),
+    terms=st.sampled_from(["c2p|p2c", "c2p|p2c", "c2p", "p2c", ""]),
+    mask=st.sampled_from(["none", "padding", "causal", "prefix", "packed"]),
+    rows=st.sampled_from([None, None, 1, 5]),
+    dropout=st.sampled_from([0.0, 0.1, 0.5]),
+    buckets=st.sampled_from([8, 32, -1]),
+    seed=st.integers(0, 2**16),
+)
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles that cut these short sequences; the interpreter's time is the number of tiles."""
+    monkeypatch.setattr(triton_plan, "BLOCK", 32)
+
+
+@settings(
+    max_examples=14,
+    phases=(Phase.explicit, Phase.generate),  # shrinking would take the interpreter minutes
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(case=cases, dtype=st.sampled_from([torch.float32, torch.float32, torch.bfloat16]))
+def test_kernels_equal_the_reference(case: Case, dtype: torch.dtype) -> None:
+    error, where = largest_error(case, backend="triton", dtype=dtype)
+    assert error <= TOLERANCE[dtype], where
+
+
+@pytest.mark.parametrize("head_size", [32, 64, 96, 128])
+def test_kernels_equal_the_reference_at_every_head_size(head_size: int) -> None:
+    case = Case(batch=1, heads=2, length=33, head_size=head_size, mask="padding", dropout=0.1)
+    error, where = largest_error(case, backend="triton", dtype=torch.float32)
+    assert error <= TOLERANCE[torch.float32], where
+
+
+@pytest.mark.parametrize("rows", [None, 9])
+def test_kernels_equal_the_reference_beyond_512_tokens(rows: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_plan, "BLOCK", 256)
+    case = Case(batch=1, heads=1, length=530, rows=rows, mask="packed")
+    error, where = largest_error(case, backend="triton", dtype=torch.float32)
+    assert error <= TOLERANCE[torch.float32], where
+
+
+def test_kernels_in_fp16_stay_within_its_rounding() -> None:
+    error, where = largest_error(Case(heads=1), backend="triton", dtype=torch.float16)
+    assert error <= TOLERANCE[torch.float16], where
+
+
+def test_gradients_are_the_same_bits_every_time() -> None:
+    case = Case(heads=1, length=40, dropout=0.1)
+    first, second = (run(case, backend="triton", dtype=torch.float32) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in NAMES)
+
+
+def test_a_long_batch_gives_the_table_gradient_in_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_plan, "PROGRAMS_WANTED", 6)
+    assert triton_plan.plan_tiles(32).shares(3, 1, 3) == (2, 2)
+    error, where = largest_error(Case(batch=3, heads=1, length=33), backend="triton", dtype=torch.float32)
+    assert error <= TOLERANCE[torch.float32], where
+
+
+def test_torch_compile_keeps_the_call_whole() -> None:
+    rows = rows_by_distance(20, 8, 64)
+    rows = rows - rows[0]
+    table = torch.randn(1, int(rows[-1]) + 1, 32, requires_grad=True)
+    content = [torch.randn(1, 1, 20, 32, requires_grad=True) for _ in range(3)]
+
+    def attend(query, key, value, table):
+        return disentangled_attention(
+            query, key, value, position=PositionTerms(rows, table, table), backend="triton"
+        ).square()
+
+    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
+    results = []
+    for function in (attend, compiled):
+        loss = function(*content, table).sum()
+        results.append((loss, *torch.autograd.grad(loss, [*content, table])))
+    for plain, whole in zip(*results, strict=True):
+        torch.testing.assert_close(plain, whole, rtol=1e-6, atol=1e-6)
