@@ -46,7 +46,7 @@ def _launch(folder: Path, ranks: int, program: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def _finish(job: subprocess.Popen[str], timeout: float = 20) -> tuple[int, str, str]:
+def _finish(job: subprocess.Popen[str], timeout: float = 60) -> tuple[int, str, str]:
     output, errors = job.communicate(timeout=timeout)
     return job.returncode, output, errors
 
