@@ -268,15 +268,15 @@ def table_kernel(
                     num_keys, center, head_size, scale, threshold, keep_scale, dims,
                     C2P, P2C, HAS_REAL, DROPOUT, ROUNDS, BM, BN)  # fmt: skip
                 if C2P:
-                    spread = by_distance_of_rows(grad, positions, j, first, WD)
-                    grad_key_table += product(tl.trans(spread).to(query.dtype), query)
+                    by_row = by_distance_of_rows(grad, positions, j, first, WD)
+                    grad_key_table += product(tl.trans(by_row).to(query.dtype), query)
                 if P2C:
                     for p in range(lowest, highest + 1, BM):
                         dense = grad
                         if HAS_POSITIONS:
                             dense = at_consecutive_positions(grad, positions, valid, p)
-                        spread = by_distance_of_columns(dense, p, columns, first, WD)
-                        grad_query_table += product(spread.to(key.dtype), key)
+                        by_column = by_distance_of_columns(dense, p, columns, first, WD)
+                        grad_query_table += product(by_column.to(key.dtype), key)
     entry = ((share * num_heads + head) * num_windows + window) * WD + tl.arange(0, WD)
     out = entry.to(tl.int64)[:, None] * head_size + dims[None, :]
     if C2P:
