@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	"$(PYTHON)" -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) setuptools wheel ninja
-	$(PIP) --no-build-isolation --editable '.[dev,mpi,gpu]'
+	$(PIP) --no-build-isolation --editable '.[dev,mpi]'
 	@touch $@
 
 CORPUS := corpora/wikitext2
