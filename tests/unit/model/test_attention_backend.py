@@ -45,9 +45,7 @@ def _losses(backend: str, *, steps: int, dropout: float) -> list[float]:
     losses = []
     for clean in data:
         positions = torch.rand(4, 64, generator=generator).topk(10).indices.sort().values
-        terms, _ = model(
-            clean.scatter(1, positions, 3), torch.ones_like(clean), positions, clean.gather(1, positions)
-        )
+        terms, _ = model(clean.scatter(1, positions, 3), torch.ones_like(clean), positions, clean.gather(1, positions))
         optimizer.zero_grad()
         loss_sum, count = terms["mlm_loss"]
         (loss_sum / count).backward()
@@ -107,10 +105,9 @@ def test_a_lean_layer_keeps_40_kib_a_token_and_no_score_matrix() -> None:
     assert [shape for shape in shapes if shape[-2:] == (128, 128)], "what the fast mode keeps is of that shape"
 
 
-def test_the_log_says_which_implementation_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_says_which_implementation_auto_means() -> None:
     assert describe_attention("auto", CPU) == "attention auto: cpu on cpu"
     assert describe_attention("reference", CPU) == "attention reference: reference on cpu"
-    monkeypatch.setattr("megadeberta.ops.disentangled_attention.has_triton", lambda: False)
     assert describe_attention("auto", CUDA) == "attention auto: reference on cuda"
 
 
