@@ -43,7 +43,16 @@ sys.exit(75)
 def _launch(folder: Path, ranks: int, program: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", LAUNCH, str(ranks), PREAMBLE + program]
     environ = dict(os.environ) | {"PYTHONPATH": os.getcwd()}
-    return subprocess.Popen(command, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Under nohup the tests inherit an ignored SIGHUP, which the launcher rightly leaves ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
 
 
 def _finish(job: subprocess.Popen[str], timeout: float = 60) -> tuple[int, str, str]:
