@@ -98,7 +98,8 @@ def test_at_every_instant_of_a_save_the_pointer_leads_to_a_whole_checkpoint(
             point = find_resumable(root, collectives=SingleProcess(), run=run_record(2))
             steps.append(point.step if point is not None else 0)
             if not (root / "latest").exists():
-                caplog.clear()  # between the first checkpoint's rename and the pointer: found without it, with a warning
+                # Between the rename of the first checkpoint and the pointer: found without it, with a warning.
+                caplog.clear()
             # Before the very first commit there is no pointer and nothing that looks like a checkpoint.
             assert point is not None or not list(root.glob("step-*"))
             for folder in root.glob("step-*"):
