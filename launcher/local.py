@@ -55,7 +55,7 @@ def launch_local(
         master_port = pick_free_port()
     else:
         check_port_free(master_port)
-    return _LocalJob(ranks).run(command, rank_environments(environ, ranks=ranks, master_port=master_port))
+    return _LocalJob().run(command, rank_environments(environ, ranks=ranks, master_port=master_port))
 
 
 def rank_environments(environ: Mapping[str, str], *, ranks: int, master_port: int) -> list[dict[str, str]]:
@@ -79,8 +79,7 @@ def rank_environments(environ: Mapping[str, str], *, ranks: int, master_port: in
 
 
 class _LocalJob:
-    def __init__(self, ranks: int) -> None:
-        self._ranks = ranks
+    def __init__(self) -> None:
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._ended: list[tuple[int, int, int]] = []  # rank, pid, code in the order of ending
         self._ended_by_us: set[int] = set()

@@ -5,12 +5,11 @@ V vocabulary.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
-from megadeberta.ops.attention_mask import AttentionMask, padding_mask
+from megadeberta.ops.attention_mask import AttentionMask, padding_mask, prefix_mask
 from megadeberta.ops.tied_table import TiedGradient
 
 Term = tuple[Tensor, Tensor]
@@ -51,35 +50,22 @@ class Carry:
     masked_hidden: Tensor | None = None  # [B, Q, D]
     masked_logits: Tensor | None = None  # [B, Q, V], detached
     replaced: Tensor | None = None  # [B, L] bool: a sample stands there that is not the original token
-    token_logits: Tensor | None = None  # [B, L]: replaced or not
     terms: Mapping[str, Term] = field(default_factory=dict)
 
     @property
     def visibility(self) -> AttentionMask:
         """Which pairs may attend; padding neither attends nor is attended."""
-        real = self.attention_mask
-        if self.prefix_lengths is None and self.document_starts is None and self.pairs is None:
-            return padding_mask(real)
-        begin = torch.zeros_like(real, dtype=torch.int32)
-        end = begin + real.size(1)
-        if self.prefix_lengths is not None:
-            after = torch.arange(1, real.size(1) + 1, dtype=torch.int32, device=real.device)
-            end = torch.maximum(after, self.prefix_lengths.to(torch.int32).unsqueeze(-1))
+        real, prefix = self.attention_mask, self.prefix_lengths
+        mask = padding_mask(real) if prefix is None else prefix_mask(real, prefix)
         if self.document_starts is not None:
-            starts = self.document_starts.to(torch.int32)
-            begin, end = starts, torch.minimum(end, _document_ends(starts))
-        return AttentionMask(begin, end * real, real, self.pairs)
+            mask = mask.within_documents(self.document_starts)
+        return replace(mask, pairs=self.pairs)
 
     def local_positions(self, positions: Tensor) -> Tensor:
         """``positions`` ``[B, Q]`` counted from the start of each one's own document."""
         if self.document_starts is None:
             return positions
         return positions - self.document_starts.gather(1, positions)
-
-
-def _document_ends(starts: Tensor) -> Tensor:
-    """One past the last token of each token's own document: ``[B, L]`` from starts that never decrease."""
-    return torch.searchsorted(starts, starts, right=True).to(starts.dtype)
 
 
 def gather_rows(hidden: Tensor, positions: Tensor) -> Tensor:

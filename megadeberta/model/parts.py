@@ -31,10 +31,5 @@ def split_parts(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     return generator, discriminator
 
 
-def has_parts(weights: Mapping[str, Tensor]) -> bool:
-    """Whether the weights are those of a generator and a discriminator."""
-    return any(part_of(name) for name in weights)
-
-
 def _of_part(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{part}."): tensor for name, tensor in weights.items() if part_of(name) == part}

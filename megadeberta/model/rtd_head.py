@@ -47,4 +47,4 @@ class RtdHead(nn.Module):
             "rtd_precision": (found, called.sum()),
             "rtd_recall": (found, (replaced & real).sum()),
         }
-        return replace(carry, token_logits=logits, terms={**carry.terms, **terms})
+        return replace(carry, terms={**carry.terms, **terms})

@@ -32,6 +32,15 @@ class AttentionMask:
             pairs = pairs.gather(1, positions.unsqueeze(-1).expand(-1, -1, pairs.size(-1)))
         return replace(self, begin=self.begin.gather(1, positions), end=self.end.gather(1, positions), pairs=pairs)
 
+    def within_documents(self, starts: Tensor) -> "AttentionMask":
+        """This mask of all queries, limited to each one's own document.
+
+        Args:
+            starts: ``[B, L]`` position of the first token of each token's document; never decreases.
+        """
+        ends = torch.searchsorted(starts, starts, right=True)
+        return replace(self, begin=starts.to(self.begin.dtype), end=torch.minimum(self.end, ends.to(self.end.dtype)))
+
     def dense(self, num_keys: int) -> Tensor:
         """``[B, Q, L]`` bool; what the reference computes with."""
         columns = torch.arange(num_keys, device=self.begin.device)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import deepspeed.runtime.config as deepspeed_config
 import pytest
 
 from megadeberta.config.deepspeed_block import (
@@ -46,10 +47,9 @@ class _Spy(dict):
 
 
 def test_known_keys_are_those_that_deepspeed_reads_and_does_not_refuse() -> None:
-    config_module = pytest.importorskip("deepspeed.runtime.config")
     spy = _Spy(train_batch_size=8)
-    config_module.DeepSpeedConfig(spy)
-    removed = set(config_module._REMOVED_TOP_LEVEL_CONFIG_KEYS)
+    deepspeed_config.DeepSpeedConfig(spy)
+    removed = set(deepspeed_config._REMOVED_TOP_LEVEL_CONFIG_KEYS)
     # Read by deepspeed.initialize itself, before there is a DeepSpeedConfig.
     of_initialize = {"data_parallel_size", "sequence_parallel_size"}
     assert spy.asked - removed - {"bfloat16"} | of_initialize == KNOWN_KEYS

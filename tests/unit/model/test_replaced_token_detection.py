@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
@@ -154,7 +155,6 @@ def test_split_parts_are_models_that_give_the_same_states(sharing: str) -> None:
 
 
 def test_discriminator_loads_in_transformers_with_the_summed_table() -> None:
-    transformers = pytest.importorskip("transformers")
     model = _model("gdes").float()
     with torch.no_grad():
         dict(model.named_parameters())[DELTA].normal_(0, 0.1, generator=torch.Generator().manual_seed(2))

@@ -5,8 +5,6 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("triton", reason="the triton extra is not installed")
-
 from megadeberta.ops import triton_plan
 from megadeberta.ops.disentangled_attention import disentangled_attention
 from megadeberta.ops.position_terms import PositionTerms
