@@ -68,6 +68,11 @@ class Tally:
         """Lines left out."""
         return sum(self.counts.get(kind, 0) for kind in REJECTED)
 
+    @property
+    def damaged_files(self) -> int:
+        """Compressed files of which a part is lost; ``CorpusTally.total`` reads it by name."""
+        return sum(self.counts.get(kind, 0) for kind in DAMAGED)
+
     def add(self, other: "Tally") -> None:
         """Append the tally of what follows in the same file, shifting its line numbers by the lines so far."""
         for kind, number in other.counts.items():
