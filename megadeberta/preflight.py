@@ -12,6 +12,7 @@ from megadeberta.config.run import RunConfig
 from megadeberta.config.validate import validate_run
 from megadeberta.data.check import DataFacts, check_data, missing_files
 from megadeberta.errors import CheckpointError
+from megadeberta.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -20,18 +21,21 @@ class PreparedRun:
 
     config: RunConfig
     algebra: BatchAlgebra
+    topology: Topology
     data: DataFacts
     source: str
 
 
-def check_recipe(recipe: Path, overrides: Sequence[str], *, world_size: int) -> tuple[RunConfig, BatchAlgebra]:
+def check_recipe(
+    recipe: Path, overrides: Sequence[str], *, world_size: int
+) -> tuple[RunConfig, BatchAlgebra, Topology]:
     """Load and validate, without looking at the data or the output folder.
 
     Raises:
         ConfigError: the same on every rank.
     """
     config = load_run_config(recipe, overrides)
-    return config, validate_run(config, world_size=world_size, source=str(recipe))
+    return config, *validate_run(config, world_size=world_size, source=str(recipe))
 
 
 def missing_data(config: RunConfig) -> list[Path]:
@@ -45,12 +49,12 @@ def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> P
     Raises:
         ConfigError, DataError, StorageError: the same on every rank, as every rank reads the same files.
     """
-    config, algebra = check_recipe(recipe, overrides, world_size=world_size)
+    config, algebra, topology = check_recipe(recipe, overrides, world_size=world_size)
     facts = check_data(config.data, config.model.vocab_size)
     _check_resumable(config)
     check_compiler(config.deepspeed)
     check_writable(config.training.output_dir)
-    return PreparedRun(config, algebra, facts, str(recipe))
+    return PreparedRun(config, algebra, topology, facts, str(recipe))
 
 
 def _check_resumable(config: RunConfig) -> None:

@@ -53,7 +53,7 @@ def train(
 
 def _dry_run(recipe: Path, overrides: list[str], *, world_size: int) -> None:
     """Print the resolved recipe, its size and its needs; then check data and output folder, where there are any."""
-    config, algebra = check_recipe(recipe, overrides, world_size=world_size)
+    config, algebra, _ = check_recipe(recipe, overrides, world_size=world_size)
     console = Console()
     console.print_json(json.dumps(redact(config.model_dump(mode="json"))))
     counts = count_parameters(config.model, config.objective)

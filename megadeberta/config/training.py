@@ -66,8 +66,16 @@ class LoggingConfig(Section):
 
 
 class ParallelConfig(Section):
-    """Process groups."""
+    """How the ranks share the work. Data parallel is what is left: ranks / (tensor x pipeline); ZeRO divides by it."""
 
+    tensor: int = Field(1, ge=1, description="ranks that share the heads, the feed-forward and the vocabulary")
+    pipeline: int = Field(1, ge=1, description="stages that share the layers; ZeRO stage 1 only")
+    sequence_parallel: bool = Field(
+        False, description="tensor-parallel ranks also share the tokens between the sharded layers: less memory"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="keep only the input of every layer and compute the rest again in the backward pass"
+    )
     timeout_seconds: float = Field(1800, gt=0, description="every collective of every group fails after this long")
     threads_per_rank: int | None = Field(None, gt=0, description="CPU threads; null = cores / local ranks")
 

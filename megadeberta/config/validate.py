@@ -4,12 +4,14 @@ from pydantic import ValidationError
 
 from megadeberta.config import deepspeed_block
 from megadeberta.config.deepspeed_block import BatchAlgebra
+from megadeberta.config.layout import topology_of
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
+from megadeberta.topology import Topology
 
 
-def validate_run(config: RunConfig, *, world_size: int, source: str) -> BatchAlgebra:
-    """Check a recipe against itself and the number of ranks; return the batch algebra.
+def validate_run(config: RunConfig, *, world_size: int, source: str) -> tuple[BatchAlgebra, Topology]:
+    """Check a recipe against itself and the number of ranks; return the batch algebra and who does what.
 
     Raises:
         ConfigError: the same on every rank, since every rank has the same inputs.
@@ -19,7 +21,8 @@ def validate_run(config: RunConfig, *, world_size: int, source: str) -> BatchAlg
     _check_objective(config, source)
     _check_schedule(config, source)
     _check_optimizer(config, source)
-    return deepspeed_block.batch_algebra(config.deepspeed, data_parallel=world_size, source=source)
+    topology = topology_of(config, world_size=world_size, source=source)
+    return deepspeed_block.batch_algebra(config.deepspeed, data_parallel=topology.data, source=source), topology
 
 
 def _check_sequence_length(config: RunConfig, source: str) -> None:

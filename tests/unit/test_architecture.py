@@ -13,17 +13,19 @@ SHIPPED = ("megadeberta", "launcher", "data_prep")
 LONGEST_FILE = 400
 
 # Room -> rooms it may import (None: all). The longest prefix of a module's name is its room.
-CONFIG = {"megadeberta.config", "megadeberta.errors", "megadeberta.storage", "megadeberta"}
+CONFIG = {f"megadeberta.{room}" for room in ("config", "errors", "storage", "topology")} | {"megadeberta"}
 DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta": set(),
     "megadeberta.errors": set(),
     "megadeberta.spec": set(),
     "megadeberta.storage": {"megadeberta.errors"},
-    "megadeberta.config": {"megadeberta.errors"},
+    "megadeberta.topology": {"megadeberta.errors"},
+    "megadeberta.config": {"megadeberta.errors", "megadeberta.topology"},
     "megadeberta.ops": set(),
     "megadeberta.data": CONFIG,
     "megadeberta.observability": CONFIG,
     "megadeberta.model": CONFIG | {"megadeberta.spec", "megadeberta.ops"},
+    "megadeberta.parallel": CONFIG | {"megadeberta.spec", "megadeberta.ops", "megadeberta.model"},
     "megadeberta.checkpoint": CONFIG,
     "megadeberta.engine": CONFIG | {"megadeberta.checkpoint"},
     "megadeberta.convert": CONFIG

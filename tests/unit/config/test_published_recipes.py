@@ -94,7 +94,7 @@ def test_settings_are_those_of_the_paper(name: str) -> None:
 def test_recipe_is_valid_on_eight_ranks_and_fits_80_gib(path: Path) -> None:
     config = load_run_config(path)
     world = 8 if config.deepspeed["train_batch_size"] % 64 == 0 else 1
-    algebra = validate_run(config, world_size=world, source=str(path))
+    algebra, _ = validate_run(config, world_size=world, source=str(path))
     assert estimate_memory(config, algebra).device < 75 * 2**30
 
 
@@ -143,7 +143,7 @@ def test_memory_falls_with_the_zero_stage_and_the_optimizer_moves_to_the_host() 
     ):
         config = load_run_config(RECIPES / "deberta-v2-xlarge.json")
         config = config.model_copy(update={"deepspeed": config.deepspeed | {"zero_optimization": zero}})
-        estimates.append(estimate_memory(config, validate_run(config, world_size=8, source="test")))
+        estimates.append(estimate_memory(config, validate_run(config, world_size=8, source="test")[0]))
     count = sum(count_parameters(config.model, config.objective).values())
     assert [e.weights for e in estimates[:4]] == [2 * count] * 3 + [count // 4]
     assert [e.gradients for e in estimates[:4]] == [2 * count] * 2 + [count // 4] * 2

@@ -12,7 +12,9 @@ from tests.unit.config.recipes import recipe
 
 
 def _validate(world_size: int = 1, **sections: Any) -> BatchAlgebra:
-    return validate_run(parse_run_config(recipe(**sections), source="r.json"), world_size=world_size, source="r.json")
+    return validate_run(parse_run_config(recipe(**sections), source="r.json"), world_size=world_size, source="r.json")[
+        0
+    ]
 
 
 def test_valid_recipe_gives_the_batch_algebra() -> None:
