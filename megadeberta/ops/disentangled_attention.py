@@ -31,12 +31,13 @@ def has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-_IMPLEMENTATIONS = {
+IMPLEMENTATIONS = {
     "reference": reference_attention,
     "cpu": cpu_attention,
     "cpu-lean": partial(cpu_attention, keep_probabilities=False),
     "triton": _triton,
 }
+"""By the name that ``backend`` asks for; a benchmark adds its own here."""
 
 
 def disentangled_attention(
@@ -71,7 +72,7 @@ def disentangled_attention(
     name = resolve_backend(backend, query.device)
     if name == "triton" and mask is not None and mask.pairs is not None:
         name = "reference"  # no tile can tell what a free choice of pairs hides
-    return _IMPLEMENTATIONS[name](
+    return IMPLEMENTATIONS[name](
         query, key, value, position=position, query_positions=query_positions, mask=mask, dropout=dropout
     )
 
