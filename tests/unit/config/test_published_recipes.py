@@ -11,7 +11,7 @@ from megadeberta.config.load import load_run_config
 from megadeberta.config.memory import estimate_memory
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.config.parameters import count_backbone, count_parameters
+from megadeberta.config.parameters import count_backbone, count_parameters, parameter_shapes
 from megadeberta.config.validate import validate_run
 from megadeberta.model.whole import WholeModel, build_specs
 
@@ -125,11 +125,11 @@ def test_counted_parameters_are_those_of_the_model(shape: dict[str, object], obj
     model, goal = ModelConfig.model_validate(SMALL | shape), ObjectiveConfig.model_validate(objective)
     with torch.device("meta"):
         built = WholeModel(build_specs(model, goal))
-    counts: dict[str, int] = {}
-    for name, parameter in built.named_parameters():
-        part = name.split(".")[0] if goal.name == "rtd" else "model"
-        counts[part] = counts.get(part, 0) + parameter.numel()
-    assert counts == count_parameters(model, goal)
+    found = {name: tuple(parameter.shape) for name, parameter in built.named_parameters()}
+    assert list(parameter_shapes(model, goal).items()) == list(found.items())
+    counts = count_parameters(model, goal)
+    assert sum(counts.values()) == sum(parameter.numel() for parameter in built.parameters())
+    assert list(counts) == (["generator", "discriminator"] if goal.name == "rtd" else ["model"])
 
 
 def test_memory_falls_with_the_zero_stage_and_the_optimizer_moves_to_the_host() -> None:
