@@ -1,34 +1,28 @@
-"""The attention op on a GPU, forward and backward, side by side in one run: our kernels, plain torch, flashdeberta.
+"""The attention op on a GPU, forward and backward: our kernels, plain torch, flashdeberta, disentangled-flash, SDPA.
 
-    python benchmarks/gpu_attention.py [--batch 64 --length 512 --heads 12 --head-size 64] [--plot out.png]
-    TRITON_INTERPRET=1 python benchmarks/gpu_attention.py --toy        # every line of it on a CPU, in seconds
-
-Outputs and gradients are compared before anything is timed. Times are medians of CUDA events with a flushed L2 cache.
-TFLOP/s counts useful operations only: content, and one product with each used table row. flashdeberta 0.0.8 takes part
-where it is installed; it ignores dropout.
+Run by gpu_step.py. Outputs and gradients are compared before anything is timed. Times are medians of CUDA events with a
+flushed L2 cache. TFLOP/s counts useful operations only: content, and one product with each used table row.
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
+from stopwatch import device_seconds, peak_memory
 from torch import Tensor
 from torch.nn import functional
 
 from megadeberta.ops import triton_plan
 from megadeberta.ops.attention_mask import padding_mask
-from megadeberta.ops.counter_dropout import draw_dropout
+from megadeberta.ops.counter_dropout import CounterDropout
 from megadeberta.ops.disentangled_attention import disentangled_attention
 from megadeberta.ops.position_terms import PositionTerms
 from megadeberta.ops.relative_position import rows_by_distance
 
 BUCKETS, SPAN = 256, 512
-REFERENCE = "torch reference"
+REFERENCE, OURS, SDPA = "torch reference", "megadeberta triton", "plain attention, SDPA"
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,6 +48,11 @@ class Shape:
         return 6.0 * multiply_adds * self.batch * self.length * self.heads * self.head_size
 
 
+def shrink_tiles() -> None:
+    """Tiles that cut a toy's few tokens, so that the interpreter runs every loop."""
+    triton_plan.BLOCK = 32
+
+
 def draw(shape: Shape) -> list[Tensor]:
     """Query, key, value ``[B, N, L, H]`` and both tables ``[N, P, H]``, as the projections lay them out."""
     content = (shape.batch, shape.length, shape.heads, shape.head_size)
@@ -63,20 +62,21 @@ def draw(shape: Shape) -> list[Tensor]:
     return [torch.randn(size, **options).transpose(-3, -2).requires_grad_() for size in sizes]
 
 
-def ours(shape: Shape, backend: str) -> Callable[..., Tensor]:
+def ours(shape: Shape, backend: str) -> Attend:
     rows = shape.table_rows.to(torch.int32 if backend == "triton" else torch.int64)
     mask = padding_mask(torch.ones(shape.batch, shape.length, dtype=torch.bool, device=shape.device))
+    places, seed = torch.arange(shape.batch, device=shape.device), torch.tensor(2**40, device=shape.device)
+    dropout = CounterDropout(shape.dropout, seed, places) if shape.dropout else None
 
     def attend(query: Tensor, key: Tensor, value: Tensor, position_key: Tensor, position_query: Tensor) -> Tensor:
-        dropout = draw_dropout(shape.dropout, shape.device) if shape.dropout else None
         position = PositionTerms(rows, position_key, position_query)
         return disentangled_attention(query, key, value, position=position, mask=mask, dropout=dropout, backend=backend)
 
     return attend
 
 
-def bert(shape: Shape) -> Callable[..., Tensor]:
-    """Plain attention of the same size: the price of the position terms."""
+def plain(shape: Shape) -> Attend:
+    """Attention without position terms: what they cost is the ratio to it."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, *_: Tensor) -> Tensor:
         return functional.scaled_dot_product_attention(query, key, value, dropout_p=shape.dropout)
@@ -84,125 +84,96 @@ def bert(shape: Shape) -> Callable[..., Tensor]:
     return attend
 
 
-def flashdeberta(shape: Shape) -> Callable[..., Tensor] | None:
-    """The public kernel of that name, or None where it is not installed or there is no GPU for it."""
-    if find_spec("flashdeberta") is None or shape.device.type == "cpu":
-        return None
+def flashdeberta(shape: Shape) -> Attend:
+    """flashdeberta 0.0.8; it has no attention dropout."""
     from flashdeberta.ops.flash_attention import flash_attention_with_disentangled
 
+    scale = (3 * shape.head_size) ** -0.5
+
     def attend(query: Tensor, key: Tensor, value: Tensor, position_key: Tensor, position_query: Tensor) -> Tensor:
-        lengths = torch.full((shape.batch,), shape.length, dtype=torch.int32, device=shape.device)
         tables = (position_key.unsqueeze(0), position_query.unsqueeze(0))  # [1, N, 2 * BUCKETS, H]
-        scale = (3 * shape.head_size) ** -0.5
-        return flash_attention_with_disentangled(query, key, value, lengths, *tables, False, scale, BUCKETS, SPAN)
+        return flash_attention_with_disentangled(query, key, value, None, *tables, False, scale, BUCKETS, SPAN)
 
     return attend
 
 
-def check(shape: Shape, variants: dict[str, Callable[..., Tensor]]) -> None:
-    """Stop if the variants do not give the same outputs and gradients."""
+def disentangled_flash(shape: Shape) -> Attend:
+    """disentangled-flash 1.1.1, whose dropout is another draw than ours."""
+    from disentangled_flash.position import SharedPositionPlanCache, pad_position_table
+    from disentangled_flash.training._kernels import training_attention
+
+    plans = SharedPositionPlanCache(
+        position_buckets=BUCKETS, max_relative_positions=SPAN, position_embedding_size=BUCKETS
+    )
+    plan = plans.compact(shape.length, shape.device)
+    mask = torch.ones(shape.batch, shape.length, dtype=torch.bool, device=shape.device)
+    options = {
+        "score_scale": (3 * shape.head_size) ** -0.5,
+        "has_padding": False,
+        "strict_fp32": True,
+        "dropout_p": shape.dropout,
+        "gradient_band": plan.gradient_band,
+    }
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, position_key: Tensor, position_query: Tensor) -> Tensor:
+        tables = (pad_position_table(table[:, plan.active_slots]) for table in (position_key, position_query))
+        context = training_attention(query, key, value, *tables, plan.delta_to_local, mask, **options)
+        return context.view(shape.batch, shape.length, shape.heads, shape.head_size).transpose(1, 2)
+
+    return attend
+
+
+PEERS = {"flashdeberta": flashdeberta, "disentangled-flash": disentangled_flash}
+
+
+def check(shape: Shape, variants: dict[str, Attend]) -> None:
+    """Compare outputs and gradients with the reference in fp32; stop if ours are wrong."""
     inputs = draw(shape)
     upstream = torch.randn_like(inputs[0])
-    expected = None
+    precise = [tensor.detach().float().requires_grad_() for tensor in inputs]
+    context = ours(shape, "reference")(*precise)
+    expected = [context.detach(), *torch.autograd.grad(context, precise, upstream.float())]
     for name, attend in variants.items():
-        torch.manual_seed(0)  # of the dropout
         context = attend(*inputs)
         found = [context.detach(), *torch.autograd.grad(context, inputs, upstream)]
-        if expected is None:
-            expected = found
-            continue
-        worst = max(float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
-        print(f"  {name}: largest relative difference to {REFERENCE} {worst:.1e}")
-        if worst > TOLERANCE[shape.dtype]:
-            raise SystemExit("the results differ; no time is worth printing")
+        worst = max(float((a.float() - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
+        print(f"  {name}: largest relative difference to the fp32 reference {worst:.1e}")
+        if name == OURS and worst > TOLERANCE[shape.dtype]:
+            raise SystemExit("our result is wrong; no time is worth printing")
 
 
-def milliseconds(run: Callable[[], object], shape: Shape, repeats: int) -> float:
-    """Median time of ``run`` with the L2 cache flushed before each."""
-    if shape.device.type == "cpu":
-        started = time.perf_counter()
-        run()
-        return 1e3 * (time.perf_counter() - started)
-    flush = torch.empty(2**28, dtype=torch.int8, device=shape.device)
-    times = []
-    for number in range(repeats + 3):
-        flush.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        if number >= 3:
-            times.append(start.elapsed_time(end))
-    return statistics.median(times)
+def bench(shape: Shape, *, packages: list[str], repeats: int) -> dict[str, dict[str, float]]:
+    """Print every variant's line; milliseconds by panel of the chart."""
+    print(f"attention op, {shape}")
+    checked = {REFERENCE: ours(shape, "reference"), OURS: ours(shape, "triton")}
+    peers = {package: PEERS[package](shape) for package in packages}
+    check(shape, checked | (peers if not shape.dropout else {}))
+    variants = checked | peers | {SDPA: plain(shape)}
+    return print_times(shape, variants, repeats)
 
 
-def bench(shape: Shape, repeats: int) -> dict[str, tuple[float, float]]:
-    """Forward and forward + backward milliseconds of every variant."""
-    variants = {REFERENCE: ours(shape, "reference"), "megadeberta triton": ours(shape, "triton")}
-    public = flashdeberta(shape)
-    if public is not None and not shape.dropout:
-        variants["flashdeberta"] = public
-    check(shape, variants)
-    variants |= {"plain attention (SDPA)": bert(shape)} | ({"flashdeberta": public} if public is not None else {})
-    results = {}
+def print_times(shape: Shape, variants: dict[str, Attend], repeats: int) -> dict[str, dict[str, float]]:
+    panels: dict[str, dict[str, float]] = {"op, forward": {}, "op, forward + backward": {}}
     for name, attend in variants.items():
         inputs = draw(shape)
         upstream = torch.randn_like(inputs[0])
-        used = inputs[:3] if "plain" in name else inputs
+        used = inputs[:3] if name == SDPA else inputs
 
         def both(attend=attend, inputs=inputs, used=used, upstream=upstream) -> None:
             torch.autograd.grad(attend(*inputs), used, upstream)
 
-        if shape.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
         with torch.no_grad():
-            forward = milliseconds(lambda attend=attend, inputs=inputs: attend(*inputs), shape, repeats)
-        total = milliseconds(both, shape, repeats)
-        peak = (torch.cuda.max_memory_allocated() - before) / 2**30 if shape.device.type == "cuda" else float("nan")
-        results[name] = (forward, total)
-        base = results[REFERENCE]
+            forward = device_seconds(lambda a=attend, i=inputs: a(*i), shape.device, repeats, flush=True)
+        with peak_memory(shape.device) as peak:
+            both()
+            extra = peak()
+        total = device_seconds(both, shape.device, repeats, flush=True)
+        panels["op, forward"][name], panels["op, forward + backward"][name] = 1e3 * forward, 1e3 * total
+        base = [next(iter(panel.values())) / 1e3 for panel in panels.values()]
         print(
-            f"  {name:24s} forward {forward:9.3f} ms ({base[0] / forward:5.2f}x)  forward+backward {total:9.3f} ms "
-            f"({base[1] / total:5.2f}x)  {shape.useful_flops() / total / 1e9:7.1f} TFLOP/s  peak +{peak:.2f} GiB",
+            f"  {name:24s} forward {1e3 * forward:9.3f} ms ({base[0] / forward:5.2f}x)  forward+backward "
+            f"{1e3 * total:9.3f} ms ({base[1] / total:5.2f}x)  {shape.useful_flops() / total / 1e12:7.2f} TFLOP/s  "
+            f"peak +{extra:.2f} GiB",
             flush=True,
         )
-    return results
-
-
-def draw_plot(results: dict[str, tuple[float, float]], path: str) -> None:
-    import matplotlib.pyplot as plt
-
-    names = list(results)
-    figure, axes = plt.subplots(figsize=(7, 0.6 * len(names) + 1))
-    axes.barh(names, [results[name][1] for name in names], color="tab:blue", label="forward + backward")
-    axes.barh(names, [results[name][0] for name in names], color="tab:orange", label="forward")
-    axes.set_xlabel("milliseconds")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("batch", 64), ("length", 512), ("heads", 12), ("head-size", 64), ("repeats", 20)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--toy", action="store_true", help="one small fp32 call on a CPU under TRITON_INTERPRET=1")
-    parser.add_argument("--plot", help="write a bar chart to this file")
-    args = parser.parse_args()
-    if args.toy:
-        triton_plan.BLOCK = 32
-        shape = Shape(1, 40, 2, 32, args.dropout, torch.float32, torch.device("cpu"))
-    else:
-        sizes = (args.batch, args.length, args.heads, args.head_size)
-        shape = Shape(*sizes, args.dropout, torch.bfloat16, torch.device("cuda"))
-    print(f"torch {torch.__version__} on {shape.device}: {shape}")
-    results = bench(shape, args.repeats)
-    if args.plot:
-        draw_plot(results, args.plot)
-
-
-if __name__ == "__main__":
-    main()
+    return panels

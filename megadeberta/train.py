@@ -30,6 +30,7 @@ from megadeberta.engine.step import Stepper
 from megadeberta.engine.weights import load_initial_weights
 from megadeberta.errors import EXIT_PREEMPTED
 from megadeberta.model.attention_backend import describe_attention, select_attention
+from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel, build_specs
 from megadeberta.observability.journal import Journal, open_journal
@@ -68,7 +69,7 @@ class _Run:
             timeout_seconds=config.parallel.timeout_seconds,
         )
         phases = training_phases(config.objective)
-        self.stepper = Stepper(engine, phases=phases, seed=config.training.seed, device=device)
+        self.stepper = Stepper(engine, phases=phases, device=device)
         self.checkpoints = RunCheckpoints(
             engine,
             config,
@@ -147,6 +148,7 @@ def _initialized_model(config: RunConfig, device: torch.device) -> WholeModel:
     """Initial values by parameter name, or those of an imported checkpoint."""
     model = WholeModel(build_specs(config.model, config.objective))
     select_attention(model, config.training.attention, device)
+    set_sites(model.named_modules(), seed=config.training.seed)
     if config.training.init_from is None:
         initialize(model, seed=config.training.seed, std=config.model.initializer_range)
     else:

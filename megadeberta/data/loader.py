@@ -42,7 +42,8 @@ class StepBatch:
 
     A micro batch holds int64 ``input_ids`` and ``attention_mask`` ``[B, L]``, ``masked_positions`` and
     ``masked_labels`` ``[B, Q]`` (label 0 = empty slot). Q differs between micro batches. Where the objective or the
-    packing needs them: ``prefix_lengths`` and ``sample_keys`` ``[B]``, ``document_starts`` ``[B, L]``.
+    packing needs them: ``prefix_lengths`` ``[B]``, ``document_starts`` ``[B, L]``. ``sample_numbers`` ``[B]`` is
+    ``step * 2**32 + place in the global batch``: dropout and sampling are functions of it.
     """
 
     step: int
@@ -94,13 +95,14 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
         batch, length = self._algebra.micro_batch, self._data.sequence_length
         sizes = [batch * width for slots in packed.slots for width in (length, slots, slots, 1)]
         parts = [part.view(batch, -1).long() for part in packed.words.split(sizes)]
-        keys = stream_key(self._seed, "sample", self.samples(packed.step))
+        places = self.samples(packed.step) - packed.step * self._algebra.global_batch
+        numbers = (packed.step << 32) + places
         micro_batches = [
             _as_model_inputs(
                 self._data,
                 self._objective,
                 fields=parts[4 * number : 4 * number + 4],
-                keys=keys[number * batch : (number + 1) * batch],
+                numbers=numbers[number * batch : (number + 1) * batch],
             )
             for number in range(len(packed.slots))
         ]
@@ -209,13 +211,12 @@ def validation_batches(
     finally:
         reader.close()
     size = algebra.micro_batch
-    keys = stream_key(_VALIDATION_SEED, "validation sample", chunks)
     return [
         _as_model_inputs(
             data,
             objective,
             fields=[torch.tensor(field) for field in _fields(made.rows(start, start + size))],
-            keys=keys[start : start + size],
+            numbers=chunks[start : start + size],
         )
         for start in range(0, len(chunks), size)
     ]
@@ -235,7 +236,7 @@ def _fields(batch: MaskedBatch) -> tuple[NDArray[np.int64], ...]:
 
 
 def _as_model_inputs(
-    data: DataConfig, objective: ObjectiveConfig, *, fields: Sequence[Tensor], keys: NDArray[np.uint64]
+    data: DataConfig, objective: ObjectiveConfig, *, fields: Sequence[Tensor], numbers: NDArray[np.int64]
 ) -> dict[str, Tensor]:
     input_ids, masked_positions, masked_labels, prefix_lengths = fields
     inputs = {
@@ -243,11 +244,10 @@ def _as_model_inputs(
         "attention_mask": (input_ids != PAD_ID).long(),
         "masked_positions": masked_positions,
         "masked_labels": masked_labels,
+        "sample_numbers": torch.from_numpy(numbers),
     }
     if objective.name in ("ar", "mlm_ar"):
         inputs["prefix_lengths"] = prefix_lengths.view(-1)
-    if objective.name == "rtd":
-        inputs["sample_keys"] = torch.from_numpy(keys.view(np.int64))
     if data.packing == "documents":
         inputs["document_starts"] = torch.from_numpy(document_starts(input_ids.numpy()))
     return inputs

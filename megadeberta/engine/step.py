@@ -3,7 +3,6 @@
 Shapes: B micro batch · L length · Q masked rows a sample.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,16 +46,13 @@ class Stepper:
     """Drives a DeepSpeed engine one optimizer step at a time.
 
     Equalities kept: ranks x accumulation x micro batch = one big batch, because every loss sum is divided once by its
-    count over the whole global batch; resumed = uninterrupted, because every dropout draw is seeded by (seed, step,
-    part, rank, micro batch) and not by a stream that would have to be restored.
+    count over the whole global batch; resumed = uninterrupted, because dropout and samples are functions of the
+    batch's sample numbers and not of a stream that would have to be restored.
     """
 
-    def __init__(
-        self, engine: deepspeed.DeepSpeedEngine, *, phases: Sequence[Phase], seed: int, device: torch.device
-    ) -> None:
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, *, phases: Sequence[Phase], device: torch.device) -> None:
         self.engine = engine
         self.phases = phases
-        self.seed = seed
         self.device = device
         # Taken now: a resumed optimizer brings the groups' settings of the run that saved it.
         self._lr_scales = [group["lr_scale"] for group in engine.optimizer.param_groups]
@@ -113,7 +109,6 @@ class Stepper:
         last = len(batches) - 1
         grad_norm = math.nan
         for number, batch in enumerate(batches):
-            self._seed_dropout(step, phase.part, number)
             terms, more = self.engine(**batch, part=phase.part)
             handed_on.append(more)
             self.engine.backward(self._loss(phase, terms, targets), scale_wrt_gas=False)
@@ -159,20 +154,20 @@ class Stepper:
         """One sequence of padding: takes part in collectives, has every term and adds nothing to any."""
         padding = torch.zeros(1, 8, dtype=torch.int64)
         empty, none = padding[:, :1], padding[0, :1]
-        batch = {"input_ids": padding, "attention_mask": padding, "masked_positions": empty, "masked_labels": empty}
+        batch = {
+            "input_ids": padding,
+            "attention_mask": padding,
+            "masked_positions": empty,
+            "masked_labels": empty,
+            "sample_numbers": none,
+        }
         names = [name for phase in self.phases for name in phase.weights]
-        if "rtd_loss" in names:
-            batch["sample_keys"] = none
         if "ar_loss" in names:
             batch["prefix_lengths"] = none
         return batch
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-
-    def _seed_dropout(self, step: int, part: str | None, micro_batch: int) -> None:
-        words = f"{self.seed}/{step}/{part or ''}/{self.rank}/{micro_batch}".encode()
-        torch.manual_seed(int.from_bytes(hashlib.sha256(words).digest()[:8], "little") >> 1)
 
     def _check_loss(self, sums: Mapping[str, Tensor], phase: Phase, step: int) -> None:
         for name in phase.weights:

@@ -9,11 +9,24 @@ from torch import Tensor, nn
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import RelativePositions
+from megadeberta.model.dropout import AttentionDropout, Draws, HiddenDropout
 from megadeberta.ops.attention_mask import AttentionMask
-from megadeberta.ops.counter_dropout import draw_dropout
 from megadeberta.ops.disentangled_attention import Backend, disentangled_attention
 from megadeberta.ops.position_terms import PositionTerms
 from megadeberta.ops.recompute import gelu_then
+
+
+@dataclass(frozen=True)
+class QueryStream:
+    """The rows that attend: their hidden states, where they stand among the keys, what they see and what they draw.
+
+    positions: ``[B, Lq]``, or None when row i is position i.
+    """
+
+    hidden: Tensor  # [B, Lq, D]
+    mask: AttentionMask
+    draws: Draws | None
+    positions: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,15 +58,15 @@ class DisentangledSelfAttention(nn.Module):
             nn.Linear(size, size, bias=config.key_bias) if separate and self.content_to_position else None
         )
         self.pos_query_proj = nn.Linear(size, size) if separate and self.position_to_content else None
-        self.position_dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.attention_dropout = config.attention_probs_dropout_prob
+        self.position_dropout = HiddenDropout(config.hidden_dropout_prob)
+        self.dropout = AttentionDropout(config.attention_probs_dropout_prob)
         self.backend: Backend = "auto"
 
-    def project_keys(self, hidden: Tensor, relative: RelativePositions | None) -> ProjectedKeys:
+    def project_keys(self, hidden: Tensor, relative: RelativePositions | None, draws: Draws | None) -> ProjectedKeys:
         """Keys and values of ``hidden`` ``[B, L, D]`` and the position projections, once for all query streams."""
         position = None
         if relative is not None and (self.content_to_position or self.position_to_content):
-            table = self.position_dropout(relative.table)  # [P, D]
+            table = self.position_dropout.of_table(relative.table, draws)  # [P, D]
             position_key = position_query = None
             if self.content_to_position:
                 position_key = self._split_heads((self.pos_key_proj or self.key_proj)(table))
@@ -63,18 +76,16 @@ class DisentangledSelfAttention(nn.Module):
         key, value = self.key_proj(hidden), self.value_proj(hidden)
         return ProjectedKeys(self._split_heads(key), self._split_heads(value), position)
 
-    def forward(
-        self, query: Tensor, keys: ProjectedKeys, mask: AttentionMask, positions: Tensor | None = None
-    ) -> Tensor:
-        """Context ``[B, Lq, D]`` of the query stream ``[B, Lq, D]`` at ``positions`` ``[B, Lq]``, or at all."""
+    def forward(self, query: QueryStream, keys: ProjectedKeys) -> Tensor:
+        """Context ``[B, Lq, D]`` of the query stream."""
         context = disentangled_attention(
-            self._split_heads(self.query_proj(query)),
+            self._split_heads(self.query_proj(query.hidden)),
             keys.key,
             keys.value,
             position=keys.position,
-            query_positions=positions,
-            mask=mask,
-            dropout=draw_dropout(self.attention_dropout, query.device) if self.training else None,
+            query_positions=query.positions,
+            mask=query.mask,
+            dropout=self.dropout(query.draws),
             backend=self.backend,
         )  # [B, N, Lq, H]
         return context.transpose(1, 2).flatten(2)
@@ -92,13 +103,12 @@ class AttentionBlock(nn.Module):
         self.attention = DisentangledSelfAttention(config)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = HiddenDropout(config.hidden_dropout_prob)
 
-    def forward(
-        self, query: Tensor, keys: ProjectedKeys, mask: AttentionMask, positions: Tensor | None = None
-    ) -> Tensor:
-        context = self.attention(query, keys, mask, positions)
-        return self.layer_norm(self.dropout(self.dense(context)) + query)
+    def forward(self, query: QueryStream, keys: ProjectedKeys) -> Tensor:
+        """``[B, Lq, D]``."""
+        context = self.attention(query, keys)
+        return self.layer_norm(self.dropout(self.dense(context), query.draws) + query.hidden)
 
 
 class FeedForward(nn.Module):
@@ -109,8 +119,9 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = HiddenDropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, draws: Draws | None) -> Tensor:
+        """``[B, Lq, D]``."""
         inner = gelu_then(self.down, self.up(hidden))
-        return self.layer_norm(self.dropout(inner) + hidden)
+        return self.layer_norm(self.dropout(inner, draws) + hidden)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from megadeberta.model.dropout import Draws
 from megadeberta.ops.attention_mask import AttentionMask, padding_mask, prefix_mask
 from megadeberta.ops.tied_table import TiedGradient
 
@@ -43,7 +44,7 @@ class Carry:
     prefix_lengths: Tensor | None = None  # [B]: key j is seen from i if j <= i or j < prefix; 0 = causal, L = all
     document_starts: Tensor | None = None  # [B, L]: position of the first token of each token's own document
     pairs: Tensor | None = None  # [B, L, L] bool, true = query i may attend key j
-    sample_keys: Tensor | None = None  # [B] int64: keys of the noise that samples are drawn with
+    draws: Draws | None = None  # what dropout and sampling are made of
     tied_gradient: TiedGradient | None = None  # joins both uses of the word table when they are in one process
     relative: RelativePositions | None = None
     hidden: Tensor | None = None  # [B, L, D]

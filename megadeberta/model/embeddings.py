@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import Carry, RelativePositions
+from megadeberta.model.dropout import HiddenDropout
 from megadeberta.ops.relative_position import rows_by_distance
 from megadeberta.ops.tied_table import TiedGradient, lookup
 
@@ -45,7 +46,7 @@ class Embeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
         self.embed_proj = nn.Linear(width, config.hidden_size, bias=False) if width != config.hidden_size else None
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = HiddenDropout(config.hidden_dropout_prob)
 
     def forward(self, carry: Carry) -> Carry:
         shared = () if carry.tied_gradient is None else (carry.tied_gradient,)
@@ -59,7 +60,7 @@ class Embeddings(nn.Module):
         if self.embed_proj is not None:
             hidden = self.embed_proj(hidden)  # [B, L, E] -> [B, L, D]
         hidden = self.layer_norm(hidden) * carry.attention_mask.unsqueeze(-1)
-        return replace(carry, hidden=self.dropout(hidden))
+        return replace(carry, hidden=self.dropout(hidden, carry.draws))
 
 
 class SharedEmbedding(nn.Module):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.model.attention import AttentionBlock, FeedForward, ProjectedKeys
+from megadeberta.model.attention import AttentionBlock, FeedForward, ProjectedKeys, QueryStream
 from megadeberta.model.carry import Carry
-from megadeberta.ops.attention_mask import AttentionMask
+from megadeberta.model.dropout import HiddenDropout
 
 _ACTIVATIONS = {"gelu": functional.gelu, "tanh": functional.tanh}
 
@@ -27,19 +27,18 @@ class EncoderLayer(nn.Module):
         self.convolution = ConvolutionBranch(config) if convolution else None
 
     def forward(self, carry: Carry) -> Carry:
-        hidden = self.attend(carry.hidden, self.project_keys(carry), carry.visibility)
+        query = QueryStream(carry.hidden, carry.visibility, carry.draws)
+        hidden = self.attend(query, self.project_keys(carry))
         if self.convolution is not None:
             hidden = self.convolution(carry, hidden)
         return replace(carry, hidden=hidden)
 
     def project_keys(self, carry: Carry) -> ProjectedKeys:
-        return self.self_attention.attention.project_keys(carry.hidden, carry.relative)
+        return self.self_attention.attention.project_keys(carry.hidden, carry.relative, carry.draws)
 
-    def attend(
-        self, query: Tensor, keys: ProjectedKeys, mask: AttentionMask, positions: Tensor | None = None
-    ) -> Tensor:
-        """Run the layer for a query stream ``[B, Lq, D]`` that may differ from the key stream, at ``[B, Lq]``."""
-        return self.feed_forward(self.self_attention(query, keys, mask, positions))
+    def attend(self, query: QueryStream, keys: ProjectedKeys) -> Tensor:
+        """Run the layer for a query stream that may differ from the key stream: ``[B, Lq, D]``."""
+        return self.feed_forward(self.self_attention(query, keys), query.draws)
 
 
 class TokenConvolution(nn.Conv1d):
@@ -69,11 +68,11 @@ class ConvolutionBranch(nn.Module):
         size, kernel = config.hidden_size, config.conv_kernel_size
         self.conv = TokenConvolution(size, size, kernel, padding=(kernel - 1) // 2, groups=config.conv_groups)
         self.layer_norm = nn.LayerNorm(size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = HiddenDropout(config.hidden_dropout_prob)
         self.activation = _ACTIVATIONS[config.conv_act]
 
     def forward(self, carry: Carry, hidden: Tensor) -> Tensor:
         """``carry.hidden`` is the input of layer 0, ``hidden`` its output; both ``[B, L, D]``."""
         real = carry.attention_mask.unsqueeze(-1)
         convolved = self.conv(carry.hidden, carry.document_starts) * real
-        return self.layer_norm(hidden + self.activation(self.dropout(convolved))) * real
+        return self.layer_norm(hidden + self.activation(self.dropout(convolved, carry.draws))) * real

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from megadeberta.config.model import ModelConfig
+from megadeberta.model.attention import QueryStream
 from megadeberta.model.carry import Carry, gather_rows
 from megadeberta.model.layer import EncoderLayer
 
@@ -39,6 +40,7 @@ class EnhancedMaskDecoder(nn.Module):
         mask = carry.visibility.at_rows(positions)  # empty slots have position 0 and are dropped later
         keys = self.layer.project_keys(carry)
         query = gather_rows(carry.hidden, positions) + self.position_embeddings(carry.local_positions(positions))
-        for _ in range(PASSES):
-            query = self.layer.attend(query, keys, mask, positions)
+        for number in range(PASSES):
+            draws = None if carry.draws is None else carry.draws.at(positions, stream=number)
+            query = self.layer.attend(QueryStream(query, mask, draws, positions), keys)
         return query

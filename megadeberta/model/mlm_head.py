@@ -39,8 +39,10 @@ class TiedDecoder(nn.Module):
 class MlmHead(nn.Module):
     """Dense, gelu, LayerNorm, tied decoder; then cross entropy in fp32 or better, summed over the targets."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, for_sampling: bool = False) -> None:
+        """With ``for_sampling``, the logits are handed on: samples are drawn from them."""
         super().__init__()
+        self.for_sampling = for_sampling
         self.dense = nn.Linear(config.hidden_size, config.embedding_width)
         self.layer_norm = nn.LayerNorm(config.embedding_width, config.layer_norm_eps)
         self.decoder = TiedDecoder(config)
@@ -64,8 +66,7 @@ class MlmHead(nn.Module):
             loss_sum, correct = self._loss(rows.flatten(0, 1), labels.flatten(), carry.tied_gradient)
             count = (labels != EMPTY).sum()
             terms |= {f"{name}_loss": (loss_sum, count), f"{name}_accuracy": (correct, count)}
-        # Samples are drawn from the generator's logits; nothing else needs them whole.
-        logits = None if carry.sample_keys is None else self._logits_to_sample_from(rows)
+        logits = self._logits_to_sample_from(rows) if self.for_sampling else None
         return replace(carry, masked_logits=logits, terms=terms)
 
     def _loss(self, rows: Tensor, labels: Tensor, tied: TiedGradient | None) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
-"""Samples from the generator: Gumbel-max with noise addressed by (sample key, position, vocabulary id).
+"""Samples from the generator: Gumbel-max with noise addressed by (site, sample, position, vocabulary id).
 
-Nothing is drawn from a stream, so the samples depend on no layout, and a resumed run draws them again. Words are those
-of SplitMix64 as in ``data/counter_random.py``, in torch's wrapping int64 arithmetic.
+Nothing is drawn from a stream, so the samples depend on no layout, and a resumed run draws them again.
 
 Shapes: B batch · L length · Q masked rows a sample · V vocabulary · R rows.
 """
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megadeberta.model.carry import Carry, Term
+from megadeberta.model.dropout import needed
 from megadeberta.model.mlm_head import EMPTY
+from megadeberta.ops.split_mix import hash_words, shift_right
 
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-_FIRST_FACTOR = 0xBF58476D1CE4E5B9 - 2**64
-_SECOND_FACTOR = 0x94D049BB133111EB - 2**64
 _CHUNK_ELEMENTS = 2**22
 """Noise of this many (row, id) pairs exists at a time: 32 MiB for each of the hash's few temporaries."""
 
@@ -33,12 +31,13 @@ class Sample(nn.Module):
     def __init__(self, temperature: float) -> None:
         super().__init__()
         self.temperature = temperature
+        self.site = 0
 
     @torch.no_grad()
     def forward(self, carry: Carry) -> Carry:
         positions, labels = carry.masked_positions, carry.masked_labels
         is_target = labels != EMPTY
-        keys = hash_words(carry.sample_keys.unsqueeze(-1), positions)  # [B, Q]
+        keys = needed(carry.draws).rows.gather(1, positions) ^ self.site  # [B, Q]
         drawn = gumbel_max(carry.masked_logits / self.temperature, keys)
         length = carry.input_ids.size(1)
         target = torch.where(is_target, positions, length)  # empty slots write behind the end
@@ -92,23 +91,10 @@ def gumbel_max(logits: Tensor, keys: Tensor) -> Tensor:
     return torch.cat(drawn).view(keys.shape)
 
 
-def hash_words(keys: Tensor, counters: Tensor) -> Tensor:
-    """Uniform 64-bit words for each (key, counter), as int64; the two broadcast. Equals ``random_words``."""
-    words = keys + (counters + 1) * _GOLDEN
-    words = (words ^ _shift_right(words, 30)) * _FIRST_FACTOR
-    words = (words ^ _shift_right(words, 27)) * _SECOND_FACTOR
-    return words ^ _shift_right(words, 31)
-
-
 def exponential(words: Tensor) -> Tensor:
     """Standard exponential variables, fp32, from uniform words.
 
     ``-log1p(-u)`` keeps all digits where u is small, and the smallest of V variables decides a draw.
     """
-    uniform = (_shift_right(words, 11).float() + 0.5) * 2.0**-53  # in (0, 1]
+    uniform = (shift_right(words, 11).float() + 0.5) * 2.0**-53  # in (0, 1]
     return -torch.log1p(-uniform.clamp_max(1.0 - 2.0**-24))
-
-
-def _shift_right(words: Tensor, bits: int) -> Tensor:
-    """Logical shift; torch's own on int64 copies the sign."""
-    return (words >> bits) & (2 ** (64 - bits) - 1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig, RtdConfig, part_of
 from megadeberta.model.carry import Carry, Term, gather_rows
+from megadeberta.model.dropout import Draws
 from megadeberta.model.embeddings import Embeddings, RelativeTable
 from megadeberta.model.layer import EncoderLayer
 from megadeberta.model.mask_decoder import EnhancedMaskDecoder
@@ -51,9 +52,10 @@ def backbone_specs(config: ModelConfig, *, prefix: str = "", embeddings: LayerSp
 
 
 def mlm_specs(config: ModelConfig, *, prefix: str = "") -> list[LayerSpec]:
-    """Encoder, decoder and head that predict tokens: masked ones, or next ones."""
+    """Encoder, decoder and head that predict tokens: masked ones, or next ones. A generator is sampled from."""
     ties = (Tie("decoder.weight", f"{prefix}{WORD_TABLE}"),)
-    head = LayerSpec(f"{prefix}{MLM_HEAD}", lambda: MlmHead(config), ties=ties)
+    is_generator = part_of(prefix) == GENERATOR
+    head = LayerSpec(f"{prefix}{MLM_HEAD}", lambda: MlmHead(config, for_sampling=is_generator), ties=ties)
     return [*backbone_specs(config, prefix=prefix), head]
 
 
@@ -112,6 +114,7 @@ class WholeModel(nn.Module):
         attention_mask: Tensor,
         masked_positions: Tensor | None = None,
         masked_labels: Tensor | None = None,
+        sample_numbers: Tensor | None = None,
         *,
         part: str | None = None,
         **more: Tensor,
@@ -123,6 +126,7 @@ class WholeModel(nn.Module):
             attention_mask: ``[B, L]`` bool or 0/1 integers.
             masked_positions: ``[B, Q]``, 0 in empty slots.
             masked_labels: ``[B, Q]``, ids to predict, 0 in empty slots.
+            sample_numbers: ``[B]`` int64, see ``Draws``; without them there is no dropout and no sampling.
             part: run the generator or the discriminator only; the latter needs ``replaced``.
             more: other fields of ``Carry``.
 
@@ -138,6 +142,7 @@ class WholeModel(nn.Module):
             attention_mask.bool(),
             masked_positions=masked_positions,
             masked_labels=masked_labels,
+            draws=None if sample_numbers is None else Draws.of(sample_numbers, input_ids.size(1)),
             tied_gradient=tied,
             **more,
         )
@@ -146,6 +151,8 @@ class WholeModel(nn.Module):
         handed_on = {}
         if part == GENERATOR:
             handed_on = {"input_ids": done.input_ids, "attention_mask": done.attention_mask, "replaced": done.replaced}
+            if sample_numbers is not None:
+                handed_on["sample_numbers"] = sample_numbers
             if done.document_starts is not None:
                 handed_on["document_starts"] = done.document_starts
         return dict(done.terms), handed_on

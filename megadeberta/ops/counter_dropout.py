@@ -25,13 +25,13 @@ class CounterDropout:
     The probability is rounded to a multiple of 1/256 (0.1 becomes 26/256), and kept weights are scaled by the exact
     inverse of what is kept, so the expectation is right.
 
-    seed: int64 scalar tensor on the device of the scores. first_sample, first_head: global numbers of the first sample
-    and head of this call, for ranks that hold a part of the batch or of the heads.
+    seed: int64 scalar tensor on the device of the scores. samples: int64 ``[B]``, global numbers of the samples of
+    this call, below 2**31. first_head: global number of its first head, for ranks that hold a part of the heads.
     """
 
     probability: float
     seed: Tensor
-    first_sample: int = 0
+    samples: Tensor
     first_head: int = 0
 
     @property
@@ -42,13 +42,6 @@ class CounterDropout:
     @property
     def scale(self) -> float:
         return 256.0 / (256 - self.threshold)
-
-
-def draw_dropout(probability: float, device: torch.device) -> CounterDropout | None:
-    """Dropout keyed by torch's own generator, so that ``torch.manual_seed`` decides it; None when it drops nothing."""
-    if round(probability * 256) == 0:
-        return None
-    return CounterDropout(probability, torch.randint(2**62, (), device=device))
 
 
 def kept(dropout: CounterDropout, samples: Tensor, heads: Tensor, *, rows: Tensor, num_columns: int) -> Tensor:
@@ -66,7 +59,7 @@ def kept(dropout: CounterDropout, samples: Tensor, heads: Tensor, *, rows: Tenso
         groups,
         rows.unsqueeze(-1),
         (heads + dropout.first_head).unsqueeze(-1),
-        (samples + dropout.first_sample).unsqueeze(-1),
+        dropout.samples[samples].unsqueeze(-1),
     )
     # Little-endian: byte k of word w decides column 4 w + k of the group.
     columns = torch.stack(words, dim=-1).to(torch.int32).view(torch.uint8)  # [..., groups, 16]

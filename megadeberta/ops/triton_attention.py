@@ -46,10 +46,9 @@ def triton_attention(
         _int32(end),
         None if real is None else real.to(torch.int8).contiguous(),
         _int32(query_positions),
-        None if dropout is None else dropout.seed,
+        None if dropout is None else torch.cat([dropout.seed.view(1), dropout.samples]),
         score_scale(query.size(-1), position),
         0 if dropout is None else dropout.threshold,
-        0 if dropout is None else dropout.first_sample,
         0 if dropout is None else dropout.first_head,
     )
     return context.transpose(1, 2)
@@ -67,21 +66,21 @@ def _int32(tensor: Tensor | None) -> Tensor | None:
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, position_key: _OptionalTensor, position_query: _OptionalTensor,
     rows: _OptionalTensor, begin: _OptionalTensor, end: _OptionalTensor, real: _OptionalTensor,
-    positions: _OptionalTensor, seed: _OptionalTensor,
-    scale: float, threshold: int, first_sample: int, first_head: int,
+    positions: _OptionalTensor, draws: _OptionalTensor,
+    scale: float, threshold: int, first_head: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Context ``[B, Q, N, H]`` and log-sum-exp ``[B, N, Q]``."""
     batch, heads, num_queries, head_size = query.shape
     context = query.new_empty(batch, num_queries, heads, head_size)
     lse = query.new_empty(batch, heads, num_queries, dtype=torch.float32)
-    inputs = _Inputs(query, key, value, position_key, position_query, rows, begin, end, real, positions, seed)
+    inputs = _Inputs(query, key, value, position_key, position_query, rows, begin, end, real, positions, draws)
     plan = plan_tiles(head_size)
     out = context.transpose(1, 2)
     forward_kernel[(triton.cdiv(num_queries, plan.rows), batch * heads)](
         *inputs.tensors(), out, lse, *inputs.lookups(),
         *(t.stride()[:3] for t in (query, key, value, out)), *inputs.table_strides(),
         heads, num_queries, key.size(2), inputs.center, head_size, scale,
-        first_sample, first_head, threshold, 256.0 / (256 - threshold), **inputs.flags(), **plan.options(),
+        first_head, threshold, 256.0 / (256 - threshold), **inputs.flags(), **plan.options(),
     )  # fmt: skip
     return context, lse
 
@@ -98,13 +97,13 @@ def _backward(
     grad_context: Tensor, context: Tensor, lse: Tensor,
     query: Tensor, key: Tensor, value: Tensor, position_key: _OptionalTensor, position_query: _OptionalTensor,
     rows: _OptionalTensor, begin: _OptionalTensor, end: _OptionalTensor, real: _OptionalTensor,
-    positions: _OptionalTensor, seed: _OptionalTensor,
-    scale: float, threshold: int, first_sample: int, first_head: int,
+    positions: _OptionalTensor, draws: _OptionalTensor,
+    scale: float, threshold: int, first_head: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of query, key and value ``[B, ., N, H]``, and of the tables ``[P, N, H]`` (empty if absent)."""
     batch, heads, num_queries, head_size = query.shape
     num_keys = key.size(2)
-    inputs = _Inputs(query, key, value, position_key, position_query, rows, begin, end, real, positions, seed)
+    inputs = _Inputs(query, key, value, position_key, position_query, rows, begin, end, real, positions, draws)
     plan = plan_tiles(head_size)
     grad_context = grad_context.contiguous()
     delta = (grad_context.float() * context.float()).sum(-1).transpose(1, 2).contiguous()  # [B, N, Q]
@@ -114,7 +113,7 @@ def _backward(
     content = tuple(t.stride()[:3] for t in (query, key, value, grad_out))
     lookups = (lse, delta, *inputs.lookups())
     sizes = (heads, num_queries, num_keys)
-    rest = (inputs.center, head_size, scale, first_sample, first_head, threshold, 256.0 / (256 - threshold))
+    rest = (inputs.center, head_size, scale, first_head, threshold, 256.0 / (256 - threshold))
     query_kernel[(triton.cdiv(num_queries, plan.rows), batch * heads)](
         *inputs.tensors(), grad_out, by_head[0], *lookups, *content, by_head[0].stride()[:3],
         *inputs.table_strides(), *sizes, *rest, **inputs.flags(), **plan.options(),
@@ -158,8 +157,8 @@ def _(grad_context, context, lse, query, key, value, position_key, position_quer
 
 
 def _keep(ctx, inputs, output) -> None:
-    *tensors, scale, threshold, first_sample, first_head = inputs
-    ctx.numbers = (scale, threshold, first_sample, first_head)
+    *tensors, scale, threshold, first_head = inputs
+    ctx.numbers = (scale, threshold, first_head)
     ctx.save_for_backward(*output, *tensors)
 
 
@@ -168,7 +167,7 @@ def _gradients(ctx, grad_context, _grad_lse):
     grads = torch.ops.megadeberta.attention_backward(grad_context, context, lse, *tensors, *ctx.numbers)
     content = (grad.transpose(1, 2) for grad in grads[:3])
     tables = (None if t is None else g.transpose(0, 1) for g, t in zip(grads[3:], tensors[3:5], strict=True))
-    return (*content, *tables, *(None,) * 10)
+    return (*content, *tables, *(None,) * 9)
 
 
 torch.library.register_autograd("megadeberta::attention_forward", _gradients, setup_context=_keep)
@@ -188,7 +187,7 @@ class _Inputs:
     end: Tensor | None
     real: Tensor | None
     positions: Tensor | None
-    seed: Tensor | None
+    draws: Tensor | None  # [1 + B]: the seed, then the number of each sample
 
     @property
     def center(self) -> int:
@@ -199,7 +198,7 @@ class _Inputs:
         return self.query, self.key, self.value, *tables
 
     def lookups(self) -> tuple[Tensor, ...]:
-        given = (self.rows, self.begin, self.end, self.real, self.positions, self.seed)
+        given = (self.rows, self.begin, self.end, self.real, self.positions, self.draws)
         return tuple(self.query if t is None else t for t in given)
 
     def table_strides(self) -> tuple[tuple[int, ...], ...]:
@@ -212,7 +211,7 @@ class _Inputs:
             "HAS_MASK": self.begin is not None,
             "HAS_REAL": self.real is not None,
             "HAS_POSITIONS": self.positions is not None,
-            "DROPOUT": self.seed is not None,
+            "DROPOUT": self.draws is not None,
             "ROUNDS": ROUNDS,
         }
 

@@ -44,9 +44,9 @@ def _row_facts(begin_base, end_base, positions_base, rows, valid, num_keys, HAS_
 
 @triton.jit
 def forward_kernel(
-    Q, K, V, KR, QR, OUT, LSE, ROWS, BEGIN, END, REAL, POS, SEED,
+    Q, K, V, KR, QR, OUT, LSE, ROWS, BEGIN, END, REAL, POS, DRAWS,
     sq, sk, sv, so, s_kr, s_qr, num_heads, num_queries, num_keys, center, head_size, scale,
-    first_sample, first_head, threshold, keep_scale,
+    first_head, threshold, keep_scale,
     C2P: tl.constexpr, P2C: tl.constexpr, HAS_MASK: tl.constexpr, HAS_REAL: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     DROPOUT: tl.constexpr, ROUNDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
@@ -82,7 +82,7 @@ def forward_kernel(
         best = new_best
         if DROPOUT:
             kept = tile_kept(
-                tl.load(SEED), first_sample + sample, first_head + head, rows, j, threshold, ROUNDS, BN)  # fmt: skip
+                DRAWS, sample, first_head + head, rows, j, threshold, ROUNDS, BN)  # fmt: skip
             weights = tl.where(kept, weights, 0.0)
         context = context * shrink[:, None] + product(weights.to(value.dtype), value)
     seeing = total > 0
@@ -97,7 +97,7 @@ def forward_kernel(
 @triton.jit
 def _tile_gradient(
     query, key, value, grad_out, lse, delta, begin, end, positions, lowest, highest, rows, j,
-    tables, strides, ROWS, REAL, SEED, sample, head, num_keys, center, head_size, scale, threshold, keep_scale, dims,
+    tables, strides, ROWS, REAL, DRAWS, sample, head, num_keys, center, head_size, scale, threshold, keep_scale, dims,
     C2P: tl.constexpr, P2C: tl.constexpr, HAS_REAL: tl.constexpr, DROPOUT: tl.constexpr, ROUNDS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -111,7 +111,7 @@ def _tile_gradient(
     grad_weights = product(grad_out, tl.trans(value))
     dropped = weights
     if DROPOUT:
-        kept = tile_kept(tl.load(SEED), sample, head, rows, j, threshold, ROUNDS, BN)
+        kept = tile_kept(DRAWS, sample, head, rows, j, threshold, ROUNDS, BN)
         factor = tl.where(kept, keep_scale, 0.0)
         dropped = weights * factor
         grad_weights = grad_weights * factor
@@ -120,9 +120,9 @@ def _tile_gradient(
 
 @triton.jit
 def query_kernel(
-    Q, K, V, KR, QR, DO, DQ, LSE, DELTA, ROWS, BEGIN, END, REAL, POS, SEED,
+    Q, K, V, KR, QR, DO, DQ, LSE, DELTA, ROWS, BEGIN, END, REAL, POS, DRAWS,
     sq, sk, sv, sdo, sdq, s_kr, s_qr, num_heads, num_queries, num_keys, center, head_size, scale,
-    first_sample, first_head, threshold, keep_scale,
+    first_head, threshold, keep_scale,
     C2P: tl.constexpr, P2C: tl.constexpr, HAS_MASK: tl.constexpr, HAS_REAL: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     DROPOUT: tl.constexpr, ROUNDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
@@ -150,7 +150,7 @@ def query_kernel(
         value = load_rows(V + b * sv[0] + h * sv[1], sv[2], columns, present, dims, head_size)
         _, grad = _tile_gradient(
             query, key, value, grad_out, lse, delta, begin, end, positions, lowest, highest, rows, j,
-            tables, strides, ROWS, REAL + b * num_keys, SEED, first_sample + sample, first_head + head,
+            tables, strides, ROWS, REAL + b * num_keys, DRAWS, sample, first_head + head,
             num_keys, center, head_size, scale, threshold, keep_scale, dims,
             C2P, P2C, HAS_REAL, DROPOUT, ROUNDS, BM, BN)  # fmt: skip
         gradient += product(grad.to(key.dtype), key)
@@ -165,9 +165,9 @@ def query_kernel(
 
 @triton.jit
 def key_kernel(
-    Q, K, V, KR, QR, DO, DK, DV, LSE, DELTA, ROWS, BEGIN, END, REAL, POS, SEED,
+    Q, K, V, KR, QR, DO, DK, DV, LSE, DELTA, ROWS, BEGIN, END, REAL, POS, DRAWS,
     sq, sk, sv, sdo, sdk, sdv, s_kr, s_qr, num_heads, num_queries, num_keys, center, head_size, scale,
-    first_sample, first_head, threshold, keep_scale,
+    first_head, threshold, keep_scale,
     C2P: tl.constexpr, P2C: tl.constexpr, HAS_MASK: tl.constexpr, HAS_REAL: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     DROPOUT: tl.constexpr, ROUNDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
@@ -197,7 +197,7 @@ def key_kernel(
             delta = tl.load(DELTA + flat, mask=valid, other=0.0)
             dropped, grad = _tile_gradient(
                 query, key, value, grad_out, lse, delta, begin, end, positions, lowest, highest, rows, j,
-                tables, strides, ROWS, REAL + b * num_keys, SEED, first_sample + sample, first_head + head,
+                tables, strides, ROWS, REAL + b * num_keys, DRAWS, sample, first_head + head,
                 num_keys, center, head_size, scale, threshold, keep_scale, dims,
                 C2P, P2C, HAS_REAL, DROPOUT, ROUNDS, BM, BN)  # fmt: skip
             grad_value += product(tl.trans(dropped).to(grad_out.dtype), grad_out)
@@ -219,9 +219,9 @@ def key_kernel(
 
 @triton.jit
 def table_kernel(
-    Q, K, V, KR, QR, DO, DKR, DQR, LSE, DELTA, ROWS, BEGIN, END, REAL, POS, SEED,
+    Q, K, V, KR, QR, DO, DKR, DQR, LSE, DELTA, ROWS, BEGIN, END, REAL, POS, DRAWS,
     sq, sk, sv, sdo, s_kr, s_qr, batch, samples_each, num_heads, num_queries, num_keys, first_window, num_windows,
-    center, head_size, scale, first_sample, first_head, threshold, keep_scale,
+    center, head_size, scale, first_head, threshold, keep_scale,
     C2P: tl.constexpr, P2C: tl.constexpr, HAS_MASK: tl.constexpr, HAS_REAL: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     DROPOUT: tl.constexpr, ROUNDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
@@ -264,7 +264,7 @@ def table_kernel(
                 value = load_rows(V + b * sv[0] + h * sv[1], sv[2], columns, present, dims, head_size)
                 _, grad = _tile_gradient(
                     query, key, value, grad_out, lse, delta, begin, end, positions, lowest, highest, rows, j,
-                    tables, strides, ROWS, REAL + b * num_keys, SEED, first_sample + sample, first_head + head,
+                    tables, strides, ROWS, REAL + b * num_keys, DRAWS, sample, first_head + head,
                     num_keys, center, head_size, scale, threshold, keep_scale, dims,
                     C2P, P2C, HAS_REAL, DROPOUT, ROUNDS, BM, BN)  # fmt: skip
                 if C2P:

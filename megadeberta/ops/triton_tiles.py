@@ -75,13 +75,14 @@ def tile_visible(begin, end, columns, real, num_keys, HAS_REAL: tl.constexpr):
 
 
 @triton.jit
-def tile_kept(seed, sample, head, rows, first_column, threshold, ROUNDS: tl.constexpr, BN: tl.constexpr):
+def tile_kept(draws, sample, head, rows, first_column, threshold, ROUNDS: tl.constexpr, BN: tl.constexpr):
     """Which weights survive dropout, ``[BM, BN]``: byte for byte ``counter_dropout.kept``. BN is a multiple of 16."""
     BM: tl.constexpr = rows.shape[0]
+    seed, number = tl.load(draws), tl.load(draws + 1 + sample).to(tl.int32)
     groups = (first_column // 16 + tl.arange(0, BN // 16)).to(tl.int32)
     zeros = tl.zeros([BM, BN // 16], tl.int32)
     w0, w1, w2, w3 = tl.philox(
-        seed, zeros + groups[None, :], zeros + rows[:, None].to(tl.int32), zeros + head, zeros + sample, ROUNDS
+        seed, zeros + groups[None, :], zeros + rows[:, None].to(tl.int32), zeros + head, zeros + number, ROUNDS
     )
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # [BM, BN / 16, 2, 2], in the order of the words
     low = tl.join(words & 255, (words >> 16) & 255)

@@ -12,6 +12,7 @@ from megadeberta.engine.build import build_engine
 from megadeberta.engine.phases import Batch, training_phases
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.step import Stepper
+from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel, build_specs
 
@@ -56,9 +57,10 @@ def toy_engine(
     config = CONFIG.model_copy(update={"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout})
     model = WholeModel(build_specs(config, objective))
     initialize(model, seed=seed, std=CONFIG.initializer_range)
+    set_sites(model.named_modules(), seed=seed)
     optimizer = OPTIMIZER.model_copy(update={"lr": lr[0], "discriminator_lr": lr[1]})
     engine = build_engine(model, optimizer, block=block, timeout_seconds=60.0)
-    return Stepper(engine, phases=training_phases(objective), seed=seed, device=device), model
+    return Stepper(engine, phases=training_phases(objective), device=device), model
 
 
 def global_batch(step: int) -> Batch:
@@ -78,7 +80,7 @@ def global_batch(step: int) -> Batch:
         "attention_mask": mask.long(),
         "masked_positions": positions,
         "masked_labels": labels,
-        "sample_keys": torch.arange(GLOBAL_BATCH) + GLOBAL_BATCH * step,
+        "sample_numbers": torch.arange(GLOBAL_BATCH) + (step << 32),
     }
 
 

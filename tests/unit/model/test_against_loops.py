@@ -140,8 +140,8 @@ def test_joint_replaced_token_detection_equals_the_loops(sharing: str, packed: b
     starts = [0, 0, 0, 3, 3, 3] if packed else [0] * 6
     more = {"document_starts": torch.tensor([starts, [0] * 6])} if packed else {}
     keys = torch.tensor([11, 12])
-    terms, _ = model(IDS, MASK, POSITIONS, LABELS, sample_keys=keys, **more)
-    _, handed_on = model(IDS, MASK, POSITIONS, LABELS, sample_keys=keys, part="generator", **more)
+    terms, _ = model(IDS, MASK, POSITIONS, LABELS, sample_numbers=keys, **more)
+    _, handed_on = model(IDS, MASK, POSITIONS, LABELS, sample_numbers=keys, part="generator", **more)
 
     parameters = dict(model.named_parameters())
     table = parameters["generator.embeddings.word_embeddings.weight"]

@@ -13,6 +13,7 @@ from megadeberta.errors import ConfigError
 from megadeberta.model import attention_backend
 from megadeberta.model.attention_backend import describe_attention, select_attention
 from megadeberta.model.carry import Carry, RelativePositions
+from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.layer import EncoderLayer
 from megadeberta.model.whole import WholeModel, mlm_specs
@@ -41,11 +42,12 @@ def _losses(backend: str, *, steps: int, dropout: float) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     data = torch.tensor(list(TEXT.read_bytes()[: steps * 4 * 64])).view(steps, 4, 64) + 4
     generator = torch.Generator().manual_seed(2)
-    torch.manual_seed(3)
+    set_sites(model.named_modules(), seed=3)
     losses = []
-    for clean in data:
+    for step, clean in enumerate(data):
         positions = torch.rand(4, 64, generator=generator).topk(10).indices.sort().values
-        terms, _ = model(clean.scatter(1, positions, 3), torch.ones_like(clean), positions, clean.gather(1, positions))
+        masked, numbers = clean.scatter(1, positions, 3), (step << 32) + torch.arange(4)
+        terms, _ = model(masked, torch.ones_like(clean), positions, clean.gather(1, positions), numbers)
         optimizer.zero_grad()
         loss_sum, count = terms["mlm_loss"]
         (loss_sum / count).backward()

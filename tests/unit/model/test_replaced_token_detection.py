@@ -11,6 +11,7 @@ from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import RtdConfig
 from megadeberta.convert.names import backbone_names
 from megadeberta.model.carry import Carry
+from megadeberta.model.dropout import Draws
 from megadeberta.model.initialize import initialize
 from megadeberta.model.parts import split_parts
 from megadeberta.model.sampling import Sample
@@ -37,7 +38,7 @@ def _model(sharing: str, **changes: object) -> WholeModel:
 
 
 def _gradients(model: WholeModel, term: str) -> dict[str, Tensor | None]:
-    terms, _ = model(IDS, MASK, **TARGETS, sample_keys=torch.tensor([5, 6]))
+    terms, _ = model(IDS, MASK, **TARGETS, sample_numbers=torch.tensor([5, 6]))
     names, parameters = zip(*model.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(terms[term][0], parameters, allow_unused=True), strict=True))
 
@@ -70,7 +71,7 @@ def test_es_adds_both_gradients_and_nes_keeps_two_tables() -> None:
     shared = _model("es")
     assert OWN not in dict(shared.named_parameters())
     rtd, mlm = _gradients(shared, "rtd_loss"), _gradients(shared, "mlm_loss")
-    terms, _ = shared(IDS, MASK, **TARGETS, sample_keys=torch.tensor([5, 6]))
+    terms, _ = shared(IDS, MASK, **TARGETS, sample_numbers=torch.tensor([5, 6]))
     table = shared.get_parameter(TABLE)
     (both,) = torch.autograd.grad(terms["mlm_loss"][0] + terms["rtd_loss"][0], [table])
     assert rtd[TABLE].abs().max() > 0 and mlm[TABLE].abs().max() > 0
@@ -96,7 +97,7 @@ def test_no_gradient_passes_through_sampling(sharing: str) -> None:
 def _sampled(favourites: list[list[int]]) -> Carry:
     """The sequence after a generator that is sure of these ids, ``[B, Q]``."""
     logits = torch.nn.functional.one_hot(torch.tensor(favourites), 12) * 1e4
-    carry = Carry(IDS, MASK.bool(), **TARGETS, masked_logits=logits.double(), sample_keys=torch.tensor([1, 2]))
+    carry = Carry(IDS, MASK.bool(), **TARGETS, masked_logits=logits.double(), draws=Draws.of(torch.tensor([1, 2]), 6))
     return Sample(1.0)(carry)
 
 
@@ -111,7 +112,9 @@ def test_a_sample_that_equals_the_original_is_no_replacement() -> None:
 def test_empty_slots_change_nothing_even_beside_a_masked_first_token() -> None:
     targets = {"masked_positions": torch.tensor([[0, 0]]), "masked_labels": torch.tensor([[9, 0]])}
     logits = torch.nn.functional.one_hot(torch.tensor([[8, 4]]), 12) * 1e4
-    carry = Carry(IDS[:1], MASK[:1].bool(), **targets, masked_logits=logits.double(), sample_keys=torch.tensor([1]))
+    carry = Carry(
+        IDS[:1], MASK[:1].bool(), **targets, masked_logits=logits.double(), draws=Draws.of(torch.tensor([1]), 6)
+    )
     assert Sample(1.0)(carry).input_ids.tolist() == [[8, 5, 11, 4, 11, 2]]
 
 

@@ -22,7 +22,7 @@ def _batch(step: int) -> dict[str, torch.Tensor]:
         "attention_mask": torch.ones_like(ids),
         "masked_positions": positions,
         "masked_labels": labels,
-        "sample_keys": torch.arange(BATCH) + step * BATCH,
+        "sample_numbers": torch.arange(BATCH) + step * BATCH,
     }
 
 

@@ -6,7 +6,8 @@ import torch
 
 from megadeberta.data.counter_random import random_words
 from megadeberta.model import sampling
-from megadeberta.model.sampling import exponential, gumbel_max, hash_words
+from megadeberta.model.sampling import exponential, gumbel_max
+from megadeberta.ops.split_mix import hash_words
 
 
 def test_words_are_those_of_the_data_pipeline() -> None:

@@ -59,12 +59,17 @@ def run(case: Case, *, backend: str, dtype: torch.dtype = torch.float64) -> dict
         position=terms if terms.count else None,
         query_positions=positions,
         mask=mask,
-        dropout=CounterDropout(case.dropout, torch.tensor(2**40 + case.seed)) if case.dropout else None,
+        dropout=_dropout(case) if case.dropout else None,
         backend=backend,
     )
     upstream = _drawn(tuple(context.shape), generator).to(dtype)
     grads = torch.autograd.grad(context, inputs, upstream, allow_unused=True)
     return dict(zip(NAMES, (context.detach(), *grads), strict=True))
+
+
+def _dropout(case: Case) -> CounterDropout:
+    samples = (case.seed + 7 * torch.arange(case.batch)) % 2**31
+    return CounterDropout(case.dropout, torch.tensor(2**40 + case.seed), samples)
 
 
 def largest_error(case: Case, *, backend: str, dtype: torch.dtype) -> tuple[float, str]:

@@ -76,7 +76,8 @@ def test_packed_documents_equal_the_documents_alone() -> None:
 
 def test_dropout_of_a_part_is_that_part_of_the_whole() -> None:
     seed = torch.tensor(77)
-    whole, part = CounterDropout(0.3, seed), CounterDropout(0.3, seed, first_sample=2, first_head=1)
+    whole = CounterDropout(0.3, seed, torch.arange(4))
+    part = CounterDropout(0.3, seed, torch.arange(2, 4), first_head=1)
     index = [torch.arange(n) for n in (4, 3)]
     rows = torch.arange(5)
     all_of_it = kept(whole, index[0][:, None, None], index[1][None, :, None], rows=rows, num_columns=21)
@@ -85,7 +86,7 @@ def test_dropout_of_a_part_is_that_part_of_the_whole() -> None:
 
 
 def test_dropout_drops_the_rounded_share_and_keeps_the_expectation() -> None:
-    dropout = CounterDropout(0.1, torch.tensor(5))
+    dropout = CounterDropout(0.1, torch.tensor(5), torch.arange(64))
     index = torch.arange(64)
     is_kept = kept(dropout, index[:, None], torch.tensor(0), rows=index[None, :], num_columns=512).double()
     # 2M draws: five standard deviations of the mean are 1e-3.

@@ -174,7 +174,7 @@ def test_dropout_keeps_the_mean_and_depends_on_the_seed_alone() -> None:
     leaves, rows, mask = inputs(("c2p",))
 
     def draw(seed: int) -> Tensor:
-        return attend(leaves, rows, mask, dropout=CounterDropout(0.5, torch.tensor(seed)))
+        return attend(leaves, rows, mask, dropout=CounterDropout(0.5, torch.tensor(seed), torch.arange(2)))
 
     assert torch.equal(draw(1), draw(1))
     runs = [draw(seed) for seed in range(2000)]
