@@ -1,4 +1,4 @@
-"""The GPU benchmark runs end to end on a toy size where there is no GPU."""
+"""Both benchmark commands run end to end on a toy; the GPU's under the interpreter where there is no GPU."""
 
 import os
 import subprocess
@@ -8,11 +8,30 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_gpu_benchmark_runs_on_a_toy_under_the_interpreter(tmp_path: Path) -> None:
-    chart = tmp_path / "chart.png"
-    command = [sys.executable, "benchmarks/gpu_attention.py", "--toy", "--dropout", "0.1", "--plot", str(chart)]
+def _output(*arguments: str) -> str:
     environ = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
-    assert "megadeberta triton: largest relative difference" in done.stdout
-    assert done.stdout.count("forward+backward") == 3
+    command = [sys.executable, *arguments, "--toy"]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_gpu_benchmark_compares_op_layer_and_step_on_a_toy_under_the_interpreter(tmp_path: Path) -> None:
+    chart = tmp_path / "chart.png"
+    output = _output("benchmarks/gpu_step.py", "--plot", str(chart))
+    assert "megadeberta triton: largest relative difference to the fp32 reference" in output
+    assert "largest relative gradient difference" in output
+    for package in ("flashdeberta", "disentangled-flash"):
+        assert f"{package} left out: its kernels need a CUDA GPU" in output
+    for peer in ("transformers eager", "same-size BERT, SDPA"):
+        assert output.count(f"megadeberta triton : {peer}") == 2  # a ratio for the layer, one for the step
+    assert output.count("MFU") == 5 and output.count("tokens/s") == 5
+    assert chart.stat().st_size > 1000
+
+
+def test_the_cpu_benchmark_compares_layer_step_and_optimizer_on_a_toy(tmp_path: Path) -> None:
+    chart = tmp_path / "chart.png"
+    output = _output("benchmarks/cpu_step.py", "--shapes", "2x16", "--repeats", "1", "--plot", str(chart))
+    assert output.count("x BERT") == output.count("KiB a token a layer") == 5
+    assert output.count("transformers eager") == 4  # layer, step, bytes kept, optimizer
     assert chart.stat().st_size > 1000
