@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig, RtdConfig, part_of
@@ -92,21 +93,21 @@ class WholeModel(nn.Module):
     Parameter names are ``<spec name>.<name inside the layer>``: the same under every layout.
     """
 
-    def __init__(self, specs: Sequence[LayerSpec]) -> None:
+    def __init__(self, specs: Sequence[LayerSpec], *, recompute: bool = False) -> None:
+        """``recompute``: activation checkpointing, see ``run_layers``."""
         super().__init__()
+        self.recompute = recompute
         self.layer_names = [spec.name for spec in specs]
         for spec in specs:
             layer = spec.build()
             for tie in spec.ties:
                 owner, _, attribute = tie.attribute.rpartition(".")
                 setattr(layer.get_submodule(owner), attribute, self.get_parameter(tie.source))
-            _attach(self, spec.name, layer)
+            attach_layer(self, spec.name, layer)
 
     def run(self, carry: Carry, names: Sequence[str] | None = None) -> Carry:
         """Pass the carry through the layers of these names, or through all."""
-        for name in self.layer_names if names is None else names:
-            carry = self.get_submodule(name)(carry)
-        return carry
+        return run_layers(self, self.layer_names if names is None else names, carry, recompute=self.recompute)
 
     def forward(
         self,
@@ -198,7 +199,23 @@ class WholeModel(nn.Module):
         return [n for n in self.layer_names if part_of(n) == part and n.rpartition(".")[2] not in heads]
 
 
-def _attach(root: nn.Module, name: str, layer: nn.Module) -> None:
+def run_layers(root: nn.Module, names: Sequence[str], carry: Carry, *, recompute: bool = False) -> Carry:
+    """Pass the carry through the modules of these names under ``root``.
+
+    Args:
+        recompute: keep only the input of each encoder layer and run it again in the backward pass. Dropout is a
+            function of the batch, so both runs drop the same.
+    """
+    for name in names:
+        layer = root.get_submodule(name)
+        if recompute and torch.is_grad_enabled() and isinstance(layer, EncoderLayer | EnhancedMaskDecoder):
+            carry = checkpoint(layer, carry, use_reentrant=False, preserve_rng_state=False)
+        else:
+            carry = layer(carry)
+    return carry
+
+
+def attach_layer(root: nn.Module, name: str, layer: nn.Module) -> None:
     """Add ``layer`` under a dotted name, making the containers on the way."""
     *containers, leaf = name.split(".")
     for container in containers:
