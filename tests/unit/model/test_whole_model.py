@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from megadeberta.config.model import ModelConfig
+from megadeberta.model.attention import QueryStream
 from megadeberta.model.carry import Carry
 from megadeberta.model.whole import WholeModel, backbone_specs, mlm_specs
 from tests.unit.model.small import batch, small_config, small_model
@@ -59,7 +60,7 @@ def test_shared_projections_have_no_parameters_of_their_own_and_use_the_content_
     ids, mask = batch(config)
     carry = model.relative(model.embeddings(Carry(ids, mask.bool())))
     attention = model.get_submodule("layer.0.self_attention.attention")
-    projected = attention.project_keys(carry.hidden, carry.relative)
+    projected = attention.project_keys(carry.hidden, carry.relative, None)
     for found, linear in (
         (projected.position.key, attention.key_proj),
         (projected.position.query, attention.query_proj),
@@ -112,7 +113,7 @@ def test_the_convolution_reads_the_embeddings_and_replaces_the_first_layers_outp
     ids, mask = batch(config)
     carry = model.relative(model.embeddings(Carry(ids, mask.bool())))
     layer = model.get_submodule("layer.0")
-    plain = layer.attend(carry.hidden, layer.project_keys(carry), carry.visibility)
+    plain = layer.attend(QueryStream(carry.hidden, carry.visibility, None), layer.project_keys(carry))
     branch = layer.convolution
     expected = torch.zeros_like(plain)
     for b in range(ids.size(0)):
