@@ -64,6 +64,7 @@ def parameter_groups(
             "active": True,
         }
         for (part, decayed), parameters in groups.items()
+        if parameters  # a pipeline stage may hold nothing of a part but a table
     ]
 
 

@@ -97,7 +97,7 @@ class Stepper:
             terms |= found
             norms[phase.part or ""] = norm
             applied = applied and was_applied
-        result = _as_terms(terms)
+        result = as_terms(terms)
         return StepResult(result.total(self.phases), result, norms, applied)
 
     def _update(
@@ -112,7 +112,7 @@ class Stepper:
             terms, more = self.engine(**batch, part=phase.part)
             handed_on.append(more)
             self.engine.backward(self._loss(phase, terms, targets), scale_wrt_gas=False)
-            _add(sums, terms)
+            add_terms(sums, terms)
             if number == last:
                 _all_reduce(sums)
                 self._check_loss(sums, phase, step)
@@ -145,9 +145,9 @@ class Stepper:
         for number in range(int(passes)):
             batch = batches[number] if number < len(batches) else self._blank_batch()
             terms, _ = self.engine(**self._to_device(batch))
-            _add(sums, terms)
+            add_terms(sums, terms)
         _all_reduce(sums)
-        result = _as_terms(sums)
+        result = as_terms(sums)
         return EvalResult(result.total(self.phases), result)
 
     def _blank_batch(self) -> Batch:
@@ -212,7 +212,7 @@ def _bad_gradient(step: int, norm: float) -> str:
     )
 
 
-def _add(sums: dict[str, Tensor], terms: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+def add_terms(sums: dict[str, Tensor], terms: Mapping[str, tuple[Tensor, Tensor]]) -> None:
     """Add the (sum, count) of a micro batch, in fp64."""
     for name, (total, count) in terms.items():
         pair = torch.stack([total.detach().double(), count.double()])
@@ -228,6 +228,7 @@ def _all_reduce(sums: dict[str, Tensor]) -> None:
     sums.update(zip(sums, stacked, strict=True))
 
 
-def _as_terms(sums: Mapping[str, Tensor]) -> Terms:
+def as_terms(sums: Mapping[str, Tensor]) -> Terms:
+    """From (sum, count) pairs, each one tensor."""
     pairs = {name: pair.tolist() for name, pair in sums.items()}
     return Terms({name: pair[0] for name, pair in pairs.items()}, {name: int(pair[1]) for name, pair in pairs.items()})
