@@ -64,9 +64,9 @@ def open_steps(
 def split_rows(batch: dict[str, torch.Tensor]) -> list[bytes]:
     """Each sequence's inputs and targets, without the empty slots, whose number depends on its neighbours."""
     rows = []
-    for ids, mask, positions, labels in zip(*(batch[name].numpy() for name in batch), strict=True):
+    for ids, mask, positions, labels, number in zip(*(batch[name].numpy() for name in batch), strict=True):
         filled = labels != 0
-        rows.append(b"".join(array.tobytes() for array in (ids, mask, positions[filled], labels[filled])))
+        rows.append(b"".join(array.tobytes() for array in (ids, mask, positions[filled], labels[filled], number)))
     return rows
 
 
@@ -160,7 +160,7 @@ def test_items_carry_step_samples_and_int64_tensors(data: DataConfig) -> None:
     assert item.sample_range == (24, 31)
     assert len(item.micro_batches) == 2
     for batch in item.micro_batches:
-        assert list(batch) == ["input_ids", "attention_mask", "masked_positions", "masked_labels"]
+        assert list(batch) == ["input_ids", "attention_mask", "masked_positions", "masked_labels", "sample_numbers"]
         assert all(tensor.dtype == torch.int64 and tensor.is_contiguous() for tensor in batch.values())
         assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, LENGTH)
         assert batch["masked_positions"].shape == batch["masked_labels"].shape == (2, 8)
