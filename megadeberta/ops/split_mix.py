@@ -6,19 +6,19 @@ of ``data/counter_random.py``.
 
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-_FIRST_FACTOR = 0xBF58476D1CE4E5B9 - 2**64
-_SECOND_FACTOR = 0x94D049BB133111EB - 2**64
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+FIRST_FACTOR = 0xBF58476D1CE4E5B9 - 2**64
+SECOND_FACTOR = 0x94D049BB133111EB - 2**64
 
 
 def hash_words(keys: Tensor, counters: Tensor | int) -> Tensor:
     """Uniform 64-bit words for each (key, counter), as int64; the two broadcast."""
-    offset = (counters + 1) * _GOLDEN
+    offset = (counters + 1) * GOLDEN
     if isinstance(offset, int):  # wraps as int64 does
         offset = (offset + 2**63) % 2**64 - 2**63
     words = keys + offset
-    words = (words ^ shift_right(words, 30)) * _FIRST_FACTOR
-    words = (words ^ shift_right(words, 27)) * _SECOND_FACTOR
+    words = (words ^ shift_right(words, 30)) * FIRST_FACTOR
+    words = (words ^ shift_right(words, 27)) * SECOND_FACTOR
     return words ^ shift_right(words, 31)
 
 

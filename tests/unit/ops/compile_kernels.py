@@ -5,44 +5,57 @@ Run as a program with the names of the kernels; prints the shared memory of each
 
 import json
 import sys
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from megadeberta.ops import triton_kernels
+from megadeberta.ops import triton_kernels, triton_residual_norm
 from megadeberta.ops.counter_dropout import ROUNDS
 from megadeberta.ops.triton_plan import plan_tiles
 
 HOPPER = GPUTarget("cuda", 90, 32)
-BF16, FP32, INT32 = ("Q", "K", "V", "KR", "QR", "OUT", "DO", "DQ", "DK", "DV"), ("LSE", "DELTA", "DKR", "DQR"), "i32"
-STRIDES = ("sq", "sk", "sv", "so", "sdo", "sdq", "sdk", "sdv")
+ATTENTION = ("forward_kernel", "query_kernel", "key_kernel", "table_kernel")
+RESIDUAL_NORM = ("forward_kernel", "backward_kernel")
+TYPES = {
+    "*bf16": "Q K V KR QR OUT DO DQ DK DV BRANCH RESIDUAL WEIGHT BIAS NORMED TOTAL GRAD GRAD_BRANCH GRAD_RESIDUAL",
+    "*fp32": "LSE DELTA DKR DQR MEAN SCALE GRAD_WEIGHT GRAD_BIAS",
+    "*i64": "DRAWS KEYS",
+    "*i32": "ROWS BEGIN END POS",
+    "*i8": "REAL",
+    "fp32": "scale keep_scale eps",
+}
+STRIDES = dict.fromkeys(("sq", "sk", "sv", "so", "sdo", "sdq", "sdk", "sdv"), 3) | {"s_kr": 2, "s_qr": 2}
 
 
-def shared_bytes(name: str, *, head_size: int, separate_rows: bool) -> int:
-    """Shared memory of the compiled kernel, with masks, dropout and both position terms."""
-    kernel, plan = getattr(triton_kernels, name), plan_tiles(head_size)
-    options = plan.options()
-    warps = options.pop("num_warps")
-    constants = dict.fromkeys(("C2P", "P2C", "HAS_MASK", "HAS_REAL", "DROPOUT"), True)
-    constants |= {"HAS_POSITIONS": separate_rows, "ROUNDS": ROUNDS, **options}
+def attention_constants(head_size: int, *, separate_rows: bool) -> dict[str, Any]:
+    """With masks, dropout and both position terms."""
+    flags = dict.fromkeys(("C2P", "P2C", "HAS_MASK", "HAS_REAL", "DROPOUT"), True)
+    return flags | {"HAS_POSITIONS": separate_rows, "ROUNDS": ROUNDS, **plan_tiles(head_size).options()}
+
+
+def shared_bytes(kernel: Any, constants: dict[str, Any]) -> int:
+    """Shared memory of the kernel compiled with ``constants``, which may have ``num_warps``."""
+    constants = dict(constants)
+    options = {"num_warps": constants.pop("num_warps")}
     signature = {argument: _type(argument, constants) for argument in kernel.arg_names}
     indexed = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
-    compiled = triton.compile(ASTSource(kernel, signature, indexed), target=HOPPER, options={"num_warps": warps})
-    return compiled.metadata.shared
+    return triton.compile(ASTSource(kernel, signature, indexed), target=HOPPER, options=options).metadata.shared
 
 
-def _type(argument: str, constants: dict[str, object]) -> str | tuple[str, ...]:
-    kinds = {"constexpr": constants, "*bf16": BF16, "*fp32": FP32, "fp32": ("scale", "keep_scale")}
-    kinds |= {"*i8": ("REAL",), "*i64": ("SEED",), "*i32": ("ROWS", "BEGIN", "END", "POS")}
+def _type(argument: str, constants: dict[str, Any]) -> str | tuple[str, ...]:
+    if argument in constants:
+        return "constexpr"
     if argument in STRIDES:
-        return (INT32,) * 3
-    if argument in ("s_kr", "s_qr"):
-        return (INT32,) * 2
-    return next((kind for kind, names in kinds.items() if argument in names), INT32)
+        return ("i32",) * STRIDES[argument]
+    return next((kind for kind, names in TYPES.items() if argument in names.split()), "i32")
 
 
 if __name__ == "__main__":
-    names = ("forward_kernel", "query_kernel", "key_kernel", "table_kernel")
-    head_size, separate_rows = int(sys.argv[1]), sys.argv[2] == "rows"
-    print(json.dumps({n: shared_bytes(n, head_size=head_size, separate_rows=separate_rows) for n in names}))
+    constants = attention_constants(int(sys.argv[1]), separate_rows=sys.argv[2] == "rows")
+    shared = {f"attention {n}": shared_bytes(getattr(triton_kernels, n), constants) for n in ATTENTION}
+    for n in RESIDUAL_NORM:
+        tile = {"DROPOUT": True, **triton_residual_norm.tile(768)}
+        shared[f"residual norm {n}"] = shared_bytes(getattr(triton_residual_norm, n), tile)
+    print(json.dumps(shared))

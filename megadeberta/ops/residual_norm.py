@@ -1,0 +1,68 @@
+"""LayerNorm(dropout(branch) + residual) in one: only the sum is kept, and the backward pass draws the dropout again.
+
+Shapes: D columns · ... rows.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from megadeberta.ops.disentangled_attention import Backend, resolve_backend
+from megadeberta.ops.hidden_dropout import hidden_dropout, kept_as, kept_scale, threshold
+
+
+def residual_layer_norm(
+    branch: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    keys: Tensor | None = None,
+    probability: float = 0.0,
+    backend: Backend = "auto",
+) -> Tensor:
+    """``LayerNorm(hidden_dropout(branch) + residual)``; every backend drops the same elements.
+
+    Args:
+        branch, residual: ``[..., D]``.
+        weight, bias: ``[D]``.
+        keys: int64 ``[...]``, random words of the rows, see ``hidden_dropout``; None drops nothing.
+        backend: as for ``disentangled_attention``.
+
+    Returns:
+        ``[..., D]``.
+    """
+    name = resolve_backend(backend, branch.device)
+    if keys is None or threshold(probability) == 0:
+        keys, probability = None, 0.0
+    if name == "triton":
+        # Triton is an optional dependency, and importing it takes a second.
+        from megadeberta.ops.triton_residual_norm import triton_residual_norm
+
+        return triton_residual_norm(branch, residual, weight, bias, eps=eps, keys=keys, probability=probability)
+    if name == "reference" or keys is None:
+        dropped = branch if keys is None else hidden_dropout(branch, keys, probability=probability)
+        return functional.layer_norm(dropped + residual, weight.shape, weight, bias, eps)
+    return _CpuResidualNorm.apply(branch, residual, weight, bias, eps, keys, probability)
+
+
+class _CpuResidualNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, branch, residual, weight, bias, eps: float, keys: Tensor, probability: float) -> Tensor:
+        kept = kept_as(keys, branch, probability=probability)
+        total = torch.addcmul(residual, branch, kept, value=kept_scale(probability))
+        normed, mean, scale = torch.native_layer_norm(total, weight.shape, weight, bias, eps)
+        ctx.probability = probability
+        ctx.save_for_backward(total, mean, scale, weight, bias, keys)
+        return normed
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        total, mean, scale, weight, bias, keys = ctx.saved_tensors
+        grad_total, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
+            grad.contiguous(), total, weight.shape, mean, scale, weight, bias, [True, True, True]
+        )
+        kept = kept_as(keys, grad_total, probability=ctx.probability)
+        grad_branch = kept.mul_(grad_total).mul_(kept_scale(ctx.probability))
+        return grad_branch, grad_total, grad_weight, grad_bias, None, None, None
