@@ -1,5 +1,6 @@
 """``megadeberta convert`` and ``megadeberta fill-mask``. Torch and transformers are imported after the arguments."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,20 +26,28 @@ def export_command(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Argument(help="new folder for transformers", show_default=False)],
     model: Annotated[
-        Literal["mlm", "backbone"], typer.Option(help="with the prediction head, or the encoder alone")
+        Literal["mlm", "backbone", "discriminator"],
+        typer.Option(
+            help="with the prediction head (of two parts, the generator), the encoder alone, or with its head"
+        ),
     ] = "mlm",
+    file_format: Annotated[
+        Literal["hf", "microsoft"], typer.Option("--format", help="for transformers, or for microsoft/DeBERTa")
+    ] = "hf",
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a checkpoint as a folder that transformers loads: weights, config, tokenizer, model card.
+    """Write a checkpoint as a folder that others load: weights, config, tokenizer, model card.
 
     The folder is loaded through transformers and compared with our own model before it appears under OUT.
 
     Example: megadeberta convert export runs/quickstart exported
     """
     from megadeberta.convert.export import export_checkpoint
-    from megadeberta.convert.hf_config import ModelKind
+    from megadeberta.convert.hf_config import FileFormat, ModelKind
 
-    findings = export_checkpoint(checkpoint, out, kind=ModelKind(model), overwrite=overwrite)
+    findings = export_checkpoint(
+        checkpoint, out, kind=ModelKind(model), file_format=FileFormat(file_format), overwrite=overwrite
+    )
     _print_findings(f"{out} is written and checked", [(finding.what, finding.detail) for finding in findings])
 
 
@@ -58,8 +67,18 @@ def check_command(folder: Annotated[Path, typer.Argument(help="an export", show_
 def import_command(
     folder: Annotated[Path, typer.Argument(help="a folder of transformers or microsoft/DeBERTa", show_default=False)],
     out: Annotated[Path, typer.Argument(help="new folder, for training.init_from", show_default=False)],
+    generator: Annotated[
+        Path | None,
+        typer.Option(help="FOLDER is a discriminator and this its generator: to go on with replaced token detection"),
+    ] = None,
+    new_generator: Annotated[
+        bool, typer.Option("--new-generator", help="FOLDER is a discriminator; draw a generator around its word table")
+    ] = False,
+    sharing: Annotated[
+        Literal["gdes", "es", "nes"], typer.Option(help="How generator and discriminator will share tables")
+    ] = "gdes",
     allow_new: Annotated[
-        bool, typer.Option("--allow-new", help="Draw a prediction head or absolute positions that the file lacks")
+        bool, typer.Option("--allow-new", help="Draw a head or absolute positions that the file lacks")
     ] = False,
     mask_decoder: Annotated[
         bool | None,
@@ -69,18 +88,27 @@ def import_command(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of what --allow-new draws")] = 1234,
+    seed: Annotated[int, typer.Option(help="Of what is drawn")] = 1234,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a Hugging Face or Microsoft folder into weights that `training.init_from` starts from.
 
-    Every tensor of the file and of the model is accounted for in OUT/import_report.json.
+    Every tensor of the file and of the model is accounted for in OUT/import_report.json. With --generator or
+    --new-generator, OUT/objective.json is the objective section that the weights are for.
 
     Example: megadeberta convert import exported start-here
     """
     from megadeberta.convert.import_folder import import_folder
+    from megadeberta.convert.import_parts import import_parts
+    from megadeberta.errors import ConfigError
 
-    lines = import_folder(folder, out, allow_new=allow_new, mask_decoder=mask_decoder, seed=seed, overwrite=overwrite)
+    more = {"allow_new": allow_new, "mask_decoder": mask_decoder, "seed": seed, "overwrite": overwrite}
+    if new_generator and generator is not None:
+        raise ConfigError("--generator and --new-generator exclude each other: there is one generator")
+    if new_generator or generator is not None:
+        lines = import_parts(folder, out, generator=generator, sharing=sharing, **more)
+    else:
+        lines = import_folder(folder, out, **more)
     taken = [line for line in lines if line.action == "taken"]
     rows = [("taken", f"{len(taken)} tensors of the model", "from the file")]
     rows += [
@@ -88,10 +116,7 @@ def import_command(
         for line in lines
         if line.action != "taken"
     ]
-    table = Table("what", "tensor", "why", title=Text(f"{out} is written"), title_justify="left")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console().print(table)
+    _print_table(f"{out} is written", ("what", "tensor", "why"), rows)
 
 
 def fill_mask(
@@ -126,7 +151,11 @@ def _fill(text: str, number: int, piece: str) -> str:
 
 
 def _print_findings(title: str, rows: list[tuple[str, str]]) -> None:
-    table = Table("compared", "result", title=Text(title), title_justify="left")
+    _print_table(title, ("compared", "result"), rows)
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(*columns, title=Text(title), title_justify="left")
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)

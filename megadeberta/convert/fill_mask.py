@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from megadeberta.convert.import_folder import read_hf_folder
+from megadeberta.convert.read_folder import config_path, read_hf_folder
 from megadeberta.convert.sentencepiece_file import MASK
 from megadeberta.convert.source import MODEL_JSON, SPM, ModelSource, load_weights
 from megadeberta.convert.tokenizer_json import build_tokenizer
+from megadeberta.convert.vocabulary import check_tokenizer_fits
 from megadeberta.data.tokenizer import UNK_ID, WORD_BOUNDARY
 from megadeberta.errors import CheckpointError, ConfigError, DataError
 from megadeberta.model.whole import WholeModel, mlm_specs
@@ -47,6 +48,7 @@ def predict_masks(path: Path, text: str, *, top_k: int = 5) -> list[list[Guess]]
     source = _load(path)
     if source.tokenizer is None:
         raise CheckpointError(f"{source.folder / SPM}: is missing; put the tokenizer of these weights there")
+    check_tokenizer_fits(source.tokenizer, source.config)
     tokenizer = build_tokenizer(source.tokenizer)
     num_pieces = tokenizer.token_to_id(MASK)
     if not 1 <= top_k <= num_pieces - UNK_ID - 1:
@@ -68,7 +70,7 @@ def predict_masks(path: Path, text: str, *, top_k: int = 5) -> list[list[Guess]]
 
 
 def _load(path: Path) -> ModelSource:
-    is_hugging_face = (path / "config.json").is_file() and not (path / MODEL_JSON).is_file()
+    is_hugging_face = config_path(path).is_file() and not (path / MODEL_JSON).is_file()
     if not is_hugging_face:
         return load_weights(path).token_model()
     imported = read_hf_folder(path)

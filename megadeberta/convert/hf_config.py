@@ -1,6 +1,6 @@
 """``ModelConfig`` <-> Hugging Face ``config.json``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -16,15 +16,24 @@ class ModelKind(StrEnum):
 
     MLM = "mlm"
     BACKBONE = "backbone"
+    DISCRIMINATOR = "discriminator"
+
+
+class FileFormat(StrEnum):
+    """Whose program the folder is for; both read the same tensor names."""
+
+    HUGGING_FACE = "hf"
+    MICROSOFT = "microsoft"
 
 
 @dataclass(frozen=True)
 class HfLayout:
-    """How a Hugging Face folder names and packs the tensors of one model."""
+    """How a folder names and packs the tensors of one model."""
 
     model_type: str
     kind: ModelKind
     legacy: bool
+    file_format: FileFormat = FileFormat.HUGGING_FACE
 
     @property
     def architecture(self) -> str:
@@ -72,8 +81,8 @@ _ABSENT = {
 """What is absent from a published config has the default of the code it is for, not ours."""
 
 
-def choose_layout(config: ModelConfig, kind: ModelKind) -> HfLayout:
-    """The class of transformers that computes this model.
+def choose_layout(config: ModelConfig, kind: ModelKind, file_format: FileFormat = FileFormat.HUGGING_FACE) -> HfLayout:
+    """The class of transformers that computes this model; microsoft/DeBERTa has one for all.
 
     Keys without bias, separate position projections, linear distances and a plain table are v1 (``deberta``); all
     else is ``deberta-v2``. The head is the non-legacy one, except that transformers builds that one ``H -> H``, so an
@@ -81,7 +90,8 @@ def choose_layout(config: ModelConfig, kind: ModelKind) -> HfLayout:
     """
     plain_table = config.position_buckets < 1 and config.norm_rel_ebd == "none" and not config.share_att_key
     is_v1 = not config.key_bias and plain_table and not config.conv_kernel_size
-    return HfLayout(V1 if is_v1 else V2, kind, legacy=config.embedding_width != config.hidden_size)
+    legacy = file_format == FileFormat.HUGGING_FACE and config.embedding_width != config.hidden_size
+    return HfLayout(V1 if is_v1 else V2, kind, legacy, file_format)
 
 
 def to_hf_config(config: ModelConfig, layout: HfLayout) -> dict[str, Any]:
@@ -112,7 +122,17 @@ def to_hf_config(config: ModelConfig, layout: HfLayout) -> dict[str, Any]:
         MASK_DECODER_KEY: config.enhanced_mask_decoder,
         KEY_BIAS_KEY: config.key_bias,
     }
+    if layout.file_format == FileFormat.MICROSOFT:
+        values["padding_idx"] = config.pad_token_id
     return values
+
+
+def with_model_type(values: Mapping[str, Any], tensor_names: Iterable[str]) -> dict[str, Any]:
+    """The configuration with a ``model_type``, which microsoft/DeBERTa leaves out: v1 if projections are packed."""
+    if values.get("model_type") is not None:
+        return dict(values)
+    packed = any(name.endswith(".in_proj.weight") for name in tensor_names)
+    return {**values, "model_type": V1 if packed else V2}
 
 
 def from_hf_config(values: Mapping[str, Any], *, mask_decoder: bool, source: str) -> ModelConfig:
@@ -130,6 +150,8 @@ def from_hf_config(values: Mapping[str, Any], *, mask_decoder: bool, source: str
     names = (*_SAME_NAME, *(() if is_v1 else (*_V2_ONLY, *_CONVOLUTION)))
     fields = {name: values[name] for name in names if values.get(name) is not None}
     fields = _ABSENT | {"key_bias": not is_v1} | fields
+    if not fields.get("conv_kernel_size"):
+        del fields["conv_act"]  # of nothing
     terms = values.get("pos_att_type") or ()
     fields["pos_att_type"] = terms if isinstance(terms, str) else tuple(terms)
     if isinstance(fields["norm_rel_ebd"], str):
@@ -141,12 +163,15 @@ def from_hf_config(values: Mapping[str, Any], *, mask_decoder: bool, source: str
     try:
         return ModelConfig.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        what = (
-            first["ctx"]["error"] if first["type"] == "value_error" else f"{where}={first['input']!r}: {first['msg']}"
-        )
-        raise CheckpointError(f"{source}: not a model that megadeberta has: {what}") from None
+        raise CheckpointError(f"{source}: not a model that megadeberta has: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing wrong with a model section, in its own words."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    own_words = first["type"] == "value_error"
+    return str(first["ctx"]["error"]) if own_words else f"{where}={first['input']!r}: {first['msg']}"
 
 
 def _own_width(values: Mapping[str, Any]) -> int | None:

@@ -1,29 +1,23 @@
-"""``convert import``: a Hugging Face or Microsoft folder -> a folder of our weights."""
+"""``convert import``: a folder that predicts tokens -> a folder of our weights."""
 
 import json
 import logging
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.convert.hf_config import MASK_DECODER_KEY, from_hf_config
-from megadeberta.convert.hf_weights import (
-    SplitTensors,
-    expected_shapes,
-    has_position_table,
-    source_name,
-    split_tensors,
-    take_backbone,
-)
-from megadeberta.convert.names import MLM_HEAD, POSITION_TABLE_OF_DECODER
+from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.convert.hf_weights import expected_shapes
 from megadeberta.convert.published_folder import publish_folder
-from megadeberta.convert.source import MODEL_JSON, SPM, check_shapes
-from megadeberta.convert.tensor_file import SAFETENSORS, check_finite, read_folder_tensors
+from megadeberta.convert.read_folder import ImportedModel, ReportLine, read_hf_folder
+from megadeberta.convert.source import MODEL_JSON, OBJECTIVE_JSON, SPM
+from megadeberta.convert.tensor_file import SAFETENSORS
+from megadeberta.convert.vocabulary import check_tokenizer_fits
 from megadeberta.errors import CheckpointError
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel, mlm_specs
@@ -31,35 +25,6 @@ from megadeberta.model.whole import WholeModel, mlm_specs
 log = logging.getLogger(__name__)
 
 REPORT = "import_report.json"
-Action = Literal["taken", "created", "dropped"]
-
-
-@dataclass(frozen=True)
-class ReportLine:
-    """What became of one tensor, and why."""
-
-    action: Action
-    ours: str | None
-    theirs: str | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class ImportedModel:
-    """The tensors of a folder under our names; incomplete when ``missing`` names some."""
-
-    config: ModelConfig
-    weights: dict[str, Tensor]
-    missing: list[str]
-    lines: list[ReportLine]
-
-    @property
-    def has_head(self) -> bool:
-        return MLM_HEAD.keys() <= self.weights.keys()
-
-    @property
-    def needs_positions(self) -> bool:
-        return POSITION_TABLE_OF_DECODER in self.missing
 
 
 def import_folder(
@@ -85,77 +50,50 @@ def import_folder(
         CheckpointError: the weights are missing, damaged, unsafe, not finite or not those of the configuration.
     """
     imported = read_hf_folder(folder, mask_decoder=mask_decoder)
-    created = _create(imported, folder, allow_new=allow_new, seed=seed)
+    created = create_missing(imported, folder, allow_new=allow_new, seed=seed)
     reason = f"not in the file: drawn from seed {seed} and its name, untrained"
     lines = imported.lines + [ReportLine("created", name, None, reason) for name in created]
     weights = imported.weights | created
-
-    def fill(target: Path) -> None:
-        ordered = {name: weights[name] for name in expected_shapes(imported.config)}
-        safetensors.torch.save_file(ordered, target / SAFETENSORS, metadata={"format": "pt"})
-        _write_json(target / MODEL_JSON, imported.config.model_dump(mode="json"))
-        _write_json(target / REPORT, [vars(line) for line in lines])
-        if (folder / SPM).is_file():
-            shutil.copyfile(folder / SPM, target / SPM)
-
-    publish_folder(out, fill, overwrite=overwrite, marker=MODEL_JSON)
+    write_import(out, imported.config, weights, lines, spm=folder / SPM, overwrite=overwrite)
     return lines
 
 
-def read_hf_folder(folder: Path, *, mask_decoder: bool | None = None) -> ImportedModel:
-    """Read a folder's configuration and weights, checked and in fp32, under our names.
-
-    Args:
-        mask_decoder: whether the model has the enhanced mask decoder. None: what an export of ours says; for other
-            folders yes if the file has an absolute position table that is not read at the input (as Microsoft's), and
-            no otherwise.
+def write_import(
+    out: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    lines: Sequence[ReportLine],
+    *,
+    spm: Path,
+    objective: ObjectiveConfig | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the folder, which appears whole or not at all: weights, configuration, report and, if there, tokenizer.
 
     Raises:
-        CheckpointError: see :func:`import_folder`.
+        CheckpointError: the tokenizer at ``spm`` needs more rows than the word table has.
     """
-    config_file = folder / "config.json"
-    values = _read_config(config_file)
-    config = from_hf_config(values, mask_decoder=False, source=str(config_file))
-    tensors, file_name = read_folder_tensors(folder)
-    source = str(folder / file_name)
-    check_finite(tensors, source)
-    try:
-        split = split_tensors(tensors, model_type=values["model_type"], num_heads=config.num_attention_heads)
-        if _has_mask_decoder(values, split, mask_decoder):
-            config = from_hf_config(values, mask_decoder=True, source=str(config_file))
-        taken, dropped = take_backbone(config, split)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from None
-    taken |= split.head
-    missing = _creatable(config) - taken.keys() if not split.head else _creatable(config) - _HEAD - taken.keys()
-    check_shapes(config, taken, source, may_lack=missing)
-    lines = [
-        ReportLine("taken", ours, source_name(config, ours, values["model_type"]), str(tensor.dtype))
-        for ours, tensor in taken.items()
-    ]
-    lines += [ReportLine("dropped", None, name, reason) for name, reason in (split.dropped | dropped).items()]
-    weights = {name: tensor.float().contiguous() for name, tensor in taken.items()}
-    return ImportedModel(config, weights, sorted(missing), lines)
+    check_tokenizer_fits(spm, config)
+
+    def fill(target: Path) -> None:
+        ordered = {name: weights[name] for name in expected_shapes(config, objective or ObjectiveConfig())}
+        safetensors.torch.save_file(ordered, target / SAFETENSORS, metadata={"format": "pt"})
+        _write_json(target / MODEL_JSON, config.model_dump(mode="json"))
+        if objective is not None:
+            _write_json(target / OBJECTIVE_JSON, objective.model_dump(mode="json"))
+        _write_json(target / REPORT, [vars(line) for line in lines])
+        if spm.is_file():
+            shutil.copyfile(spm, target / SPM)
+
+    publish_folder(out, fill, overwrite=overwrite, marker=MODEL_JSON)
 
 
-_HEAD = frozenset(MLM_HEAD)
+def create_missing(imported: ImportedModel, folder: Path, *, allow_new: bool, seed: int) -> dict[str, Tensor]:
+    """Initial values of what is missing, exactly those that a new run with this seed would start from.
 
-
-def _creatable(config: ModelConfig) -> frozenset[str]:
-    """What a published file may lack: it is not part of the backbone."""
-    return _HEAD | {POSITION_TABLE_OF_DECODER} if config.enhanced_mask_decoder else _HEAD
-
-
-def _has_mask_decoder(values: dict[str, Any], split: SplitTensors, asked: bool | None) -> bool:
-    if asked is not None:
-        return asked
-    if MASK_DECODER_KEY in values:
-        return values[MASK_DECODER_KEY] is True
-    return has_position_table(split) and not values.get("position_biased_input", True)
-
-
-def _create(imported: ImportedModel, folder: Path, *, allow_new: bool, seed: int) -> dict[str, Tensor]:
-    """Initial values of what is missing, exactly those that a new run with this seed would start from."""
+    Raises:
+        CheckpointError: something is missing, and nobody allowed to draw it.
+    """
     if not imported.missing:
         return {}
     if not allow_new:
@@ -167,18 +105,6 @@ def _create(imported: ImportedModel, folder: Path, *, allow_new: bool, seed: int
     model = WholeModel(mlm_specs(imported.config))
     initialize(model, seed=seed, std=imported.config.initializer_range)
     return {name: model.get_parameter(name).detach() for name in imported.missing}
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: is missing; give a folder of transformers or microsoft/DeBERTa") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds a {type(values).__name__}, expected a JSON object")
-    return values
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -5,11 +5,20 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from megadeberta.convert.hf_config import V2, HfLayout, ModelKind
+from megadeberta.convert.hf_config import V2, FileFormat, HfLayout, ModelKind
 from megadeberta.convert.source import ModelSource
 
+_OBJECTIVES = {
+    "mlm": "masked language modelling",
+    "rtd": "replaced token detection",
+    "ar": "next tokens, left to right",
+    "mlm_ar": "masked language modelling and next tokens",
+}
 _NO_DECODER = "The prediction head reads the last layer, as transformers' class does: fill-mask works as it is."
 _BACKBONE_ONLY = "The folder holds the encoder alone: no prediction head and no absolute positions."
+_DISCRIMINATOR = """The folder holds a discriminator: the encoder, with the whole word table, and the head that tells
+replaced tokens (`mask_predictions.*`), which transformers does not have and reports as unexpected. Fine-tuning needs
+the encoder alone. `megadeberta convert import` reads both, with the generator's folder beside it."""
 _OPT_IN = """## Fill-mask
 
 This model was pre-trained with DeBERTa's enhanced mask decoder, which transformers does not have:
@@ -36,15 +45,17 @@ cannot be extended by it. `AutoModelForMaskedLM` loads the head but its predicti
 def write_model_card(source: ModelSource, layout: HfLayout, *, num_tokens: int) -> str:
     """Markdown: what the model is, what it was trained on and how long, how to load it and what to watch."""
     config = source.config
-    template = Template((files("megadeberta.convert") / "model_card.md").read_text(encoding="utf-8"))
+    name = "model_card.md" if layout.file_format == FileFormat.HUGGING_FACE else "model_card_microsoft.md"
+    template = Template((files("megadeberta.convert") / name).read_text(encoding="utf-8"))
     is_mlm = layout.kind == ModelKind.MLM
+    head = "" if layout.kind == ModelKind.BACKBONE else " with its head"
     return template.substitute(
         pipeline_tag="fill-mask" if is_mlm else "feature-extraction",
         title=source.run.get("config", {}).get("name", "DeBERTa"),
         summary=(
             f"A DeBERTa encoder: {config.num_hidden_layers} layers, width {config.hidden_size}, "
             f"{config.num_attention_heads} heads, at most {config.max_position_embeddings} tokens, "
-            f"{sum(t.numel() for t in source.weights.values()):,} parameters with its prediction head."
+            f"{_count(source):,} parameters{head}."
         ),
         training=_training(source.run),
         auto_class="AutoModelForMaskedLM" if is_mlm else "AutoModel",
@@ -56,11 +67,16 @@ def write_model_card(source: ModelSource, layout: HfLayout, *, num_tokens: int) 
 
 
 def _mask_decoder_note(source: ModelSource, layout: HfLayout) -> str:
-    if layout.kind == ModelKind.BACKBONE:
-        return _BACKBONE_ONLY
+    if layout.kind != ModelKind.MLM:
+        return _BACKBONE_ONLY if layout.kind == ModelKind.BACKBONE else _DISCRIMINATOR
     if not source.config.enhanced_mask_decoder:
         return _NO_DECODER
     return _OPT_IN if layout.model_type == V2 else _NO_OPT_IN
+
+
+def _count(source: ModelSource) -> int:
+    """Parameters, a discriminator's table once."""
+    return sum(tensor.numel() for name, tensor in source.weights.items() if not name.endswith(".delta"))
 
 
 def _training(run: dict[str, Any]) -> str:
@@ -70,7 +86,7 @@ def _training(run: dict[str, Any]) -> str:
     data, objective, schedule = config["data"], config["objective"], config["schedule"]
     batch = config["deepspeed"].get("train_batch_size", "?")
     rows = {
-        "objective": f"masked language modelling, {objective['mask_rate']:.0%} of the tokens",
+        "objective": f"{_OBJECTIVES[objective.get('name', 'mlm')]}, {objective['mask_rate']:.0%} of the tokens masked",
         "optimizer steps": f"{run['step']:,} of {config['training']['steps']:,}",
         "sequences a step": f"{batch} of {data['sequence_length']} tokens",
         "training shards": f"`{data['train']}`",

@@ -49,6 +49,18 @@ LEGACY_MLM_HEAD = {
     "mlm_head.decoder.bias": "cls.predictions.bias",
 }
 """transformers' head with ``legacy: true``: the same function under other names."""
+RTD_HEAD = {
+    "rtd_head.layer_norm.weight": "mask_predictions.LayerNorm.weight",
+    "rtd_head.layer_norm.bias": "mask_predictions.LayerNorm.bias",
+    "rtd_head.dense.weight": "mask_predictions.dense.weight",
+    "rtd_head.dense.bias": "mask_predictions.dense.bias",
+    "rtd_head.classifier.weight": "mask_predictions.classifier.weight",
+    "rtd_head.classifier.bias": "mask_predictions.classifier.bias",
+}
+MISSPELT_RTD_HEAD = {ours: theirs.replace("classifier", "classifer") for ours, theirs in RTD_HEAD.items()}
+"""As microsoft/DeBERTa wrote it until ``replaced_token_detection_model.py`` was corrected."""
+WORD_TABLE = "embeddings.word_embeddings.weight"
+INPUT_POSITION_TABLE = "embeddings.position_embeddings.weight"
 RELATIVE_TABLE = "relative.embedding.weight"
 POSITION_TABLE_OF_DECODER = "mask_decoder.position_embeddings.weight"
 
@@ -75,6 +87,15 @@ def mlm_names(config: ModelConfig) -> dict[str, str]:
     """Ours -> Hugging Face for the masked-language-modelling class with ``legacy: false``."""
     backbone = {ours: BACKBONE_PREFIX + theirs for ours, theirs in backbone_names(config).items()}
     return backbone | MLM_HEAD
+
+
+def difference_names(table: str) -> tuple[str, str]:
+    """Our and microsoft/DeBERTa's name of a discriminator's difference from the generator's ``table``.
+
+    Microsoft's is without prefix. Its ``weight`` beside it is the sum of both, as of the last forward pass.
+    """
+    module = table.removesuffix(".weight")
+    return f"{module}.delta", f"{module}._weight"
 
 
 def _with_suffixes(modules: dict[str, str]) -> dict[str, str]:

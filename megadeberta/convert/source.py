@@ -15,8 +15,9 @@ from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints, 
 from megadeberta.checkpoint.manifest import MANIFEST_NAME, Manifest
 from megadeberta.checkpoint.verify import verify_checkpoint
 from megadeberta.config.model import ModelConfig
-from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.convert.hf_weights import expected_shapes
+from megadeberta.config.objective import DISCRIMINATOR, ObjectiveConfig
+from megadeberta.config.section import Section
+from megadeberta.convert.hf_weights import compare_shapes, expected_shapes
 from megadeberta.convert.tensor_file import SAFETENSORS, check_finite, read_tensor_file
 from megadeberta.errors import CheckpointError
 from megadeberta.model.parts import split_parts
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 MODEL_JSON = "model.json"
 """In an imported folder: the dump of its ModelConfig."""
+OBJECTIVE_JSON = "objective.json"
+"""Beside it, if the weights have two parts: the dump of the ObjectiveConfig that says how they share tables."""
 SPM = "spm.model"
 
 
@@ -56,9 +59,25 @@ class ModelSource:
         """The model whose encoder is what training was for: of two parts, the discriminator, with whole tables."""
         if self.objective.name != "rtd":
             return self
+        found = self.discriminator_model()
+        encoder = {n: t for n, t in found.weights.items() if not (n.startswith(f"{RTD_HEAD}.") or n.endswith(".delta"))}
+        return dataclasses.replace(found, weights=encoder)
+
+    def discriminator_model(self) -> "ModelSource":
+        """The discriminator with its head, whole tables, and its differences from the generator's beside them.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if self.objective.name != "rtd":
+            raise CheckpointError(
+                f"{self.folder}: has no discriminator (objective {self.objective.name}); export with --model mlm"
+            )
         _, discriminator = split_parts(self.weights)
+        prefix = f"{DISCRIMINATOR}."
+        differences = {n.removeprefix(prefix): t for n, t in self.weights.items() if n.endswith(".delta")}
         config = self.objective.rtd.discriminator(self.config)
-        weights = {name: tensor for name, tensor in discriminator.items() if not name.startswith(f"{RTD_HEAD}.")}
+        weights = discriminator | differences
         return dataclasses.replace(self, config=config, weights=weights, objective=ObjectiveConfig())
 
 
@@ -75,7 +94,8 @@ def load_weights(path: Path) -> ModelSource:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; give the output folder of a run, or one of its step-N folders")
     if (path / MODEL_JSON).is_file():
-        return _complete(path, _read_model_json(path / MODEL_JSON), ObjectiveConfig(), run={})
+        objective = _read_json(path / OBJECTIVE_JSON, ObjectiveConfig) if (path / OBJECTIVE_JSON).is_file() else None
+        return _complete(path, _read_json(path / MODEL_JSON, ModelConfig), objective or ObjectiveConfig(), run={})
     folder, manifest = (path, verify_checkpoint(path)) if (path / MANIFEST_NAME).is_file() else _newest_sound(path)
     config, objective = _shape_of(manifest, folder)
     run = {"step": manifest.step, "config": manifest.run.config, "losses": _losses(folder, manifest.step)}
@@ -96,15 +116,7 @@ def check_shapes(
         CheckpointError: the first name that is missing, unknown or of another shape.
     """
     wanted = {name: shape for name, shape in expected_shapes(config, objective).items() if name not in may_lack}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if found == wanted:
-        return
-    different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    name = different[0]
-    raise CheckpointError(
-        f"{source}: {len(different)} of {len(wanted)} tensors do not fit the model configuration, first {name}: "
-        f"expected {wanted.get(name, 'no such tensor')}, found {found.get(name, 'none')}"
-    )
+    compare_shapes(wanted, weights, source)
 
 
 def _newest_sound(output_dir: Path) -> tuple[Path, Manifest]:
@@ -156,12 +168,13 @@ def _losses(folder: Path, step: int) -> dict[str, str]:
     return found
 
 
-def _read_model_json(path: Path) -> ModelConfig:
+def _read_json(path: Path, section: type[Section]) -> Section:
     try:
-        return ModelConfig.model_validate(json.loads(path.read_bytes()))
+        return section.model_validate(json.loads(path.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
         detail = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: not a model configuration ({detail}); import the model again") from None
+        what = "a model configuration" if section is ModelConfig else "an objective"
+        raise CheckpointError(f"{path}: not {what} ({detail}); import the model again") from None
 
 
 def _complete(folder: Path, config: ModelConfig, objective: ObjectiveConfig, *, run: dict[str, Any]) -> ModelSource:

@@ -13,7 +13,10 @@ from torch import Tensor
 from megadeberta.errors import CheckpointError
 
 SAFETENSORS = "model.safetensors"
-_CANDIDATES = (SAFETENSORS, f"{SAFETENSORS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+PICKLED = "pytorch_model.bin"
+_CANDIDATES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED, f"{PICKLED}.index.json")
+_OF_MICROSOFT_RUNS = "pytorch.model*.bin"
+"""microsoft/DeBERTa ``trainer.py`` and its release archives."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -25,10 +28,22 @@ def read_folder_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
     """
     found = next((name for name in _CANDIDATES if (folder / name).is_file()), None)
     if found is None:
-        raise CheckpointError(f"{folder}: holds none of {', '.join(_CANDIDATES)}; give a folder with a model's weights")
+        found = _of_microsoft_run(folder)
     if found.endswith(".index.json"):
         return _read_shards(folder / found), found
     return read_tensor_file(folder / found), found
+
+
+def _of_microsoft_run(folder: Path) -> str:
+    names = sorted(path.name for path in folder.glob(_OF_MICROSOFT_RUNS))
+    if len(names) > 1:
+        raise CheckpointError(
+            f"{folder}: holds {len(names)} checkpoints, {names[0]} to {names[-1]}; leave only the one to be read"
+        )
+    if not names:
+        wanted = ", ".join((*_CANDIDATES, _OF_MICROSOFT_RUNS))
+        raise CheckpointError(f"{folder}: holds none of {wanted}; give a folder with a model's weights")
+    return names[0]
 
 
 def read_tensor_file(path: Path) -> dict[str, Tensor]:
@@ -77,7 +92,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
         raise CheckpointError(f"{path}: is not a dict of tensors by name; give the file of a model's state_dict()")
-    return dict(content)
+    return {name: tensor.detach() for name, tensor in content.items()}
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ def test_transformers_loads_the_export_whole_and_computes_our_backbone(
     case: str, make_source: MakeFolder, tmp_path: Path
 ) -> None:
     source, model, config = make_source(**CASES[case])
-    for kind in ModelKind:
+    for kind in (ModelKind.MLM, ModelKind.BACKBONE):
         export_checkpoint(source, tmp_path / kind, kind=kind)
     ids, mask, expected = _run(_load(AutoModel, tmp_path / "backbone"), config)
     ours = model.encode(ids, mask)

@@ -5,8 +5,9 @@ import torch
 
 from megadeberta.convert import v1
 from megadeberta.convert.hf_config import HfLayout, ModelKind, choose_layout
-from megadeberta.convert.hf_weights import split_tensors, take_backbone, to_hugging_face
+from megadeberta.convert.hf_weights import to_hugging_face
 from megadeberta.convert.names import backbone_names
+from megadeberta.convert.split_tensors import split_tensors, take_backbone
 from megadeberta.model.whole import WholeModel, backbone_specs
 from tests.unit.convert.small_models import V1, small_config, small_model, weights_of
 from tests.unit.model.golden import IDS, MASK, fill, golden_config
