@@ -3,14 +3,16 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from launcher.devices import count_local_devices
 from launcher.environment import DEFAULT_MASTER_PORT, detect_ranks
-from launcher.hostfile import build_command, launcher_environment, read_hostfile
+from launcher.hostfile import build_command, read_hostfile
+from launcher.hosts import check_hosts, launch_hosts
 from launcher.local import launch_local
+from launcher.remote_environment import check_variables
 from launcher.slurm import SlurmJob, render_sbatch
 from megadeberta.config.load import load_run_config
 from megadeberta.config.validate import validate_run
@@ -38,6 +40,10 @@ def launch(
     ] = None,
     hostfile: Annotated[
         Path | None, typer.Option(help="several machines through the deepspeed launcher; lines 'HOST slots=N'")
+    ] = None,
+    master_addr: Annotated[
+        str | None,
+        typer.Option(help="with a hostfile: address of its first host that the others use (default: its first one)"),
     ] = None,
     slurm: Annotated[
         int | None, typer.Option(metavar="NODES", min=1, help="print an sbatch script for so many nodes; start nothing")
@@ -70,11 +76,18 @@ def launch(
         typer.echo(render_sbatch(job, ["megadeberta", "train", *words]), nl=False)
         return
     if hostfile is not None:
-        validate_run(config, world_size=sum(read_hostfile(hostfile).values()), source=str(recipe))
-        _start_hosts(hostfile, words, master_port or DEFAULT_MASTER_PORT)
-    prepare_run(recipe, overrides or (), world_size=local_ranks)
-    command = [sys.executable, "-m", "megadeberta", "train", *words]
-    verdict = launch_local(command, ranks=local_ranks, environ=os.environ, master_port=master_port)
+        hosts = read_hostfile(hostfile)
+        world_size = sum(hosts.values())
+        validate_run(config, world_size=world_size, source=str(recipe))
+        port = master_port or DEFAULT_MASTER_PORT
+        command = build_command(hostfile, words, master_port=port, environ=os.environ, master_addr=master_addr)
+        check_variables(os.environ)
+        check_hosts(list(hosts), [str(recipe), *(overrides or ())], world_size=world_size, environ=os.environ)
+        verdict = launch_hosts(command, hosts=list(hosts), environ=os.environ)
+    else:
+        prepare_run(recipe, overrides or (), world_size=local_ranks)
+        command = [sys.executable, "-m", "megadeberta", "train", *words]
+        verdict = launch_local(command, ranks=local_ranks, environ=os.environ, master_port=master_port)
     for line in verdict.lines:
         typer.echo(line, err=True)
     raise typer.Exit(verdict.exit_code)
@@ -88,9 +101,3 @@ def _refuse_inside_a_launcher() -> None:
             f"{ranks.started_by} has started {ranks.world_size} processes already; give it `megadeberta train`: "
             "`megadeberta launch` starts the ranks itself"
         )
-
-
-def _start_hosts(hostfile: Path, words: list[str], master_port: int) -> NoReturn:
-    command = build_command(hostfile, words, master_port=master_port, environ=os.environ)
-    sys.stdout.flush()
-    os.execve(command[0], command, launcher_environment(os.environ))

@@ -14,6 +14,8 @@ from megadeberta.errors import ParallelError
 DEFAULT_MASTER_PORT = 29500
 ANY_FREE_PORT = 0
 STARTED_BY_VARIABLE = "MEGADEBERTA_STARTED_BY"
+JOB_VARIABLE = "MEGADEBERTA_JOB"
+"""Marks the ranks of one job on machines that are reached by ssh."""
 
 # Step ids from here up are Slurm's own: batch script, extern, interactive shell (slurm.h, SLURM_MAX_NORMAL_STEP_ID).
 _FIRST_RESERVED_STEP = 0xFFFFFFF0

@@ -11,11 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from megadeberta.config.redact import is_secret_name
 from megadeberta.errors import ConfigError, ParallelError
 
-# DeepSpeed copies variables of these prefixes into the remote command line (EXPORT_ENVS and the accelerators').
-EXPORTED_PREFIXES = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
 _HOST = re.compile(r"[A-Za-z0-9_.:][A-Za-z0-9_.:-]*")
 _LINE = re.compile(r"(\S+)\s+slots=(\d{1,4})\s*(?:#.*)?")
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
@@ -54,36 +51,36 @@ def read_hostfile(path: Path) -> dict[str, int]:
     return hosts
 
 
-def build_command(hostfile: Path, words: Sequence[str], *, master_port: int, environ: Mapping[str, str]) -> list[str]:
+def build_command(
+    hostfile: Path,
+    words: Sequence[str],
+    *,
+    master_port: int,
+    environ: Mapping[str, str],
+    master_addr: str | None = None,
+) -> list[str]:
     """The deepspeed launcher's command for ``python -m megadeberta train WORDS`` on the hosts of ``hostfile``.
 
+    Args:
+        master_addr: where rank 0 is reached by the others; None takes the first address of the first host.
+
     Raises:
-        ConfigError: a word, folder or variable that the remote shell would change.
+        ConfigError: a word or folder that the remote shell would change.
         ParallelError: a bad hostfile, or pdsh is missing.
     """
     read_hostfile(hostfile)
     if shutil.which("pdsh", path=environ.get("PATH")) is None:
         raise ParallelError("pdsh is not installed; run `apt install pdsh openssh-client`, or use srun or mpiexec")
-    for word in (*words, str(hostfile)):
+    for word in (*words, str(hostfile), *([master_addr] if master_addr is not None else [])):
         _check_word(word)
     for name, folder in (("the working folder", os.getcwd()), ("Python's path", sys.executable)):
         if not _PLAIN_WORD.fullmatch(folder):
             raise ConfigError(f"{name} {folder!r} holds characters that the remote shell would change; move it")
-    _check_exported(environ)
-    for folder in dict.fromkeys((Path.cwd(), Path(environ.get("HOME") or Path.home()))):
-        _check_environment_file(folder / environ.get("DS_ENV_FILE", ".deepspeed_env"))
     runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), "--launcher", "pdsh"]
-    runner += ["--force_multi", "--no_local_rank", "--master_port", str(master_port)]
+    runner += ["--force_multi", "--no_local_rank", "--no_ssh_check", "--master_port", str(master_port)]
+    if master_addr is not None:
+        runner += ["--master_addr", master_addr]
     return [*runner, "--module", "megadeberta", "train", *words]
-
-
-def launcher_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` without the secrets that DeepSpeed would put on the remote command line and into its log."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if not (name.startswith(EXPORTED_PREFIXES) and is_secret_name(name))
-    }
 
 
 def _check_word(word: str) -> None:
@@ -92,28 +89,3 @@ def _check_word(word: str) -> None:
             f"{word!r} cannot be passed to other machines: DeepSpeed's launcher does not quote it and the remote shell "
             "would change it; put the value into a recipe file instead"
         )
-
-
-def _check_exported(environ: Mapping[str, str]) -> None:
-    for name, value in launcher_environment(environ).items():
-        if name.startswith(EXPORTED_PREFIXES) and re.search(r'[`$"\\\n]', value):
-            raise ConfigError(
-                f"environment variable {name} holds a character that DeepSpeed's launcher would let the remote shell "
-                "expand; unset it or give it a plain value"
-            )
-
-
-def _check_environment_file(path: Path) -> None:
-    if not path.is_file():
-        return
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*=.*", line):
-            raise ConfigError(
-                f"{path}:{number}: {line!r} is not NAME=VALUE, and DeepSpeed's launcher takes nothing else, not even "
-                "blank lines or comments"
-            )
-        if re.search(r'[`"\\]|\$', line):
-            raise ConfigError(
-                f"{path}:{number}: the value of {line.split('=')[0]} holds '$', '`', '\"' or '\\', which the shells of "
-                "all machines would run or expand; write the plain value"
-            )

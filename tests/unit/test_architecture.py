@@ -38,6 +38,7 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.__main__": {"megadeberta.cli"},
     "launcher": CONFIG,
     "launcher.cli": CONFIG | {"launcher", "megadeberta.preflight"},
+    "launcher.node_check": CONFIG | {"launcher", "megadeberta.preflight"},
     "data_prep": CONFIG | {"megadeberta.data"},
 }
 TORCH_FREE = ("megadeberta.config.load", "megadeberta.config.validate", "megadeberta.errors", "megadeberta.cli")

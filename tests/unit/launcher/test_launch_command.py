@@ -1,6 +1,5 @@
 """`megadeberta launch` before anything starts: what it refuses, and what it would run."""
 
-import os
 import socket
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from launcher.verdict import Verdict
 from megadeberta.cli import app
 from megadeberta.errors import ConfigError, ParallelError
 from tests.unit.config.recipes import recipe, write
+from tests.unit.launcher.fake_hosts import install_pdsh
 
 
 @pytest.fixture
@@ -122,24 +122,28 @@ def test_slurm_prints_a_script_and_starts_nothing(path: Path, started: list[tupl
     assert started == []
 
 
-def test_hostfile_hands_over_to_the_deepspeed_launcher(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Replaced(Exception):
-        pass
-
-    def execute(program: str, command: list[str], environ: dict[str, str]) -> None:
-        raise Replaced(program, command, environ)
-
-    tools = path.parent / "tools"
-    tools.mkdir()
-    (tools / "pdsh").write_text("#!/bin/sh\n")
-    (tools / "pdsh").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+def test_hostfile_is_checked_on_every_machine_and_handed_to_the_deepspeed_launcher(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_pdsh(path.parent, monkeypatch)
+    monkeypatch.setenv("PYTHONPATH", str(Path(launcher.cli.__file__).parents[1]))
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "canary")
-    monkeypatch.setattr(os, "execve", execute)
+    calls: list[tuple[list[str], list[str]]] = []
+
+    def pretend(command: list[str], *, hosts: list[str], environ: object) -> Verdict:
+        calls.append((command, hosts))
+        return Verdict(80, ("error: the connection to node2 was lost",))
+
+    monkeypatch.setattr(launcher.cli, "launch_hosts", pretend)
     (path.parent / "hosts").write_text("node1 slots=2\nnode2 slots=2\n")
-    result = _launch("tiny.json", "--hostfile", "hosts", "--master-port", 29777)
-    assert isinstance(result.exception, Replaced)
-    program, command, environ = result.exception.args
-    assert program == sys.executable
-    assert command[-5:] == ["29777", "--module", "megadeberta", "train", "tiny.json"]
-    assert "canary" not in environ.values()
+    words = ["tiny.json", "--hostfile", "hosts", "--set", "training.seed=7"]
+    result = _launch(*words, "--master-port", 29777, "--master-addr", "10.0.0.1")
+    assert (result.exit_code, result.stderr) == (80, "error: the connection to node2 was lost\n")
+    ((command, hosts),) = calls
+    assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
+    assert command[-6:] == ["--module", "megadeberta", "train", "tiny.json", "--set", "training.seed=7"]
+    assert "--master_port 29777 --master_addr 10.0.0.1" in " ".join(command)
+    assert hosts == ["node1", "node2"]
+    monkeypatch.setenv("GONE_HOSTS", "node2")
+    with pytest.raises(ParallelError, match=r"node2 cannot run this: ssh: connect to host node2"):
+        raise _launch(*words).exception
