@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from megadeberta.checkpoint.collectives import Collectives
+from megadeberta.checkpoint.shared_folder import check_shared
 from megadeberta.errors import CheckpointError, StorageError
 
 log = logging.getLogger(__name__)
@@ -101,9 +102,10 @@ class OutputLock:
 
 
 class SharedOutputLock:
-    """The lock of a whole job: rank 0 holds it, and every rank learns the outcome. Broadcasts text at entry."""
+    """The lock of a whole job: rank 0 holds it, and every rank learns the outcome. Collectives of text at entry."""
 
     def __init__(self, output_dir: Path, collectives: Collectives, *, wait_seconds: float = 5.0) -> None:
+        self._output_dir = output_dir
         self._lock = OutputLock(output_dir, wait_seconds=wait_seconds)
         self._collectives = collectives
 
@@ -112,6 +114,7 @@ class SharedOutputLock:
 
         Raises:
             CheckpointError, StorageError: as ``OutputLock``, the same on every rank.
+            ParallelError: the ranks are on machines that do not share the folder.
         """
         outcome = ""
         if self._collectives.rank == 0:
@@ -123,6 +126,11 @@ class SharedOutputLock:
         if outcome:
             is_storage, message = json.loads(outcome)
             raise (StorageError if is_storage else CheckpointError)(message)
+        try:
+            check_shared(self._output_dir, self._collectives)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
