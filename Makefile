@@ -11,7 +11,7 @@ endif
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test test-faults check format clean
+.PHONY: help venv run test test-faults test-nodes check format clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ test: venv ## the default tests, minutes on two cores
 
 test-faults: venv ## the long fault campaigns: kill -9, snapshots, bit flips
 	$(BIN)/python -m pytest -q -m campaign
+
+test-nodes: venv ## two rehearsed machines through pdsh and the deepspeed launcher; as root, with pdsh and sshd
+	$(BIN)/python tests/e2e/two_nodes.py
 
 check: venv ## lint and format, changing nothing
 	$(BIN)/ruff check .
