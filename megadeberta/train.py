@@ -152,7 +152,7 @@ def _initialized_model(config: RunConfig, device: torch.device) -> WholeModel:
     if config.training.init_from is None:
         initialize(model, seed=config.training.seed, std=config.model.initializer_range)
     else:
-        load_initial_weights(model, config.training.init_from)
+        load_initial_weights(model, config.training.init_from, tokenizer=config.data.tokenizer)
     return model
 
 

@@ -50,6 +50,7 @@ def import_folder(
         CheckpointError: the weights are missing, damaged, unsafe, not finite or not those of the configuration.
     """
     imported = read_hf_folder(folder, mask_decoder=mask_decoder)
+    check_tokenizer_fits(folder / SPM, imported.config)
     created = create_missing(imported, folder, allow_new=allow_new, seed=seed)
     reason = f"not in the file: drawn from seed {seed} and its name, untrained"
     lines = imported.lines + [ReportLine("created", name, None, reason) for name in created]
@@ -68,12 +69,7 @@ def write_import(
     objective: ObjectiveConfig | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write the folder, which appears whole or not at all: weights, configuration, report and, if there, tokenizer.
-
-    Raises:
-        CheckpointError: the tokenizer at ``spm`` needs more rows than the word table has.
-    """
-    check_tokenizer_fits(spm, config)
+    """Write the folder, which appears whole or not at all: weights, configuration, report and, if there, tokenizer."""
 
     def fill(target: Path) -> None:
         ordered = {name: weights[name] for name in expected_shapes(config, objective or ObjectiveConfig())}

@@ -20,6 +20,7 @@ from megadeberta.convert.import_folder import write_import
 from megadeberta.convert.names import INPUT_POSITION_TABLE, WORD_TABLE, difference_names
 from megadeberta.convert.read_folder import ImportedModel, ReportLine, read_discriminator, read_hf_folder
 from megadeberta.convert.source import SPM
+from megadeberta.convert.vocabulary import check_tokenizer_fits
 from megadeberta.errors import CheckpointError
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel, rtd_specs
@@ -70,6 +71,7 @@ def import_parts(
     config, rtd = _joint_shape(judge, maker, where, sharing=sharing, mask_decoder=mask_decoder)
     objective = ObjectiveConfig(name="rtd", rtd=rtd)
     spm = _common_vocabulary([folder for folder in (discriminator, generator) if folder is not None])
+    check_tokenizer_fits(spm, config)
 
     weights = {f"{DISCRIMINATOR}.{name}": t for name, t in judge.weights.items() if name not in TABLES}
     lines = _lines_of(judge, DISCRIMINATOR)

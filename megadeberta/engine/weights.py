@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from megadeberta.errors import CheckpointError
 
 WEIGHTS_FILE = "model.safetensors"
+VOCABULARY_FILE = "spm.model"
 
 
 def gather_weights(engine: deepspeed.DeepSpeedEngine) -> dict[str, Tensor]:
@@ -30,14 +31,18 @@ def gather_weights(engine: deepspeed.DeepSpeedEngine) -> dict[str, Tensor]:
     return weights
 
 
-def load_initial_weights(model: nn.Module, folder: Path) -> None:
+def load_initial_weights(model: nn.Module, folder: Path, *, tokenizer: Path | None = None) -> None:
     """Copy ``folder/model.safetensors``, as `megadeberta convert import` writes it, into a model not yet wrapped.
+
+    Args:
+        tokenizer: of the training data; must be the folder's own where it has one.
 
     Raises:
         CheckpointError: the file is missing or unreadable, its names or shapes are not exactly the
-            model's, or a value is not finite.
+            model's, a value is not finite, or the weights are for another vocabulary.
     """
     path = folder / WEIGHTS_FILE
+    _check_vocabulary(folder / VOCABULARY_FILE, tokenizer)
     try:
         weights = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
@@ -53,7 +58,7 @@ def load_initial_weights(model: nn.Module, folder: Path) -> None:
         raise CheckpointError(
             f"{path}: {len(different)} tensors do not fit the recipe's model, first {name}: the recipe has "
             f"{wanted.get(name, 'none')}, the file {found.get(name, 'none')}; use the model section that the folder's "
-            "model.json shows"
+            "model.json shows, and the objective of its objective.json if it has one"
         )
     bad = next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None)
     if bad is not None:
@@ -61,6 +66,16 @@ def load_initial_weights(model: nn.Module, folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
+
+
+def _check_vocabulary(own: Path, tokenizer: Path | None) -> None:
+    """Row i of the word table means piece i of one vocabulary; in another one of that size it would mean nothing."""
+    if tokenizer is None or not own.is_file() or own.read_bytes() == tokenizer.read_bytes():
+        return
+    raise CheckpointError(
+        f"training.init_from={own.parent}: these weights are for the vocabulary of {own.name} there, which is not "
+        f"data.tokenizer={tokenizer}; prepare the data with the former (megadeberta prep --tokenizer)"
+    )
 
 
 def _full_shape(parameter: nn.Parameter) -> torch.Size:

@@ -8,6 +8,7 @@ from torch import Tensor
 from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.convert.source import SPM, ModelSource, load_weights
+from megadeberta.convert.vocabulary import check_tokenizer_fits
 from megadeberta.data.check import check_data
 from megadeberta.data.loader import validation_batches
 from megadeberta.data.tokenizer import SentencePieceTokenizer
@@ -43,6 +44,7 @@ def evaluate(
     source = load_weights(path)
     if source.tokenizer is None:
         raise CheckpointError(f"{source.folder / SPM}: is missing; put the tokenizer of these weights there")
+    check_tokenizer_fits(source.tokenizer, source.config)
     data = _data_section(source, source.tokenizer, shard=shard, length=_sequence_length(source, length))
     tokenizer = SentencePieceTokenizer.load(source.tokenizer)
     model = _model(source)
