@@ -36,7 +36,7 @@ class _MaskedCrossEntropy(torch.autograd.Function):
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         loss_sum = torch.zeros((), dtype=precise, device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
-        chunks = _chunks(hidden.size(0), weight.size(0))
+        chunks = row_chunks(hidden.size(0), weight.size(0))
         error = None
         for rows in chunks:
             loss, hits, error = _chunk_loss(hidden[rows], weight, bias, labels[rows], precise)
@@ -57,7 +57,9 @@ class _MaskedCrossEntropy(torch.autograd.Function):
             error = kept_error
             if error is None:
                 *_, error = _chunk_loss(hidden[rows], weight, bias, labels[rows], factor.dtype)
-            grad_hidden[rows], weight_part, bias_part = _chunk_gradients(error, factor[rows], hidden[rows], weight)
+            error, narrow = prepare_error(error, factor[rows], weight.dtype)
+            grad_hidden[rows] = hidden_gradient(error, narrow, weight)
+            weight_part, bias_part = table_gradients(error, narrow, hidden[rows])
             if grad_weight is None:
                 grad_weight, grad_bias = weight_part, bias_part
             else:
@@ -69,7 +71,8 @@ class _MaskedCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None
 
 
-def _chunks(num_rows: int, vocabulary: int) -> list[slice]:
+def row_chunks(num_rows: int, vocabulary: int) -> list[slice]:
+    """Rows in chunks of at most ``CHUNK_ELEMENTS`` logits; one empty chunk of no rows."""
     size = max(1, CHUNK_ELEMENTS // vocabulary)
     return [slice(start, min(num_rows, start + size)) for start in range(0, max(1, num_rows), size)]
 
@@ -92,11 +95,25 @@ def _chunk_loss(
     return loss, hits, error if weight.dtype == torch.float16 else error.to(weight.dtype)
 
 
-def _chunk_gradients(error: Tensor, factor: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of hidden, weight and bias from ``error`` ``[R, V]`` and the upstream ``factor`` ``[R, 1]``."""
-    if weight.dtype == torch.float16:
-        scaled = (error * factor).to(weight.dtype)
-        return scaled @ weight, scaled.mT @ hidden, scaled.float().sum(0).to(weight.dtype)
-    # The factor goes onto the narrow tensors: scaling the error would be one more pass over R x V.
-    factor = factor.to(weight.dtype)
-    return (error @ weight) * factor, error.mT @ (hidden * factor), (error.mT @ factor).squeeze(1)
+def prepare_error(error: Tensor, factor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """``error`` ``[R, V]`` and the upstream ``factor`` ``[R, 1]`` as the two functions below take them.
+
+    The factor goes onto the narrow tensors: scaling the error would be one more pass over R x V. In fp16 it must not,
+    as the loss scale is in it.
+    """
+    if dtype == torch.float16:
+        return (error * factor).to(dtype), None
+    return error, factor.to(dtype)
+
+
+def hidden_gradient(error: Tensor, factor: Tensor | None, weight: Tensor) -> Tensor:
+    """``[R, E]``."""
+    grad = error @ weight
+    return grad if factor is None else grad * factor
+
+
+def table_gradients(error: Tensor, factor: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the weight ``[V, E]`` and the bias ``[V]``."""
+    if factor is None:
+        return error.mT @ hidden, error.float().sum(0).to(error.dtype)
+    return error.mT @ (hidden * factor), (error.mT @ factor).squeeze(1)

@@ -1,0 +1,53 @@
+"""The process groups of a topology: made once, passed to whoever communicates."""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import distributed
+from torch.distributed import ProcessGroup
+
+from megadeberta.topology import Coordinates, Topology
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups that this rank is a member of.
+
+    tensor: shards of the same layers for the same samples. data: the same parameters, other samples. pipeline: the
+    stages of one pipeline, first stage first. model: all that hold one whole model together.
+    """
+
+    topology: Topology
+    place: Coordinates
+    tensor: ProcessGroup
+    data: ProcessGroup
+    pipeline: ProcessGroup
+    model: ProcessGroup
+
+
+def make_groups(topology: Topology, *, timeout_seconds: float) -> Groups:
+    """Make all groups of the topology. Collective over the world: every rank calls it once, before it builds a model.
+
+    A group that is the whole world is the default group.
+    """
+    rank = distributed.get_rank()
+    assert topology.world_size == distributed.get_world_size()
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    made: dict[tuple[int, ...], ProcessGroup] = {tuple(range(topology.world_size)): distributed.group.WORLD}
+
+    def mine(groups: Sequence[Sequence[int]]) -> ProcessGroup:
+        # Two axes may have the same groups, and every rank must create every group, in the same order.
+        for ranks in map(tuple, groups):
+            if ranks not in made:
+                made[ranks] = distributed.new_group(list(ranks), timeout=timeout)
+        return made[next(ranks for ranks in map(tuple, groups) if rank in ranks)]
+
+    return Groups(
+        topology,
+        topology.coordinates(rank),
+        tensor=mine(topology.tensor_groups),
+        data=mine(topology.data_groups),
+        pipeline=mine(topology.pipeline_groups),
+        model=mine(topology.model_groups),
+    )

@@ -1,0 +1,147 @@
+"""Linear layers cut by their outputs (column) or their inputs (row), and the LayerNorm between shards of the tokens.
+
+A column-parallel layer is followed by a row-parallel one, so that a pair communicates once in forward and once in
+backward. With sequence parallelism the hidden states outside a pair are divided by tokens.
+
+Shapes: B batch · L length · D inputs · O outputs · T tensor-parallel ranks.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn import functional
+
+from megadeberta.parallel.tensor.collectives import (
+    start_gather_tokens,
+    start_scatter_sum,
+    start_sum,
+    sum_gradients,
+)
+
+
+class ColumnParallel(nn.Module):
+    """Several linear maps of one input, each cut by its outputs, with one sum of the input's gradient for all.
+
+    In backward the sum is under way while the gradients of the weights are computed. All-reduce over tp in backward;
+    with ``sequence_parallel`` all-gather in forward, all-gather and reduce-scatter in backward.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear], *, group: ProcessGroup, sequence_parallel: bool = False) -> None:
+        """
+        Args:
+            linears: all that will be asked for, owned by another module. They are parameters of this one too, so that
+                ZeRO-3 gathers them when it runs, and no part of its state.
+        """
+        super().__init__()
+        for number, linear in enumerate(linears):
+            self.register_parameter(f"weight_{number}", linear.weight)
+            self.register_parameter(f"bias_{number}", linear.bias)
+        self.group = group
+        self.sequence_parallel = sequence_parallel
+
+    def forward(self, hidden: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
+        """``[B, L, D]``, or ``[B, L/T, D]`` with sequence parallelism, -> ``[B, L, O/T]`` for each of ``linears``."""
+        parameters = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
+        return _ColumnParallel.apply(hidden, self.group, self.sequence_parallel, *parameters)
+
+    def _save_to_state_dict(self, destination, prefix: str, keep_vars: bool) -> None:
+        pass
+
+    def _load_from_state_dict(self, *args) -> None:
+        pass
+
+
+class ColumnParallelLinear(nn.Module):
+    """One linear map cut by its outputs; communicates as ``ColumnParallel`` does."""
+
+    def __init__(self, linear: nn.Linear, *, group: ProcessGroup, sequence_parallel: bool = False) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.group = group
+        self.sequence_parallel = sequence_parallel
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[B, L, D]``, or ``[B, L/T, D]`` with sequence parallelism, -> ``[B, L, O/T]``."""
+        (output,) = _ColumnParallel.apply(hidden, self.group, self.sequence_parallel, self.weight, self.bias)
+        return output
+
+
+class RowParallelLinear(nn.Module):
+    """A linear map cut by its inputs. The bias is whole and added once, after the sum.
+
+    All-reduce over tp in forward; with ``sequence_parallel`` reduce-scatter in forward and all-gather in backward.
+    """
+
+    def __init__(self, linear: nn.Linear, *, group: ProcessGroup, sequence_parallel: bool = False) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.group = group
+        self.sequence_parallel = sequence_parallel
+
+    def forward(self, inner: Tensor) -> Tensor:
+        """``[B, L, D/T]`` -> ``[B, L, O]``, or ``[B, L/T, O]`` with sequence parallelism."""
+        return _RowParallel.apply(inner, self.weight, self.bias, self.group, self.sequence_parallel)
+
+
+class TokenShareNorm(nn.Module):
+    """LayerNorm of a share of the tokens. One all-reduce over tp of the gradients of weight and bias in backward."""
+
+    def __init__(self, norm: nn.LayerNorm, *, group: ProcessGroup) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.group = group
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[B, L/T, D]`` -> the same."""
+        weight, bias = sum_gradients(self.weight, self.bias, group=self.group)
+        return functional.layer_norm(hidden, weight.shape, weight, bias, self.eps)
+
+
+class _ColumnParallel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, group: ProcessGroup, sequence_parallel: bool, *parameters) -> tuple[Tensor, ...]:
+        ctx.group, ctx.sequence_parallel = group, sequence_parallel
+        weights, biases = parameters[::2], parameters[1::2]
+        ctx.has_bias = [bias is not None for bias in biases]
+        ctx.save_for_backward(hidden, *weights)
+        whole = start_gather_tokens(hidden, group).wait() if sequence_parallel else hidden
+        return tuple(functional.linear(whole, *pair) for pair in zip(weights, biases, strict=True))
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        hidden, *weights = ctx.saved_tensors
+        # Only a share of the tokens is kept between the passes, so the others are gathered again.
+        gathering = start_gather_tokens(hidden, ctx.group) if ctx.sequence_parallel else None
+        rows = [grad.flatten(0, -2) for grad in grads]
+        grad_whole = rows[0] @ weights[0]
+        for grad, weight in zip(rows[1:], weights[1:], strict=True):
+            grad_whole.addmm_(grad, weight)
+        grad_whole = grad_whole.unflatten(0, grads[0].shape[:-1])
+        start = start_scatter_sum if ctx.sequence_parallel else start_sum
+        summing = start(grad_whole, ctx.group)
+        whole = hidden if gathering is None else gathering.wait()
+        inputs = whole.flatten(0, -2)
+        parameter_grads = []
+        for grad, has_bias in zip(rows, ctx.has_bias, strict=True):
+            parameter_grads += [grad.mT @ inputs, grad.sum(0) if has_bias else None]
+        return summing.wait(), None, None, *parameter_grads
+
+
+class _RowParallel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, inner: Tensor, weight: Tensor, bias: Tensor, group: ProcessGroup, sequence_parallel: bool):
+        ctx.group, ctx.sequence_parallel = group, sequence_parallel
+        ctx.save_for_backward(inner, weight)
+        start = start_scatter_sum if sequence_parallel else start_sum
+        return start(functional.linear(inner, weight), group).wait().add_(bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        inner, weight = ctx.saved_tensors
+        if ctx.sequence_parallel:
+            # The gradients of all tokens are here anyway, so that of the bias is whole without another sum.
+            grad = start_gather_tokens(grad, ctx.group).wait()
+        rows = grad.flatten(0, -2)
+        return grad @ weight, rows.mT @ inner.flatten(0, -2), rows.sum(0), None, None

@@ -1,0 +1,86 @@
+"""Tables and a decoder that hold a part of the vocabulary.
+
+Shapes: E embedding width · M rows with a target · V vocabulary · T tensor-parallel ranks (shards of about V/T rows).
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from megadeberta.ops.tied_table import TiedGradient, lookup
+from megadeberta.parallel.tensor.collectives import sum_forward
+from megadeberta.parallel.tensor.cross_entropy import vocabulary_cross_entropy
+from megadeberta.parallel.tensor.shard import VocabularyShard
+
+_NO_PADDING = -1
+
+
+def local_rows(ids: Tensor, rows: range) -> tuple[Tensor, Tensor]:
+    """Row numbers within a shard that holds ``rows``, 0 for ids of other shards; and 1 where it holds the id.
+
+    Both have the shape of ``ids``; the second has a last dimension of 1 more.
+    """
+    is_here = (ids >= rows.start) & (ids < rows.stop)
+    return (ids - rows.start).masked_fill(~is_here, 0), is_here.unsqueeze(-1)
+
+
+class VocabularyTable(nn.Module):
+    """The rows of one shard of a word table. All-reduce over tp in forward: one shard has the row, the others zeros."""
+
+    def __init__(self, table: nn.Embedding, *, shard: VocabularyShard) -> None:
+        super().__init__()
+        self.weight = table.weight
+        self.shard = shard
+        # Ids of other shards are looked up in row 0 here too; their gradient is zero whatever the row.
+        self.padding = _NO_PADDING if table.padding_idx is None else _local_padding(table.padding_idx, shard.rows)
+
+    def forward(self, ids: Tensor, tied: TiedGradient | None = None) -> Tensor:
+        """``[...]`` -> ``[..., E]``."""
+        local, is_here = local_rows(ids, self.shard.rows)
+        if tied is None or tied.of(self.weight) is None:
+            padding = None if self.padding == _NO_PADDING else self.padding
+            found = functional.embedding(local, self.weight, padding)
+        else:
+            found = lookup(self.weight, local, padding=self.padding, tied=tied)
+        return sum_forward(found * is_here, self.shard.group)
+
+
+class SharedVocabularyTable(nn.Module):
+    """The rows of one shard of ``stop_gradient(base) + delta``. All-reduce over tp in forward."""
+
+    def __init__(self, table: nn.Module, *, shard: VocabularyShard) -> None:
+        super().__init__()
+        self.register_parameter("base", table.base)
+        self.delta = table.delta
+        self.shard = shard
+        self.padding = None if table.padding_idx is None else _local_padding(table.padding_idx, shard.rows)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``[...]`` -> ``[..., E]``."""
+        local, is_here = local_rows(ids, self.shard.rows)
+        padding = None if self.padding == _NO_PADDING else self.padding
+        base = functional.embedding(local, self.base.detach())
+        return sum_forward((base + functional.embedding(local, self.delta, padding)) * is_here, self.shard.group)
+
+
+class VocabularyDecoder(nn.Module):
+    """Projection onto one shard of the word table, and the cross entropy over all of them."""
+
+    def __init__(self, decoder: nn.Module, *, shard: VocabularyShard) -> None:
+        super().__init__()
+        self.register_parameter("weight", decoder.weight)
+        self.bias = decoder.bias
+        self.shard = shard
+
+    def forward(
+        self, hidden: Tensor, labels: Tensor | None = None, tied: TiedGradient | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits of this shard ``[..., V/T]``; with labels ``[M]`` for ``hidden`` ``[M, E]``, loss sum and hits over
+        the whole vocabulary (see ``vocabulary_cross_entropy`` for its collectives)."""
+        if labels is None:
+            return functional.linear(hidden, self.weight, self.bias)
+        tied = None if tied is None else tied.of(self.weight)
+        return vocabulary_cross_entropy(hidden, self.weight, self.bias, labels, shard=self.shard, tied=tied)
+
+
+def _local_padding(padding: int, rows: range) -> int:
+    return padding - rows.start if padding in rows else _NO_PADDING
