@@ -36,6 +36,15 @@ class ProjectedKeys:
     key: Tensor  # [B, N, L, H]
     value: Tensor  # [B, N, L, H]
     position: PositionTerms | None
+    query: Tensor | None = None  # [B, N, L, H], where the rows that attend are the keys' own
+
+
+class SideBySide(nn.Module):
+    """Several linear maps of one input. A place that tensor parallelism takes: see ``parallel/tensor/linear.py``."""
+
+    def forward(self, hidden: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
+        """``[..., D]`` -> ``[..., O]`` for each of ``linears``."""
+        return tuple(linear(hidden) for linear in linears)
 
 
 class DisentangledSelfAttention(nn.Module):
@@ -60,10 +69,17 @@ class DisentangledSelfAttention(nn.Module):
         self.pos_query_proj = nn.Linear(size, size) if separate and self.position_to_content else None
         self.position_dropout = HiddenDropout(config.hidden_dropout_prob)
         self.dropout = AttentionDropout(config.attention_probs_dropout_prob)
+        self.project = SideBySide()
         self.backend: Backend = "auto"
 
-    def project_keys(self, hidden: Tensor, relative: RelativePositions | None, draws: Draws | None) -> ProjectedKeys:
-        """Keys and values of ``hidden`` ``[B, L, D]`` and the position projections, once for all query streams."""
+    def project_keys(
+        self, hidden: Tensor, relative: RelativePositions | None, draws: Draws | None, *, with_query: bool = False
+    ) -> ProjectedKeys:
+        """Keys and values of ``hidden`` ``[B, L, D]`` and the position projections, once for all query streams.
+
+        Args:
+            with_query: project the queries of ``hidden`` too; the stream then need not.
+        """
         position = None
         if relative is not None and (self.content_to_position or self.position_to_content):
             table = self.position_dropout.of_table(relative.table, draws)  # [P, D]
@@ -73,13 +89,18 @@ class DisentangledSelfAttention(nn.Module):
             if self.position_to_content:
                 position_query = self._split_heads((self.pos_query_proj or self.query_proj)(table))
             position = PositionTerms(relative.rows, position_key, position_query)
-        key, value = self.key_proj(hidden), self.value_proj(hidden)
-        return ProjectedKeys(self._split_heads(key), self._split_heads(value), position)
+        wanted = (self.key_proj, self.value_proj, *([self.query_proj] if with_query else []))
+        key, value, *query = map(self._split_heads, self.project(hidden, *wanted))
+        return ProjectedKeys(key, value, position, *query)
 
     def forward(self, query: QueryStream, keys: ProjectedKeys) -> Tensor:
         """Context ``[B, Lq, D]`` of the query stream."""
+        rows = keys.query
+        if rows is None:
+            (projected,) = self.project(query.hidden, self.query_proj)
+            rows = self._split_heads(projected)
         context = disentangled_attention(
-            self._split_heads(self.query_proj(query.hidden)),
+            rows,
             keys.key,
             keys.value,
             position=keys.position,

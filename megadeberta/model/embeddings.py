@@ -47,6 +47,7 @@ class Embeddings(nn.Module):
         self.embed_proj = nn.Linear(width, config.hidden_size, bias=False) if width != config.hidden_size else None
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = HiddenDropout(config.hidden_dropout_prob)
+        self.own_tokens = nn.Identity()  # a place that sequence parallelism takes
 
     def forward(self, carry: Carry) -> Carry:
         shared = () if carry.tied_gradient is None else (carry.tied_gradient,)
@@ -60,7 +61,7 @@ class Embeddings(nn.Module):
         if self.embed_proj is not None:
             hidden = self.embed_proj(hidden)  # [B, L, E] -> [B, L, D]
         hidden = self.layer_norm(hidden) * carry.attention_mask.unsqueeze(-1)
-        return replace(carry, hidden=self.dropout(hidden, carry.draws))
+        return replace(carry, hidden=self.own_tokens(self.dropout(hidden, carry.draws)))
 
 
 class SharedEmbedding(nn.Module):
@@ -97,6 +98,7 @@ class RelativeTable(nn.Module):
         self.layer_norm = (
             nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.norm_rel_ebd == "layer_norm" else None
         )
+        self.into_shards = nn.Identity()  # a place that tensor parallelism takes
 
     def forward(self, carry: Carry) -> Carry:
         rows = rows_by_distance(carry.input_ids.size(1), self.num_buckets, self.span)
@@ -106,4 +108,4 @@ class RelativeTable(nn.Module):
         table = self.embedding(torch.arange(first, last + 1, device=device))  # [P, D]
         if self.layer_norm is not None:
             table = self.layer_norm(table)
-        return replace(carry, relative=RelativePositions(table, (rows - first).to(device)))
+        return replace(carry, relative=RelativePositions(self.into_shards(table), (rows - first).to(device)))

@@ -28,13 +28,15 @@ class EncoderLayer(nn.Module):
 
     def forward(self, carry: Carry) -> Carry:
         query = QueryStream(carry.hidden, carry.visibility, carry.draws)
-        hidden = self.attend(query, self.project_keys(carry))
+        hidden = self.attend(query, self.project_keys(carry, with_query=True))
         if self.convolution is not None:
             hidden = self.convolution(carry, hidden)
         return replace(carry, hidden=hidden)
 
-    def project_keys(self, carry: Carry) -> ProjectedKeys:
-        return self.self_attention.attention.project_keys(carry.hidden, carry.relative, carry.draws)
+    def project_keys(self, carry: Carry, *, with_query: bool = False) -> ProjectedKeys:
+        """See ``DisentangledSelfAttention.project_keys``."""
+        attention = self.self_attention.attention
+        return attention.project_keys(carry.hidden, carry.relative, carry.draws, with_query=with_query)
 
     def attend(self, query: QueryStream, keys: ProjectedKeys) -> Tensor:
         """Run the layer for a query stream that may differ from the key stream: ``[B, Lq, D]``."""
@@ -70,9 +72,13 @@ class ConvolutionBranch(nn.Module):
         self.layer_norm = nn.LayerNorm(size, config.layer_norm_eps)
         self.dropout = HiddenDropout(config.hidden_dropout_prob)
         self.activation = _ACTIVATIONS[config.conv_act]
+        # Places that sequence parallelism takes: the branch reads and makes whole sequences.
+        self.all_tokens = nn.Identity()
+        self.own_tokens = nn.Identity()
 
     def forward(self, carry: Carry, hidden: Tensor) -> Tensor:
         """``carry.hidden`` is the input of layer 0, ``hidden`` its output; both ``[B, L, D]``."""
         real = carry.attention_mask.unsqueeze(-1)
-        convolved = self.conv(carry.hidden, carry.document_starts) * real
-        return self.layer_norm(hidden + self.activation(self.dropout(convolved, carry.draws))) * real
+        convolved = self.conv(self.all_tokens(carry.hidden), carry.document_starts) * real
+        branch = self.activation(self.dropout(convolved, carry.draws))
+        return self.own_tokens(self.layer_norm(self.all_tokens(hidden) + branch) * real)

@@ -46,6 +46,7 @@ class MlmHead(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.embedding_width)
         self.layer_norm = nn.LayerNorm(config.embedding_width, config.layer_norm_eps)
         self.decoder = TiedDecoder(config)
+        self.all_tokens = nn.Identity()  # a place that sequence parallelism takes
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D]`` -> ``[..., V]``."""
@@ -58,7 +59,7 @@ class MlmHead(nn.Module):
     def forward(self, carry: Carry) -> Carry:
         rows = carry.masked_hidden
         if rows is None:
-            rows = gather_rows(carry.hidden, carry.masked_positions)
+            rows = gather_rows(self.all_tokens(carry.hidden), carry.masked_positions)
         # Sums, not means: each is divided once by its count over the whole global batch, so that the gradient does not
         # depend on how the batch is cut into micro batches and ranks.
         terms = dict(carry.terms)

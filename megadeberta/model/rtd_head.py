@@ -25,6 +25,7 @@ class RtdHead(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, 1)
+        self.all_tokens = nn.Identity()  # a place that sequence parallelism takes
 
     def logits(self, hidden: Tensor, document_starts: Tensor | None) -> Tensor:
         """``[B, L, D]`` -> ``[B, L]``; above 0 = replaced."""
@@ -32,7 +33,7 @@ class RtdHead(nn.Module):
         return self.classifier(functional.gelu(self.dense(self.layer_norm(hidden + first)))).squeeze(-1)
 
     def forward(self, carry: Carry) -> Carry:
-        logits = self.logits(carry.hidden, carry.document_starts)
+        logits = self.logits(self.all_tokens(carry.hidden), carry.document_starts)
         if logits.dtype != torch.float64:
             logits = logits.float()
         real, replaced = carry.attention_mask, carry.replaced

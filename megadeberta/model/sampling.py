@@ -32,13 +32,14 @@ class Sample(nn.Module):
         super().__init__()
         self.temperature = temperature
         self.site = 0
+        self.draw = gumbel_max  # a place that tensor parallelism takes
 
     @torch.no_grad()
     def forward(self, carry: Carry) -> Carry:
         positions, labels = carry.masked_positions, carry.masked_labels
         is_target = labels != EMPTY
         keys = needed(carry.draws).rows.gather(1, positions) ^ self.site  # [B, Q]
-        drawn = gumbel_max(carry.masked_logits / self.temperature, keys)
+        drawn = self.draw(carry.masked_logits / self.temperature, keys)
         length = carry.input_ids.size(1)
         target = torch.where(is_target, positions, length)  # empty slots write behind the end
         input_ids = functional.pad(carry.input_ids, (0, 1)).scatter(1, target, drawn)[:, :length]
@@ -79,16 +80,27 @@ def gumbel_max(logits: Tensor, keys: Tensor) -> Tensor:
         logits: ``[..., V]``.
         keys: int64 ``[...]``; the same key and logits give the same id.
     """
+    return best_ids(logits, keys)[1]
+
+
+def best_ids(logits: Tensor, keys: Tensor, *, first_id: int = 0) -> tuple[Tensor, Tensor]:
+    """Largest ``logits + Gumbel noise`` of each row and its id, both ``[...]``.
+
+    Args:
+        logits: ``[..., V]``, of the ids from ``first_id`` on.
+        keys: int64 ``[...]``.
+    """
     vocabulary = logits.size(-1)
-    ids = torch.arange(vocabulary, device=logits.device)
+    ids = torch.arange(first_id, first_id + vocabulary, device=logits.device)
     rows = logits.reshape(-1, vocabulary)
     size = max(1, _CHUNK_ELEMENTS // vocabulary)
-    drawn = [
+    best = [
         # -log of an exponential variable is a Gumbel variable.
-        (chunk - torch.log(exponential(hash_words(chunk_keys.unsqueeze(-1), ids)))).argmax(-1)
+        (chunk - torch.log(exponential(hash_words(chunk_keys.unsqueeze(-1), ids)))).max(-1)
         for chunk, chunk_keys in zip(rows.split(size), keys.reshape(-1).split(size), strict=True)
     ]
-    return torch.cat(drawn).view(keys.shape)
+    values, places = (torch.cat(parts).view(keys.shape) for parts in zip(*best, strict=True))
+    return values, places + first_id
 
 
 def exponential(words: Tensor) -> Tensor:

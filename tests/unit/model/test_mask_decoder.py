@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from megadeberta.model import mask_decoder
+from megadeberta.model.attention import QueryStream
 from megadeberta.model.carry import Carry
 from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention_mask import padding_mask
@@ -26,8 +27,8 @@ def full_length_decoder(model: WholeModel, ids: Tensor, mask: Tensor, *, passes:
     decoder = model.mask_decoder
     query = below + decoder.position_embeddings.weight[: ids.size(1)]
     for _ in range(passes):
-        keys = decoder.layer.self_attention.attention.project_keys(below, carry.relative)
-        query = decoder.layer.attend(query, keys, padding_mask(mask.bool()))
+        keys = decoder.layer.self_attention.attention.project_keys(below, carry.relative, None)
+        query = decoder.layer.attend(QueryStream(query, padding_mask(mask.bool()), None), keys)
     return query
 
 

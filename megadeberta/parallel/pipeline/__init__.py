@@ -1,1 +1,0 @@
-"""Pipeline parallelism: where to cut, what a stage is, what passes between two of them."""
