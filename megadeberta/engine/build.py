@@ -1,6 +1,6 @@
 """A model becomes a DeepSpeed engine."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import deepspeed
@@ -8,18 +8,28 @@ from deepspeed.runtime.config import DeepSpeedConfigError
 from pydantic import ValidationError
 from torch import nn
 
+from megadeberta.config.deepspeed_block import zero_stage
 from megadeberta.config.training import OptimizerConfig
+from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.optimizer import build_optimizer
 from megadeberta.engine.process_group import apply_timeout
 from megadeberta.errors import ConfigError
 
 
 def build_engine(
-    model: nn.Module, optimizer: OptimizerConfig, *, block: Mapping[str, Any], timeout_seconds: float
+    model: nn.Module,
+    optimizer: OptimizerConfig,
+    *,
+    block: Mapping[str, Any],
+    timeout_seconds: float,
+    mpu: ModelParallelUnit | None = None,
 ) -> deepspeed.DeepSpeedEngine:
     """Wrap ``model``; the recipe's deepspeed block goes in as it stands.
 
     All-reduces over the world once, while DeepSpeed sets up its groups.
+
+    Args:
+        mpu: where ranks share the tensors of the model; without it every rank is data parallel.
 
     Raises:
         ConfigError: DeepSpeed refuses the block; the same on every rank.
@@ -29,12 +39,36 @@ def build_engine(
             model=model,
             optimizer=build_optimizer(model, optimizer, deepspeed_block=block),
             config=dict(block),
+            mpu=mpu,
             dist_init_required=False,
         )
     except (ValidationError, DeepSpeedConfigError) as error:
         raise ConfigError(f"DeepSpeed {deepspeed.__version__} refuses the deepspeed block: {_reason(error)}") from error
     apply_timeout(timeout_seconds)
     return engine
+
+
+def divider(block: Mapping[str, Any], *, mpu: ModelParallelUnit | None = None) -> Callable[[nn.Parameter], None]:
+    """What to do with a parameter as soon as it has its values: under ZeRO stage 3 keep this rank's part only.
+
+    Broadcasts over the data-parallel ranks; every rank must pass the same parameters in the same order.
+    """
+    if zero_stage(block) != 3:
+        return lambda parameter: None
+    divided: list[nn.Parameter] = []
+
+    def divide(parameter: nn.Parameter) -> None:
+        if divided:
+            divided[0].convert_to_zero_parameters(param_list=[parameter])
+            return
+        holder = nn.Module()
+        holder.register_parameter("parameter", parameter)
+        # As runtime/zero/parameter_offload.py of DeepSpeed 0.19.8 does for a model that comes whole.
+        group = None if mpu is None else mpu.get_data_parallel_group()
+        deepspeed.zero.Init(module=holder, data_parallel_group=group, config_dict_or_path=dict(block), mpu=mpu)
+        divided.append(parameter)
+
+    return divide
 
 
 def _reason(error: ValidationError | DeepSpeedConfigError) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from megadeberta.config.deepspeed_block import is_enabled, zero_stage
+from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.phases import Batch, Phase, Terms, count_targets
 from megadeberta.errors import DivergenceError
 
@@ -50,14 +51,24 @@ class Stepper:
     batch's sample numbers and not of a stream that would have to be restored.
     """
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, *, phases: Sequence[Phase], device: torch.device) -> None:
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        *,
+        phases: Sequence[Phase],
+        device: torch.device,
+        mpu: ModelParallelUnit | None = None,
+    ) -> None:
+        """``mpu``: as for ``build_engine``."""
         self.engine = engine
         self.phases = phases
         self.device = device
         # Taken now: a resumed optimizer brings the groups' settings of the run that saved it.
         self._lr_scales = [group["lr_scale"] for group in engine.optimizer.param_groups]
-        self.rank = distributed.get_rank()
-        self.data_parallel = distributed.get_world_size()
+        self._mpu = mpu
+        self._data_group = None if mpu is None else mpu.get_data_parallel_group()
+        self._tensor_parallel = 1 if mpu is None else mpu.get_tensor_model_parallel_world_size()
+        self.data_parallel = distributed.get_world_size() // self._tensor_parallel
         block = engine.config
         self._fp16 = is_enabled(block, "fp16")
         # DeepSpeed's ZeRO and 16-bit optimizers refuse to step on a gradient that is not finite; plain fp32 does not.
@@ -65,13 +76,14 @@ class Stepper:
         self._skipped_in_a_row = 0
 
     def share_counts(self, micro_batches: Sequence[Batch], *, stop_requested: bool) -> tuple[dict[str, int], bool]:
-        """Targets of every loss term in the global batch, and whether any rank was asked to stop. One all-reduce."""
+        """Targets of every loss term in the global batch, and whether any rank was asked to stop. One all-reduce over
+        the world, in which ranks that share a model count the same samples."""
         names = [name for phase in self.phases for name in phase.weights]
         mine = [sum(int(count_targets(name, batch)) for batch in micro_batches) for name in names]
         shared = torch.tensor([*mine, int(stop_requested)], device=self.device)
         distributed.all_reduce(shared)
         *counts, stop = shared.tolist()
-        return dict(zip(names, counts, strict=True)), bool(stop)
+        return {name: count // self._tensor_parallel for name, count in zip(names, counts, strict=True)}, bool(stop)
 
     def train_step(
         self, micro_batches: Sequence[Batch], *, step: int, targets: Mapping[str, int], lr: float
@@ -114,7 +126,7 @@ class Stepper:
             self.engine.backward(self._loss(phase, terms, targets), scale_wrt_gas=False)
             add_terms(sums, terms)
             if number == last:
-                _all_reduce(sums)
+                self._add_over_ranks(sums)
                 self._check_loss(sums, phase, step)
                 if self._unguarded:
                     grad_norm = self._check_gradient(step)
@@ -146,13 +158,13 @@ class Stepper:
             batch = batches[number] if number < len(batches) else self._blank_batch()
             terms, _ = self.engine(**self._to_device(batch))
             add_terms(sums, terms)
-        _all_reduce(sums)
+        self._add_over_ranks(sums)
         result = as_terms(sums)
         return EvalResult(result.total(self.phases), result)
 
     def _blank_batch(self) -> Batch:
         """One sequence of padding: takes part in collectives, has every term and adds nothing to any."""
-        padding = torch.zeros(1, 8, dtype=torch.int64)
+        padding = torch.zeros(1, 8 * self._tensor_parallel, dtype=torch.int64)  # ranks may share the tokens too
         empty, none = padding[:, :1], padding[0, :1]
         batch = {
             "input_ids": padding,
@@ -165,6 +177,15 @@ class Stepper:
         if "ar_loss" in names:
             batch["prefix_lengths"] = none
         return batch
+
+    def _add_over_ranks(self, sums: dict[str, Tensor]) -> None:
+        """Sum over the data-parallel ranks, all terms in one call; every rank has the same terms in the same order,
+        and ranks that share a model have equal ones."""
+        if not sums:
+            return
+        stacked = torch.stack(list(sums.values()))
+        distributed.all_reduce(stacked, group=self._data_group)
+        sums.update(zip(sums, stacked, strict=True))
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
@@ -181,9 +202,19 @@ class Stepper:
                 )
 
     def _check_gradient(self, step: int) -> float:
-        """Global L2 norm of the averaged gradient under ZeRO-0 in fp32; one reduction was done by DeepSpeed."""
-        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
+        """Global L2 norm of the averaged gradient under ZeRO-0 in fp32; one reduction was done by DeepSpeed.
+
+        All-reduce over tp of what the ranks hold shards of.
+        """
+        squares = torch.zeros(2, dtype=torch.float64, device=self.device)  # of what every rank has, of shards
+        for parameter in self.engine.module.parameters():
+            if parameter.grad is not None:
+                is_shard = getattr(parameter, "tensor_model_parallel", False)
+                squares[int(is_shard)] += torch.linalg.vector_norm(parameter.grad).double().square()
+        if self._mpu is not None:
+            squares[0] *= self._mpu.get_tensor_model_parallel_rank() == 0
+            distributed.all_reduce(squares, group=self._mpu.get_tensor_model_parallel_group())
+        norm = math.sqrt(float(squares.sum()))
         if not math.isfinite(norm):
             raise DivergenceError(_bad_gradient(step, norm))
         return norm
@@ -217,15 +248,6 @@ def add_terms(sums: dict[str, Tensor], terms: Mapping[str, tuple[Tensor, Tensor]
     for name, (total, count) in terms.items():
         pair = torch.stack([total.detach().double(), count.double()])
         sums[name] = sums[name] + pair if name in sums else pair
-
-
-def _all_reduce(sums: dict[str, Tensor]) -> None:
-    """Sum over the world, all terms in one call; every rank has the same terms in the same order."""
-    if not sums:
-        return
-    stacked = torch.stack(list(sums.values()))
-    distributed.all_reduce(stacked)
-    sums.update(zip(sums, stacked, strict=True))
 
 
 def as_terms(sums: Mapping[str, Tensor]) -> Terms:

@@ -1,0 +1,225 @@
+"""One toy run under any layout without a pipeline: losses, gradient norms and final parameters to compare.
+
+    runs = run_layout(Layout("v3", tensor=2, data=2, zero=1, micro_batch=1))
+
+Every batch, mask, sample, dropout draw and initial value is a function of global numbers, so all layouts agree.
+"""
+
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+from torch import Tensor
+
+from megadeberta.config.model import ModelConfig
+from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.config.training import OptimizerConfig
+from megadeberta.engine.build import build_engine, divider
+from megadeberta.engine.mpu import ModelParallelUnit
+from megadeberta.engine.phases import Batch, training_phases
+from megadeberta.engine.process_group import start_process_group
+from megadeberta.engine.step import Stepper
+from megadeberta.model.dropout import set_sites
+from megadeberta.model.initialize import fill_parameter, give_storage
+from megadeberta.model.tensor_plan import ShardSlice
+from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.parallel.groups import Groups, make_groups
+from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel
+from megadeberta.topology import Topology
+from tests.ranks import run_ranks
+
+GLOBAL_BATCH, LENGTH, SLOTS = 4, 16, 5
+SEED = 5
+LR = 2e-3
+# Uneven shards: 9 units of rows, the last one of 3 rows.
+BASE = {
+    "vocab_size": 67,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+    "position_buckets": 4,
+    "max_position_embeddings": 32,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "initializer_range": 0.1,
+}
+V1 = BASE | {
+    "position_buckets": -1,
+    "max_relative_positions": 12,
+    "norm_rel_ebd": "none",
+    "share_att_key": False,
+    "key_bias": False,
+    "position_biased_input": True,
+    "enhanced_mask_decoder": False,
+    "type_vocab_size": 2,
+}
+
+
+def _rtd(sharing: str, **changes: object) -> dict[str, object]:
+    return {"name": "rtd", "rtd": {"embedding_sharing": sharing, "loss_weight": 10.0, "generator_layers": 2} | changes}
+
+
+VARIANTS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    "v1": (V1, {}),
+    "v2-conv": (BASE | {"conv_kernel_size": 3}, {}),
+    "v3": (BASE, {}),
+    "v3-packed": (BASE, {}),
+    "v2-conv-packed": (BASE | {"conv_kernel_size": 3}, {}),
+    "rtd-gdes": (BASE, _rtd("gdes")),
+    "rtd-es": (BASE, _rtd("es")),
+    "rtd-nes": (BASE, _rtd("nes")),
+    "rtd-gdes-v1": (V1, _rtd("gdes")),
+    "rtd-decoupled": (BASE, _rtd("gdes", decoupled=True)),
+    "ar": (BASE, {"name": "ar"}),
+    "prefix": (BASE, {"name": "mlm_ar"}),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One cell of the matrix: a variant of ``VARIANTS`` and how the ranks share it."""
+
+    variant: str
+    tensor: int = 1
+    data: int = 1
+    zero: int = 0
+    micro_batch: int = 4
+    sequence_parallel: bool = False
+    recompute: bool = False
+
+    @property
+    def block(self) -> dict[str, object]:
+        return {
+            "train_batch_size": GLOBAL_BATCH,
+            "train_micro_batch_size_per_gpu": self.micro_batch,
+            "gradient_clipping": 1.0,
+            "zero_optimization": {"stage": self.zero},
+            "steps_per_print": 1_000_000,
+        }
+
+    @property
+    def configs(self) -> tuple[ModelConfig, ObjectiveConfig]:
+        model, objective = VARIANTS[self.variant]
+        return ModelConfig.model_validate(model), ObjectiveConfig.model_validate(objective)
+
+    @property
+    def topology(self) -> Topology:
+        return Topology(data=self.data, tensor=self.tensor)
+
+
+RankTrace = tuple[list[tuple[float, float]], float, dict[str, tuple[ShardSlice | None, Tensor]]]
+"""(loss, norm) of each step, a validation loss, and what one rank holds of every parameter."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a run did: per step, and at its end under global names. ``held_out``: a validation loss."""
+
+    losses: list[float]
+    norms: list[float]
+    held_out: float
+    parameters: dict[str, Tensor]
+
+
+def run_layout(layout: Layout, steps: int = 20) -> Trace:
+    """Train under the layout on gloo ranks; what several ranks hold is checked to be equal."""
+    return assemble(run_ranks(train_rank, layout.topology.world_size, layout, steps, timeout=240.0))
+
+
+def assemble(
+    ranks: list[RankTrace],
+) -> Trace:
+    """The trace of all ranks together."""
+    steps, held_out, _ = ranks[0]
+    whole: dict[str, Tensor] = {}
+    for others, score, parameters in ranks:
+        assert others == steps
+        assert score == held_out
+        for name, (part, tensor) in parameters.items():
+            if part is None:
+                # Not bit for bit: some CPU kernels round by the alignment of their input.
+                assert torch.allclose(whole.setdefault(name, tensor), tensor, atol=1e-8), f"{name} differs"
+                continue
+            target = whole.setdefault(name, torch.full(part.shape, torch.nan))
+            target.narrow(part.dim, part.start, part.stop - part.start).copy_(tensor)
+    assert not any(tensor.isnan().any() for tensor in whole.values())
+    return Trace([loss for loss, _ in steps], [norm for _, norm in steps], held_out, whole)
+
+
+def train_rank(rank: int, world_size: int, layout: Layout, steps: int) -> RankTrace:
+    """One rank of the run."""
+    stepper, groups = build(layout)
+    share = [
+        (number * layout.data + groups.place.data) * layout.micro_batch
+        for number in range(GLOBAL_BATCH // (layout.data * layout.micro_batch))
+    ]
+    trace = []
+    for step in range(steps):
+        whole = global_batch(step, layout.variant)
+        batches = [{name: tensor[s : s + layout.micro_batch] for name, tensor in whole.items()} for s in share]
+        targets, _ = stepper.share_counts(batches, stop_requested=False)
+        result = stepper.train_step(batches, step=step, targets=targets, lr=LR)
+        trace.append((result.loss, result.grad_norm))
+    held_out = [global_batch(1000, layout.variant)] if groups.place.data == 0 else []
+    score = stepper.evaluate(held_out).loss
+    return trace, score, local_parameters(stepper)
+
+
+def build(layout: Layout) -> tuple[Stepper, Groups]:
+    """Groups, model born as this rank's shard, engine and stepper."""
+    device = start_process_group(60.0)
+    groups = make_groups(layout.topology, timeout_seconds=60.0)
+    model_config, objective = layout.configs
+    mpu = ModelParallelUnit(tensor=groups.tensor, data=groups.data) if layout.tensor > 1 else None
+    with torch.device("meta"):
+        model = WholeModel(build_specs(model_config, objective), recompute=layout.recompute)
+    if layout.tensor > 1:
+        plan = TensorParallel(groups.tensor, model_config.vocab_size, layout.sequence_parallel)
+        apply_tensor_parallel(model, plan)
+    divide = divider(layout.block, mpu=mpu)
+
+    def fill(name: str, parameter: torch.nn.Parameter) -> None:
+        fill_parameter(name, parameter, seed=SEED, std=model_config.initializer_range)
+        divide(parameter)
+
+    give_storage(model, fill)
+    set_sites(model.named_modules(), seed=SEED)
+    optimizer = OptimizerConfig(lr=LR, weight_decay=0.01)
+    engine = build_engine(model, optimizer, block=layout.block, timeout_seconds=60.0, mpu=mpu)
+    return Stepper(engine, phases=training_phases(objective), device=device, mpu=mpu), groups
+
+
+def local_parameters(stepper: Stepper) -> dict[str, tuple[ShardSlice | None, Tensor]]:
+    """What this rank holds of every parameter, ZeRO's own division undone."""
+    held = {}
+    for name, parameter in stepper.engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            held[name] = (getattr(parameter, "shard", None), parameter.detach().clone())
+    return held
+
+
+def global_batch(step: int, variant: str) -> Batch:
+    """``GLOBAL_BATCH`` sequences with different lengths and numbers of targets; some slots are empty."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    ids = torch.randint(4, 67, (GLOBAL_BATCH, LENGTH), generator=generator)
+    lengths = torch.randint(LENGTH // 2, LENGTH + 1, (GLOBAL_BATCH, 1), generator=generator)
+    mask = torch.arange(LENGTH) < lengths
+    ids = ids * mask
+    positions = torch.stack([torch.randperm(LENGTH // 2, generator=generator)[:SLOTS] for _ in range(GLOBAL_BATCH)])
+    used = torch.arange(SLOTS) < torch.randint(1, SLOTS + 1, (GLOBAL_BATCH, 1), generator=generator)
+    labels, positions = ids.gather(1, positions) * used, positions * used
+    batch = {
+        "input_ids": ids.scatter(1, positions, torch.where(used, 3, ids[:, :1])),
+        "attention_mask": mask.long(),
+        "masked_positions": positions,
+        "masked_labels": labels,
+        "sample_numbers": torch.arange(GLOBAL_BATCH) + (step << 32),
+    }
+    if variant in ("ar", "prefix"):
+        prefix = [LENGTH, 3, LENGTH, 0] if variant == "prefix" else [3, 0, 6, 0]
+        batch["prefix_lengths"] = torch.tensor(prefix)
+    if variant.endswith("packed"):
+        border = torch.randint(3, LENGTH // 2, (GLOBAL_BATCH, 1), generator=generator)
+        batch["document_starts"] = torch.where(torch.arange(LENGTH) < border, 0, border)
+    return batch
