@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megadeberta.ops.attention_mask import AttentionMask
 from megadeberta.ops.counter_dropout import CounterDropout, kept
-from megadeberta.ops.cpu_scores import GatheredScores, SkewedScores, Tile
+from megadeberta.ops.cpu_scores import GatheredScores, Scratch, SkewedScores, Tile
 from megadeberta.ops.position_terms import PositionTerms, score_scale
 from megadeberta.ops.relative_position import relative_index
 
@@ -66,40 +66,41 @@ class _CpuAttention(torch.autograd.Function):
         saved = None
         if call.keep_probabilities and any(ctx.needs_input_grad):
             saved = query.new_empty(heads, batch, num_rows, key.size(2), dtype=work.precise)
-        context = query.new_empty(batch, num_rows, heads, head_size)
+        context = query.new_empty(batch, num_rows, heads, head_size, dtype=work.precise)
         for number in range(heads):
             head = work.head(number)
             for tile in work.tiles:
                 weights = head.probabilities(tile, None if saved is None else saved[number, tile.samples, tile.rows])
                 if call.dropout is not None:
                     weights = weights * head.dropout_factor(tile)
-                context[tile.samples, tile.rows, number] = torch.bmm(weights, head.value[tile.samples])
+                torch.bmm(weights, head.value[tile.samples], out=context[tile.samples, tile.rows, number])
         ctx.call = call
         ctx.save_for_backward(query, key, value, position_key, position_query, saved)
-        return context.transpose(1, 2)
+        return context.to(query.dtype).transpose(1, 2)
 
     @staticmethod
     def backward(ctx, grad_context: Tensor):
         *inputs, saved = ctx.saved_tensors
         work = _Work(ctx.call, *inputs)
         # [B, rows, N, H] in memory: what the projections' backward reads without a copy.
-        grads = [torch.empty_like(t.transpose(1, 2), memory_format=torch.contiguous_format) for t in inputs[:3]]
-        tables = [None if t is None else torch.empty_like(t) for t in work.tables]
+        grads = [torch.zeros(_rows_first(t), dtype=work.precise).transpose(1, 2) for t in inputs[:3]]
+        tables = work.zero_table_gradients()
         for number in range(grad_context.size(1)):
-            head = work.head(number)
-            grad_n = grad_context[:, number].to(work.precise).contiguous()
-            sums = [torch.zeros_like(t) for t in (head.query, head.key, head.value)]
+            head = work.head(number, tables)
+            grad_n = grad_context[:, number].to(work.precise)
+            sums = [grad[:, number] for grad in grads]
             for tile in work.tiles:
                 weights = head.probabilities(tile) if saved is None else saved[number, tile.samples, tile.rows]
                 head.backward(tile, weights, grad_n[tile.samples, tile.rows], into=sums)
-            if head.scores is not None:
-                for table, grad in zip(tables, head.scores.table_grads, strict=True):
-                    if table is not None:
-                        table[:, number] = grad
-            for grad, total in zip(grads, sums, strict=True):
-                grad[:, :, number] = total
+        content = (grad.to(t.dtype) for grad, t in zip(grads, inputs, strict=False))
         table_grads = (None if t is None else g.to(t.dtype) for g, t in zip(work.fold(tables), inputs[3:], strict=True))
-        return *(grad.transpose(1, 2) for grad in grads), *table_grads, None
+        return *content, *table_grads, None
+
+
+def _rows_first(tensor: Tensor) -> tuple[int, ...]:
+    """The shape of ``[B, N, L, H]`` with rows before heads."""
+    batch, heads, rows, size = tensor.shape
+    return batch, rows, heads, size
 
 
 class _Work:
@@ -110,37 +111,52 @@ class _Work:
         self.precise = torch.float32 if query.dtype in (torch.float16, torch.bfloat16) else query.dtype
         self._inputs = (query, key, value)
         self.tiles = _tiles(query.size(0), query.size(2), key.size(2))
-        tables = (position_key, position_query)
-        self._num_table_rows = [None if t is None else t.size(1) for t in tables]
-        # [N, P, H] -> [P, N, H], which is what the projections wrote.
-        self.tables = [None if t is None else t.transpose(0, 1).to(self.precise) for t in tables]
+        self._tables = (position_key, position_query)
+        self._scratch = Scratch(self.precise)
         self._index = None
         if call.rows is not None and call.query_positions is not None:
             self._index = relative_index(call.rows, query_positions=call.query_positions)  # [B, Q, L]
         elif call.rows is not None:
             self._distance_rows = (call.rows.flip(0), call.rows)
-            self.tables = [
-                None if table is None else table.index_select(0, rows)
-                for table, rows in zip(self.tables, self._distance_rows, strict=True)
-            ]  # [R, N, H]
         self.bias, self.seeing = (None, None) if call.mask is None else _bias(call.mask, key.size(2), self.precise)
 
-    def head(self, number: int) -> "_Head":
-        query, key, value = (t[:, number].to(self.precise).contiguous() for t in self._inputs)
-        tables = [None if t is None else t[:, number].contiguous() for t in self.tables]
+    def head(self, number: int, table_grads: list[Tensor | None] | None = None) -> "_Head":
+        """One head.
+
+        Args:
+            table_grads: from ``zero_table_gradients``; the head's backward adds to its part of them.
+        """
+        # Rows of a head are far apart in memory, which costs a matrix product nothing and a copy would.
+        query, key, value = (t[:, number].to(self.precise) for t in self._inputs)
+        grads = (None, None) if table_grads is None else [None if g is None else g[:, number] for g in table_grads]
+        tables = [None if t is None else t[number].to(self.precise) for t in self._tables]
         if self.call.rows is None:
             scores = None
         elif self._index is None:
-            scores = SkewedScores(*tables)
+            by_distance = (
+                None if table is None else table.index_select(0, rows)
+                for table, rows in zip(tables, self._distance_rows, strict=True)
+            )
+            scores = SkewedScores(*by_distance, table_grads=grads, scratch=self._scratch)
         else:
-            scores = GatheredScores(self._index, *tables)
+            scores = GatheredScores(self._index, *tables, table_grads=grads)
         return _Head(self, number, query, key, value, scores)
 
+    def zero_table_gradients(self) -> list[Tensor | None]:
+        """``[R, N, H]`` by distance, or ``[P, N, H]`` by table row."""
+        distances = None if self._index is not None or self.call.rows is None else self.call.rows.numel()
+        return [
+            None
+            if table is None
+            else table.new_zeros(distances or table.size(1), table.size(0), table.size(2), dtype=self.precise)
+            for table in self._tables
+        ]
+
     def fold(self, grads: list[Tensor | None]) -> list[Tensor | None]:
-        """Gradients of ``tables`` -> gradients of the projected tables, ``[N, P, H]``."""
+        """What was added up in ``zero_table_gradients`` -> gradients of the projected tables, ``[N, P, H]``."""
         if self._index is None and self.call.rows is not None:
-            by_distance = zip(grads, self._distance_rows, self._num_table_rows, strict=True)
-            grads = [None if grad is None else _added_rows(grad, rows, size) for grad, rows, size in by_distance]
+            by_distance = zip(grads, self._distance_rows, self._tables, strict=True)
+            grads = [None if grad is None else _added_rows(grad, rows, t.size(1)) for grad, rows, t in by_distance]
         return [None if grad is None else grad.transpose(0, 1) for grad in grads]
 
 
@@ -192,11 +208,12 @@ class _Head:
             grad_weights *= factor
             dropped = weights * factor
         grad_value.baddbmm_(dropped.mT, grad_context)
-        grad = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(self.work.call.scale)
-        grad_query.baddbmm_(grad, key)
-        grad_key.baddbmm_(grad.mT, query)
+        grad = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+        scale = self.work.call.scale
+        grad_query.baddbmm_(grad, key, alpha=scale)
+        grad_key.baddbmm_(grad.mT, query, alpha=scale)
         if self.scores is not None:
-            self.scores.backward(grad, query, key, into=(grad_query, grad_key), tile=tile)
+            self.scores.backward(grad, query, key, into=(grad_query, grad_key), tile=tile, scale=scale)
 
 
 def _added_rows(grad: Tensor, rows: Tensor, size: int) -> Tensor:

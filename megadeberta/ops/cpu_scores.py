@@ -4,7 +4,7 @@ Shapes: G samples of a tile · W rows of a window · L keys · Q query rows of t
 R = 2L - 1 distances.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,28 @@ class Tile:
     rows: slice
 
 
+class Scratch:
+    """Buffers that the windows of all heads of a call use in turn."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._zeroed: dict[tuple[int, ...], Tensor] = {}
+        self._products: dict[tuple[int, ...], Tensor] = {}
+
+    def zero_outside(self, *shape: int) -> Tensor:
+        """A buffer that is zero off the diagonals that are written: they are the same for every window of a size."""
+        if shape not in self._zeroed:
+            self._zeroed[shape] = torch.zeros(shape, dtype=self._dtype)
+        return self._zeroed[shape]
+
+    def product(self, rows: Tensor, table: Tensor) -> Tensor:
+        """``[G, W, H]`` times ``[C, H]`` transposed: ``[G, W, C]``, valid until the next call."""
+        shape = (*rows.shape[:2], table.size(0))
+        if shape not in self._products:
+            self._products[shape] = torch.empty(shape, dtype=self._dtype)
+        return torch.bmm(rows, _for_each(rows, table.mT), out=self._products[shape])
+
+
 class SkewedScores:
     """Query row ``i`` is position ``i``, as in self-attention.
 
@@ -30,13 +52,20 @@ class SkewedScores:
     diagonal. Read with a row stride one shorter than it was written with, it is the block of scores: no gather.
     """
 
-    def __init__(self, by_falling: Tensor | None, by_rising: Tensor | None) -> None:
+    def __init__(
+        self,
+        by_falling: Tensor | None,
+        by_rising: Tensor | None,
+        *,
+        table_grads: Sequence[Tensor | None],
+        scratch: Scratch,
+    ) -> None:
         """by_falling: K_r ``[R, H]`` of one head for the distances ``L-1 .. -(L-1)``: along a row of scores the
-        distance falls. by_rising: Q_r for ``-(L-1) .. L-1``: along a column it rises."""
+        distance falls. by_rising: Q_r for ``-(L-1) .. L-1``: along a column it rises. table_grads: of both, or None
+        where there will be no backward pass."""
         self._by_falling, self._by_rising = by_falling, by_rising
         self._center = (by_rising if by_falling is None else by_falling).size(0) // 2
-        self._buffers: dict[tuple[int, ...], Tensor] = {}
-        self.table_grads = [None if table is None else torch.zeros_like(table) for table in (by_falling, by_rising)]
+        self._table_grads, self._scratch = table_grads, scratch
 
     def write(self, scores: Tensor, query: Tensor, key: Tensor, *, tile: Tile) -> None:
         """Set ``scores`` ``[G, Q, L]`` to the position scores of ``query`` ``[G, Q, H]`` and ``key`` ``[G, L, H]``."""
@@ -44,30 +73,37 @@ class SkewedScores:
             scores.zero_()
         else:
             for start, size, table in self._query_windows(scores, tile):
-                product = _product(query[:, start : start + size], self._by_falling[table].mT)  # [G, W, W + L - 1]
+                product = self._scratch.product(
+                    query[:, start : start + size], self._by_falling[table]
+                )  # [G, W, W + L - 1]
                 scores[:, start : start + size] = _skewed(product)
         if self._by_rising is not None:
             for start, size, table in self._key_windows(scores, tile):
-                product = _product(key[:, start : start + size], self._by_rising[table].mT)  # [G, W, W + Q - 1]
+                product = self._scratch.product(
+                    key[:, start : start + size], self._by_rising[table]
+                )  # [G, W, W + Q - 1]
                 scores[:, :, start : start + size] += _skewed(product).mT
 
-    def backward(self, grad: Tensor, query: Tensor, key: Tensor, *, into: tuple[Tensor, Tensor], tile: Tile) -> None:
-        """Add to the gradients ``into`` of query and key, and to those of the tables, from ``grad`` ``[G, Q, L]``."""
+    def backward(
+        self, grad: Tensor, query: Tensor, key: Tensor, *, into: tuple[Tensor, Tensor], tile: Tile, scale: float
+    ) -> None:
+        """Add to the gradients ``into`` of query and key, and to those of the tables, from ``scale * grad``
+        ``[G, Q, L]``."""
         grad_query, grad_key = into
         if self._by_falling is not None:
             for start, size, table in self._query_windows(grad, tile):
                 window = slice(start, start + size)
-                product = self._zero_outside(grad.size(0), size, size + grad.size(2) - 1)
+                product = self._scratch.zero_outside(grad.size(0), size, size + grad.size(2) - 1)
                 _skewed(product).copy_(grad[:, window])
-                grad_query[:, window] += _product(product, self._by_falling[table])
-                _add_table(self.table_grads[0][table], product, query[:, window])
+                _add_product(grad_query[:, window], product, self._by_falling[table], scale)
+                _add_table(self._table_grads[0][table], product, query[:, window], scale)
         if self._by_rising is not None:
             for start, size, table in self._key_windows(grad, tile):
                 window = slice(start, start + size)
-                product = self._zero_outside(grad.size(0), size, size + grad.size(1) - 1)
+                product = self._scratch.zero_outside(grad.size(0), size, size + grad.size(1) - 1)
                 _skewed(product).copy_(grad[:, :, window].mT)
-                grad_key[:, window] += _product(product, self._by_rising[table])
-                _add_table(self.table_grads[1][table], product, key[:, window])
+                _add_product(grad_key[:, window], product, self._by_rising[table], scale)
+                _add_table(self._table_grads[1][table], product, key[:, window], scale)
 
     def _query_windows(self, scores: Tensor, tile: Tile) -> Iterator[tuple[int, int, slice]]:
         num_keys = scores.size(2)
@@ -81,22 +117,23 @@ class SkewedScores:
             begin = self._center + 1 - size + tile.rows.start - start
             yield start, size, slice(begin, begin + size + num_queries - 1)
 
-    def _zero_outside(self, samples: int, size: int, columns: int) -> Tensor:
-        """A buffer that is zero off the diagonals that are written: they are the same for every window of a size."""
-        shape = (samples, size, columns)
-        if shape not in self._buffers:
-            self._buffers[shape] = torch.zeros(shape, dtype=next(t for t in self.table_grads if t is not None).dtype)
-        return self._buffers[shape]
-
 
 class GatheredScores:
     """Queries at positions of their own in every sample: the few masked rows of the mask decoder."""
 
-    def __init__(self, index: Tensor, position_key: Tensor | None, position_query: Tensor | None) -> None:
-        """index: table rows, ``[B, Q, L]``. position_key, position_query: ``[P, H]`` of one head."""
+    def __init__(
+        self,
+        index: Tensor,
+        position_key: Tensor | None,
+        position_query: Tensor | None,
+        *,
+        table_grads: Sequence[Tensor | None],
+    ) -> None:
+        """index: table rows, ``[B, Q, L]``. position_key, position_query: ``[P, H]`` of one head. table_grads: of both,
+        or None where there will be no backward pass."""
         self._index = index
         self._key_table, self._query_table = position_key, position_query
-        self.table_grads = [None if t is None else torch.zeros_like(t) for t in (position_key, position_query)]
+        self._table_grads = table_grads
 
     def write(self, scores: Tensor, query: Tensor, key: Tensor, *, tile: Tile) -> None:
         """Set ``scores`` ``[G, Q, L]`` to the position scores of ``query`` ``[G, Q, H]`` and ``key`` ``[G, L, H]``."""
@@ -108,18 +145,21 @@ class GatheredScores:
         if self._query_table is not None:
             scores += (key @ self._query_table.mT).gather(2, index.mT).mT  # [G, L, P] -> [G, L, Q]
 
-    def backward(self, grad: Tensor, query: Tensor, key: Tensor, *, into: tuple[Tensor, Tensor], tile: Tile) -> None:
-        """Add to the gradients ``into`` of query and key, and to those of the tables, from ``grad`` ``[G, Q, L]``."""
+    def backward(
+        self, grad: Tensor, query: Tensor, key: Tensor, *, into: tuple[Tensor, Tensor], tile: Tile, scale: float
+    ) -> None:
+        """Add to the gradients ``into`` of query and key, and to those of the tables, from ``scale * grad``
+        ``[G, Q, L]``."""
         grad_query, grad_key = into
         index = self._index[tile.samples, tile.rows]
         if self._key_table is not None:
             by_row = _scattered(grad, index, self._key_table)  # [G, Q, P]
-            grad_query += by_row @ self._key_table
-            _add_table(self.table_grads[0], by_row, query)
+            _add_product(grad_query, by_row, self._key_table, scale)
+            _add_table(self._table_grads[0], by_row, query, scale)
         if self._query_table is not None:
             by_row = _scattered(grad.mT, index.mT, self._query_table)  # [G, L, P]
-            grad_key += by_row @ self._query_table
-            _add_table(self.table_grads[1], by_row, key)
+            _add_product(grad_key, by_row, self._query_table, scale)
+            _add_table(self._table_grads[1], by_row, key, scale)
 
 
 def windows(total: int) -> Iterator[tuple[int, int]]:
@@ -127,9 +167,15 @@ def windows(total: int) -> Iterator[tuple[int, int]]:
     return ((start, min(WINDOW, total - start)) for start in range(0, total, WINDOW))
 
 
-def _product(rows: Tensor, table: Tensor) -> Tensor:
-    """``[G, W, X] @ [X, C]`` as one matrix product over all samples; torch would broadcast the table instead."""
-    return (rows.flatten(0, 1) @ table).unflatten(0, rows.shape[:2])
+def _for_each(rows: Tensor, table: Tensor) -> Tensor:
+    """A view of ``table`` for every sample. A batched product with it is faster than one product over all samples: at
+    64 rows by 575 columns a quarter, because the rows need no copy and each product stays in the first cache."""
+    return table.expand(rows.size(0), *table.shape)
+
+
+def _add_product(total: Tensor, product: Tensor, table: Tensor, scale: float) -> None:
+    """Add to ``total`` ``[G, W, H]`` the scaled product of ``[G, W, C]`` and ``[C, H]``."""
+    total.baddbmm_(product, _for_each(product, table), alpha=scale)
 
 
 def _skewed(product: Tensor) -> Tensor:
@@ -144,6 +190,6 @@ def _scattered(grad: Tensor, index: Tensor, table: Tensor) -> Tensor:
     return by_row.scatter_add_(2, index, grad)
 
 
-def _add_table(total: Tensor, product: Tensor, rows: Tensor) -> None:
+def _add_table(total: Tensor, product: Tensor, rows: Tensor, scale: float) -> None:
     """Add to ``total`` ``[P, H]`` the gradient of a table from ``product`` ``[G, W, P]`` and ``rows`` ``[G, W, H]``."""
-    total.addmm_(product.flatten(0, 1).mT, rows.flatten(0, 1))
+    total.addmm_(product.flatten(0, 1).mT, rows.flatten(0, 1), alpha=scale)

@@ -1,0 +1,165 @@
+"""One optimizer step, and validation, of a pipeline: what ``Stepper`` does, by DeepSpeed's schedule.
+
+Shapes: B micro batch · L length · Q target rows a sample.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from deepspeed.runtime.pipe.engine import PipelineEngine
+from deepspeed.runtime.pipe.schedule import InferenceSchedule, OptimizerStep, PipeInstruction, TrainSchedule
+from torch import Tensor, distributed
+from torch.nn import functional
+
+from megadeberta.engine.phases import Batch, Phase
+from megadeberta.engine.step import EvalResult, Stepper, add_terms, as_terms
+from megadeberta.topology import Topology
+
+_BLANK_LENGTH = 8
+
+
+class PipelineStepper(Stepper):
+    """Drives a pipeline engine one optimizer step at a time, with the results of ``Stepper``.
+
+    The ranks of the first stage are given the data; the others may be given none. Equality kept: the stages together
+    do what the whole model does.
+    """
+
+    def __init__(
+        self,
+        engine: PipelineEngine,
+        *,
+        phases: Sequence[Phase],
+        device: torch.device,
+        topology: Topology,
+        batch_fields: Sequence[str],
+        terms: Sequence[str],
+    ) -> None:
+        """
+        Args:
+            batch_fields: names of a batch's tensors, in the order in which the first stage takes them.
+            terms: names of all terms that the last stage makes.
+        """
+        super().__init__(engine, phases=phases, device=device)
+        self.data_parallel = topology.data
+        place = topology.coordinates(distributed.get_rank())
+        # Tensor-parallel ranks have the same samples and the same terms: one of them counts.
+        self._counts_targets = place.stage == 0 and place.tensor == 0
+        self._counts_terms = place.stage == topology.pipeline - 1 and place.tensor == 0
+        self._batch_fields = tuple(batch_fields)
+        self._terms = tuple(terms)
+        self._sums: dict[str, Tensor] = {}
+        self._loss_of: Callable[[Mapping[str, tuple[Tensor, Tensor]]], Tensor] = self._no_loss
+        engine.module.loss_fn = self._take_terms
+        engine._compute_loss = True
+
+    def share_counts(self, micro_batches: Sequence[Batch], *, stop_requested: bool) -> tuple[dict[str, int], bool]:
+        """Targets of every loss term in the global batch, and whether any rank was asked to stop. One all-reduce."""
+        return super().share_counts(micro_batches if self._counts_targets else (), stop_requested=stop_requested)
+
+    def _update(
+        self, phase: Phase, batches: Sequence[Batch], *, step: int, targets: Mapping[str, int]
+    ) -> tuple[dict[str, Tensor], float, bool, list[Batch]]:
+        engine = self.engine
+        sums: dict[str, Tensor] = {}
+
+        def before_update() -> None:
+            sums.update(self._share_terms())
+            self._check_loss(sums, phase, step)
+
+        # DeepSpeed divides the loss by the number of micro batches; the global count is the divisor wanted here.
+        self._loss_of = lambda terms: self._loss(phase, terms, targets) * engine.micro_batches
+        schedule = _CheckedSchedule(engine.micro_batches, engine.num_stages, engine.stage_id)
+        schedule.before_update = before_update
+        self._run(schedule, batches)
+        applied = engine.was_step_applied()
+        grad_norm = self._reported_norm()
+        self._check_applied(applied, step)
+        return sums, grad_norm, applied, []
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Batch]) -> EvalResult:
+        """Terms over all first-stage ranks' batches, which have one length. Ranks may hold different numbers of them.
+
+        All-reduces over the world twice.
+        """
+        self.engine.eval()
+        passes = torch.tensor(len(batches), device=self.device)
+        distributed.all_reduce(passes, op=distributed.ReduceOp.MAX)
+        self._loss_of = self._no_loss
+        filled = [self._to_device(batch) for batch in batches]
+        blank = {name: torch.zeros_like(tensor) for name, tensor in (filled[0] if filled else self._blank()).items()}
+        filled += [blank] * (int(passes) - len(filled))
+        if passes:
+            self._run(InferenceSchedule(int(passes), self.engine.num_stages, self.engine.stage_id), filled)
+        result = as_terms(self._share_terms())
+        return EvalResult(result.total(self.phases), result)
+
+    def _run(self, schedule: TrainSchedule | InferenceSchedule, batches: Sequence[Batch]) -> None:
+        """Run the schedule over these micro batches, or over those that the stage before sends."""
+        engine = self.engine
+        self._sums = {}
+        engine.total_loss = None
+        # Shapes may differ from the last step's: they are announced once for each run of a schedule.
+        engine.reset_activation_shape()
+        engine.set_dataiterator(self._inputs(batches) if engine.is_first_stage() else itertools.repeat((None, None)))
+        engine._exec_schedule(schedule)
+
+    def _inputs(self, batches: Sequence[Batch]) -> Iterator[tuple[tuple[Tensor, ...], None]]:
+        """The batches as tuples of equal shapes; DeepSpeed asks for labels too."""
+        for batch in equal_shapes(batches):
+            yield tuple(batch[name] for name in self._batch_fields), None
+
+    def _take_terms(self, terms: Mapping[str, tuple[Tensor, Tensor]], _labels: None) -> Tensor:
+        """Called by DeepSpeed on the last stage with what it made of one micro batch."""
+        add_terms(self._sums, terms)
+        return self._loss_of(terms)
+
+    def _no_loss(self, terms: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+        return torch.zeros((), device=self.device)
+
+    def _share_terms(self) -> dict[str, Tensor]:
+        """The terms of all micro batches, on every rank. One all-reduce over the world."""
+        stacked = torch.zeros(len(self._terms), 2, dtype=torch.float64, device=self.device)
+        if self._counts_terms and self._sums:
+            stacked = torch.stack([self._sums[name] for name in self._terms])
+        distributed.all_reduce(stacked)
+        return dict(zip(self._terms, stacked, strict=True))
+
+    def _blank(self) -> Batch:
+        """One sequence of padding."""
+        of_samples = ("sample_numbers", "prefix_lengths")
+        return {
+            name: torch.zeros(1 if name in of_samples else (1, _BLANK_LENGTH), dtype=torch.int64, device=self.device)
+            for name in self._batch_fields
+        }
+
+
+class _CheckedSchedule(TrainSchedule):
+    """DeepSpeed's 1F1B schedule, with a call between the reduction of the gradients and the update."""
+
+    before_update: Callable[[], None]
+
+    def steps(self) -> Iterator[list[PipeInstruction]]:
+        for commands in super().steps():
+            update = [command for command in commands if isinstance(command, OptimizerStep)]
+            yield [command for command in commands if command not in update]
+            if update:
+                self.before_update()
+                yield update
+
+
+def equal_shapes(batches: Sequence[Batch]) -> list[Batch]:
+    """The batches padded to the most sequences and the most slots of any: [PAD], no token, no target."""
+    if not batches:
+        return []
+    sizes = {
+        name: [max(size) for size in zip(*(batch[name].shape for batch in batches), strict=True)] for name in batches[0]
+    }
+    return [{name: _grown(tensor, sizes[name]) for name, tensor in batch.items()} for batch in batches]
+
+
+def _grown(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
+    margins = [(0, wanted - found) for wanted, found in zip(sizes, tensor.shape, strict=True)]
+    return functional.pad(tensor, [side for margin in reversed(margins) for side in margin])

@@ -1,0 +1,1 @@
+"""Pipeline parallelism: where to cut, what a stage is, what passes between two of them."""

@@ -1,0 +1,178 @@
+"""A model cut into stages, run one after the other in one process: the whole model, forward and backward."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from megadeberta.config.model import ModelConfig
+from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.config.parameters import parameter_shapes
+from megadeberta.engine.phases import Batch
+from megadeberta.model.dropout import set_sites
+from megadeberta.model.initialize import initialize
+from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.parallel.pipeline.balance import StagePlan, cuttable_items, plan_stages
+from megadeberta.parallel.pipeline.costs import list_layers
+from megadeberta.parallel.pipeline.packing import term_names
+from megadeberta.parallel.pipeline.stage import Stage
+
+LENGTH = 12
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "position_buckets": 4,
+    "max_position_embeddings": 16,
+    "hidden_dropout_prob": 0.2,
+    "attention_probs_dropout_prob": 0.2,
+    "initializer_range": 0.2,
+}
+V1 = {
+    "position_biased_input": True,
+    "enhanced_mask_decoder": False,
+    "type_vocab_size": 2,
+    "key_bias": False,
+    "share_att_key": False,
+    "position_buckets": -1,
+    "norm_rel_ebd": "none",
+}
+CASES = {
+    "v3": ({}, {}),
+    "v2 with convolution": ({"conv_kernel_size": 3}, {}),
+    "v1": (V1, {}),
+    "narrow words": ({"enhanced_mask_decoder": False, "embedding_size": 8}, {}),
+    "no relative attention": ({"relative_attention": False}, {}),
+    "left to right": ({}, {"name": "mlm_ar"}),
+    "gdes": ({}, {"name": "rtd", "rtd": {"generator_layers": 2}}),
+    "gdes v1": (V1, {"name": "rtd", "rtd": {"generator_layers": 2}}),
+    "es": ({}, {"name": "rtd", "rtd": {"embedding_sharing": "es", "generator_layers": 2}}),
+    "nes": ({}, {"name": "rtd", "rtd": {"embedding_sharing": "nes", "generator_layers": 2}}),
+}
+
+
+def _batch(objective: ObjectiveConfig, *, packed: bool) -> Batch:
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(4, 40, (3, LENGTH), generator=generator)
+    ids[1, 9:] = 0
+    positions = torch.tensor([[1, 4, 6], [2, 3, 0], [5, 0, 0]])
+    labels = torch.tensor([[7, 9, 11], [13, 15, 0], [17, 0, 0]])
+    batch = {
+        "input_ids": ids,
+        "attention_mask": (ids != 0).long(),
+        "masked_positions": positions,
+        "masked_labels": labels,
+        "sample_numbers": (5 << 32) + torch.arange(3),
+    }
+    if objective.name == "mlm_ar":
+        batch["prefix_lengths"] = torch.tensor([LENGTH, 0, 4])
+    if packed:
+        batch["document_starts"] = torch.where(torch.arange(LENGTH) < 5, 0, 5).expand(3, LENGTH).contiguous()
+    return batch
+
+
+def _stages(
+    model: ModelConfig, objective: ObjectiveConfig, count: int, *, fields: list[str], recompute: bool
+) -> tuple[list[Stage], list[StagePlan]]:
+    layers = list_layers(model, objective, sequence_length=LENGTH)
+    plans = plan_stages(layers, parameter_shapes(model, objective), count)
+    specs = build_specs(model, objective)
+    stages = [Stage(specs, plans, n, batch_fields=fields, recompute=recompute) for n in range(count)]
+    for stage in stages:
+        _fill(stage)
+    return stages, plans
+
+
+def _fill(module: torch.nn.Module) -> None:
+    initialize(module, seed=7, std=0.2)
+    with torch.no_grad():  # biases and differences of their own, so that all take part
+        for name, parameter in module.named_parameters():
+            if parameter.dim() == 1 or name.endswith(".delta"):
+                parameter += 0.1 * torch.cos(torch.arange(parameter.numel()) + len(name)).view_as(parameter)
+    set_sites(module.named_modules(), seed=7)
+    module.double()
+
+
+def _loss(terms: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+    return sum(total * (3.0 if name == "rtd_loss" else 1.0) for name, (total, _) in terms.items() if "_loss" in name)
+
+
+def _run(stages: list[Stage], batch: Batch, fields: list[str]) -> tuple[dict, list[tuple[Tensor, ...]]]:
+    """Forward and backward as DeepSpeed does it: detached tensors between the stages, gradients of floats only."""
+    inputs, outputs = [tuple(batch[name] for name in fields)], []
+    for stage in stages:
+        outputs.append(stage(inputs[-1]))
+        if stage is not stages[-1]:
+            inputs.append(tuple(t.detach().requires_grad_(t.is_floating_point()) for t in outputs[-1]))
+    _loss(outputs[-1]).backward()
+    for received, sent in zip(reversed(inputs[1:]), reversed(outputs[:-1]), strict=True):
+        floats = [(s, r) for s, r in zip(sent, received, strict=True) if s.is_floating_point()]
+        assert {t.dtype for t in sent} <= {torch.float64, torch.int64}
+        for number, (tensor, twin) in enumerate(floats):
+            tensor.backward(twin.grad, retain_graph=number < len(floats) - 1)
+    return outputs[-1], inputs
+
+
+def _gradients(stages: list[torch.nn.Module]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for stage in stages:
+        for name, parameter in stage.named_parameters():
+            if parameter.grad is not None:
+                found[name] = found.get(name, 0) + parameter.grad
+    return found
+
+
+@pytest.mark.parametrize(("case", "recompute"), [*((case, False) for case in CASES), ("v3", True), ("gdes", True)])
+def test_two_three_or_most_stages_are_the_whole_model(case: str, recompute: bool) -> None:
+    shape, goal = CASES[case]
+    model, objective = ModelConfig.model_validate(SMALL | shape), ObjectiveConfig.model_validate(goal)
+    batch = _batch(objective, packed=case in ("v3", "gdes", "v2 with convolution"))
+    fields = list(batch)
+    whole = WholeModel(build_specs(model, objective))
+    _fill(whole)
+    expected, _ = whole(**batch)
+    _loss(expected).backward()
+    for count in (2, 3, len(cuttable_items(list_layers(model, objective, sequence_length=LENGTH)))):
+        stages, _ = _stages(model, objective, count, fields=fields, recompute=recompute)
+        terms, _ = _run(stages, batch, fields)
+        assert list(terms) == list(expected) == list(term_names(whole.layer_names, fields))
+        for name, (total, number) in expected.items():
+            # The same operations in float64; only the order in which gradients are added differs.
+            torch.testing.assert_close(terms[name][0].double(), total.double(), rtol=1e-12, atol=1e-12)
+            assert int(terms[name][1]) == int(number)
+        found, wanted = _gradients(stages), _gradients([whole])
+        assert found.keys() == wanted.keys()
+        for name, gradient in wanted.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_stages_have_the_global_names_and_values(subtests: pytest.Subtests) -> None:
+    for case, (shape, goal) in CASES.items():
+        model, objective = ModelConfig.model_validate(SMALL | shape), ObjectiveConfig.model_validate(goal)
+        whole = WholeModel(build_specs(model, objective))
+        _fill(whole)
+        wanted = dict(whole.named_parameters())
+        for count in (2, 3, 4):
+            with subtests.test(case=case, count=count):
+                stages, plans = _stages(model, objective, count, fields=["input_ids"], recompute=False)
+                for stage, plan in zip(stages, plans, strict=True):
+                    held = dict(stage.named_parameters())
+                    assert {name: tuple(p.shape) for name, p in held.items()} == plan.parameters
+                    for name, parameter in held.items():
+                        assert torch.equal(parameter, wanted[name]), name
+                owned = [name for plan in plans for name in plan.parameters if name not in plan.copies]
+                assert sorted(owned) == sorted(wanted)
+
+
+def test_only_hidden_states_a_loss_and_numbers_pass_between_stages() -> None:
+    rtd = {"name": "rtd", "rtd": {"generator_layers": 2}}
+    model, objective = ModelConfig.model_validate(SMALL), ObjectiveConfig.model_validate(rtd)
+    batch = _batch(objective, packed=False)
+    stages, _ = _stages(model, objective, 4, fields=list(batch), recompute=False)
+    _, inputs = _run(stages, batch, list(batch))
+    for tensors in inputs[1:]:
+        floats = [tuple(tensor.shape) for tensor in tensors if tensor.is_floating_point()]
+        # [B, L, D] or [B, Q, D], and from the generator's head on its loss; never [B, Q, V].
+        assert floats[0] in ((3, LENGTH, 16), (3, 3, 16)) and floats[1:] in ([], [(1,)])
+        assert all(tensor.size(-1) <= LENGTH for tensor in tensors if not tensor.is_floating_point())
