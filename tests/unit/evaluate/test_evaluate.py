@@ -13,6 +13,7 @@ from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.export import export_checkpoint
 from megadeberta.convert.fill_mask import predict_masks
 from megadeberta.convert.hf_config import ModelKind
+from megadeberta.convert.import_parts import import_parts
 from megadeberta.convert.source import load_weights
 from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
@@ -159,6 +160,17 @@ def test_parts_of_a_run_are_models_that_export_and_fill_masks(tmp_path: Path, vo
     table = source.weights["generator.embeddings.word_embeddings.weight"]
     delta = source.weights["discriminator.embeddings.word_embeddings.delta"]
     assert torch.equal(again["embeddings.word_embeddings.weight"], table + delta)
+
+
+def test_parts_that_were_exported_and_imported_score_as_their_run(
+    tmp_path: Path, vocabulary: Path, shard: Path
+) -> None:
+    run = _checkpoint(tmp_path, "rtd", vocabulary, shard)
+    for kind in (ModelKind.MLM, ModelKind.DISCRIMINATOR):
+        export_checkpoint(run, tmp_path / kind, kind=kind)
+    import_parts(tmp_path / "discriminator", tmp_path / "imported", generator=tmp_path / "mlm")
+    found, expected = (evaluate(path, shard=shard, sequences=12) for path in (tmp_path / "imported", run))
+    assert found == pytest.approx(expected, rel=1e-6) and found["rtd_loss"] > 0
 
 
 @pytest.mark.parametrize(
