@@ -20,7 +20,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from two_nodes_cases import CASES, Bench, Outcome
+from two_nodes_bench import Bench
+from two_nodes_cases import CASES, Outcome
 from two_nodes_cluster import Cluster, missing_requirements
 
 from megadeberta.errors import MegadebertaError

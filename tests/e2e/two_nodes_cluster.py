@@ -95,10 +95,10 @@ class Node:
         """Run a short command on the node; its error is an exception."""
         _run(*self.command(words, folder=Path("/")))
 
-    def processes(self, *words: str) -> list[int]:
-        """Ids, as seen outside, of the node's processes whose command line has all ``words``."""
+    def processes_with(self, variable: str) -> list[int]:
+        """Ids, as seen outside, of the node's processes that were started with an environment variable."""
         own = os.readlink(f"/proc/{self.init}/ns/pid")
-        return [pid for pid in _all_processes() if _link(f"/proc/{pid}/ns/pid") == own and _has_words(pid, words)]
+        return [pid for pid in _all_processes() if _link(f"/proc/{pid}/ns/pid") == own and _has(pid, variable)]
 
     def kill(self) -> None:
         """kill -9 of the first process: the kernel ends all others of the namespace with it."""
@@ -169,10 +169,18 @@ class Cluster:
 
     def power_off(self, name: str) -> None:
         """The cable first, so that not even the kernel of the dying node says goodbye to its peers; then kill -9."""
-        self._switch.run("ip", "link", "set", name, "down")
+        self.unplug(name)
         self.nodes.pop(name).kill()
         # The kernel removes the pair of the dead node some time later, if not now.
         _succeeds(self._switch.command(["ip", "link", "delete", name], folder=Path("/")))
+
+    def unplug(self, name: str) -> None:
+        """Cut a node off at the switch; its own network card stays up."""
+        self._switch.run("ip", "link", "set", name, "down")
+
+    def plug_in(self, name: str) -> None:
+        """The reverse of ``unplug``."""
+        self._switch.run("ip", "link", "set", name, "up")
 
     def start(
         self, name: str, words: Sequence[str], *, environ: Mapping[str, str], log: Path
@@ -239,12 +247,12 @@ def _all_processes() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
-def _has_words(pid: int, words: Sequence[str]) -> bool:
+def _has(pid: int, variable: str) -> bool:
     try:
-        line = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        environ = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:  # it ended meanwhile
         return False
-    return set(words) <= set(line)
+    return any(entry.startswith(f"{variable}=".encode()) for entry in environ.split(b"\0"))
 
 
 def _link(path: str) -> str | None:
