@@ -1,8 +1,9 @@
 """Draw the curves of an MLM run and an RTD run side by side.
 
-python docs/examples/compare_runs.py runs/quickstart runs/quickstart-rtd docs/images/mlm-and-rtd.png
+python docs/examples/compare_runs.py runs/small-mlm runs/small-rtd docs/images/mlm-and-rtd.png
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def main(mlm: Path, rtd: Path, picture: Path) -> None:
     calls.plot(steps, smooth(losses), color="tab:green", label="RTD loss, training (smoothed)")
     steps, losses = points(records, "valid_rtd_loss")
     calls.plot(steps, losses, "o", color="tab:green", label=f"RTD loss, validation, last {losses[-1]:.4f}")
+    steps, shares = points(records, "valid_replaced_rate")
+    chance = [-p * math.log(p) - (1 - p) * math.log(1 - p) for p in shares]
+    calls.plot(steps, chance, "--", color="tab:gray", label="knowing the share of replaced tokens alone")
     steps, shares = points(records, "replaced_rate")
     calls.plot(steps, smooth(shares), color="tab:purple", label="share of tokens replaced")
     steps, shares = points(records, "rtd_recall")

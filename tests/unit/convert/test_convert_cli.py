@@ -8,9 +8,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.cli import app, fill_mask
 from megadeberta.errors import CheckpointError
-from tests.unit.convert.small_models import small_config, small_model, write_checkpoint
+from tests.unit.convert.small_models import small_config, small_model, weights_of, write_checkpoint
 
 RUNNER = CliRunner(env={"COLUMNS": "200"})
 
@@ -39,6 +40,23 @@ def test_export_check_and_import_report_what_they_did(run: Path, tmp_path: Path)
     _invoke("export", back, backbone, "--model", "backbone")
     shown = _invoke("import", backbone, tmp_path / "new", "--allow-new", "--no-mask-decoder")
     assert "CREATED" in shown and "mlm_head.decoder.bias" in shown and "untrained" in shown
+
+
+def test_both_parts_go_out_to_microsofts_files_and_back(tmp_path: Path, spm: Path) -> None:
+    objective = ObjectiveConfig(name="rtd", rtd={"generator_layers": 2})
+    config = small_config(num_hidden_layers=4)
+    model = small_model(config, objective=objective)
+    write_checkpoint(tmp_path / "run", model, config, spm, step=5, objective=objective.model_dump(mode="json"))
+    folders = {"discriminator": tmp_path / "discriminator", "mlm": tmp_path / "generator"}
+    for kind, folder in folders.items():
+        shown = _invoke("export", tmp_path / "run", folder, "--model", kind, "--format", "microsoft")
+        assert "equal to ours within" in shown
+        assert "DebertaV2Model states" in _invoke("check", folder)
+    shown = _invoke("import", folders["discriminator"], tmp_path / "back", "--generator", folders["mlm"])
+    # The sum is on disk too, and is the only tensor that is not needed.
+    assert f"{len(weights_of(model))} tensors of the model" in shown and shown.count("dropped") == 1
+    shown = _invoke("import", folders["discriminator"], tmp_path / "new", "--new-generator", "--sharing", "nes")
+    assert "CREATED" in shown and "generator.mlm_head.dense.weight" in shown
 
 
 def test_wrong_arguments_are_usage_errors(run: Path, tmp_path: Path) -> None:
