@@ -22,6 +22,7 @@ from megadeberta.errors import EXIT_STORAGE, EXIT_USAGE, MegadebertaError
 from megadeberta.evaluate.cli import evaluate
 from megadeberta.observability.cli import report
 from megadeberta.observability.logs import set_up_logging
+from megadeberta.plan.cli import plan
 from megadeberta.train_cli import train
 
 EXIT_INTERRUPTED = 130
@@ -54,6 +55,7 @@ app.command(rich_help_panel=DATA)(verify)
 app.command(rich_help_panel=TRAINING)(launch)
 app.command(rich_help_panel=TRAINING)(train)
 app.command(rich_help_panel=TRAINING)(report)
+app.command(rich_help_panel=TRAINING)(plan)
 app.add_typer(megadeberta.checkpoint.cli.app, name="checkpoint", rich_help_panel=AFTERWARDS)
 app.add_typer(megadeberta.convert.cli.app, name="convert", rich_help_panel=AFTERWARDS)
 app.command(rich_help_panel=AFTERWARDS)(evaluate)

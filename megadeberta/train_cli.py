@@ -8,14 +8,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from launcher.devices import count_local_devices
 from launcher.environment import apply, detect_ranks
 from launcher.extensions import prepare_extensions_dir
 from launcher.preflight import needs_compiler
-from megadeberta.config.deepspeed_block import BatchAlgebra
-from megadeberta.config.memory import estimate_memory
 from megadeberta.config.parameters import count_parameters
 from megadeberta.config.redact import redact
 from megadeberta.config.run import RunConfig
+from megadeberta.errors import ConfigError
+from megadeberta.plan.attention import attention_of
+from megadeberta.plan.layout import Layout
+from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages, precision_of
+from megadeberta.plan.report import gib, stages_table
+from megadeberta.plan.stages import Recipe
 from megadeberta.preflight import check_recipe, missing_data, prepare_run
 
 
@@ -25,6 +30,9 @@ def train(
         list[str] | None, typer.Option("--set", help="Override, e.g. --set optimizer.lr=5e-4; may be repeated")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and its data, print both, stop")] = False,
+    as_ranks: Annotated[
+        int | None, typer.Option("--ranks", min=1, help="with --dry-run: as if started on so many ranks")
+    ] = None,
 ) -> None:
     """Pre-train one model from a recipe: this process is one rank, or the only one.
 
@@ -39,8 +47,12 @@ def train(
     ranks = detect_ranks(os.environ)
     if dry_run:
         if ranks.rank == 0:
-            _dry_run(recipe, set_ or [], world_size=ranks.world_size)
+            _dry_run(recipe, set_ or [], world_size=as_ranks or ranks.world_size)
         return
+    if as_ranks is not None:
+        raise ConfigError(
+            f"--ranks {as_ranks} goes with --dry-run; `megadeberta launch {recipe} --ranks {as_ranks}` starts them"
+        )
     prepared = prepare_run(recipe, set_ or [], world_size=ranks.world_size)
     os.environ.update(apply(os.environ))
     if needs_compiler(prepared.config.deepspeed):
@@ -53,17 +65,18 @@ def train(
 
 def _dry_run(recipe: Path, overrides: list[str], *, world_size: int) -> None:
     """Print the resolved recipe, its size and its needs; then check data and output folder, where there are any."""
-    config, algebra, _ = check_recipe(recipe, overrides, world_size=world_size)
+    config, algebra, topology = check_recipe(recipe, overrides, world_size=world_size)
     console = Console()
     console.print_json(json.dumps(redact(config.model_dump(mode="json"))))
     counts = count_parameters(config.model, config.objective)
     parts = "" if len(counts) == 1 else " = " + " + ".join(f"{count:,} {part}" for part, count in counts.items())
     lines = [
         f"{sum(counts.values()):,} parameters{parts}",
+        f"{world_size} ranks = tensor {topology.tensor} x pipeline {topology.pipeline} x data {topology.data}",
         f"{algebra.global_batch} sequences a step = {algebra.micro_batch} micro batch x {algebra.accumulation} "
-        f"accumulation x {algebra.data_parallel} ranks",
-        _memory_line(config, algebra),
+        f"accumulation x {algebra.data_parallel} data-parallel ranks",
     ]
+    lines.append(_show_layout(config, Layout.of_run(config, algebra, topology), console))
     missing = missing_data(config)
     if missing:
         lines.append(f"data: {missing[0]} does not exist, so nothing was checked against it; see `megadeberta prep`")
@@ -77,14 +90,19 @@ def _dry_run(recipe: Path, overrides: list[str], *, world_size: int) -> None:
         console.print(line, soft_wrap=True, highlight=False)
 
 
-def _memory_line(config: RunConfig, algebra: BatchAlgebra) -> str:
-    memory = estimate_memory(config, algebra)
-    host = f"; {_gib(memory.on_host)} of optimizer states in host memory" if memory.on_host else ""
-    return (
-        f"about {_gib(memory.device)} a rank: weights {_gib(memory.weights)}, gradients {_gib(memory.gradients)}, "
-        f"optimizer {_gib(memory.optimizer)}, activations {_gib(memory.activations)} (estimated){host}"
-    )
+def _show_layout(config: RunConfig, layout: Layout, console: Console) -> str:
+    """Print the stages of a pipeline; give the memory of the fullest rank as a line."""
+    recipe = Recipe(config)
+    # A recipe in half precision is meant for a GPU, wherever it is looked at.
+    on_gpu = precision_of(config) != "fp32" or count_local_devices(os.environ) > 0
+    attention = attention_of(config, on_gpu=on_gpu)
+    if layout.pipeline > 1:
+        console.print(stages_table(recipe, layout, attention))
+    return _memory_line(fullest(memory_of_stages(recipe, layout, attention)), attention)
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _memory_line(memory: RankMemory, attention: str) -> str:
+    host = f"; {gib(memory.on_host)} GiB of optimizer states in host memory" if memory.on_host else ""
+    names = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "workspace")
+    parts = ", ".join(f"{name} {gib(getattr(memory, name))}" for name in names)
+    return f"about {gib(memory.device)} GiB a rank: {parts} (estimated, attention {attention}){host}"

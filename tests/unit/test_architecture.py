@@ -26,13 +26,14 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.observability": CONFIG,
     "megadeberta.model": CONFIG | {"megadeberta.spec", "megadeberta.ops"},
     "megadeberta.parallel": CONFIG | {"megadeberta.spec", "megadeberta.ops", "megadeberta.model"},
+    "megadeberta.plan": CONFIG | {"megadeberta.model", "megadeberta.parallel"},
     "megadeberta.checkpoint": CONFIG,
     "megadeberta.engine": CONFIG | {"megadeberta.checkpoint"},
     "megadeberta.convert": CONFIG
     | {f"megadeberta.{room}" for room in ("spec", "ops", "model", "data", "observability", "checkpoint")},
     "megadeberta.evaluate": CONFIG | {f"megadeberta.{room}" for room in ("model", "data", "checkpoint", "convert")},
     "megadeberta.preflight": CONFIG | {"megadeberta.data", "launcher", "megadeberta.checkpoint"},
-    "megadeberta.train_cli": CONFIG | {"megadeberta.preflight", "megadeberta.train", "launcher"},
+    "megadeberta.train_cli": CONFIG | {"megadeberta.preflight", "megadeberta.plan", "megadeberta.train", "launcher"},
     "megadeberta.train": None,
     "megadeberta.cli": None,
     "megadeberta.__main__": {"megadeberta.cli"},
@@ -41,7 +42,13 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "launcher.node_check": CONFIG | {"launcher", "megadeberta.preflight"},
     "data_prep": CONFIG | {"megadeberta.data"},
 }
-TORCH_FREE = ("megadeberta.config.load", "megadeberta.config.validate", "megadeberta.errors", "megadeberta.cli")
+TORCH_FREE = (
+    "megadeberta.config.load",
+    "megadeberta.config.validate",
+    "megadeberta.errors",
+    "megadeberta.plan.cli",
+    "megadeberta.cli",
+)
 HEAVY = ("torch", "deepspeed", "transformers", "matplotlib")
 
 
@@ -106,7 +113,14 @@ def test_only_the_engine_imports_deepspeed() -> None:
 
 
 def test_torch_is_imported_only_where_tensors_are() -> None:
-    free = ("megadeberta.config", "megadeberta.errors", "megadeberta.preflight", "launcher", "data_prep")
+    free = (
+        "megadeberta.config",
+        "megadeberta.errors",
+        "megadeberta.preflight",
+        "megadeberta.plan",
+        "launcher",
+        "data_prep",
+    )
     with_torch = [
         f"{path.relative_to(ROOT)}:{line}: {name}"
         for path in _shipped_files()

@@ -8,12 +8,15 @@ from typer.testing import CliRunner
 
 from megadeberta.cli import app
 from megadeberta.config.load import load_run_config
-from megadeberta.config.memory import estimate_memory
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.parameters import count_backbone, count_parameters, parameter_shapes
 from megadeberta.config.validate import validate_run
 from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.plan.attention import attention_of
+from megadeberta.plan.layout import Layout
+from megadeberta.plan.memory import fullest, memory_of_stages
+from megadeberta.plan.stages import Recipe
 
 RECIPES = Path(__file__).parents[3] / "ds_configs"
 # Backbone with the word table, as transformers counts it.
@@ -94,8 +97,9 @@ def test_settings_are_those_of_the_paper(name: str) -> None:
 def test_recipe_is_valid_on_eight_ranks_and_fits_80_gib(path: Path) -> None:
     config = load_run_config(path)
     world = 8 if config.deepspeed["train_batch_size"] % 64 == 0 else 1
-    algebra, _ = validate_run(config, world_size=world, source=str(path))
-    assert estimate_memory(config, algebra).device < 75 * 2**30
+    layout = Layout.of_run(config, *validate_run(config, world_size=world, source=str(path)))
+    memory = fullest(memory_of_stages(Recipe(config), layout, attention_of(config, on_gpu=True)))
+    assert memory.device < 75 * 2**30
 
 
 SMALL = {
@@ -132,25 +136,6 @@ def test_counted_parameters_are_those_of_the_model(shape: dict[str, object], obj
     assert list(counts) == (["generator", "discriminator"] if goal.name == "rtd" else ["model"])
 
 
-def test_memory_falls_with_the_zero_stage_and_the_optimizer_moves_to_the_host() -> None:
-    estimates = []
-    for zero in (
-        {"stage": 0},
-        {"stage": 1},
-        {"stage": 2},
-        {"stage": 3},
-        {"stage": 2, "offload_optimizer": {"device": "cpu"}},
-    ):
-        config = load_run_config(RECIPES / "deberta-v2-xlarge.json")
-        config = config.model_copy(update={"deepspeed": config.deepspeed | {"zero_optimization": zero}})
-        estimates.append(estimate_memory(config, validate_run(config, world_size=8, source="test")[0]))
-    count = sum(count_parameters(config.model, config.objective).values())
-    assert [e.weights for e in estimates[:4]] == [2 * count] * 3 + [count // 4]
-    assert [e.gradients for e in estimates[:4]] == [2 * count] * 2 + [count // 4] * 2
-    assert [e.optimizer for e in estimates[:4]] == [12 * count] + [12 * count // 8] * 3
-    assert (estimates[4].optimizer, estimates[4].on_host) == (0, 12 * count // 8)
-
-
 def test_dry_run_without_data_prints_size_batch_and_memory_and_says_what_is_missing() -> None:
     done = CliRunner().invoke(app, ["train", str(RECIPES / "deberta-v3-large.json"), "--dry-run"])
     assert done.exit_code == 0, done.output
@@ -159,6 +144,6 @@ def test_dry_run_without_data_prints_size_batch_and_memory_and_says_what_is_miss
     counts = count_parameters(config.model, config.objective)
     sizes = f"{counts['generator']:,} generator + {counts['discriminator']:,} discriminator"
     assert f"{sum(counts.values()):,} parameters = {sizes}" in text
-    assert "8192 sequences a step = 16 micro batch x 512 accumulation x 1 ranks" in text
-    assert "GiB a rank: weights" in text
+    assert "8192 sequences a step = 16 micro batch x 512 accumulation x 1 data-parallel ranks" in text
+    assert "GiB a rank: parameters" in text
     assert "data: corpora/pretrain/train.json does not exist, so nothing was checked against it" in text

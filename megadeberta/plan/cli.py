@@ -1,0 +1,140 @@
+"""``megadeberta plan``: which layouts of a recipe fit a cluster. Torch-free: it also runs on a login node."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from megadeberta.config.deepspeed_block import offloads_optimizer
+from megadeberta.config.load import load_run_config
+from megadeberta.config.run import RunConfig
+from megadeberta.errors import ConfigError
+from megadeberta.plan.attention import attention_of
+from megadeberta.plan.cluster import Cluster
+from megadeberta.plan.report import (
+    describe_layout,
+    gib,
+    launch_command,
+    layouts_table,
+    reason,
+    search_values,
+    stage_rows,
+    stages_table,
+)
+from megadeberta.plan.search import Search, as_it_is, search_layouts
+from megadeberta.plan.stages import Recipe
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file, e.g. ds_configs/deberta-large.json")],
+    *,
+    nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of a machine")],
+    memory: Annotated[float, typer.Option(min=0.001, metavar="GIB", help="memory of a GPU")],
+    reserve: Annotated[
+        float | None, typer.Option(min=0, metavar="GIB", help="for CUDA, NCCL and fragments [default: 1 + 6 % of it]")
+    ] = None,
+    bandwidth_intra: Annotated[float, typer.Option(min=0.001, metavar="GB/S", help="of a GPU inside a node")] = 300,
+    bandwidth_inter: Annotated[float, typer.Option(min=0.001, metavar="GB/S", help="of a GPU between nodes")] = 40,
+    tflops: Annotated[float, typer.Option(min=0.001, help="what a GPU sustains on such a model, not its peak")] = 200,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="override of the recipe; may be repeated")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="layouts to list")] = 12,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="also the pipeline stages of the recommended layout")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="everything as one JSON object")] = False,
+) -> None:
+    """List the layouts of a recipe that fit a cluster, and recommend one.
+
+    For each: memory of the fullest rank, share of the pipeline's bubble, bytes that a rank sends in a step and an
+    estimated time. docs/plan.md has the formulas, what they were checked against and what they leave out.
+
+    Examples:
+
+        megadeberta plan ds_configs/deberta-v2-xxlarge.json --nodes 8 --gpus 8 --memory 80
+
+        megadeberta plan ds_configs/deberta-base.json --nodes 4 --gpus 16 --memory 32 --bandwidth-intra 120
+        --bandwidth-inter 6 --tflops 40
+    """
+    config = load_run_config(recipe, set_ or ())
+    kept_free = 1 + 0.06 * memory if reserve is None else reserve
+    if kept_free >= memory:
+        raise ConfigError(f"--reserve {kept_free:g} leaves nothing of --memory {memory:g}; reserve less")
+    cluster = Cluster(nodes, gpus, memory, kept_free, bandwidth_intra, bandwidth_inter, tflops)
+    search = search_layouts(config, cluster, attention_of(config, on_gpu=True), source=str(recipe))
+    if as_json:
+        _print_json(search, config, cluster, recipe=str(recipe), stages=stages)
+    else:
+        _print_tables(search, config, cluster, recipe=str(recipe), limit=limit, stages=stages)
+    if search.recommended is None:
+        raise ConfigError(f"{recipe}: {reason(search, cluster)}; {_way_out(config, cluster, source=str(recipe))}")
+
+
+def _print_json(search: Search, config: RunConfig, cluster: Cluster, *, recipe: str, stages: bool) -> None:
+    values = search_values(search, config, cluster, recipe=recipe)
+    if stages and search.recommended is not None:
+        values["stages"] = _stages(search, config)
+    typer.echo(json.dumps(values, indent=2))
+
+
+def _print_tables(
+    search: Search, config: RunConfig, cluster: Cluster, *, recipe: str, limit: int, stages: bool
+) -> None:
+    console = Console()
+    attention = attention_of(config, on_gpu=True)
+    parts = Recipe(config)
+    console.print(
+        f"{recipe}: {parts.count:,} parameters, attention {attention}, {config.deepspeed.get('train_batch_size')} "
+        f"sequences of {config.data.sequence_length} tokens a step\n{cluster.describe()}",
+        highlight=False,
+    )
+    shown = search.fitting or search.candidates
+    console.print(layouts_table(shown[:limit]))
+    hidden = len(search.candidates) - len(search.fitting)
+    console.print(
+        f"{len(search.fitting)} layouts fit"
+        + (f", {len(shown) - limit} of them not shown" if len(shown) > limit else "")
+        + (f"; {hidden} need more memory" if hidden and search.fitting else ""),
+        highlight=False,
+    )
+    console.print(_own_line(config, cluster, recipe=recipe), highlight=False, soft_wrap=True)
+    chosen = search.recommended
+    if chosen is None:
+        return
+    if stages:
+        console.print(stages_table(parts, chosen.layout, attention))
+    overrides = chosen.layout.overrides(config)
+    console.print(f"recommended: {describe_layout(chosen.layout)}", highlight=False, soft_wrap=True)
+    console.print(f"because: {reason(search, cluster)}", highlight=False, soft_wrap=True)
+    console.print(launch_command(recipe, overrides, cluster), highlight=False, soft_wrap=True, markup=False)
+
+
+def _own_line(config: RunConfig, cluster: Cluster, *, recipe: str) -> str:
+    """What the recipe asks for itself, on this cluster."""
+    try:
+        own = as_it_is(config, cluster, attention_of(config, on_gpu=True), source=recipe)
+    except ConfigError as error:
+        return f"the recipe as it is does not run here: {error}"
+    verdict = "fits" if own.fits else "does not fit"
+    return (
+        f"the recipe as it is: {describe_layout(own.layout)}: {gib(own.memory.device)} GiB, {verdict}, "
+        f"{own.time.total:.2f} s a step"
+    )
+
+
+def _stages(search: Search, config: RunConfig) -> list[dict[str, object]]:
+    assert search.recommended is not None
+    return stage_rows(Recipe(config), search.recommended.layout, attention_of(config, on_gpu=True))
+
+
+def _way_out(config: RunConfig, cluster: Cluster, *, source: str) -> str:
+    """What would make a recipe fit."""
+    if not offloads_optimizer(config.deepspeed):
+        zero = config.deepspeed.get("zero_optimization", {}) | {"offload_optimizer": {"device": "cpu"}}
+        offloaded = config.model_copy(update={"deepspeed": config.deepspeed | {"zero_optimization": zero}})
+        attention = attention_of(config, on_gpu=True)
+        if search_layouts(offloaded, cluster, attention, source=source).recommended is not None:
+            return "it fits with --set deepspeed.zero_optimization.offload_optimizer.device=cpu"
+    return "use more GPUs or larger ones"

@@ -1,0 +1,197 @@
+"""A search as tables for people and as plain values for programs."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from megadeberta.config.run import RunConfig
+from megadeberta.plan.activations import Attention
+from megadeberta.plan.cluster import Cluster
+from megadeberta.plan.layout import Layout
+from megadeberta.plan.memory import RankMemory, memory_of_stages
+from megadeberta.plan.search import CLOSE, Candidate, Search
+from megadeberta.plan.stages import Recipe, count_local
+
+_GIB, _GB = 2**30, 10**9
+
+
+def layouts_table(candidates: Sequence[Candidate]) -> Table:
+    """One row a layout."""
+    table = Table(
+        title="GiB of the fullest rank; GB that a rank sends in a step; seconds a step, estimated", title_justify="left"
+    )
+    for name in ("tensor x pipeline x data", "ZeRO", "micro x acc", "with"):
+        table.add_column(name, no_wrap=True)
+    for name in ("GiB", "params", "grads", "optim", "activ", "logits", "other", "bubble", "TP", "PP", "DP", "step"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for candidate in candidates:
+        layout, memory, sent = candidate.layout, candidate.memory, candidate.traffic
+        parts = (memory.parameters, memory.gradients, memory.optimizer, memory.activations, memory.logits)
+        table.add_row(
+            f"{layout.tensor} x {layout.pipeline} x {layout.data}",
+            str(layout.zero_stage),
+            f"{layout.micro_batch} x {layout.accumulation}",
+            _options(layout),
+            gib(memory.device),
+            *(gib(part) for part in parts),
+            gib(memory.buffers + memory.workspace),
+            f"{layout.bubble:.0%}",
+            *(f"{size / _GB:.2f}" for size in (sent.tensor, sent.pipeline, sent.data)),
+            f"{candidate.time.total:.2f}",
+            style=None if candidate.fits else "dim",
+        )
+    return table
+
+
+def stages_table(recipe: Recipe, layout: Layout, attention: Attention) -> Table:
+    """One row a pipeline stage: its layers, its parameters and the memory of its ranks."""
+    title = f"stages of {describe_layout(layout)}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("stage", justify="right")
+    table.add_column("layers", overflow="fold")
+    for name in ("parameters", "a rank", "TFLOP", "GiB a rank", "of it activations"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, row in enumerate(stage_rows(recipe, layout, attention)):
+        memory = row["memory"]
+        table.add_row(
+            str(number),
+            _ranges(row["layers"]),
+            f"{row['parameters']:,}",
+            f"{max(row['parameters_of_ranks']):,}",
+            f"{row['operations'] / 1e12:.2f}",
+            gib(memory["device"]),
+            gib(memory["activations"]),
+        )
+    return table
+
+
+def stage_rows(recipe: Recipe, layout: Layout, attention: Attention) -> list[dict[str, Any]]:
+    """The same as plain values; operations are those of one micro batch on all tensor-parallel ranks together."""
+    memories = memory_of_stages(recipe, layout, attention)
+    return [
+        {
+            "layers": list(stage.names),
+            "copies": sorted(stage.copies),
+            "parameters": count_local(stage, tensor=1, rank=0),
+            "parameters_of_ranks": [
+                count_local(stage, tensor=layout.tensor, rank=rank) for rank in range(layout.tensor)
+            ],
+            "operations": stage.operations,
+            "memory": memory_values(memory),
+        }
+        for stage, memory in zip(recipe.stages(layout), memories, strict=True)
+    ]
+
+
+def reason(search: Search, cluster: Cluster) -> str:
+    """Why the recommended layout; or, if nothing fits, what the smallest one lacks."""
+    chosen = search.recommended
+    if chosen is None:
+        return _what_is_missing(search.nearest, cluster)
+    fastest = search.fitting[0]
+    words = [f"{chosen.time.total:.2f} s a step and {gib(chosen.memory.device)} of {gib(cluster.usable_bytes)} GiB"]
+    if chosen is fastest:
+        words.append(f"the fastest of {len(search.fitting)} layouts that fit")
+    else:
+        words.append(
+            f"within {CLOSE - 1:.0%} of the fastest of {len(search.fitting)} layouts that fit "
+            f"({describe_layout(fastest.layout)}), and the simplest of those"
+        )
+    largest = max(("bubble", "tensor", "data"), key=lambda name: getattr(chosen.time, name))
+    lost = getattr(chosen.time, largest)
+    if lost > 0.02 * chosen.time.total:
+        names = {"bubble": "the pipeline's bubble", "tensor": "tensor parallelism", "data": "reducing gradients"}
+        words.append(f"{names[largest]} takes {lost / chosen.time.total:.0%} of the step")
+    return "; ".join(words)
+
+
+def launch_command(recipe: str, overrides: Sequence[str], cluster: Cluster) -> str:
+    """What starts the layout on this cluster."""
+    where = f"--ranks {cluster.gpus}" if cluster.nodes == 1 else "--hostfile HOSTS"
+    words = [word for override in overrides for word in ("--set", override)]
+    return f"megadeberta launch {shlex.quote(recipe)} {where} {shlex.join(words)}".rstrip()
+
+
+def describe_layout(layout: Layout) -> str:
+    """A few words."""
+    extra = _options(layout)
+    return (
+        f"tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}, ZeRO {layout.zero_stage}, micro "
+        f"batch {layout.micro_batch} x {layout.accumulation}" + (f", {extra}" if extra else "")
+    )
+
+
+def search_values(search: Search, config: RunConfig, cluster: Cluster, *, recipe: str) -> dict[str, Any]:
+    """Everything, for ``--json``."""
+    chosen = search.recommended
+    overrides = [] if chosen is None else chosen.layout.overrides(config)
+    return {
+        "recipe": recipe,
+        "cluster": asdict(cluster),
+        "layouts": [candidate_values(candidate) for candidate in search.candidates],
+        "refused": list(search.refused),
+        "recommended": None if chosen is None else candidate_values(chosen),
+        "reason": reason(search, cluster),
+        "overrides": overrides,
+        "command": None if chosen is None else launch_command(recipe, overrides, cluster),
+    }
+
+
+def candidate_values(candidate: Candidate) -> dict[str, Any]:
+    """One layout with bytes, bytes a step and seconds."""
+    return {
+        "layout": asdict(candidate.layout),
+        "fits": candidate.fits,
+        "memory": memory_values(candidate.memory),
+        "bubble": candidate.layout.bubble,
+        "bytes_sent": asdict(candidate.traffic) | {"total": candidate.traffic.total},
+        "seconds": asdict(candidate.time) | {"total": candidate.time.total},
+    }
+
+
+def memory_values(memory: RankMemory) -> dict[str, int]:
+    """Bytes by name, and their sum on the device."""
+    return asdict(memory) | {"device": memory.device}
+
+
+def gib(size: float) -> str:
+    """``12.34``."""
+    return f"{size / _GIB:.2f}"
+
+
+def _what_is_missing(nearest: Candidate, cluster: Cluster) -> str:
+    memory = nearest.memory
+    parts = sorted(
+        ((value, name) for name, value in asdict(memory).items() if name != "on_host" and value), reverse=True
+    )
+    most = ", ".join(f"{name} {gib(value)}" for value, name in parts[:3])
+    return (
+        f"nothing fits: the smallest layout, {describe_layout(nearest.layout)}, needs {gib(memory.device)} GiB a GPU "
+        f"and there are {gib(cluster.usable_bytes)}: {most}"
+    )
+
+
+def _options(layout: Layout) -> str:
+    wanted = {"sequence parallel": layout.sequence_parallel, "checkpointing": layout.activation_checkpointing}
+    return ", ".join(name for name, is_on in wanted.items() if is_on)
+
+
+def _ranges(layers: Sequence[str]) -> str:
+    """``embeddings, relative, layer.0-5``: encoder layers in a row as one."""
+    shown: list[str] = []
+    first = last = ""
+    for layer in [*layers, ""]:
+        stem, _, number = layer.rpartition(".")
+        is_next = last and number.isdigit() and last == f"{stem}.{int(number) - 1}"
+        if is_next:
+            last = layer
+            continue
+        if first:
+            shown.append(first if first == last else f"{first}-{last.rpartition('.')[2]}")
+        first = last = layer if number.isdigit() else ""
+        if layer and not first:
+            shown.append(layer)
+    return ", ".join(shown)

@@ -1,0 +1,162 @@
+"""Every layout of a recipe on a cluster, those that fit, and the one to take."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from megadeberta.config.run import RunConfig
+from megadeberta.config.validate import validate_run
+from megadeberta.errors import ConfigError, ParallelError
+from megadeberta.plan.activations import Attention
+from megadeberta.plan.cluster import Cluster
+from megadeberta.plan.layout import Layout
+from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages, work_of
+from megadeberta.plan.stages import Recipe
+from megadeberta.plan.timing import StepTime, step_time
+from megadeberta.plan.traffic import StepTraffic, traffic_of_stages
+
+CLOSE = 1.03
+"""Layouts within this factor of the fastest count as equally fast: the estimate cannot tell them apart."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One layout and what it costs; memory and traffic of its fullest and of its busiest rank."""
+
+    layout: Layout
+    memory: RankMemory
+    traffic: StepTraffic
+    time: StepTime
+    fits: bool
+
+    @property
+    def complexity(self) -> tuple[int, ...]:
+        """What makes a run harder to understand and to debug, most important first."""
+        layout = self.layout
+        return (
+            layout.tensor * layout.pipeline,
+            layout.pipeline,
+            layout.zero_stage,
+            layout.activation_checkpointing,
+            layout.sequence_parallel,
+        )
+
+
+@dataclass(frozen=True)
+class Search:
+    """All candidates, fastest first, one micro batch for each: the fastest that fits, or the smallest."""
+
+    candidates: tuple[Candidate, ...]
+    refused: tuple[str, ...]
+    """Why some layouts were not looked at."""
+
+    @property
+    def fitting(self) -> tuple[Candidate, ...]:
+        return tuple(candidate for candidate in self.candidates if candidate.fits)
+
+    @property
+    def recommended(self) -> Candidate | None:
+        """Of the layouts that are about as fast as the fastest, the simplest one."""
+        if not self.fitting:
+            return None
+        best = self.fitting[0].time.total
+        close = [candidate for candidate in self.fitting if candidate.time.total <= best * CLOSE]
+        return min(close, key=lambda candidate: (candidate.complexity, candidate.time.total))
+
+    @property
+    def nearest(self) -> Candidate:
+        """The layout that needs least memory."""
+        return min(self.candidates, key=lambda candidate: candidate.memory.device)
+
+
+def search_layouts(config: RunConfig, cluster: Cluster, attention: Attention, *, source: str) -> Search:
+    """Try every layout that divides the cluster.
+
+    Raises:
+        ConfigError: the recipe allows no layout at all on so many ranks.
+    """
+    recipe = Recipe(config)
+    found, refused = [], []
+    for family in _families(config, cluster):
+        layouts = list(_micro_batches(family, config.deepspeed.get("train_batch_size", 0)))
+        try:
+            candidate = _best(recipe, layouts, cluster, attention, source=source)
+        except (ConfigError, ParallelError) as error:
+            refused.append(str(error))
+            continue
+        if candidate is not None:
+            found.append(candidate)
+    if not found:
+        reason = refused[0] if refused else f"no data-parallel degree divides train_batch_size on {cluster.world_size}"
+        raise ConfigError(f"{source}: no layout is possible on {cluster.world_size} ranks: {reason}")
+    found.sort(key=lambda candidate: (candidate.time.total, candidate.complexity))
+    return Search(tuple(found), tuple(dict.fromkeys(refused)))
+
+
+def as_it_is(config: RunConfig, cluster: Cluster, attention: Attention, *, source: str) -> Candidate:
+    """The layout that the recipe asks for itself.
+
+    Raises:
+        ConfigError: it cannot run on so many ranks.
+    """
+    algebra, topology = validate_run(config, world_size=cluster.world_size, source=source)
+    return assess(Recipe(config), Layout.of_run(config, algebra, topology), cluster, attention)
+
+
+def assess(recipe: Recipe, layout: Layout, cluster: Cluster, attention: Attention) -> Candidate:
+    """Memory, traffic and time of one layout."""
+    memory = fullest(memory_of_stages(recipe, layout, attention))
+    traffic = traffic_of_stages(recipe, layout, work_of(recipe.config, layout, attention))
+    return Candidate(
+        layout,
+        memory,
+        max(traffic, key=lambda sent: sent.total),
+        step_time(layout, cluster, recipe.stages(layout), traffic),
+        fits=memory.device <= cluster.usable_bytes,
+    )
+
+
+def _best(
+    recipe: Recipe, layouts: Sequence[Layout], cluster: Cluster, attention: Attention, *, source: str
+) -> Candidate | None:
+    """The fastest that fits of layouts with rising micro batches; the first if none fits."""
+    tried: list[Candidate] = []
+    for layout in layouts:
+        if not tried:  # what may be refused does not depend on the micro batch
+            validate_run(layout.applied_to(recipe.config), world_size=cluster.world_size, source=source)
+        tried.append(assess(recipe, layout, cluster, attention))
+        if not tried[-1].fits:
+            break
+    fitting = [candidate for candidate in tried if candidate.fits]
+    return min(fitting, key=lambda candidate: candidate.time.total) if fitting else next(iter(tried), None)
+
+
+def _families(config: RunConfig, cluster: Cluster) -> Iterator[Layout]:
+    """Layouts with a micro batch of one."""
+    world = cluster.world_size
+    for tensor in _divisors(config.model.num_attention_heads):
+        for pipeline in _divisors(world):
+            if world % (tensor * pipeline) or cluster.gpus % tensor:  # a tensor group stays inside one node
+                continue
+            plain = Layout(tensor, pipeline, world // (tensor * pipeline), 1, 1, 1)
+            for stage in (1,) if pipeline > 1 else (1, 2, 3):
+                for sequence_parallel in (False, True) if tensor > 1 else (False,):
+                    for recompute in (False, True):
+                        yield replace(
+                            plain,
+                            zero_stage=stage,
+                            sequence_parallel=sequence_parallel,
+                            activation_checkpointing=recompute,
+                        )
+
+
+def _micro_batches(family: Layout, global_batch: int) -> Iterator[Layout]:
+    """Rising micro batches that divide the global batch."""
+    share, rest = divmod(global_batch, family.data)
+    if rest:
+        return
+    for size in _divisors(share):
+        yield replace(family, micro_batch=size, accumulation=share // size)
+
+
+def _divisors(number: int) -> Sequence[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

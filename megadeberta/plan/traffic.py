@@ -1,0 +1,97 @@
+"""Bytes that one rank sends in one optimizer step: within tensor groups, between stages, between replicas.
+
+Collectives are counted as rings: an all-reduce of n bytes over g ranks sends 2 (g - 1) / g n from each, an all-gather
+or a reduce-scatter half of that.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megadeberta.parallel.pipeline.balance import StagePlan
+from megadeberta.plan.activations import Work
+from megadeberta.plan.layout import Layout
+from megadeberta.plan.stages import Recipe
+from megadeberta.plan.zero import accumulates_in_fp32
+
+
+@dataclass(frozen=True)
+class StepTraffic:
+    """Bytes that the busiest rank of a stage sends in one optimizer step."""
+
+    tensor: int
+    pipeline: int
+    data: int
+
+    @property
+    def total(self) -> int:
+        return self.tensor + self.pipeline + self.data
+
+
+def ring_all_reduce(size: float, ranks: int) -> float:
+    """Bytes sent by each rank."""
+    return 2 * (ranks - 1) / ranks * size
+
+
+def ring_all_gather(size: float, ranks: int) -> float:
+    """Bytes sent by each rank; ``size`` is that of the whole result. The same for a reduce-scatter."""
+    return (ranks - 1) / ranks * size
+
+
+def traffic_of_stages(recipe: Recipe, layout: Layout, work: Work) -> list[StepTraffic]:
+    """One entry for each pipeline stage."""
+    hidden = work.own_tokens * recipe.config.model.hidden_size * work.width
+    found = []
+    for number, stage in enumerate(recipe.stages(layout)):
+        neighbours = (number > 0) + (number < layout.pipeline - 1)
+        count = recipe.held(stage, layout.tensor).count
+        copied = sum(math.prod(stage.parameters[name]) for name in stage.copies)
+        found.append(
+            StepTraffic(
+                tensor=round(tensor_bytes(recipe, stage, work) * layout.accumulation),
+                # The hidden state forwards or its gradient back to each neighbour; gradients of copied tables once.
+                pipeline=hidden * neighbours * layout.accumulation + 2 * copied * work.width,
+                data=round(zero_bytes(count, layout, width=work.width, block=recipe.config.deepspeed)),
+            )
+        )
+    return found
+
+
+def zero_bytes(count: int, layout: Layout, *, width: int, block: Mapping[str, Any]) -> float:
+    """Bytes that one rank sends to its replicas in a step (DeepSpeed 0.19.8, runtime/zero).
+
+    ZeRO 1 and 2 reduce whole buckets to every rank and keep a part (``allreduce_and_scatter``); ZeRO 2 and 3 reduce
+    after every micro batch. Parameters of ZeRO 3 are gathered for the forward pass, and for the backward pass again
+    unless they were still there.
+    """
+    ranks = layout.data
+    size = count * width
+    if layout.zero_stage == 0:
+        return ring_all_reduce(size, ranks)
+    gather = ring_all_gather(size, ranks)
+    if layout.zero_stage == 1:
+        grad_width = 4 if accumulates_in_fp32(block) else width
+        return ring_all_reduce(count * grad_width, ranks) + gather
+    if layout.zero_stage == 2:
+        return ring_all_reduce(size, ranks) * layout.accumulation + gather
+    reuse = int(block.get("zero_optimization", {}).get("stage3_max_reuse_distance", 10**9)) // 2
+    again = gather * max(0.0, 1 - reuse / max(1, count))
+    return (gather + again + ring_all_gather(size, ranks)) * layout.accumulation
+
+
+def tensor_bytes(recipe: Recipe, stage: StagePlan, work: Work) -> float:
+    """Bytes that one rank sends within its tensor group for one micro batch."""
+    total = 0.0
+    for layer in stage.names:
+        model = recipe.model_of(layer)
+        D = model.hidden_size * work.width
+        if ".layer." in f".{layer}":
+            total += (5 if work.sequence_parallel else 4) * ring_all_reduce(work.tokens * D, work.tensor)
+        elif layer.endswith("mask_decoder"):
+            total += ring_all_reduce(work.tokens * D, work.tensor) + 8 * ring_all_reduce(work.rows * D, work.tensor)
+        elif layer.endswith("embeddings"):
+            total += ring_all_reduce(work.tokens * D, work.tensor)
+        elif layer.endswith("mlm_head"):
+            total += ring_all_reduce(work.rows * D, work.tensor)
+    return total

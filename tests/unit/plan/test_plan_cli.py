@@ -1,0 +1,69 @@
+"""``megadeberta plan`` on the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from megadeberta.cli import app
+from megadeberta.errors import ConfigError
+
+RECIPES = Path(__file__).parents[3] / "ds_configs"
+LARGE = str(RECIPES / "deberta-large.json")
+BIG = str(RECIPES / "deberta-v2-xxlarge.json")
+WIDE = {"COLUMNS": "240"}
+
+
+def _plan(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["plan", *arguments], env=WIDE)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_table_ends_with_a_recommendation_its_reason_and_the_command() -> None:
+    text = _plan(LARGE, "--nodes", "6", "--gpus", "16", "--memory", "32", "--limit", "3")
+    assert "406,789,209 parameters" in text
+    assert "tensor x pipeline x data" in text
+    assert "recommended: tensor" in text
+    assert "because: " in text
+    *_, command = text.strip().splitlines()
+    assert command.startswith(f"megadeberta launch {LARGE} --hostfile HOSTS --set parallel.pipeline=")
+
+
+def test_json_holds_every_layout_and_the_stages() -> None:
+    set_stages = ("--set", "deepspeed.train_batch_size=12")
+    values = json.loads(_plan(BIG, "--gpus", "8", "--memory", "80", "--json", "--stages", *set_stages))
+    assert {layout["layout"]["data"] for layout in values["layouts"]} == {1, 2, 4}
+    chosen = values["recommended"]
+    assert chosen in values["layouts"]
+    assert chosen["memory"]["device"] <= 74.2 * 2**30
+    assert sum(
+        chosen["seconds"][name] for name in ("compute", "tensor", "bubble", "pipeline", "data")
+    ) == pytest.approx(chosen["seconds"]["total"])
+    own = [stage["parameters"] for stage in values["stages"]]
+    assert len(own) == chosen["layout"]["pipeline"]
+    assert sum(own) >= 1_567_828_068  # copies of the tied tables come on top
+
+
+def test_nothing_fits_is_an_error_with_the_smallest_layout_and_a_way_out() -> None:
+    with pytest.raises(ConfigError, match=r"nothing fits: the smallest layout.*needs .*GiB a GPU.*offload_optimizer"):
+        CliRunner().invoke(
+            app, ["plan", BIG, "--gpus", "1", "--memory", "17", "--limit", "1"], env=WIDE, catch_exceptions=False
+        )
+    with pytest.raises(ConfigError, match="use more GPUs or larger ones"):
+        CliRunner().invoke(
+            app, ["plan", BIG, "--gpus", "1", "--memory", "4", "--limit", "1"], env=WIDE, catch_exceptions=False
+        )
+
+
+def test_a_reserve_of_all_memory_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--reserve 40 leaves nothing of --memory 32"):
+        CliRunner().invoke(
+            app, ["plan", LARGE, "--gpus", "8", "--memory", "32", "--reserve", "40"], catch_exceptions=False
+        )
+
+
+def test_ranks_without_dry_run_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--ranks 2 goes with --dry-run; `megadeberta launch .*--ranks 2`"):
+        CliRunner().invoke(app, ["train", LARGE, "--ranks", "2"], catch_exceptions=False)
