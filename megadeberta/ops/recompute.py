@@ -1,26 +1,85 @@
-"""Activations that are cheaper to compute again than to keep."""
+"""Activations that the backward pass makes again instead of keeping them.
 
-from collections.abc import Callable
+All of it works through the hooks of saved tensors, so that the layers on either side may be any module, a sharded one
+too.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-def gelu_then(module: Callable[[Tensor], Tensor], inner: Tensor) -> Tensor:
-    """``module(gelu(inner))`` that keeps ``inner`` only: the backward pass computes the gelu again.
+@contextmanager
+def made_again(outputs: Sequence[Tensor], make: Callable[[], Sequence[Tensor]]) -> Iterator[list[Tensor]]:
+    """Inside the block, nothing that autograd saves of ``outputs`` is kept; the backward pass calls ``make`` for it.
 
-    It works through the hooks of saved tensors, so that ``module`` may be any layer, a sharded one too.
+    Args:
+        make: gives the same values in the same memory layout; called without gradients, once a backward pass.
+
+    Yields:
+        The outputs, as a list to which the block may add.
     """
-    activated = functional.gelu(inner)
-    address, kept = activated.data_ptr(), inner.detach()
+    hidden = list(outputs)
+    source = _Source(make)
 
-    def pack(saved: Tensor) -> Tensor | torch.Size:
-        is_activated = saved.data_ptr() == address and saved.numel() == kept.numel()
-        return saved.shape if is_activated else saved
+    def pack(saved: Tensor) -> Tensor | tuple:
+        address = saved.untyped_storage().data_ptr()
+        number = next((n for n, output in enumerate(hidden) if output.untyped_storage().data_ptr() == address), None)
+        if number is None:
+            return saved
+        source.uses += 1
+        return number, saved.size(), saved.stride(), saved.storage_offset()
 
-    def unpack(packed: Tensor | torch.Size) -> Tensor:
-        return packed if isinstance(packed, Tensor) else functional.gelu(kept).view(packed)
+    def unpack(packed: Tensor | tuple) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        number, *place = packed
+        return source.take()[number].as_strided(*place)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield hidden
+    hidden.clear()
+
+
+class _Source:
+    """Makes tensors when they are first needed, and holds them until their last use."""
+
+    def __init__(self, make: Callable[[], Sequence[Tensor]]) -> None:
+        self._make = make
+        self._made: Sequence[Tensor] | None = None
+        self._left = 0
+        self.uses = 0
+
+    def take(self) -> Sequence[Tensor]:
+        if self._made is None:
+            with torch.no_grad():
+                self._made = self._make()
+            self._left = self.uses
+        made = self._made
+        self._left -= 1
+        if self._left == 0:
+            self._made = None
+        return made
+
+
+def gelu_then(
+    module: Callable[[Tensor], Tensor], inner: Tensor, *, again: Callable[[], Tensor] | None = None
+) -> Tensor:
+    """``module(gelu(inner))`` that keeps ``inner`` only: the backward pass computes the gelu again.
+
+    Args:
+        again: makes ``inner``, which then is not kept either.
+    """
+    kept = inner.detach() if again is None else None
+
+    def make() -> tuple[Tensor, Tensor]:
+        made = kept if again is None else again()
+        return made, functional.gelu(made)
+
+    with made_again([inner], make) as hidden:
+        activated = functional.gelu(inner)
+        hidden.append(activated)
         return module(activated)
