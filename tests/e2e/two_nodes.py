@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from two_nodes_bench import Bench
+from two_nodes_bench import Bench, Overrides
 from two_nodes_cases import CASES, Outcome
 from two_nodes_cluster import Cluster, missing_requirements
 
@@ -39,6 +39,13 @@ def main(
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override in all runs, e.g. parallel.tensor=2"),
     ] = None,
+    reference_set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SECTION.KEY=VALUE", help="override in the run on one node only, e.g. parallel.tensor=1"),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="largest relative difference of a loss or gradient norm; 0: equal bit for bit")
+    ] = 0.0,
     case: Annotated[list[str] | None, typer.Option(help=f"only this one; may be repeated: {', '.join(CASES)}")] = None,
     ranks_per_node: Annotated[int, typer.Option(min=1, max=8, help="ranks on each node, 'slots' of the hostfile")] = 1,
     steps: Annotated[int, typer.Option(min=2, help="training steps of the runs that are compared")] = 10,
@@ -60,6 +67,9 @@ def main(
         sudo .venv/bin/python tests/e2e/two_nodes.py --case pdsh --case deepspeed --ranks-per-node 2
 
         sudo .venv/bin/python tests/e2e/two_nodes.py --case pdsh --set parallel.tensor=2
+
+        sudo .venv/bin/python tests/e2e/two_nodes.py --set parallel.tensor=2 --reference-set parallel.tensor=1
+        --tolerance 1e-5
     """
     console = Console()
     errors = Console(stderr=True)
@@ -75,9 +85,9 @@ def main(
     outcomes: list[tuple[str, Outcome, float]] = []
     try:
         with console.status("preparing a corpus of 350 kB") as status:
-            bench = Bench(
-                folder, recipe=recipe, overrides=tuple(set_ or ()), ranks_per_node=ranks_per_node, steps=steps
-            )
+            overrides = Overrides(tuple(set_ or ()), reference_only=tuple(reference_set or ()))
+            bench = Bench(folder, recipe=recipe, overrides=overrides, ranks_per_node=ranks_per_node, steps=steps)
+            bench.tolerance = tolerance
             status.update("starting nodeA and nodeB")
             with Cluster(folder) as bench.cluster:
                 for name in case or CASES:

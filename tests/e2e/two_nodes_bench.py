@@ -42,27 +42,40 @@ _TINY = {
 }
 
 
+@dataclass(frozen=True)
+class Overrides:
+    """``--set`` values of all runs, and further ones of the run on one node that the others are compared with."""
+
+    everywhere: tuple[str, ...] = ()
+    reference_only: tuple[str, ...] = ()
+
+
 class Bench:
     """The shared folder with corpus, recipe and hostfile, and how to run on the nodes of ``cluster``."""
 
     cluster: Cluster
+    tolerance = 0.0
+    """Largest relative difference of a loss from that of the run on one node."""
 
     def __init__(
-        self, folder: Path, *, recipe: Path | None, overrides: tuple[str, ...], ranks_per_node: int, steps: int
+        self, folder: Path, *, recipe: Path | None, overrides: Overrides, ranks_per_node: int, steps: int
     ) -> None:
         self.folder = folder
         self.ranks_per_node = ranks_per_node
         self.steps = steps
         self._base = recipe.resolve() if recipe else None
-        self._overrides = [word for override in overrides for word in ("--set", override)]
+        self._overrides = [word for override in overrides.everywhere for word in ("--set", override)]
+        self._reference_only = [word for override in overrides.reference_only for word in ("--set", override)]
         self._logs = 0
         self._references: dict[int, Path] = {}
         options = PrepOptions(corpora=(CORPUS,), output=folder / "shards", vocabulary=VocabularyOptions(size=1000))
         prepare(options, console=Console(quiet=True), plot=lambda folder, lengths: None)
+        (folder / "tmp").mkdir()
         (folder / "hosts").write_text("".join(f"{name} slots={ranks_per_node}\n" for name in NODES))
         # The user's file for DeepSpeed's launcher; `megadeberta launch` adds to it.
         (folder / ".deepspeed_env").write_text("DS_ACCELERATOR=cpu\nGLOO_SOCKET_IFNAME=eth0\nOMP_NUM_THREADS=1\n")
-        load_run_config(self.recipe("check", steps=steps), overrides)
+        for values in (overrides.everywhere, overrides.everywhere + overrides.reference_only):
+            load_run_config(self.recipe("check", steps=steps), values)
 
     def recipe(
         self, name: str, *, steps: int, output: Path | None = None, timeout_seconds: int = PATIENT_SECONDS
@@ -124,13 +137,16 @@ class Bench:
         self._logs += 1
         log = self.folder / f"log-{self._logs:02}.txt"
         environ = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
+        # What a killed launcher leaves behind goes with the folder.
+        environ["TMPDIR"] = str(self.folder / "tmp")
         return Run(self.cluster.start(node, words, environ=environ, log=log), log)
 
     def one_node(self, steps: int) -> "Losses":
         """Losses of the run with all ranks on nodeA; trained once for each number of steps."""
         if steps not in self._references:
             recipe = self.recipe(f"one-node-{steps}", steps=steps)
-            run = self.launch(recipe, "--ranks", str(len(NODES) * self.ranks_per_node))
+            ranks = str(len(NODES) * self.ranks_per_node)
+            run = self.launch(recipe, *self._reference_only, "--ranks", ranks)
             code = run.wait(PATIENT_SECONDS)
             if code != 0:
                 raise RuntimeError(f"the run on one node ended with code {code}:\n{run.tail()}")

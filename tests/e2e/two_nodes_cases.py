@@ -26,20 +26,23 @@ class Outcome:
     found: str
 
 
-def compare(found: Losses, expected: Losses) -> Outcome:
+def compare(found: Losses, expected: Losses, *, tolerance: float = 0.0) -> Outcome:
     """Equal bit for bit, or the largest relative difference."""
+    steps = len(found)
     if found == expected:
-        steps = len(found)
         return Outcome(True, f"losses and gradient norms of {steps} steps equal those of one node, bit for bit")
     if found.keys() != expected.keys():
-        return Outcome(False, f"{len(found)} steps were logged and {len(expected)} on one node")
+        return Outcome(False, f"{steps} steps were logged and {len(expected)} on one node")
     pairs = [
         (float.fromhex(mine), float.fromhex(other))
         for step in expected
         for mine, other in zip(found[step], expected[step], strict=True)
     ]
     worst = max(abs(mine - other) / abs(other) for mine, other in pairs)
-    return Outcome(False, f"losses differ from those of one node by up to {worst:.1e} of their value")
+    text = (
+        f"losses and gradient norms of {steps} steps differ from those of one node by up to {worst:.1e} of their value"
+    )
+    return Outcome(worst <= tolerance, text)
 
 
 def pdsh(bench: Bench) -> Outcome:
@@ -119,7 +122,7 @@ def _compared(bench: Bench, recipe: Path, runs: list[Run]) -> Outcome:
     for run in runs:
         if (code := run.wait(PATIENT_SECONDS)) != 0:
             return Outcome(False, f"exit code {code}:\n{run.tail()}")
-    return compare(losses(bench.output(recipe)), bench.one_node(bench.steps))
+    return compare(losses(bench.output(recipe)), bench.one_node(bench.steps), tolerance=bench.tolerance)
 
 
 def _lose_node(bench: Bench, recipe: Path, *, lose: Callable[[], None], mend: Callable[[], None]) -> Outcome:
@@ -146,7 +149,7 @@ def _resumed(bench: Bench, recipe: Path, found: str) -> Outcome:
     code = run.wait(PATIENT_SECONDS)
     if code != 0 or "resum" not in run.text():
         return Outcome(False, f"{found}; then exit code {code}:\n{run.tail()}")
-    outcome = compare(losses(bench.output(recipe)), bench.one_node(LONG_STEPS))
+    outcome = compare(losses(bench.output(recipe)), bench.one_node(LONG_STEPS), tolerance=bench.tolerance)
     return Outcome(outcome.held, f"{found}; interrupted at step {before}; {outcome.found}")
 
 
