@@ -16,8 +16,6 @@ from megadeberta.engine.phases import Batch, Phase
 from megadeberta.engine.step import EvalResult, Stepper, add_terms, as_terms
 from megadeberta.topology import Topology
 
-_BLANK_LENGTH = 8
-
 
 class PipelineStepper(Stepper):
     """Drives a pipeline engine one optimizer step at a time, with the results of ``Stepper``.
@@ -48,6 +46,7 @@ class PipelineStepper(Stepper):
         self._counts_targets = place.stage == 0 and place.tensor == 0
         self._counts_terms = place.stage == topology.pipeline - 1 and place.tensor == 0
         self._batch_fields = tuple(batch_fields)
+        self._blank_length = 8 * topology.tensor  # ranks may share the tokens
         self._terms = tuple(terms)
         self._sums: dict[str, Tensor] = {}
         self._loss_of: Callable[[Mapping[str, tuple[Tensor, Tensor]]], Tensor] = self._no_loss
@@ -131,7 +130,9 @@ class PipelineStepper(Stepper):
         """One sequence of padding."""
         of_samples = ("sample_numbers", "prefix_lengths")
         return {
-            name: torch.zeros(1 if name in of_samples else (1, _BLANK_LENGTH), dtype=torch.int64, device=self.device)
+            name: torch.zeros(
+                1 if name in of_samples else (1, self._blank_length), dtype=torch.int64, device=self.device
+            )
             for name in self._batch_fields
         }
 

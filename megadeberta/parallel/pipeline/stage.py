@@ -1,6 +1,6 @@
 """One pipeline stage: a slice of the layer specs, with copies of the tables that it shares with other stages."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,6 @@ from megadeberta.model.whole import attach_layer, run_layers
 from megadeberta.parallel.pipeline.balance import StagePlan
 from megadeberta.parallel.pipeline.packing import Border, border_after, carry_of, pack, unpack
 from megadeberta.spec import LayerSpec, Tie
-
-AdaptLayer = Callable[[str, nn.Module], nn.Module]
-"""Makes another module of a layer just built, given its global name; tensor parallelism swaps its parts."""
 
 
 class Stage(nn.Module):
@@ -29,7 +26,6 @@ class Stage(nn.Module):
         number: int,
         *,
         batch_fields: Sequence[str],
-        adapt: AdaptLayer | None = None,
         recompute: bool = False,
     ) -> None:
         """
@@ -37,7 +33,6 @@ class Stage(nn.Module):
             specs: of the whole model.
             plans: of all stages; this one is ``plans[number]``.
             batch_fields: names of a batch's tensors, in the order in which the first stage gets them.
-            adapt: applied to every built layer.
             recompute: keep only the inputs of encoder layers and compute the rest again in the backward pass.
         """
         super().__init__()
@@ -46,11 +41,11 @@ class Stage(nn.Module):
         self.recompute = recompute
         self._before = _border(plans[:number], batch_fields)
         self._after = None if number == len(plans) - 1 else _border(plans[: number + 1], batch_fields)
-        builder = _Builder(specs, adapt or (lambda _, layer: layer))
+        by_name = {spec.name: spec for spec in specs}
         for name in self.layer_names:
-            layer = builder.build(name)
-            for tie in builder.ties(name):
-                self._tie(layer, tie, builder)
+            layer = by_name[name].build()
+            for tie in by_name[name].ties:
+                self._tie(layer, tie, specs)
             attach_layer(self, name, layer)
 
     def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...] | dict[str, Term]:
@@ -62,39 +57,24 @@ class Stage(nn.Module):
         carry = run_layers(self, self.layer_names, carry, recompute=self.recompute)
         return dict(carry.terms) if self._after is None else pack(carry, numbers, self._after)
 
-    def _tie(self, layer: nn.Module, tie: Tie, builder: "_Builder") -> None:
+    def _tie(self, layer: nn.Module, tie: Tie, specs: Sequence[LayerSpec]) -> None:
         """Give the layer the shared table: the owner's if that is in this stage, else a copy under its name."""
         owner, _, attribute = tie.source.rpartition(".")
         if tie.source not in dict(self.named_parameters()):
+            # Attached before the layer, so that this is the name the parameter is found by.
             holder = nn.Module()
-            holder.register_parameter(attribute, builder.parameter_like(tie.source))
+            holder.register_parameter(attribute, _parameter_like(tie.source, specs))
             attach_layer(self, owner, holder)
         place, _, name = tie.attribute.rpartition(".")
         setattr(layer.get_submodule(place), name, self.get_parameter(tie.source))
 
 
-class _Builder:
-    """Layers by name."""
-
-    def __init__(self, specs: Sequence[LayerSpec], adapt: AdaptLayer) -> None:
-        self._specs: Mapping[str, LayerSpec] = {spec.name: spec for spec in specs}
-        self._adapt = adapt
-
-    def build(self, name: str) -> nn.Module:
-        return self._adapt(name, self._specs[name].build())
-
-    def ties(self, name: str) -> tuple[Tie, ...]:
-        return self._specs[name].ties
-
-    def parameter_like(self, source: str) -> nn.Parameter:
-        """A parameter of the shape, type and marks of another layer's, by its global name; not initialised."""
-        owner = next(name for name in self._specs if source.startswith(f"{name}."))
-        with torch.device("meta"):
-            layer = self.build(owner)
-        original = layer.get_parameter(source.removeprefix(f"{owner}."))
-        parameter = nn.Parameter(torch.empty(original.shape, dtype=original.dtype))
-        parameter.__dict__.update(original.__dict__)
-        return parameter
+def _parameter_like(source: str, specs: Sequence[LayerSpec]) -> nn.Parameter:
+    """A parameter of the shape of another stage's, by its global name; not initialised."""
+    owner = next(spec for spec in specs if source.startswith(f"{spec.name}."))
+    with torch.device("meta"):
+        original = owner.build().get_parameter(source.removeprefix(f"{owner.name}."))
+    return nn.Parameter(torch.empty(original.shape, dtype=original.dtype))
 
 
 def _border(plans: Sequence[StagePlan], batch_fields: Sequence[str]) -> Border | None:
