@@ -1,10 +1,11 @@
-"""One toy run under any layout without a pipeline: losses, gradient norms and final parameters to compare.
+"""One toy run under any layout: losses, gradient norms, validation and final parameters to compare.
 
     runs = run_layout(Layout("v3", tensor=2, data=2, zero=1, micro_batch=1))
 
 Every batch, mask, sample, dropout draw and initial value is a function of global numbers, so all layouts agree.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import deepspeed
@@ -13,10 +14,13 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.config.parameters import parameter_shapes
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.build import build_engine, divider
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.phases import Batch, training_phases
+from megadeberta.engine.pipeline import build_pipeline_engine
+from megadeberta.engine.pipeline_step import PipelineStepper
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.step import Stepper
 from megadeberta.model.dropout import set_sites
@@ -24,6 +28,10 @@ from megadeberta.model.initialize import fill_parameter, give_storage
 from megadeberta.model.tensor_plan import ShardSlice
 from megadeberta.model.whole import WholeModel, build_specs
 from megadeberta.parallel.groups import Groups, make_groups
+from megadeberta.parallel.pipeline.balance import plan_stages, shared_parameters
+from megadeberta.parallel.pipeline.costs import list_layers
+from megadeberta.parallel.pipeline.packing import term_names
+from megadeberta.parallel.pipeline.stage import Stage
 from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel
 from megadeberta.topology import Topology
 from tests.ranks import run_ranks
@@ -31,6 +39,7 @@ from tests.ranks import run_ranks
 GLOBAL_BATCH, LENGTH, SLOTS = 4, 16, 5
 SEED = 5
 LR = 2e-3
+OPTIMIZER = OptimizerConfig(lr=LR, weight_decay=0.01)
 # Uneven shards: 9 units of rows, the last one of 3 rows.
 BASE = {
     "vocab_size": 67,
@@ -83,6 +92,7 @@ class Layout:
     variant: str
     tensor: int = 1
     data: int = 1
+    pipeline: int = 1
     zero: int = 0
     micro_batch: int = 4
     sequence_parallel: bool = False
@@ -96,6 +106,7 @@ class Layout:
             "gradient_clipping": 1.0,
             "zero_optimization": {"stage": self.zero},
             "steps_per_print": 1_000_000,
+            "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
         }
 
     @property
@@ -105,7 +116,7 @@ class Layout:
 
     @property
     def topology(self) -> Topology:
-        return Topology(data=self.data, tensor=self.tensor)
+        return Topology(self.pipeline, self.data, self.tensor)
 
 
 RankTrace = tuple[list[tuple[float, float]], float, dict[str, tuple[ShardSlice | None, Tensor]]]
@@ -157,11 +168,12 @@ def train_rank(rank: int, world_size: int, layout: Layout, steps: int) -> RankTr
     trace = []
     for step in range(steps):
         whole = global_batch(step, layout.variant)
-        batches = [{name: tensor[s : s + layout.micro_batch] for name, tensor in whole.items()} for s in share]
+        batches = [_rows(whole, s, s + layout.micro_batch) for s in share]
         targets, _ = stepper.share_counts(batches, stop_requested=False)
         result = stepper.train_step(batches, step=step, targets=targets, lr=LR)
         trace.append((result.loss, result.grad_norm))
-    held_out = [global_batch(1000, layout.variant)] if groups.place.data == 0 else []
+    last = global_batch(1001, layout.variant)
+    held_out = [global_batch(1000, layout.variant), _rows(last, 0, 3)] if groups.place.data == 0 else []
     score = stepper.evaluate(held_out).loss
     return trace, score, local_parameters(stepper)
 
@@ -170,24 +182,60 @@ def build(layout: Layout) -> tuple[Stepper, Groups]:
     """Groups, model born as this rank's shard, engine and stepper."""
     device = start_process_group(60.0)
     groups = make_groups(layout.topology, timeout_seconds=60.0)
+    build_parts = _build_whole if layout.pipeline == 1 else _build_stage
+    return build_parts(layout, groups, device), groups
+
+
+def _build_whole(layout: Layout, groups: Groups, device: torch.device) -> Stepper:
     model_config, objective = layout.configs
     mpu = ModelParallelUnit(tensor=groups.tensor, data=groups.data) if layout.tensor > 1 else None
     with torch.device("meta"):
         model = WholeModel(build_specs(model_config, objective), recompute=layout.recompute)
+    _cut_and_fill(model, layout, groups, divide=divider(layout.block, mpu=mpu))
+    engine = build_engine(model, OPTIMIZER, block=layout.block, timeout_seconds=60.0, mpu=mpu)
+    return Stepper(engine, phases=training_phases(objective), device=device, mpu=mpu)
+
+
+def _build_stage(layout: Layout, groups: Groups, device: torch.device) -> PipelineStepper:
+    model_config, objective = layout.configs
+    fields = list(global_batch(0, layout.variant))
+    layers = list_layers(model_config, objective, sequence_length=LENGTH, micro_batch=layout.micro_batch)
+    plans = plan_stages(layers, parameter_shapes(model_config, objective), layout.pipeline)
+    specs = build_specs(model_config, objective)
+    with torch.device("meta"):
+        stage = Stage(specs, plans, groups.place.stage, batch_fields=fields, recompute=layout.recompute)
+    _cut_and_fill(stage, layout, groups, divide=lambda parameter: None)
+    engine = build_pipeline_engine(
+        stage,
+        OPTIMIZER,
+        topology=layout.topology,
+        shared=shared_parameters(plans),
+        block=layout.block,
+        timeout_seconds=60.0,
+    )
+    return PipelineStepper(
+        engine,
+        phases=training_phases(objective),
+        device=device,
+        topology=layout.topology,
+        batch_fields=fields,
+        terms=term_names([layer.name for layer in layers], fields),
+    )
+
+
+def _cut_and_fill(
+    model: torch.nn.Module, layout: Layout, groups: Groups, *, divide: Callable[[torch.nn.Parameter], None]
+) -> None:
+    config = layout.configs[0]
     if layout.tensor > 1:
-        plan = TensorParallel(groups.tensor, model_config.vocab_size, layout.sequence_parallel)
-        apply_tensor_parallel(model, plan)
-    divide = divider(layout.block, mpu=mpu)
+        apply_tensor_parallel(model, TensorParallel(groups.tensor, config.vocab_size, layout.sequence_parallel))
 
     def fill(name: str, parameter: torch.nn.Parameter) -> None:
-        fill_parameter(name, parameter, seed=SEED, std=model_config.initializer_range)
+        fill_parameter(name, parameter, seed=SEED, std=config.initializer_range)
         divide(parameter)
 
     give_storage(model, fill)
     set_sites(model.named_modules(), seed=SEED)
-    optimizer = OptimizerConfig(lr=LR, weight_decay=0.01)
-    engine = build_engine(model, optimizer, block=layout.block, timeout_seconds=60.0, mpu=mpu)
-    return Stepper(engine, phases=training_phases(objective), device=device, mpu=mpu), groups
 
 
 def local_parameters(stepper: Stepper) -> dict[str, tuple[ShardSlice | None, Tensor]]:
@@ -197,6 +245,13 @@ def local_parameters(stepper: Stepper) -> dict[str, tuple[ShardSlice | None, Ten
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             held[name] = (getattr(parameter, "shard", None), parameter.detach().clone())
     return held
+
+
+def _rows(batch: Batch, start: int, stop: int) -> Batch:
+    """Some sequences of the batch, with no more slots than they need, as the loader cuts them."""
+    rows = {name: tensor[start:stop] for name, tensor in batch.items()}
+    slots = int((rows["masked_labels"] != 0).sum(1).max())
+    return rows | {name: rows[name][:, :slots] for name in ("masked_positions", "masked_labels")}
 
 
 def global_batch(step: int, variant: str) -> Batch:

@@ -1,48 +1,71 @@
-"""Pipelined = whole: losses, gradient norms, validation and every parameter, with dropout on."""
+"""Pipelined = whole: losses, gradient norms, validation and every parameter after 20 steps, dropout on."""
 
 import functools
 
-import numpy as np
 import pytest
+import torch
 
-from tests.distributed.pipeline_run import RTD, V1, Case, Layout, Outcome, run_case
+from megadeberta.errors import DivergenceError
+from tests.distributed.layouts import Layout, Trace, build, global_batch, run_layout
+from tests.distributed.test_tensor_layouts import assert_equal
 from tests.ranks import run_ranks
 
-CASES = {
-    "v1": Case(V1, {}),
-    "v2": Case({"conv_kernel_size": 3}, {}, packed=True),
-    "v3": Case({}, {}),
-    "rtd": Case({}, RTD),
-}
-# case, ranks, layout
 LAYOUTS = [
-    ("v3", 2, Layout(pipeline=2, micro_batch=1)),
-    ("v3", 3, Layout(pipeline=3, micro_batch=2, recompute=True)),
-    ("v1", 2, Layout(pipeline=2, micro_batch=4)),
-    ("v2", 4, Layout(pipeline=2, micro_batch=2)),
-    ("rtd", 4, Layout(pipeline=4, micro_batch=2)),
-    ("rtd", 4, Layout(pipeline=2, micro_batch=1, recompute=True)),
+    Layout("v3", pipeline=2, zero=1, micro_batch=1),
+    Layout("v1", pipeline=2, zero=1, micro_batch=2),
+    Layout("v2-conv-packed", pipeline=2, data=2, zero=1, micro_batch=1),
+    Layout("prefix", pipeline=3, zero=1, micro_batch=2, recompute=True),
+    Layout("rtd-gdes", pipeline=4, zero=1, micro_batch=1),
+    Layout("rtd-gdes", pipeline=2, data=2, zero=1, micro_batch=2, recompute=True),
+    Layout("rtd-es", pipeline=3, zero=1, micro_batch=1),
+    Layout("v3", pipeline=2, tensor=2, zero=1, micro_batch=2),
+    Layout("rtd-gdes", pipeline=2, tensor=2, zero=1, micro_batch=1, sequence_parallel=True, recompute=True),
 ]
 
 
 @functools.cache
-def _whole(name: str) -> Outcome:
-    return run_ranks(run_case, 1, CASES[name], Layout(micro_batch=8))[0]
+def _whole(variant: str) -> Trace:
+    return run_layout(Layout(variant))
 
 
-@pytest.mark.parametrize(("name", "ranks", "layout"), LAYOUTS)
-def test_a_pipeline_trains_like_the_whole_model(name: str, ranks: int, layout: Layout) -> None:
-    check_equal(run_ranks(run_case, ranks, CASES[name], layout), _whole(name))
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_pipeline_trains_like_the_whole_model(layout: Layout) -> None:
+    assert_equal(run_layout(layout), _whole(layout.variant))
 
 
-def check_equal(outcomes: list[Outcome], whole: Outcome) -> None:
-    """fp32 with another order of summation; AdamW amplifies rounding a little over 20 steps."""
-    for outcome in outcomes:
-        np.testing.assert_allclose(outcome.steps, whole.steps, rtol=1e-5, atol=1e-5)
-        assert outcome.validation.keys() == whole.validation.keys()
-        for name, (total, count) in whole.validation.items():
-            assert outcome.validation[name][1] == count
-            assert outcome.validation[name][0] == pytest.approx(total, abs=1e-5 * max(1, count))
-        for name, weights in outcome.weights.items():
-            np.testing.assert_allclose(weights, whole.weights[name], rtol=0, atol=1e-5, err_msg=name)
-    assert {name for outcome in outcomes for name in outcome.weights} == whole.weights.keys()
+def _train_poisoned(rank: int, world_size: int, layout: Layout) -> tuple[str, bool]:
+    """What the step says when a weight of the first stage is not a number, and whether it changed the weights."""
+    stepper, groups = build(layout)
+    stage = stepper.engine.module.stage
+    if groups.place.stage == 0:
+        with torch.no_grad():
+            next(stage.parameters()).fill_(torch.nan)
+    before = [parameter.detach().clone() for parameter in stage.parameters()]
+    whole = global_batch(0, layout.variant)
+    batches = [{name: tensor[s : s + 2] for name, tensor in whole.items()} for s in (0, 2)]
+    targets, _ = stepper.share_counts(batches if groups.place.stage == 0 else [], stop_requested=False)
+    with pytest.raises(DivergenceError) as caught:
+        stepper.train_step(batches if groups.place.stage == 0 else [], step=0, targets=targets, lr=1e-3)
+    same = [torch.equal(p, b) or bool(b.isnan().all()) for p, b in zip(stage.parameters(), before, strict=True)]
+    return str(caught.value), all(same)
+
+
+def test_every_stage_stops_before_the_update_when_the_loss_is_not_finite() -> None:
+    found = run_ranks(_train_poisoned, 2, Layout("v3", pipeline=2, zero=1, micro_batch=2))
+    for message, unchanged in found:
+        assert message.startswith("step 1: the loss (mlm_loss) is nan; no weight was changed at this step.")
+        assert unchanged
+
+
+def _share_counts(rank: int, world_size: int, layout: Layout) -> tuple[dict[str, int], bool]:
+    stepper, groups = build(layout)
+    batch = global_batch(0, layout.variant)
+    # Every rank of the first stage reads; the shards of a tensor group read the same.
+    return stepper.share_counts([batch] if groups.place.stage == 0 else [], stop_requested=rank == world_size - 1)
+
+
+def test_targets_are_counted_once_and_any_rank_may_ask_to_stop() -> None:
+    batch = global_batch(0, "rtd-gdes")
+    expected = {"mlm_loss": int((batch["masked_labels"] != 0).sum()), "rtd_loss": int(batch["attention_mask"].sum())}
+    layout = Layout("rtd-gdes", pipeline=2, tensor=2, zero=1)
+    assert run_ranks(_share_counts, 4, layout) == [(expected, True)] * 4
