@@ -59,14 +59,17 @@ class TensorParallel:
         return VocabularyShard(self.vocabulary, self.group)
 
 
-def apply_tensor_parallel(model: nn.Module, plan: TensorParallel) -> None:
-    """Make ``model``, or any part of one, this rank's shard of it, in place; whole parameters or on the meta device.
+def apply_tensor_parallel(model: nn.Module, plan: TensorParallel, *, prefix: str = "") -> None:
+    """Make ``model`` this rank's shard of it, in place; its parameters are whole, or on the meta device.
 
     No collective. Every parameter keeps its name. One that was cut is a new ``nn.Parameter`` with two attributes:
     ``shard``, the ``ShardSlice`` that it holds, and ``tensor_model_parallel``, by which DeepSpeed 0.19.8 knows that its
     gradient norm is not that of the other ranks (runtime/utils.py ``is_model_parallel_parameter``).
+
+    Args:
+        prefix: the global name of ``model`` where it is one layer of a larger one, as a pipeline stage builds them.
     """
-    _cut_parameters(model, plan)
+    _cut_parameters(model, plan, prefix)
     modules = list(model.modules())
     decoders = [module for module in modules if isinstance(module, EnhancedMaskDecoder)]
     on_rows = {id(inner) for decoder in decoders for inner in decoder.modules()}
@@ -79,10 +82,10 @@ def apply_tensor_parallel(model: nn.Module, plan: TensorParallel) -> None:
             decoder.all_tokens = _Border(gather_tokens, plan.group)
 
 
-def _cut_parameters(model: nn.Module, plan: TensorParallel) -> None:
+def _cut_parameters(model: nn.Module, plan: TensorParallel, prefix: str) -> None:
     """Every parameter that the plan cuts becomes its slice; parameters that are one stay one."""
     cut: dict[int, nn.Parameter] = {}
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(prefix=prefix):
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             if id(parameter) not in cut:
                 cut[id(parameter)] = _cut(f"{path}.{name}", parameter, plan)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from megadeberta.ops.relative_position import bucket_relative_position, relative_index, rows_by_distance, table_row
+from megadeberta.ops.distance_rows import bucket_relative_position, table_row, window_size
+from megadeberta.ops.relative_position import relative_index, rows_by_distance
 
 # (distance, bucket, row) for 256 buckets and distances up to 511, from running both published implementations.
 PUBLISHED = [
@@ -166,3 +167,12 @@ def test_the_offset_before_rounding_changes_no_bucket() -> None:
             exact = (m - 1) * math.log(distance / m) / math.log((max_distance - 1) / m)
             if abs(exact - round(exact)) > 1e-6:
                 assert bucket_relative_position(distance, num_buckets, max_distance) == m + math.ceil(exact)
+
+
+@pytest.mark.parametrize(("buckets", "max_distance"), [(4, 8), (256, 512), (-1, 12)])
+@pytest.mark.parametrize("length", [1, 3, 24, 600])
+def test_the_window_of_the_table_holds_the_rows_that_a_sequence_reads(
+    length: int, buckets: int, max_distance: int
+) -> None:
+    rows = rows_by_distance(length, buckets, max_distance)
+    assert window_size(length, num_buckets=buckets, max_distance=max_distance) == int(rows[-1] - rows[0]) + 1
