@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from launcher.environment import RankEnvironment
 from megadeberta.checkpoint.lock import SharedOutputLock
@@ -18,8 +18,9 @@ from megadeberta.config.run import RunConfig
 from megadeberta.data.indexed import TokenShard
 from megadeberta.data.loader import StepBatch, training_batches, validation_batches
 from megadeberta.data.unigram import unigram_cross_entropy
-from megadeberta.engine.build import build_engine
+from megadeberta.engine.build import build_engine, divider
 from megadeberta.engine.collectives import TorchCollectives
+from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.peer_loss import raise_peer_loss
 from megadeberta.engine.phases import training_phases
 from megadeberta.engine.process_group import start_process_group
@@ -31,10 +32,12 @@ from megadeberta.engine.weights import load_initial_weights
 from megadeberta.errors import EXIT_PREEMPTED
 from megadeberta.model.attention_backend import describe_attention, select_attention
 from megadeberta.model.dropout import set_sites
-from megadeberta.model.initialize import initialize
+from megadeberta.model.initialize import fill_parameter, give_storage
 from megadeberta.model.whole import WholeModel, build_specs
 from megadeberta.observability.journal import Journal, open_journal
 from megadeberta.observability.logs import set_up_logging
+from megadeberta.parallel.groups import Groups, make_groups
+from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel
 from megadeberta.preflight import PreparedRun
 
 
@@ -61,15 +64,18 @@ class _Run:
     def __init__(self, prepared: PreparedRun, ranks: RankEnvironment, device: torch.device) -> None:
         config = self.config = prepared.config
         self.prepared = prepared
-        self.rank = ranks.rank
+        groups = make_groups(prepared.topology, timeout_seconds=config.parallel.timeout_seconds)
+        self.data_rank = groups.place.data
+        mpu = ModelParallelUnit(tensor=groups.tensor, data=groups.data) if prepared.topology.tensor > 1 else None
         engine = build_engine(
-            _initialized_model(config, device),
+            _initialized_model(config, groups, device=device, mpu=mpu),
             config.optimizer,
             block=config.deepspeed,
             timeout_seconds=config.parallel.timeout_seconds,
+            mpu=mpu,
         )
         phases = training_phases(config.objective)
-        self.stepper = Stepper(engine, phases=phases, device=device)
+        self.stepper = Stepper(engine, phases=phases, device=device, mpu=mpu)
         self.checkpoints = RunCheckpoints(
             engine,
             config,
@@ -87,7 +93,7 @@ class _Run:
             config.objective,
             eval_sequences=config.training.eval_sequences,
             algebra=prepared.algebra,
-            data_rank=self.rank,
+            data_rank=self.data_rank,
         )
 
     def loop(self, stop: StopFlag) -> int:
@@ -98,7 +104,7 @@ class _Run:
             self.config.objective,
             seed=training.seed,
             algebra=self.prepared.algebra,
-            data_rank=self.rank,
+            data_rank=self.data_rank,
             start_step=self.done,
             total_steps=steps,
         )
@@ -144,15 +150,32 @@ class _Run:
         )
 
 
-def _initialized_model(config: RunConfig, device: torch.device) -> WholeModel:
-    """Initial values by parameter name, or those of an imported checkpoint."""
-    model = WholeModel(build_specs(config.model, config.objective))
+def _initialized_model(
+    config: RunConfig, groups: Groups, *, device: torch.device, mpu: ModelParallelUnit | None
+) -> WholeModel:
+    """This rank's shard of the model with initial values by parameter name, or those of an imported checkpoint.
+
+    No rank ever holds more of a parameter than its shard, but for imported weights.
+    """
+    seed, folder = config.training.seed, config.training.init_from
+    with torch.device("meta" if folder is None else "cpu"):
+        specs = build_specs(config.model, config.objective)
+        model = WholeModel(specs, recompute=config.parallel.activation_checkpointing)
     select_attention(model, config.training.attention, device)
-    set_sites(model.named_modules(), seed=config.training.seed)
-    if config.training.init_from is None:
-        initialize(model, seed=config.training.seed, std=config.model.initializer_range)
-    else:
-        load_initial_weights(model, config.training.init_from, tokenizer=config.data.tokenizer)
+    if folder is not None:
+        load_initial_weights(model, folder, tokenizer=config.data.tokenizer)
+    if groups.topology.tensor > 1:
+        plan = TensorParallel(groups.tensor, config.model.vocab_size, config.parallel.sequence_parallel)
+        apply_tensor_parallel(model, plan)
+    set_sites(model.named_modules(), seed=seed)
+    divide = divider(config.deepspeed, mpu=mpu)
+
+    def fill(name: str, parameter: nn.Parameter) -> None:
+        fill_parameter(name, parameter, seed=seed, std=config.model.initializer_range)
+        divide(parameter)
+
+    if folder is None:
+        give_storage(model, fill)
     return model
 
 

@@ -46,6 +46,8 @@ TORCH_FREE = (
     "megadeberta.config.load",
     "megadeberta.config.validate",
     "megadeberta.errors",
+    "megadeberta.model.tensor_plan",
+    "megadeberta.parallel.tensor.traffic",
     "megadeberta.plan.cli",
     "megadeberta.cli",
 )
