@@ -82,6 +82,12 @@ def apply_tensor_parallel(model: nn.Module, plan: TensorParallel, *, prefix: str
             decoder.all_tokens = _Border(gather_tokens, plan.group)
 
 
+def shard_layer(name: str, layer: nn.Module, *, plan: TensorParallel) -> nn.Module:
+    """``layer``, of this global name, as this rank's shard of it: what a pipeline stage does to its layers."""
+    apply_tensor_parallel(layer, plan, prefix=name)
+    return layer
+
+
 def _cut_parameters(model: nn.Module, plan: TensorParallel, prefix: str) -> None:
     """Every parameter that the plan cuts becomes its slice; parameters that are one stay one."""
     cut: dict[int, nn.Parameter] = {}

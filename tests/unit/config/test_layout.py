@@ -30,6 +30,11 @@ def test_data_parallel_fills_the_ranks() -> None:
         (3, {"parallel": {"tensor": 2}}, r"r\.json: .*parallel.tensor=2 needs a multiple of 2 ranks.*are 3; start 2"),
         (8, {"parallel": {"tensor": 8}}, r"tensor=8 does not divide model.num_attention_heads=4.*nearest.* is 4"),
         (
+            4,
+            {"parallel": {"tensor": 4}, "model": {"vocab_size": 31}},
+            r"tensor=4 ranks cannot share model.vocab_size=31 rows in units of 8; use at most 3",
+        ),
+        (
             2,
             {"parallel": {"tensor": 2, "sequence_parallel": True}, "data": {"sequence_length": 127}},
             r"sequence_length=127 to be a multiple of parallel.tensor=2; the nearest is 128",

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from megadeberta.model.initialize import ROW_BLOCK, draw_rows, initialize
+from megadeberta.model.initialize import ROW_BLOCK, draw_rows, fill_parameter, give_storage, initialize
+from megadeberta.model.tensor_plan import shard_slice
 from megadeberta.model.whole import WholeModel, backbone_specs, mlm_specs
 from tests.unit.model.small import small_config
 
@@ -59,3 +60,41 @@ def test_matrices_are_normal_norms_are_one_and_biases_zero() -> None:
             assert parameter.std().item() == pytest.approx(0.05, rel=error), name
             assert abs(parameter.mean().item()) < 5 * 0.05 / parameter.numel() ** 0.5, name
     assert model.get_parameter(WORD_TABLE)[0].abs().max() > 0, "the padding row is drawn too"
+
+
+@pytest.mark.parametrize("tensor", [2, 3])
+def test_a_shard_has_the_values_of_its_part_of_the_whole_parameter(tensor: int) -> None:
+    model = WholeModel(mlm_specs(small_config(vocab_size=203, hidden_size=48, num_attention_heads=6)))
+    initialize(model, seed=3, std=0.02)
+    checked = set()
+    for name, whole in model.named_parameters():
+        for rank in range(tensor):
+            part = shard_slice(name, whole.shape, tensor=tensor, rank=rank)
+            if part is None:
+                continue
+            mine = torch.nn.Parameter(torch.full(part.local_shape, torch.nan))
+            mine.shard = part
+            fill_parameter(name, mine, seed=3, std=0.02)
+            assert torch.equal(mine, whole.narrow(part.dim, part.start, part.stop - part.start)), name
+            checked.add((part.dim, whole.dim()))
+    assert checked == {(0, 2), (1, 2), (0, 1)}
+
+
+def test_a_model_from_the_meta_device_keeps_its_ties_and_gets_one_parameter_at_a_time() -> None:
+    specs = mlm_specs(small_config())
+    plain = WholeModel(specs)
+    initialize(plain, seed=3, std=0.02)
+    with torch.device("meta"):
+        model = WholeModel(specs)
+    names = []
+
+    def fill(name: str, parameter: torch.nn.Parameter) -> None:
+        names.append(name)
+        assert sum(not p.is_meta for p in model.parameters()) == len(names) - 1
+        fill_parameter(name, parameter, seed=3, std=0.02)
+
+    give_storage(model, fill)
+    assert names == [name for name, _ in plain.named_parameters()]
+    assert model.mlm_head.decoder.weight is model.get_parameter(WORD_TABLE)
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter), name
