@@ -23,16 +23,16 @@ from megadeberta.ops.triton_tiles import (
 
 
 @triton.jit
-def _row_facts(begin_base, end_base, positions_base, rows, valid, num_keys, HAS_MASK, HAS_POSITIONS):
-    """Visible range and position of every row of a tile, and the range of each over the tile."""
+def _row_facts(BEGIN, END, POS, first_row, rows, valid, num_keys, HAS_MASK: tl.constexpr, HAS_POSITIONS: tl.constexpr):
+    """Visible range and position of every row of a tile, and the range of positions over the tile."""
     if HAS_MASK:
-        begin = tl.load(begin_base + rows, mask=valid, other=0)
-        end = tl.minimum(tl.load(end_base + rows, mask=valid, other=0), num_keys)
+        begin = tl.load(BEGIN + first_row + rows, mask=valid, other=0)
+        end = tl.minimum(tl.load(END + first_row + rows, mask=valid, other=0), num_keys)
     else:
         begin = tl.zeros_like(rows)
         end = tl.where(valid, num_keys, 0)
     if HAS_POSITIONS:
-        positions = tl.load(positions_base + rows, mask=valid, other=0)
+        positions = tl.load(POS + first_row + rows, mask=valid, other=0)
         lowest = tl.min(tl.where(valid, positions, num_keys), 0)
         highest = tl.max(tl.where(valid, positions, -1), 0)
     else:
@@ -40,6 +40,32 @@ def _row_facts(begin_base, end_base, positions_base, rows, valid, num_keys, HAS_
         lowest = tl.min(rows, 0)
         highest = tl.max(rows, 0)
     return begin, end, positions, lowest, highest
+
+
+@triton.jit
+def _first_visible(begin, end, num_keys):
+    """The first column that any row of a tile sees."""
+    return tl.min(tl.where(end > begin, begin, num_keys), 0)
+
+
+@triton.jit
+def _key_side(K, V, sk, sv, b, h, columns, num_keys, dims, head_size):
+    """Keys and values ``[BN, D]`` of one head."""
+    present = columns < num_keys
+    key = load_rows(K + b * sk[0] + h * sk[1], sk[2], columns, present, dims, head_size)
+    value = load_rows(V + b * sv[0] + h * sv[1], sv[2], columns, present, dims, head_size)
+    return key, value
+
+
+@triton.jit
+def _query_side(Q, DO, LSE, DELTA, sq, sdo, b, h, num_heads, num_queries, rows, valid, dims, head_size):
+    """Queries and gradient of the context ``[BM, D]`` of one head, log-sum-exp and delta ``[BM]``."""
+    query = load_rows(Q + b * sq[0] + h * sq[1], sq[2], rows, valid, dims, head_size)
+    grad_out = load_rows(DO + b * sdo[0] + h * sdo[1], sdo[2], rows, valid, dims, head_size)
+    flat = (b * num_heads + h) * num_queries + rows
+    lse = tl.load(LSE + flat, mask=valid, other=1e30)
+    delta = tl.load(DELTA + flat, mask=valid, other=0.0)
+    return query, grad_out, lse, delta
 
 
 @triton.jit
@@ -57,19 +83,16 @@ def forward_kernel(
     valid = rows < num_queries
     b, h = sample.to(tl.int64), head.to(tl.int64)
     begin, end, positions, lowest, highest = _row_facts(
-        BEGIN + b * num_queries, END + b * num_queries, POS + b * num_queries, rows, valid, num_keys,
-        HAS_MASK, HAS_POSITIONS)  # fmt: skip
+        BEGIN, END, POS, b * num_queries, rows, valid, num_keys, HAS_MASK, HAS_POSITIONS)  # fmt: skip
     tables, strides = (KR + h * s_kr[0], QR + h * s_qr[0]), (s_kr[1], s_qr[1])
     query = load_rows(Q + b * sq[0] + h * sq[1], sq[2], rows, valid, dims, head_size)
     best = tl.full([BM], -1e30, tl.float32)
     total = tl.zeros([BM], tl.float32)
     context = tl.zeros([BM, D], tl.float32)
-    first_tile = tl.min(tl.where(end > begin, begin, num_keys), 0) // BN
+    first_tile = _first_visible(begin, end, num_keys) // BN
     for j in range(first_tile * BN, tl.max(end, 0), BN):
         columns = j + tl.arange(0, BN)
-        present = columns < num_keys
-        key = load_rows(K + b * sk[0] + h * sk[1], sk[2], columns, present, dims, head_size)
-        value = load_rows(V + b * sv[0] + h * sv[1], sv[2], columns, present, dims, head_size)
+        key, value = _key_side(K, V, sk, sv, b, h, columns, num_keys, dims, head_size)
         scores = scale * tile_scores(
             query, key, positions, columns, lowest - j - BN + 1, highest - j + 1, tables, strides, ROWS, center, dims,
             head_size, C2P, P2C, WD)  # fmt: skip
@@ -133,21 +156,15 @@ def query_kernel(
     valid = rows < num_queries
     b, h = sample.to(tl.int64), head.to(tl.int64)
     begin, end, positions, lowest, highest = _row_facts(
-        BEGIN + b * num_queries, END + b * num_queries, POS + b * num_queries, rows, valid, num_keys,
-        HAS_MASK, HAS_POSITIONS)  # fmt: skip
+        BEGIN, END, POS, b * num_queries, rows, valid, num_keys, HAS_MASK, HAS_POSITIONS)  # fmt: skip
     tables, strides = (KR + h * s_kr[0], QR + h * s_qr[0]), (s_kr[1], s_qr[1])
-    query = load_rows(Q + b * sq[0] + h * sq[1], sq[2], rows, valid, dims, head_size)
-    grad_out = load_rows(DO + b * sdo[0] + h * sdo[1], sdo[2], rows, valid, dims, head_size)
-    flat = (b * num_heads + head) * num_queries + rows
-    lse = tl.load(LSE + flat, mask=valid, other=1e30)
-    delta = tl.load(DELTA + flat, mask=valid, other=0.0)
+    query, grad_out, lse, delta = _query_side(
+        Q, DO, LSE, DELTA, sq, sdo, b, h, num_heads, num_queries, rows, valid, dims, head_size)  # fmt: skip
     gradient = tl.zeros([BM, D], tl.float32)
-    first_tile = tl.min(tl.where(end > begin, begin, num_keys), 0) // BN
+    first_tile = _first_visible(begin, end, num_keys) // BN
     for j in range(first_tile * BN, tl.max(end, 0), BN):
         columns = j + tl.arange(0, BN)
-        present = columns < num_keys
-        key = load_rows(K + b * sk[0] + h * sk[1], sk[2], columns, present, dims, head_size)
-        value = load_rows(V + b * sv[0] + h * sv[1], sv[2], columns, present, dims, head_size)
+        key, value = _key_side(K, V, sk, sv, b, h, columns, num_keys, dims, head_size)
         _, grad = _tile_gradient(
             query, key, value, grad_out, lse, delta, begin, end, positions, lowest, highest, rows, j,
             tables, strides, ROWS, REAL + b * num_keys, DRAWS, sample, first_head + head,
@@ -179,22 +196,17 @@ def key_kernel(
     present = columns < num_keys
     b, h = sample.to(tl.int64), head.to(tl.int64)
     tables, strides = (KR + h * s_kr[0], QR + h * s_qr[0]), (s_kr[1], s_qr[1])
-    key = load_rows(K + b * sk[0] + h * sk[1], sk[2], columns, present, dims, head_size)
-    value = load_rows(V + b * sv[0] + h * sv[1], sv[2], columns, present, dims, head_size)
+    key, value = _key_side(K, V, sk, sv, b, h, columns, num_keys, dims, head_size)
     grad_key = tl.zeros([BN, D], tl.float32)
     grad_value = tl.zeros([BN, D], tl.float32)
     for i in range(0, num_queries, BM):
         rows = i + tl.arange(0, BM)
         valid = rows < num_queries
         begin, end, positions, lowest, highest = _row_facts(
-            BEGIN + b * num_queries, END + b * num_queries, POS + b * num_queries, rows, valid, num_keys,
-            HAS_MASK, HAS_POSITIONS)  # fmt: skip
-        if (tl.max(end, 0) > j) & (tl.min(tl.where(end > begin, begin, num_keys), 0) < j + BN):
-            query = load_rows(Q + b * sq[0] + h * sq[1], sq[2], rows, valid, dims, head_size)
-            grad_out = load_rows(DO + b * sdo[0] + h * sdo[1], sdo[2], rows, valid, dims, head_size)
-            flat = (b * num_heads + head) * num_queries + rows
-            lse = tl.load(LSE + flat, mask=valid, other=1e30)
-            delta = tl.load(DELTA + flat, mask=valid, other=0.0)
+            BEGIN, END, POS, b * num_queries, rows, valid, num_keys, HAS_MASK, HAS_POSITIONS)  # fmt: skip
+        if (tl.max(end, 0) > j) & (_first_visible(begin, end, num_keys) < j + BN):
+            query, grad_out, lse, delta = _query_side(
+                Q, DO, LSE, DELTA, sq, sdo, b, h, num_heads, num_queries, rows, valid, dims, head_size)  # fmt: skip
             dropped, grad = _tile_gradient(
                 query, key, value, grad_out, lse, delta, begin, end, positions, lowest, highest, rows, j,
                 tables, strides, ROWS, REAL + b * num_keys, DRAWS, sample, first_head + head,
@@ -243,25 +255,19 @@ def table_kernel(
             rows = i + tl.arange(0, BM)
             valid = rows < num_queries
             begin, end, positions, lowest, highest = _row_facts(
-                BEGIN + b * num_queries, END + b * num_queries, POS + b * num_queries, rows, valid, num_keys,
-                HAS_MASK, HAS_POSITIONS)  # fmt: skip
-            query = load_rows(Q + b * sq[0] + h * sq[1], sq[2], rows, valid, dims, head_size)
-            grad_out = load_rows(DO + b * sdo[0] + h * sdo[1], sdo[2], rows, valid, dims, head_size)
-            flat = (b * num_heads + head) * num_queries + rows
-            lse = tl.load(LSE + flat, mask=valid, other=1e30)
-            delta = tl.load(DELTA + flat, mask=valid, other=0.0)
+                BEGIN, END, POS, b * num_queries, rows, valid, num_keys, HAS_MASK, HAS_POSITIONS)  # fmt: skip
+            query, grad_out, lse, delta = _query_side(
+                Q, DO, LSE, DELTA, sq, sdo, b, h, num_heads, num_queries, rows, valid, dims, head_size)  # fmt: skip
             if HAS_POSITIONS:
                 low_tile = tl.maximum(lowest - first - WD + 1, 0) // BN
                 high = tl.minimum(highest - first + 1, num_keys)
             else:
                 low_tile = tl.maximum(i // BM - (window + first_window), 0)
                 high = tl.minimum((i // BM - (window + first_window)) * BN + 1, num_keys)
-            low = tl.maximum(low_tile * BN, tl.min(tl.where(end > begin, begin, num_keys), 0) // BN * BN)
+            low = tl.maximum(low_tile * BN, _first_visible(begin, end, num_keys) // BN * BN)
             for j in range(low, tl.minimum(high, tl.max(end, 0)), BN):
                 columns = j + tl.arange(0, BN)
-                present = columns < num_keys
-                key = load_rows(K + b * sk[0] + h * sk[1], sk[2], columns, present, dims, head_size)
-                value = load_rows(V + b * sv[0] + h * sv[1], sv[2], columns, present, dims, head_size)
+                key, value = _key_side(K, V, sk, sv, b, h, columns, num_keys, dims, head_size)
                 _, grad = _tile_gradient(
                     query, key, value, grad_out, lse, delta, begin, end, positions, lowest, highest, rows, j,
                     tables, strides, ROWS, REAL + b * num_keys, DRAWS, sample, first_head + head,
