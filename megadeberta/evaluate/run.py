@@ -15,8 +15,11 @@ from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import CheckpointError, ConfigError, DataError
 from megadeberta.evaluate.sequences import Scores, score_by_mask_kind, score_terms
 from megadeberta.evaluate.texts import score_left_to_right, score_pseudo_perplexity
+from megadeberta.model.dropout import set_sites
 from megadeberta.model.whole import WholeModel, build_specs
 
+_SEED = 1234
+"""Of the generator's samples, for weights that are of no run."""
 _LEFT_TO_RIGHT = ("ar", "mlm_ar")
 
 
@@ -108,6 +111,8 @@ def _sequence_length(source: ModelSource, asked: int | None) -> int:
 def _model(source: ModelSource) -> WholeModel:
     model = WholeModel(build_specs(source.config, source.objective)).eval()
     model.load_state_dict(source.weights, strict=False)  # strict would want tied tables twice
+    # The generator samples as in the run's own validation, so that its losses come out again.
+    set_sites(model.named_modules(), seed=source.run["config"]["training"]["seed"] if source.run else _SEED)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

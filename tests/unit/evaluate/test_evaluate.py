@@ -9,6 +9,8 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from megadeberta.cli import app
+from megadeberta.config.data import DataConfig
+from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.export import export_checkpoint
 from megadeberta.convert.fill_mask import predict_masks
@@ -16,12 +18,14 @@ from megadeberta.convert.hf_config import ModelKind
 from megadeberta.convert.import_parts import import_parts
 from megadeberta.convert.source import load_weights
 from megadeberta.data.indexed import ShardWriter
+from megadeberta.data.loader import validation_batches
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import CheckpointError, ConfigError, DataError
 from megadeberta.evaluate.run import evaluate
-from megadeberta.evaluate.sequences import score_by_mask_kind
+from megadeberta.evaluate.sequences import score_by_mask_kind, score_terms
 from megadeberta.evaluate.texts import score_left_to_right, score_pseudo_perplexity
-from megadeberta.model.whole import WholeModel
+from megadeberta.model.dropout import set_sites
+from megadeberta.model.whole import WholeModel, build_specs
 from tests.unit.convert.small_models import (
     SOTU,
     small_config,
@@ -61,11 +65,11 @@ def shard(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Path:
     return prefix
 
 
-def _checkpoint(folder: Path, name: str, vocabulary: Path, shard: Path) -> Path:
+def _checkpoint(folder: Path, name: str, vocabulary: Path, shard: Path, *, seed: int = 1234) -> Path:
     objective, config = OBJECTIVES[name], small_config()
     made = small_model(config, objective=objective)
     data = {"train": str(shard), "valid": str(shard), "tokenizer": str(vocabulary), "sequence_length": 32}
-    sections = {"data": data, "objective": objective.model_dump(mode="json")}
+    sections = {"data": data, "objective": objective.model_dump(mode="json"), "training": {"steps": 9, "seed": seed}}
     write_checkpoint(folder / name, made, config, vocabulary, step=5, **sections)
     return folder / name
 
@@ -160,6 +164,23 @@ def test_parts_of_a_run_are_models_that_export_and_fill_masks(tmp_path: Path, vo
     table = source.weights["generator.embeddings.word_embeddings.weight"]
     delta = source.weights["discriminator.embeddings.word_embeddings.delta"]
     assert torch.equal(again["embeddings.word_embeddings.weight"], table + delta)
+
+
+def test_the_generator_samples_as_in_the_validation_of_the_run(tmp_path: Path, vocabulary: Path, shard: Path) -> None:
+    run = _checkpoint(tmp_path, "rtd", vocabulary, shard, seed=77)
+    source = load_weights(run)
+    model = WholeModel(build_specs(source.config, source.objective)).eval()
+    model.load_state_dict(source.weights, strict=False)
+    data = DataConfig.model_validate({**source.run["config"]["data"], "loader_workers": 0})
+    algebra = BatchAlgebra(4, 4, 1, 1)
+    batches = validation_batches(data, source.objective, eval_sequences=12, algebra=algebra, data_rank=0)
+    found = evaluate(run, sequences=12, batch_size=4)
+    losses = {}
+    for seed in (77, 78):
+        set_sites(model.named_modules(), seed=seed)
+        losses[seed] = score_terms(model, batches)["rtd_loss"]
+    assert found["rtd_loss"] == pytest.approx(losses[77], rel=1e-6)
+    assert abs(found["rtd_loss"] - losses[78]) > 1e-5
 
 
 def test_parts_that_were_exported_and_imported_score_as_their_run(
