@@ -4,16 +4,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import deepspeed
+import torch
 from deepspeed.runtime.config import DeepSpeedConfigError
 from pydantic import ValidationError
 from torch import nn
 
-from megadeberta.config.deepspeed_block import zero_stage
+from megadeberta.config.deepspeed_block import is_enabled, zero_stage
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.optimizer import build_optimizer
 from megadeberta.engine.process_group import apply_timeout
 from megadeberta.errors import ConfigError
+
+_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_engine(
@@ -56,8 +59,11 @@ def divider(block: Mapping[str, Any], *, mpu: ModelParallelUnit | None = None) -
     if zero_stage(block) != 3:
         return lambda parameter: None
     divided: list[nn.Parameter] = []
+    precision = next((dtype for key, dtype in _PRECISIONS.items() if is_enabled(block, key)), torch.float32)
 
     def divide(parameter: nn.Parameter) -> None:
+        # DeepSpeed takes parameters that are divided already for cast already (runtime/engine.py).
+        parameter.data = parameter.data.to(precision)
         if divided:
             divided[0].convert_to_zero_parameters(param_list=[parameter])
             return

@@ -26,7 +26,7 @@ def _check_born(rank: int, world_size: int) -> None:
         model = WholeModel(build_specs(config, objective))
     whole = {name: parameter.numel() for name, parameter in model.named_parameters()}
     apply_tensor_parallel(model, TensorParallel(groups.tensor, config.vocab_size))
-    divide = divider(LAYOUT.block, mpu=mpu)
+    divide = divider(LAYOUT.block | {"bf16": {"enabled": True}}, mpu=mpu)
     made: list[nn.Parameter] = []
 
     def fill(name: str, parameter: nn.Parameter) -> None:
@@ -38,6 +38,7 @@ def _check_born(rank: int, world_size: int) -> None:
         made.append(parameter)
         assert all(earlier.numel() == 0 for earlier in made)
         assert parameter.ds_tensor.numel() == -(-size // LAYOUT.data)
+        assert parameter.ds_tensor.dtype == torch.bfloat16
         assert getattr(parameter, "tensor_model_parallel", False) == (how_cut(name) is not None)
 
     give_storage(model, fill)

@@ -59,17 +59,16 @@ class TensorParallel:
         return VocabularyShard(self.vocabulary, self.group)
 
 
-def apply_tensor_parallel(model: nn.Module, plan: TensorParallel, *, prefix: str = "") -> None:
-    """Make ``model`` this rank's shard of it, in place; its parameters are whole, or on the meta device.
+def apply_tensor_parallel(model: nn.Module, plan: TensorParallel) -> None:
+    """Make ``model``, the whole one or a pipeline stage, this rank's shard of it, in place.
+
+    Its parameters must be whole or on the meta device.
 
     No collective. Every parameter keeps its name. One that was cut is a new ``nn.Parameter`` with two attributes:
     ``shard``, the ``ShardSlice`` that it holds, and ``tensor_model_parallel``, by which DeepSpeed 0.19.8 knows that its
     gradient norm is not that of the other ranks (runtime/utils.py ``is_model_parallel_parameter``).
-
-    Args:
-        prefix: the global name of ``model`` where it is one layer of a larger one, as a pipeline stage builds them.
     """
-    _cut_parameters(model, plan, prefix)
+    _cut_parameters(model, plan)
     modules = list(model.modules())
     decoders = [module for module in modules if isinstance(module, EnhancedMaskDecoder)]
     on_rows = {id(inner) for decoder in decoders for inner in decoder.modules()}
@@ -82,16 +81,10 @@ def apply_tensor_parallel(model: nn.Module, plan: TensorParallel, *, prefix: str
             decoder.all_tokens = _Border(gather_tokens, plan.group)
 
 
-def shard_layer(name: str, layer: nn.Module, *, plan: TensorParallel) -> nn.Module:
-    """``layer``, of this global name, as this rank's shard of it: what a pipeline stage does to its layers."""
-    apply_tensor_parallel(layer, plan, prefix=name)
-    return layer
-
-
-def _cut_parameters(model: nn.Module, plan: TensorParallel, prefix: str) -> None:
+def _cut_parameters(model: nn.Module, plan: TensorParallel) -> None:
     """Every parameter that the plan cuts becomes its slice; parameters that are one stay one."""
     cut: dict[int, nn.Parameter] = {}
-    for path, module in model.named_modules(prefix=prefix):
+    for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             if id(parameter) not in cut:
                 cut[id(parameter)] = _cut(f"{path}.{name}", parameter, plan)

@@ -30,6 +30,11 @@ def test_data_parallel_fills_the_ranks() -> None:
         (3, {"parallel": {"tensor": 2}}, r"r\.json: .*parallel.tensor=2 needs a multiple of 2 ranks.*are 3; start 2"),
         (8, {"parallel": {"tensor": 8}}, r"tensor=8 does not divide model.num_attention_heads=4.*nearest.* is 4"),
         (
+            2,
+            {"parallel": {"tensor": 2}, "deepspeed": {"bf16": {"enabled": True}, "zero_optimization": {"stage": 0}}},
+            r"tensor=2 with bf16 and .*stage=0: DeepSpeed .* norm wrongly.*use stage 1",
+        ),
+        (
             4,
             {"parallel": {"tensor": 4}, "model": {"vocab_size": 31}},
             r"tensor=4 ranks cannot share model.vocab_size=31 rows in units of 8; use at most 3",
