@@ -7,11 +7,13 @@ stages share by our names, and three of its assumptions do not hold here (see th
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.pipe import PipelineModule
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from deepspeed.runtime.utils import combine_grad_norm_groups
@@ -25,8 +27,10 @@ from megadeberta.topology import Coordinates, Topology
 class PipelinedModel(PipelineModule):
     """DeepSpeed's module around one stage, which all its work is left to.
 
-    Parameter names are those of the stage, without a number in front.
+    Parameter names are those of the stage, without a number in front. ``optimizer`` is DeepSpeed's, once it is there.
     """
+
+    optimizer: Any = None
 
     def __init__(self, stage: nn.Module, *, topology: Topology, shared: Mapping[str, Sequence[int]]) -> None:
         """Makes process groups: collective over the world.
@@ -81,17 +85,38 @@ class PipelinedModel(PipelineModule):
     def _synchronize_tied_weights(self) -> None:
         """Nothing: every copy was filled under its global name, so all are equal."""
 
-    def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, distributed.ProcessGroup]]:
-        """What ``ReduceTiedGrads`` sums over the stages, before the data-parallel reduction."""
+    def get_tied_weights_and_groups(self) -> list[tuple[SimpleNamespace, distributed.ProcessGroup]]:
+        """What ``ReduceTiedGrads`` sums over the stages, before the data-parallel reduction.
+
+        In place of parameters come objects with their gradients: DeepSpeed 0.19.8 looks in one attribute alone
+        (``_exec_reduce_tied_grads``), and gradients that are accumulated in another precision are in another one.
+        """
         pairs = []
         for comm in self.tied_comms.values():
             (parameter,) = comm["module"]
-            if parameter.grad is None:
-                # A copy that this stage reads without gradient (the base of disentangled sharing) still has to be
-                # updated as the others are, so it takes part with zeros.
-                parameter.grad = torch.zeros_like(parameter)
-            pairs.append((parameter, comm["group"]))
+            gradient = _gradient_of(parameter, self.optimizer)
+            pairs.append((SimpleNamespace(grad=gradient, _hp_grad=gradient), comm["group"]))
         return pairs
+
+
+def _gradient_of(parameter: nn.Parameter, optimizer: Any) -> Tensor:
+    """What the optimizer is going to read as the gradient; zeros where no backward pass reached the parameter.
+
+    A copy that its stage reads without gradient (the base of disentangled sharing) still has to be updated as the
+    others are, so it takes part in the sum.
+    """
+    if isinstance(optimizer, BF16_Optimizer):
+        for number, group in enumerate(optimizer.bf16_groups):
+            for place, held in enumerate(group):
+                if held is parameter and not optimizer.fp32_groups_has_gradients[number][place]:
+                    parameter.grad = torch.zeros_like(parameter)
+                    optimizer._update_hp_grad(parameter, number, place, clear_lp_grads=False)
+        return parameter._hp_grad
+    attribute = "grad_accum" if optimizer.use_grad_accum_attribute else "grad"
+    if getattr(parameter, attribute) is None:
+        dtype = optimizer.gradient_accumulation_dtype if optimizer.use_grad_accum_attribute else None
+        setattr(parameter, attribute, torch.zeros_like(parameter, dtype=dtype))
+    return getattr(parameter, attribute)
 
 
 def build_pipeline_engine(
@@ -113,6 +138,7 @@ def build_pipeline_engine(
     """
     model = PipelinedModel(stage, topology=topology, shared=shared)
     engine = build_engine(model, optimizer, block=block, timeout_seconds=timeout_seconds)
+    model.optimizer = engine.optimizer
     engine._allocate_or_extend_buffers = functools.partial(_new_buffer, engine.device)
     if hasattr(engine.optimizer, "scaled_global_norm"):
         engine.optimizer.scaled_global_norm = functools.partial(_norm_of_all_groups, engine.optimizer)

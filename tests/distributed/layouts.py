@@ -97,6 +97,8 @@ class Layout:
     micro_batch: int = 4
     sequence_parallel: bool = False
     recompute: bool = False
+    more: tuple[tuple[str, object], ...] = ()
+    """Further entries of the deepspeed block."""
 
     @property
     def block(self) -> dict[str, object]:
@@ -107,6 +109,7 @@ class Layout:
             "zero_optimization": {"stage": self.zero},
             "steps_per_print": 1_000_000,
             "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
+            **dict(self.more),
         }
 
     @property
