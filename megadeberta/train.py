@@ -14,12 +14,14 @@ from torch import distributed, nn
 
 from launcher.environment import RankEnvironment
 from megadeberta.checkpoint.lock import SharedOutputLock
+from megadeberta.config.parameters import parameter_shapes
 from megadeberta.config.run import RunConfig
 from megadeberta.data.indexed import TokenShard
 from megadeberta.data.loader import StepBatch, training_batches, validation_batches
 from megadeberta.data.unigram import unigram_cross_entropy
 from megadeberta.engine.build import build_engine, divider
 from megadeberta.engine.collectives import TorchCollectives
+from megadeberta.engine.local_parameters import LocalParameter, TensorSlice
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.peer_loss import raise_peer_loss
 from megadeberta.engine.phases import training_phases
@@ -33,6 +35,7 @@ from megadeberta.errors import EXIT_PREEMPTED
 from megadeberta.model.attention_backend import describe_attention, select_attention
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import fill_parameter, give_storage
+from megadeberta.model.tensor_plan import shard_slice
 from megadeberta.model.whole import WholeModel, build_specs
 from megadeberta.observability.journal import Journal, open_journal
 from megadeberta.observability.logs import set_up_logging
@@ -84,6 +87,7 @@ class _Run:
                 "tokenizer": prepared.data.tokenizer_sha256,
             },
             collectives=TorchCollectives(device),
+            parameters=_held_parameters(config, engine.module, groups),
         )
         self.done = self.checkpoints.resume()  # optimizer steps done
         self.journal = self._open_journal(ranks, device)
@@ -177,6 +181,18 @@ def _initialized_model(
     if folder is None:
         give_storage(model, fill)
     return model
+
+
+def _held_parameters(config: RunConfig, model: nn.Module, groups: Groups) -> list[LocalParameter]:
+    """What this rank holds of every parameter, as checkpoints describe it."""
+    shapes = parameter_shapes(config.model, config.objective)
+    held = []
+    for name, parameter in model.named_parameters():
+        shard = shard_slice(name, shapes[name], tensor=groups.topology.tensor, rank=groups.place.tensor)
+        part = None if shard is None else TensorSlice(shard.dim, shard.start, shard.stop)
+        is_owner = shard is not None or groups.place.tensor == 0
+        held.append(LocalParameter(name, parameter, tuple(shapes[name]), part, is_owner))
+    return held
 
 
 def _threads(config: RunConfig, ranks: RankEnvironment) -> int:

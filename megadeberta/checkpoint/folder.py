@@ -71,6 +71,16 @@ def checkpoint_path(root: Path, tag: str) -> Path:
     return path
 
 
+def rank_file_name(rank: int) -> str:
+    """The file of a rank's own values: what its tensors are, and counters."""
+    return f"rank-{rank}.json"
+
+
+def tensor_file_name(rank: int) -> str:
+    """The file of a rank's tensors."""
+    return f"rank-{rank}.safetensors"
+
+
 def read_pointer(root: Path) -> str | None:
     """The name in ``latest``, or None when there is no such file.
 

@@ -16,7 +16,7 @@ from megadeberta.config.section import Section
 from megadeberta.errors import CheckpointError
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SAFE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 """Names of checkpoint folders and of the files in them: never a path, never hidden."""
 _MAX_BYTES = 64 << 20
@@ -31,9 +31,11 @@ class FileRecord(Section):
 
 
 class WorldLayout(Section):
-    """How the tensors were cut into files."""
+    """How the run that wrote it was laid out: for information, another one may go on from it."""
 
     world_size: int = Field(ge=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    pipeline: int = Field(default=1, ge=1)
     data_parallel: int = Field(ge=1)
     zero_stage: int = Field(ge=0, le=3)
     precision: str

@@ -8,12 +8,10 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megadeberta.checkpoint.collectives import Collectives
 from megadeberta.checkpoint.folder import CheckpointName, checkpoint_path, list_checkpoints, read_pointer
 from megadeberta.checkpoint.manifest import Manifest, RunRecord, read_manifest
-from megadeberta.checkpoint.store import read_rank_state
 from megadeberta.checkpoint.verify import verify_together
 from megadeberta.errors import CheckpointError
 
@@ -34,10 +32,6 @@ class ResumePoint:
         """Optimizer steps done when it was written."""
         return self.manifest.step
 
-    def rank_state(self, rank: int) -> dict[str, Any]:
-        """What this rank gave to ``CheckpointStore.save``."""
-        return read_rank_state(self.folder, rank)
-
 
 def find_resumable(
     root: Path,
@@ -54,12 +48,12 @@ def find_resumable(
 
     Args:
         root: ``OUTPUT/checkpoints``.
-        run: the run that wants to resume; fingerprint and layout must equal those in the manifest.
+        run: the run that wants to resume; its fingerprint must equal that in the manifest.
         name: only this one, such as ``step-400``.
 
     Raises:
         CheckpointError: the named one is not sound; there are checkpoints but none is sound; none at all and
-            ``required``; or it belongs to another run or layout.
+            ``required``; or it belongs to another run.
     """
     plan = _plan(root, name, run) if collectives.rank == 0 else None
     names, complaints, refusal = json.loads(collectives.broadcast_text(plan))
@@ -77,6 +71,8 @@ def find_resumable(
             continue
         _report(collectives, candidate, complaints, names)
         check_same_run(candidate, manifest.run, run)
+        if collectives.rank == 0:
+            _note_changes(candidate, manifest.run, run)
         return ResumePoint(root / candidate, manifest)
     reasons = "; ".join(complaints[:_SHOWN_REASONS])
     more = f" (and {len(complaints) - _SHOWN_REASONS} more)" if len(complaints) > _SHOWN_REASONS else ""
@@ -87,7 +83,7 @@ def find_resumable(
 
 
 def check_same_run(name: str, saved: RunRecord, current: RunRecord) -> None:
-    """Refuse a checkpoint of another model, tokenizer, data set or layout.
+    """Refuse a checkpoint of another model, tokenizer or data set; the layout may be another one.
 
     Raises:
         CheckpointError: the fields that differ, with both values.
@@ -103,11 +99,11 @@ def check_same_run(name: str, saved: RunRecord, current: RunRecord) -> None:
             f"checkpoint {name} is of another run: {'; '.join(different)}. "
             "Change the recipe back, or choose another training.output_dir"
         )
+
+
+def _note_changes(name: str, saved: RunRecord, current: RunRecord) -> None:
     if saved.world != current.world:
-        raise CheckpointError(
-            f"checkpoint {name} was saved by {_layout(saved)}; this run has {_layout(current)}. "
-            "Start it with the layout it was saved under"
-        )
+        log.info("checkpoint %s was saved by %s; going on with %s", name, _layout(saved), _layout(current))
     for package, version in saved.versions.items():
         if current.versions.get(package) != version:
             log.info("checkpoint %s was written with %s %s", name, package, version)
@@ -116,8 +112,8 @@ def check_same_run(name: str, saved: RunRecord, current: RunRecord) -> None:
 def _layout(run: RunRecord) -> str:
     world = run.world
     return (
-        f"{world.world_size} ranks ({world.data_parallel} data parallel), ZeRO stage {world.zero_stage}, "
-        f"{world.precision}"
+        f"{world.world_size} ranks (tensor {world.tensor_parallel} x pipeline {world.pipeline} x data "
+        f"{world.data_parallel}), ZeRO stage {world.zero_stage}, {world.precision}"
     )
 
 

@@ -24,6 +24,7 @@ from megadeberta.checkpoint.folder import (
     list_checkpoints,
     list_leftovers,
     next_name,
+    rank_file_name,
     write_pointer,
 )
 from megadeberta.checkpoint.manifest import (
@@ -36,7 +37,7 @@ from megadeberta.checkpoint.manifest import (
     encode_manifest,
     read_manifest,
 )
-from megadeberta.errors import CheckpointError, ConfigError, StorageError
+from megadeberta.errors import CheckpointError, StorageError
 from megadeberta.storage import sync_folder
 
 log = logging.getLogger(__name__)
@@ -51,11 +52,6 @@ class CheckpointStore:
     """Writes checkpoints of one run into ``root`` and keeps the newest ``keep_last``."""
 
     def __init__(self, root: Path, *, collectives: Collectives, keep_last: int) -> None:
-        if set(str(root)) & set("*?["):
-            raise ConfigError(
-                f"output folder {str(root)!r} contains one of * ? [, which DeepSpeed reads as a pattern when it loads "
-                "a checkpoint; choose a training.output_dir without them"
-            )
         self.root = root
         self._collectives = collectives
         self._keep_last = keep_last
@@ -79,7 +75,7 @@ class CheckpointStore:
         Args:
             write: called on every rank with the same new folder; writes this rank's files into it, durably, and gives
                 their digests by name. It may raise OSError, and must reach its own collectives even then.
-            rank_state: this rank's JSON values; they go into a file of their own, see ``read_rank_state``.
+            rank_state: this rank's JSON values; they go into ``rank-R.json``.
             expected_bytes: size of the checkpoint over all ranks as far as known; the last one's size counts too.
             required: raise at the first failure, for the last checkpoint of a run.
 
@@ -194,27 +190,6 @@ def remove_leftovers(root: Path) -> None:
     for leftover in list_leftovers(root):
         log.info("removing %s, left by an interrupted run", leftover)
         remove_tree(leftover)
-
-
-def rank_file_name(rank: int) -> str:
-    """The file of a rank's own state: random generators, data position, counters."""
-    return f"rank-{rank}.json"
-
-
-def read_rank_state(folder: Path, rank: int) -> dict[str, Any]:
-    """What ``rank`` gave to ``save``; the folder must have been verified.
-
-    Raises:
-        CheckpointError: the file is missing or not a JSON object.
-    """
-    path = folder / rank_file_name(rank)
-    try:
-        state = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); use an older checkpoint") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected an object; use an older checkpoint")
-    return state
 
 
 def _merge_reports(folder: Path, reports: list[dict[str, Any]]) -> dict[str, FileRecord]:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from megadeberta.checkpoint.content import CheckpointContent
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints, read_pointer
 from megadeberta.checkpoint.manifest import MANIFEST_NAME, Manifest
 from megadeberta.checkpoint.verify import verify_checkpoint
@@ -95,11 +97,13 @@ def load_weights(path: Path) -> ModelSource:
         raise CheckpointError(f"{path}: no such folder; give the output folder of a run, or one of its step-N folders")
     if (path / MODEL_JSON).is_file():
         objective = _read_json(path / OBJECTIVE_JSON, ObjectiveConfig) if (path / OBJECTIVE_JSON).is_file() else None
-        return _complete(path, _read_json(path / MODEL_JSON, ModelConfig), objective or ObjectiveConfig(), run={})
+        config, weights = _read_json(path / MODEL_JSON, ModelConfig), _imported_weights(path / SAFETENSORS)
+        return _complete(path, config, objective or ObjectiveConfig(), weights=weights, run={})
     folder, manifest = (path, verify_checkpoint(path)) if (path / MANIFEST_NAME).is_file() else _newest_sound(path)
     config, objective = _shape_of(manifest, folder)
     run = {"step": manifest.step, "config": manifest.run.config, "losses": _losses(folder, manifest.step)}
-    return _complete(folder, config, objective, run=run)
+    weights = {name: torch.from_numpy(values) for name, values in CheckpointContent(folder).whole()}
+    return _complete(folder, config, objective, weights=weights, run=run)
 
 
 def check_shapes(
@@ -177,12 +181,21 @@ def _read_json(path: Path, section: type[Section]) -> Section:
         raise CheckpointError(f"{path}: not {what} ({detail}); import the model again") from None
 
 
-def _complete(folder: Path, config: ModelConfig, objective: ObjectiveConfig, *, run: dict[str, Any]) -> ModelSource:
-    path = folder / SAFETENSORS
+def _imported_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: is missing; the folder holds no weights by our names")
-    weights = {name: tensor.float() for name, tensor in read_tensor_file(path).items()}
-    check_shapes(config, weights, str(path), objective=objective)
-    check_finite(weights, str(path))
+    return {name: tensor.float() for name, tensor in read_tensor_file(path).items()}
+
+
+def _complete(
+    folder: Path,
+    config: ModelConfig,
+    objective: ObjectiveConfig,
+    *,
+    weights: dict[str, Tensor],
+    run: dict[str, Any],
+) -> ModelSource:
+    check_shapes(config, weights, str(folder), objective=objective)
+    check_finite(weights, str(folder))
     tokenizer = folder / SPM
     return ModelSource(folder, config, weights, tokenizer if tokenizer.is_file() else None, objective, run)

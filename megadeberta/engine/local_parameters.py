@@ -6,17 +6,12 @@ pipeline) describes its cut as a list of ``LocalParameter``; ZeRO's own partitio
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import nn
 
+from megadeberta.checkpoint.fragments import TensorSlice
 
-class TensorSlice(NamedTuple):
-    """Indices ``[start, stop)`` along ``dim`` of the full parameter."""
-
-    dim: int
-    start: int
-    stop: int
+__all__ = ["LocalParameter", "TensorSlice", "whole_parameters"]
 
 
 @dataclass(frozen=True)

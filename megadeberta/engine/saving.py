@@ -1,27 +1,24 @@
 """Checkpoints of one run: what goes in, which run it belongs to, and where to go on."""
 
-import errno
 import importlib.metadata
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import deepspeed
-import safetensors.torch
-from safetensors import SafetensorError
 
 import megadeberta
 from megadeberta.checkpoint.collectives import Collectives
-from megadeberta.checkpoint.durable import Digest, hash_file
+from megadeberta.checkpoint.durable import Digest, write_new_file
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER
 from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
 from megadeberta.checkpoint.resume import find_resumable
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.deepspeed_block import is_enabled, zero_stage
 from megadeberta.config.run import RunConfig
-from megadeberta.engine.checkpoint_engine import attach_checkpoint_engine, load_checkpoint, save_checkpoint
-from megadeberta.engine.weights import WEIGHTS_FILE, gather_weights
+from megadeberta.engine.checkpoints import load_checkpoint, refuse_unsaved_state, save_checkpoint
+from megadeberta.engine.local_parameters import LocalParameter, whole_parameters
+from megadeberta.engine.optimizer_state import OptimizerState
+from megadeberta.topology import Topology
 
 TOKENIZER_FILE = "spm.model"
 
@@ -29,8 +26,8 @@ TOKENIZER_FILE = "spm.model"
 class RunCheckpoints:
     """Saves and resumes the engine of one run. All methods are collective over all ranks.
 
-    Beside DeepSpeed's own files a checkpoint holds the fp32 weights under their global names and the tokenizer:
-    exporting needs neither DeepSpeed nor the layout the run had.
+    A checkpoint holds no trace of the layout but in its manifest, and the tokenizer beside the tensors: resuming and
+    exporting need neither the layout that the run had nor, for exporting, DeepSpeed.
     """
 
     def __init__(
@@ -40,9 +37,11 @@ class RunCheckpoints:
         *,
         data_fingerprint: Mapping[str, str],
         collectives: Collectives,
+        parameters: Sequence[LocalParameter] | None = None,
     ) -> None:
-        attach_checkpoint_engine(engine)
-        self._engine = engine
+        """``parameters``: what this rank holds of every parameter; None where the ranks are data parallel only."""
+        refuse_unsaved_state(engine)
+        self._state = OptimizerState(engine, parameters or whole_parameters(engine.module.named_parameters()))
         self._config = config
         self._collectives = collectives
         self._root = config.training.output_dir / CHECKPOINTS_FOLDER
@@ -61,7 +60,7 @@ class RunCheckpoints:
         point = find_resumable(self._root, collectives=self._collectives, run=self._run, required=required)
         if point is None:
             return 0
-        load_checkpoint(self._engine, point, collectives=self._collectives)
+        load_checkpoint(self._state, point, collectives=self._collectives)
         self._saved_step = point.step
         return point.step
 
@@ -73,42 +72,40 @@ class RunCheckpoints:
         """
         if step == self._saved_step:
             return
-        state = {"next_step": step, "next_sample": step * self._config.deepspeed["train_batch_size"]}
         committed = save_checkpoint(
-            self._engine,
+            self._state,
             self._store,
             step,
             run=self._run,
-            state=state,
+            rank=self._collectives.rank,
             required=required,
-            write_more=self._write_portable_files,
+            write_more=self._write_tokenizer,
         )
         if committed is not None:
             self._saved_step = step
 
-    def _write_portable_files(self, folder: Path) -> dict[str, Digest]:
-        """Weights and tokenizer, by rank 0; gathering the weights is collective."""
-        weights = gather_weights(self._engine)
+    def _write_tokenizer(self, folder: Path) -> dict[str, Digest]:
         if self._collectives.rank != 0:
             return {}
-        try:
-            safetensors.torch.save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        except SafetensorError as error:  # its Rust writer has no other error for a full disk
-            raise OSError(errno.EIO, str(error), str(folder / WEIGHTS_FILE)) from error
-        shutil.copyfile(self._config.data.tokenizer, folder / TOKENIZER_FILE)
-        return {name: _make_durable(folder / name) for name in (WEIGHTS_FILE, TOKENIZER_FILE)}
+        return {TOKENIZER_FILE: write_new_file(folder / TOKENIZER_FILE, self._config.data.tokenizer.read_bytes())}
 
 
 def run_record(config: RunConfig, *, world_size: int, data_fingerprint: Mapping[str, str]) -> RunRecord:
     """What a checkpoint must share with the run that resumes it.
 
-    The length of the run, the learning rate, the schedule and the micro batch may change between stop and resume; the
-    model, the data and what decides the order and the masks of the samples may not.
+    The layout, the precision, the micro batch, the length of the run, the learning rate and the schedule may change
+    between stop and resume; the model, the data and what decides the order and the masks of the samples may not.
     """
     block = config.deepspeed
     precision = next((name for name in ("bf16", "fp16") if is_enabled(block, name)), "fp32")
+    topology = Topology.of_world(world_size, pipeline=config.parallel.pipeline, tensor=config.parallel.tensor)
     world = WorldLayout(
-        world_size=world_size, data_parallel=world_size, zero_stage=zero_stage(block), precision=precision
+        world_size=world_size,
+        tensor_parallel=topology.tensor,
+        pipeline=topology.pipeline,
+        data_parallel=topology.data,
+        zero_stage=zero_stage(block),
+        precision=precision,
     )
     fixed = {
         "model": config.model.model_dump(mode="json"),
@@ -130,12 +127,3 @@ def run_record(config: RunConfig, *, world_size: int, data_fingerprint: Mapping[
         fingerprint={f"{section}.{key}": str(value) for section, keys in fixed.items() for key, value in keys.items()},
         config=config.model_dump(mode="json"),
     )
-
-
-def _make_durable(path: Path) -> Digest:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return hash_file(path)

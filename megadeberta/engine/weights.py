@@ -1,34 +1,16 @@
-"""Full fp32 weights out of, and initial weights into, a model under any ZeRO stage."""
+"""Initial weights from a folder that `megadeberta convert import` wrote."""
 
 from pathlib import Path
 
-import deepspeed
 import safetensors.torch
 import torch
-from deepspeed.utils import safe_get_full_fp32_param
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from megadeberta.errors import CheckpointError
 
 WEIGHTS_FILE = "model.safetensors"
 VOCABULARY_FILE = "spm.model"
-
-
-def gather_weights(engine: deepspeed.DeepSpeedEngine) -> dict[str, Tensor]:
-    """Every parameter under its global name, fp32 on the CPU; a tied one once, under the name of its owner.
-
-    Collective over the data-parallel ranks: one gather per parameter under ZeRO. Rank 0 keeps the tensors, the others
-    return an empty dict.
-    """
-    weights = {}
-    for name, parameter in engine.module.named_parameters():
-        full = safe_get_full_fp32_param(parameter)
-        if full is None:  # ZeRO-0: the parameter is whole here
-            full = parameter.detach()
-        if engine.global_rank == 0:
-            weights[name] = full.detach().to("cpu", torch.float32, copy=True).view(_full_shape(parameter))
-    return weights
 
 
 def load_initial_weights(model: nn.Module, folder: Path, *, tokenizer: Path | None = None) -> None:
@@ -76,8 +58,3 @@ def _check_vocabulary(own: Path, tokenizer: Path | None) -> None:
         f"training.init_from={own.parent}: these weights are for the vocabulary of {own.name} there, which is not "
         f"data.tokenizer={tokenizer}; prepare the data with the former (megadeberta prep --tokenizer)"
     )
-
-
-def _full_shape(parameter: nn.Parameter) -> torch.Size:
-    """ZeRO-3 leaves an empty tensor in place of a partitioned parameter and its shape in ``ds_shape``."""
-    return getattr(parameter, "ds_shape", parameter.shape)

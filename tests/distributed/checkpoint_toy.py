@@ -9,8 +9,9 @@ import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 
 from megadeberta.checkpoint import CheckpointStore, RunRecord, WorldLayout
-from megadeberta.engine.checkpoint_engine import attach_checkpoint_engine
 from megadeberta.engine.collectives import TorchCollectives
+from megadeberta.engine.local_parameters import whole_parameters
+from megadeberta.engine.optimizer_state import OptimizerState
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,14 +27,13 @@ def collectives() -> TorchCollectives:
 
 
 def build_engine(zero_stage: int = 1, precision: str = "fp32", seed: int = 0) -> DeepSpeedEngine:
-    """Two linear layers with dropout between them: the loss depends on the random generator of each rank."""
+    """Two linear layers and dropout; more parameters than fit evenly on two ranks."""
     quiet()
     torch.manual_seed(seed)
     model = torch.nn.Sequential(
         torch.nn.Linear(8, 16), torch.nn.LayerNorm(16), torch.nn.Dropout(0.2), torch.nn.Linear(16, 4)
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + step))
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 2,
         "zero_optimization": {"stage": zero_stage},
@@ -44,21 +44,20 @@ def build_engine(zero_stage: int = 1, precision: str = "fp32", seed: int = 0) ->
         config[precision] = {"enabled": True}
     if precision == "fp16":
         config["fp16"]["initial_scale_power"] = 8
-    engine = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=config)[0]
-    attach_checkpoint_engine(engine)
-    return engine
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
 
 
-def seed_rank(rank: int) -> None:
-    """Another random stream on every rank."""
-    torch.manual_seed(1000 + rank)
+def state_of(engine: DeepSpeedEngine) -> OptimizerState:
+    """What checkpoints read and write."""
+    return OptimizerState(engine, whole_parameters(engine.module.named_parameters()))
 
 
 def train(engine: DeepSpeedEngine, steps: int) -> list[str]:
-    """Losses as hexadecimal floats: equal text means equal bits."""
+    """Losses as hexadecimal floats: equal text means equal bits. Data and dropout follow from step and rank."""
     dtype = next(engine.module.parameters()).dtype
     losses = []
     for _ in range(steps):
+        torch.manual_seed(1000 * engine.global_steps + engine.global_rank)
         loss = engine(torch.randn(2, 8).to(dtype)).float().pow(2).mean()
         engine.backward(loss)
         engine.step()

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from megadeberta.engine.weights import gather_weights
 from megadeberta.errors import DivergenceError
+from tests.distributed.full_weights import gather_weights
 from tests.distributed.toy_run import global_batch, share_of, toy_block, toy_engine
 from tests.ranks import run_ranks
 

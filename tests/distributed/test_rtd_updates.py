@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.engine.weights import gather_weights
+from tests.distributed.full_weights import gather_weights
 from tests.distributed.toy_run import global_batch, run_toy, share_of, toy_block, toy_engine
 from tests.ranks import run_ranks
 

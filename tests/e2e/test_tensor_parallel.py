@@ -1,6 +1,7 @@
 """Tensor parallelism through the real command line: the losses of one process."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,4 +29,29 @@ def test_two_ranks_that_share_tensors_and_tokens_train_as_one(tmp_path: Path, pr
     expected, found = (_metrics(tmp_path / name / "run") for name in ("one", "two"))
     assert len(expected) > 6
     for row, wanted in zip(found, expected, strict=True):
+        assert row == pytest.approx(wanted, abs=1e-5)
+
+
+def _forget_after(run: Path, step: int) -> None:
+    """As if the run had been killed before it saved what came after ``step``."""
+    for folder in (run / "checkpoints").glob("step-*"):
+        if int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
+    (run / "checkpoints" / "latest").write_text(f"step-{step}\n")
+
+
+def test_a_run_goes_on_under_another_layout_and_back_with_the_same_losses(tmp_path: Path, prepared: Path) -> None:
+    run = tmp_path / "run"
+    recipe = write_recipe(tmp_path, prepared, **(SHORT | {"checkpoint__interval": 2, "checkpoint__keep_last": 9}))
+    process = start(recipe, ranks=1)
+    output = finish(process)
+    assert process.returncode == 0, output
+    expected = _metrics(run)
+    _forget_after(run, 2)
+    process = start(recipe, "--set", "parallel.tensor=2", "--set", "checkpoint.interval=1", ranks=2)
+    assert "going on with 2 ranks (tensor 2 x pipeline 1 x data 1), ZeRO stage 1" in finish(process)
+    _forget_after(run, 4)
+    process = start(recipe, "--set", "deepspeed.zero_optimization.stage=3", ranks=1)
+    assert "going on with 1 ranks (tensor 1 x pipeline 1 x data 1), ZeRO stage 3" in finish(process)
+    for row, wanted in zip(_metrics(run), expected, strict=True):
         assert row == pytest.approx(wanted, abs=1e-5)

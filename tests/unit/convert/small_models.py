@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from megadeberta.checkpoint.collectives import SingleProcess
+from megadeberta.checkpoint.content import Entry, RankContent, write_tensors
 from megadeberta.checkpoint.durable import hash_file
+from megadeberta.checkpoint.fragments import Fragment
 from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.model import ModelConfig
@@ -90,9 +92,17 @@ def write_checkpoint(
     """Commit a checkpoint through the store, with the files that a run puts in. ``sections``: of its recipe."""
 
     def write(folder: Path) -> dict:
-        safetensors.torch.save_file(weights_of(model), folder / "model.safetensors")
         shutil.copyfile(spm, folder / "spm.model")
-        return {name: hash_file(folder / name) for name in ("model.safetensors", "spm.model")}
+        return {
+            "rank-0.safetensors": write_tensors(folder / "rank-0.safetensors", entries),
+            "spm.model": hash_file(folder / "spm.model"),
+        }
+
+    entries = [
+        Entry("weight", Fragment(name=name, shape=tuple(t.shape), start=0, stop=t.numel()), t.flatten().numpy)
+        for name, t in weights_of(model).items()
+    ]
+    index = RankContent(fragments=tuple(entry.fragment for entry in entries), counters={}, scaler={})
 
     run = RunRecord(
         world=WorldLayout(world_size=1, data_parallel=1, zero_stage=1, precision="fp32"),
@@ -111,7 +121,7 @@ def write_checkpoint(
         },
     )
     store = CheckpointStore(output_dir / "checkpoints", collectives=SingleProcess(), keep_last=9)
-    return store.save(step, write, run=run, rank_state={}, required=True)
+    return store.save(step, write, run=run, rank_state=index.model_dump(mode="json"), required=True)
 
 
 def train_vocabulary(path: Path, *, extra: Iterable[str] = (), **options: object) -> Path:
