@@ -19,7 +19,7 @@ from megadeberta.errors import ConfigError
 from megadeberta.plan.attention import attention_of
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages, precision_of
-from megadeberta.plan.report import gib, stages_table
+from megadeberta.plan.report import gib, stages_table, wide_console
 from megadeberta.plan.stages import Recipe
 from megadeberta.preflight import check_recipe, missing_data, prepare_run
 
@@ -76,7 +76,7 @@ def _dry_run(recipe: Path, overrides: list[str], *, world_size: int) -> None:
         f"{algebra.global_batch} sequences a step = {algebra.micro_batch} micro batch x {algebra.accumulation} "
         f"accumulation x {algebra.data_parallel} data-parallel ranks",
     ]
-    lines.append(_show_layout(config, Layout.of_run(config, algebra, topology), console))
+    lines.append(_show_layout(config, Layout.of_run(config, algebra, topology)))
     missing = missing_data(config)
     if missing:
         lines.append(f"data: {missing[0]} does not exist, so nothing was checked against it; see `megadeberta prep`")
@@ -90,14 +90,14 @@ def _dry_run(recipe: Path, overrides: list[str], *, world_size: int) -> None:
         console.print(line, soft_wrap=True, highlight=False)
 
 
-def _show_layout(config: RunConfig, layout: Layout, console: Console) -> str:
+def _show_layout(config: RunConfig, layout: Layout) -> str:
     """Print the stages of a pipeline; give the memory of the fullest rank as a line."""
     recipe = Recipe(config)
     # A recipe in half precision is meant for a GPU, wherever it is looked at.
     on_gpu = precision_of(config) != "fp32" or count_local_devices(os.environ) > 0
     attention = attention_of(config, on_gpu=on_gpu)
     if layout.pipeline > 1:
-        console.print(stages_table(recipe, layout, attention))
+        wide_console().print(stages_table(recipe, layout, attention))
     return _memory_line(fullest(memory_of_stages(recipe, layout, attention)), attention)
 
 

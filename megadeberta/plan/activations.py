@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megadeberta.config.model import ModelConfig
+from megadeberta.model.tensor_plan import vocabulary_rows
+from megadeberta.ops.distance_rows import window_size
 
 Attention = Literal["reference", "cpu", "cpu-lean", "triton"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -113,9 +115,9 @@ def rtd_head_kept(model: ModelConfig, work: Work) -> int:
 
 def logits_kept(model: ModelConfig, work: Work) -> int:
     """Softmax minus target, ``[B Q, V / T]``: nothing where there are too many for one chunk."""
-    entries = work.rows * shard_of_vocabulary(model, work.tensor)
-    if entries > CHUNK_ELEMENTS:
+    if num_chunks(model, work) > 1:
         return 0
+    entries = work.rows * shard_of_vocabulary(model, work.tensor)
     # fp16 cannot hold a softmax over a large vocabulary, so there it stays fp32.
     return entries * (2 if work.precision == "bf16" else _PRECISE)
 
@@ -131,14 +133,21 @@ def logits_peak(model: ModelConfig, work: Work, *, sampled: bool) -> int:
     return max(one_chunk, logits_kept(model, work) + 2 * work.rows * vocabulary * _PRECISE)
 
 
+def num_chunks(model: ModelConfig, work: Work) -> int:
+    """Pieces that the logits of a micro batch come in."""
+    return math.ceil(work.rows / max(1, CHUNK_ELEMENTS // shard_of_vocabulary(model, work.tensor)))
+
+
 def relative_rows(model: ModelConfig, length: int) -> int:
     """P: rows of the relative table that a sequence of this length reads."""
-    return min(2 * length - 1, 2 * model.relative_half_width) if model.relative_attention else 0
+    if not model.relative_attention:
+        return 0
+    return window_size(length, num_buckets=model.position_buckets, max_distance=model.relative_span)
 
 
 def shard_of_vocabulary(model: ModelConfig, tensor: int) -> int:
     """Columns of logits of the fullest rank."""
-    return math.ceil(model.vocab_size / tensor)
+    return max(len(rows) for rows in vocabulary_rows(model.vocab_size, tensor))
 
 
 def _stream_kept(model: ModelConfig, work: Work, rows: int, *, own: int, is_gathered: bool = False) -> int:

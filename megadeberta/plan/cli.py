@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from megadeberta.config.deepspeed_block import offloads_optimizer
 from megadeberta.config.load import load_run_config
@@ -22,6 +21,7 @@ from megadeberta.plan.report import (
     search_values,
     stage_rows,
     stages_table,
+    wide_console,
 )
 from megadeberta.plan.search import Search, as_it_is, search_layouts
 from megadeberta.plan.stages import Recipe
@@ -82,7 +82,7 @@ def _print_json(search: Search, config: RunConfig, cluster: Cluster, *, recipe: 
 def _print_tables(
     search: Search, config: RunConfig, cluster: Cluster, *, recipe: str, limit: int, stages: bool
 ) -> None:
-    console = Console()
+    console = wide_console()
     attention = attention_of(config, on_gpu=True)
     parts = Recipe(config)
     console.print(

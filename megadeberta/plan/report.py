@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from megadeberta.config.run import RunConfig
@@ -16,14 +18,26 @@ from megadeberta.plan.search import CLOSE, Candidate, Search
 from megadeberta.plan.stages import Recipe, count_local
 
 _GIB, _GB = 2**30, 10**9
+_TABLE_WIDTH = 124
+
+
+def wide_console() -> Console:
+    """A console that the tables fit, whatever the terminal: cut columns would be worth nothing."""
+    console = Console()
+    return console if console.width >= _TABLE_WIDTH else Console(width=_TABLE_WIDTH)
 
 
 def layouts_table(candidates: Sequence[Candidate]) -> Table:
     """One row a layout."""
     table = Table(
-        title="GiB of the fullest rank; GB that a rank sends in a step; seconds a step, estimated", title_justify="left"
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title="GiB of the fullest rank; bubble of the pipeline; GB that a rank sends in a step; estimated seconds",
+        title_justify="left",
+        caption="t x p x d: tensor x pipeline x data; seq: sequence parallel; ckpt: activation checkpointing",
+        caption_justify="left",
     )
-    for name in ("tensor x pipeline x data", "ZeRO", "micro x acc", "with"):
+    for name in ("t x p x d", "ZeRO", "micro x acc", "with"):
         table.add_column(name, no_wrap=True)
     for name in ("GiB", "params", "grads", "optim", "activ", "logits", "other", "bubble", "TP", "PP", "DP", "step"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -34,7 +48,7 @@ def layouts_table(candidates: Sequence[Candidate]) -> Table:
             f"{layout.tensor} x {layout.pipeline} x {layout.data}",
             str(layout.zero_stage),
             f"{layout.micro_batch} x {layout.accumulation}",
-            _options(layout),
+            _options(layout, short=True),
             gib(memory.device),
             *(gib(part) for part in parts),
             gib(memory.buffers + memory.workspace),
@@ -49,10 +63,10 @@ def layouts_table(candidates: Sequence[Candidate]) -> Table:
 def stages_table(recipe: Recipe, layout: Layout, attention: Attention) -> Table:
     """One row a pipeline stage: its layers, its parameters and the memory of its ranks."""
     title = f"stages of {describe_layout(layout)}"
-    table = Table(title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
     table.add_column("stage", justify="right")
     table.add_column("layers", overflow="fold")
-    for name in ("parameters", "a rank", "TFLOP", "GiB a rank", "of it activations"):
+    for name in ("parameters", "of a rank", "TFLOP", "GiB of a rank", "its activations"):
         table.add_column(name, justify="right", no_wrap=True)
     for number, row in enumerate(stage_rows(recipe, layout, attention)):
         memory = row["memory"]
@@ -174,9 +188,12 @@ def _what_is_missing(nearest: Candidate, cluster: Cluster) -> str:
     )
 
 
-def _options(layout: Layout) -> str:
-    wanted = {"sequence parallel": layout.sequence_parallel, "checkpointing": layout.activation_checkpointing}
-    return ", ".join(name for name, is_on in wanted.items() if is_on)
+def _options(layout: Layout, *, short: bool = False) -> str:
+    wanted = {
+        "seq" if short else "sequence parallel": layout.sequence_parallel,
+        "ckpt" if short else "activation checkpointing": layout.activation_checkpointing,
+    }
+    return (" " if short else ", ").join(name for name, is_on in wanted.items() if is_on)
 
 
 def _ranges(layers: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from megadeberta.plan.stages import Recipe
 from megadeberta.plan.timing import StepTime, step_time
 from megadeberta.plan.traffic import StepTraffic, traffic_of_stages
 
-CLOSE = 1.03
+CLOSE = 1.05
 """Layouts within this factor of the fastest count as equally fast: the estimate cannot tell them apart."""
 
 

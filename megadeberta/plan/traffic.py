@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megadeberta.parallel.pipeline.balance import StagePlan
-from megadeberta.plan.activations import Work
+from megadeberta.parallel.tensor.traffic import MicroBatch, layer_traffic
+from megadeberta.plan.activations import Work, num_chunks
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.stages import Recipe
 from megadeberta.plan.zero import accumulates_in_fp32
@@ -46,10 +47,11 @@ def traffic_of_stages(recipe: Recipe, layout: Layout, work: Work) -> list[StepTr
     for number, stage in enumerate(recipe.stages(layout)):
         neighbours = (number > 0) + (number < layout.pipeline - 1)
         count = recipe.held(stage, layout.tensor).count
+        one_micro_batch = tensor_bytes(recipe, stage, work, recompute=layout.activation_checkpointing)
         copied = sum(math.prod(stage.parameters[name]) for name in stage.copies)
         found.append(
             StepTraffic(
-                tensor=round(tensor_bytes(recipe, stage, work) * layout.accumulation),
+                tensor=round(one_micro_batch * layout.accumulation),
                 # The hidden state forwards or its gradient back to each neighbour; gradients of copied tables once.
                 pipeline=hidden * neighbours * layout.accumulation + 2 * copied * work.width,
                 data=round(zero_bytes(count, layout, width=work.width, block=recipe.config.deepspeed)),
@@ -80,18 +82,23 @@ def zero_bytes(count: int, layout: Layout, *, width: int, block: Mapping[str, An
     return (gather + again + ring_all_gather(size, ranks)) * layout.accumulation
 
 
-def tensor_bytes(recipe: Recipe, stage: StagePlan, work: Work) -> float:
+def tensor_bytes(recipe: Recipe, stage: StagePlan, work: Work, *, recompute: bool) -> float:
     """Bytes that one rank sends within its tensor group for one micro batch."""
-    total = 0.0
-    for layer in stage.names:
-        model = recipe.model_of(layer)
-        D = model.hidden_size * work.width
-        if ".layer." in f".{layer}":
-            total += (5 if work.sequence_parallel else 4) * ring_all_reduce(work.tokens * D, work.tensor)
-        elif layer.endswith("mask_decoder"):
-            total += ring_all_reduce(work.tokens * D, work.tensor) + 8 * ring_all_reduce(work.rows * D, work.tensor)
-        elif layer.endswith("embeddings"):
-            total += ring_all_reduce(work.tokens * D, work.tensor)
-        elif layer.endswith("mlm_head"):
-            total += ring_all_reduce(work.rows * D, work.tensor)
-    return total
+    if work.tensor == 1:
+        return 0.0
+    left_to_right = recipe.config.objective.name in ("ar", "mlm_ar")
+    shape = MicroBatch(
+        batch=work.sequences,
+        length=work.length,
+        slots=work.targets,
+        targets=(work.rows, work.rows) if left_to_right else (work.rows,),
+        element_bytes=work.width,
+        sequence_parallel=work.sequence_parallel,
+        recompute=recompute,
+    )
+    chunks = num_chunks(recipe.config.model, work)
+    return sum(
+        collective.sent_bytes(work.tensor)
+        for layer in stage.names
+        for collective in layer_traffic(layer, recipe.model_of(layer), shape, chunks=chunks)
+    )

@@ -26,7 +26,7 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.observability": CONFIG,
     "megadeberta.model": CONFIG | {"megadeberta.spec", "megadeberta.ops"},
     "megadeberta.parallel": CONFIG | {"megadeberta.spec", "megadeberta.ops", "megadeberta.model"},
-    "megadeberta.plan": CONFIG | {"megadeberta.model", "megadeberta.parallel"},
+    "megadeberta.plan": CONFIG | {"megadeberta.ops", "megadeberta.model", "megadeberta.parallel"},
     "megadeberta.checkpoint": CONFIG,
     "megadeberta.engine": CONFIG | {"megadeberta.checkpoint"},
     "megadeberta.convert": CONFIG

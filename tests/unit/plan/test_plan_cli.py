@@ -24,7 +24,7 @@ def _plan(*arguments: str) -> str:
 def test_table_ends_with_a_recommendation_its_reason_and_the_command() -> None:
     text = _plan(LARGE, "--nodes", "6", "--gpus", "16", "--memory", "32", "--limit", "3")
     assert "406,789,209 parameters" in text
-    assert "tensor x pipeline x data" in text
+    assert "t x p x d" in text
     assert "recommended: tensor" in text
     assert "because: " in text
     *_, command = text.strip().splitlines()

@@ -9,7 +9,7 @@ from megadeberta.errors import ConfigError
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.report import launch_command, reason
-from megadeberta.plan.search import Search, search_layouts
+from megadeberta.plan.search import CLOSE, Search, search_layouts
 from tests.unit.plan.small import run_config
 
 BLOCK = {"train_batch_size": 96, "train_micro_batch_size_per_gpu": 4, "bf16": {"enabled": True}}
@@ -52,12 +52,12 @@ def test_overrides_turn_the_recipe_into_the_layout() -> None:
     assert wanted.overrides(applied) == []
 
 
-def test_recommended_layout_fits_and_the_fastest_is_at_most_three_percent_faster() -> None:
+def test_recommended_layout_fits_and_the_fastest_is_hardly_faster() -> None:
     search, config = _search()
     chosen = search.recommended
     assert chosen is not None
     assert chosen.fits
-    assert chosen.time.total <= 1.03 * min(c.time.total for c in search.fitting)
+    assert chosen.time.total <= CLOSE * min(c.time.total for c in search.fitting)
     # A small model on one node needs neither tensor parallelism nor a pipeline.
     assert (chosen.layout.tensor, chosen.layout.pipeline, chosen.layout.zero_stage) == (1, 1, 1)
     assert "layouts that fit" in reason(search, ONE_NODE)
