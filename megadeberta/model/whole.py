@@ -19,6 +19,7 @@ from megadeberta.model.mask_decoder import EnhancedMaskDecoder
 from megadeberta.model.mlm_head import MlmHead
 from megadeberta.model.rtd_head import RtdHead
 from megadeberta.model.sampling import Sample
+from megadeberta.ops.recompute import suspended_twice
 from megadeberta.ops.tied_table import TiedGradient
 from megadeberta.spec import LayerSpec, Tie
 
@@ -209,7 +210,7 @@ def run_layers(root: nn.Module, names: Sequence[str], carry: Carry, *, recompute
     for name in names:
         layer = root.get_submodule(name)
         if recompute and torch.is_grad_enabled() and isinstance(layer, EncoderLayer | EnhancedMaskDecoder):
-            carry = checkpoint(layer, carry, use_reentrant=False, preserve_rng_state=False)
+            carry = checkpoint(layer, carry, use_reentrant=False, preserve_rng_state=False, context_fn=suspended_twice)
         else:
             carry = layer(carry)
     return carry

@@ -5,11 +5,33 @@ too.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+_suspended: ContextVar[bool] = ContextVar("_suspended", default=False)
+
+
+def suspended_twice() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For the first and the second run of a checkpointed layer (``checkpoint(context_fn=...)``): contexts in which
+    ``made_again`` does nothing.
+
+    The checkpoint keeps nothing but the layer's input. Hooks inside it would take precedence over its own, and what
+    they hold on to would stay.
+    """
+    return _suspend(), _suspend()
+
+
+@contextmanager
+def _suspend() -> Iterator[None]:
+    token = _suspended.set(True)
+    try:
+        yield
+    finally:
+        _suspended.reset(token)
 
 
 @contextmanager
@@ -23,6 +45,9 @@ def made_again(outputs: Sequence[Tensor], make: Callable[[], Sequence[Tensor]]) 
         The outputs, as a list to which the block may add.
     """
     hidden = list(outputs)
+    if _suspended.get():
+        yield hidden
+        return
     source = _Source(make)
 
     def pack(saved: Tensor) -> Tensor | tuple:
