@@ -1,0 +1,56 @@
+"""Bytes that a real model keeps for its backward pass: what torch's allocator still holds when the forward is done."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from megadeberta.config.model import ModelConfig
+from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.model.attention_backend import select_attention
+from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.ops.disentangled_attention import Backend
+
+BATCH, LENGTH = 4, 96
+
+
+def kept_bytes(
+    model: ModelConfig,
+    objective: ObjectiveConfig,
+    backend: Backend,
+    *,
+    targets: int,
+    recompute: bool = False,
+    shard: Callable[[WholeModel], None] = lambda _: None,
+) -> int:
+    """Of one training pass in fp32 with all targets filled.
+
+    Autograd's hooks would not do: activations that are made again are held by functions, not by autograd.
+    """
+    torch.manual_seed(0)
+    whole = WholeModel(build_specs(model, objective), recompute=recompute)
+    for parameter in whole.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    shard(whole)
+    select_attention(whole, backend, torch.device("cpu"))
+    whole.train()
+    batch = _batch(model, targets)
+    whole(**batch)  # what is made once and for all
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        terms, _ = whole(**batch)
+        loss = sum(total for name, (total, _) in terms.items() if name.endswith("_loss"))
+    assert loss.requires_grad  # it holds the graph
+    events = profiler.profiler.kineto_results.events()
+    return sum(event.nbytes() for event in events if event.name() == "[memory]")
+
+
+def _batch(model: ModelConfig, targets: int) -> dict[str, Tensor]:
+    positions = torch.stack([torch.randperm(LENGTH)[:targets].sort().values for _ in range(BATCH)])
+    return {
+        "input_ids": torch.randint(5, model.vocab_size, (BATCH, LENGTH)),
+        "attention_mask": torch.ones(BATCH, LENGTH, dtype=torch.int64),
+        "masked_positions": positions,
+        "masked_labels": torch.randint(5, model.vocab_size, (BATCH, targets)),
+        "sample_numbers": torch.arange(BATCH),
+    }
