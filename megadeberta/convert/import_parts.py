@@ -164,7 +164,7 @@ def _share(table: str, weights: Weights, judge: ImportedModel, *, sharing: Shari
     elif difference is not None:
         if whole is not None:
             _check_sum(weights[base_name], difference, whole, where)
-            why = f"stale by one step: computed afresh from the generator's table and {microsoft}"
+            why = f"a sum that may be a step old: computed afresh from the generator's table and {microsoft}"
             lines.append(ReportLine("dropped", None, f"{DISCRIMINATOR}: {table}", why))
         whole = weights[base_name] + difference
         origin, reason = microsoft, "the difference as the file has it"

@@ -202,7 +202,7 @@ def test_a_sum_that_is_one_step_old_is_computed_afresh(tmp_path: Path, spm: Path
     rewrite(discriminator, lambda t: t | {f"{HF_TABLE}.weight": t[f"{HF_TABLE}.weight"] + 1e-3})
     lines = import_parts(discriminator, tmp_path / "back", generator=generator)
     assert torch.equal(load_weights(tmp_path / "back").weights[DELTA], weights_of(model)[DELTA])
-    stale = [line for line in lines if "stale" in line.reason]
+    stale = [line for line in lines if "computed afresh" in line.reason]
     assert [(line.action, line.theirs) for line in stale] == [("dropped", f"discriminator: {TABLE}.weight")]
     rewrite(discriminator, lambda t: {name: tensor for name, tensor in t.items() if name != f"{HF_TABLE}.weight"})
     import_parts(discriminator, tmp_path / "without", generator=generator)
