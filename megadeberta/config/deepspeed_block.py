@@ -26,8 +26,9 @@ OURS = {
     "scheduler": "the `schedule` section of the recipe",
     "managed_gradient_accumulation": "nothing: the trainer relies on DeepSpeed's own accumulation boundaries",
     "gradient_allreduce_op": "nothing: the trainer relies on the mean, which is DeepSpeed's default",
-    "sequence_parallel_size": "nothing: every rank is data parallel here",
-    "data_parallel_size": "nothing: every rank is data parallel here",
+    "tensor_parallel": "`parallel.tensor`",
+    "sequence_parallel_size": "`parallel.sequence_parallel`",
+    "data_parallel_size": "nothing: it is what `parallel.tensor` and `parallel.pipeline` leave of the ranks",
     "amp": "`bf16` or `fp16`",
     "elasticity": "nothing: DeepSpeed 0.19.8 refuses it",
 }
