@@ -8,6 +8,7 @@ resumed run is the uninterrupted one.
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import distributed, nn
@@ -30,7 +31,7 @@ from megadeberta.engine.saving import RunCheckpoints
 from megadeberta.engine.schedule import learning_rate_factor
 from megadeberta.engine.signals import StopFlag
 from megadeberta.engine.step import Stepper
-from megadeberta.engine.weights import load_initial_weights
+from megadeberta.engine.weights import initial_values
 from megadeberta.errors import EXIT_PREEMPTED
 from megadeberta.model.attention_backend import describe_attention, select_attention
 from megadeberta.model.dropout import set_sites
@@ -159,27 +160,28 @@ def _initialized_model(
 ) -> WholeModel:
     """This rank's shard of the model with initial values by parameter name, or those of an imported checkpoint.
 
-    No rank ever holds more of a parameter than its shard, but for imported weights.
+    No rank ever holds more of a parameter than its shard.
     """
     seed, folder = config.training.seed, config.training.init_from
-    with torch.device("meta" if folder is None else "cpu"):
+    with torch.device("meta"):
         specs = build_specs(config.model, config.objective)
         model = WholeModel(specs, recompute=config.parallel.activation_checkpointing)
     select_attention(model, config.training.attention, device)
-    if folder is not None:
-        load_initial_weights(model, folder, tokenizer=config.data.tokenizer)
     if groups.topology.tensor > 1:
         plan = TensorParallel(groups.tensor, config.model.vocab_size, config.parallel.sequence_parallel)
         apply_tensor_parallel(model, plan)
     set_sites(model.named_modules(), seed=seed)
+    if folder is None:
+        values = partial(fill_parameter, seed=seed, std=config.model.initializer_range)
+    else:
+        values = initial_values(model, folder, tokenizer=config.data.tokenizer)
     divide = divider(config.deepspeed, mpu=mpu)
 
     def fill(name: str, parameter: nn.Parameter) -> None:
-        fill_parameter(name, parameter, seed=seed, std=config.model.initializer_range)
+        values(name, parameter)
         divide(parameter)
 
-    if folder is None:
-        give_storage(model, fill)
+    give_storage(model, fill)
     return model
 
 

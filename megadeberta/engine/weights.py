@@ -1,8 +1,9 @@
 """Initial weights from a folder that `megadeberta convert import` wrote."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-import safetensors.torch
+import safetensors
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -13,10 +14,16 @@ WEIGHTS_FILE = "model.safetensors"
 VOCABULARY_FILE = "spm.model"
 
 
-def load_initial_weights(model: nn.Module, folder: Path, *, tokenizer: Path | None = None) -> None:
-    """Copy ``folder/model.safetensors``, as `megadeberta convert import` writes it, into a model not yet wrapped.
+def initial_values(
+    model: nn.Module, folder: Path, *, tokenizer: Path | None = None
+) -> Callable[[str, nn.Parameter], None]:
+    """What gives each parameter of ``model`` its values from ``folder/model.safetensors``, as `megadeberta convert
+    import` writes it. A parameter with a ``shard`` gets its part, and no more is read.
+
+    The checks read every tensor once, one at a time, so that all ranks agree about an error.
 
     Args:
+        model: not yet wrapped; may be on the meta device.
         tokenizer: of the training data; must be the folder's own where it has one.
 
     Raises:
@@ -26,14 +33,14 @@ def load_initial_weights(model: nn.Module, folder: Path, *, tokenizer: Path | No
     path = folder / WEIGHTS_FILE
     _check_vocabulary(folder / VOCABULARY_FILE, tokenizer)
     try:
-        weights = safetensors.torch.load_file(path)
+        weights = safetensors.safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"training.init_from={folder}: {WEIGHTS_FILE} cannot be read ({error}); make the folder with "
             "`megadeberta convert import`"
         ) from None
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    found = {name: tuple(t.shape) for name, t in weights.items()}
+    wanted = {name: _full_shape(p) for name, p in model.named_parameters()}
+    found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     if wanted != found:
         different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         name = different[0]
@@ -42,12 +49,26 @@ def load_initial_weights(model: nn.Module, folder: Path, *, tokenizer: Path | No
             f"{wanted.get(name, 'none')}, the file {found.get(name, 'none')}; use the model section that the folder's "
             "model.json shows, and the objective of its objective.json if it has one"
         )
-    bad = next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None)
+    bad = next((name for name in found if not weights.get_tensor(name).isfinite().all()), None)
     if bad is not None:
         raise CheckpointError(f"{path}: {bad} holds values that are not finite; the weights are damaged, use others")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
+
+    @torch.no_grad()
+    def fill(name: str, parameter: nn.Parameter) -> None:
+        whole, part = weights.get_slice(name), getattr(parameter, "shard", None)
+        if part is None:
+            parameter.copy_(whole[:])
+        else:
+            parameter.copy_(whole[(*[slice(None)] * part.dim, slice(part.start, part.stop))])
+
+    return fill
+
+
+def load_initial_weights(model: nn.Module, folder: Path, *, tokenizer: Path | None = None) -> None:
+    """Give all parameters of ``model`` the values of ``initial_values``."""
+    fill = initial_values(model, folder, tokenizer=tokenizer)
+    for name, parameter in model.named_parameters():
+        fill(name, parameter)
 
 
 def _check_vocabulary(own: Path, tokenizer: Path | None) -> None:
@@ -58,3 +79,9 @@ def _check_vocabulary(own: Path, tokenizer: Path | None) -> None:
         f"training.init_from={own.parent}: these weights are for the vocabulary of {own.name} there, which is not "
         f"data.tokenizer={tokenizer}; prepare the data with the former (megadeberta prep --tokenizer)"
     )
+
+
+def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Of the whole parameter, where this is a shard."""
+    part = getattr(parameter, "shard", None)
+    return tuple(parameter.shape) if part is None else part.shape
