@@ -64,13 +64,6 @@ def initial_values(
     return fill
 
 
-def load_initial_weights(model: nn.Module, folder: Path, *, tokenizer: Path | None = None) -> None:
-    """Give all parameters of ``model`` the values of ``initial_values``."""
-    fill = initial_values(model, folder, tokenizer=tokenizer)
-    for name, parameter in model.named_parameters():
-        fill(name, parameter)
-
-
 def _check_vocabulary(own: Path, tokenizer: Path | None) -> None:
     """Row i of the word table means piece i of one vocabulary; in another one of that size it would mean nothing."""
     if tokenizer is None or not own.is_file() or own.read_bytes() == tokenizer.read_bytes():

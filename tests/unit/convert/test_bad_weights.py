@@ -21,7 +21,7 @@ from megadeberta.convert.export import export_checkpoint
 from megadeberta.convert.hf_config import FileFormat, ModelKind
 from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
-from megadeberta.engine.weights import load_initial_weights
+from megadeberta.engine.weights import initial_values
 from megadeberta.errors import EXIT_USAGE, CheckpointError
 from megadeberta.model.whole import WholeModel, mlm_specs
 from tests.e2e.tiny_run import write_recipe
@@ -205,7 +205,7 @@ def test_training_does_not_start_from_bad_weights(damage: str, sound: Path, larg
     model = WholeModel(mlm_specs(CONFIG))
     before = weights_of(model)
     with pytest.raises(CheckpointError, match=expected):
-        load_initial_weights(model, bad, tokenizer=sound / "imported" / "spm.model")
+        initial_values(model, bad, tokenizer=sound / "imported" / "spm.model")
     assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(model).items())
     assert not (tmp_path / "trace").exists()
 

@@ -19,9 +19,9 @@ from megadeberta.convert.hf_weights import to_hugging_face
 from megadeberta.convert.import_folder import import_folder
 from megadeberta.convert.read_folder import ReportLine, read_hf_folder
 from megadeberta.convert.source import load_weights
-from megadeberta.engine.weights import load_initial_weights
+from megadeberta.engine.weights import initial_values
 from megadeberta.errors import CheckpointError, ConfigError
-from megadeberta.model.initialize import initialize
+from megadeberta.model.initialize import give_storage, initialize
 from megadeberta.model.whole import WholeModel, mlm_specs
 from tests.unit.convert.small_models import (
     CASES,
@@ -72,7 +72,7 @@ def test_importing_an_export_gives_every_tensor_back_bit_for_bit(case: str, tmp_
     assert {line.ours for line in lines if line.action == "taken"} == expected.keys()
     assert not [line for line in lines if line.action == "created"]
     started = WholeModel(mlm_specs(back.config))
-    load_initial_weights(started, tmp_path / "back")
+    give_storage(started, initial_values(started, tmp_path / "back"))
     assert torch.equal(started.get_parameter("mlm_head.dense.weight"), expected["mlm_head.dense.weight"])
 
 

@@ -21,9 +21,9 @@ from megadeberta.convert.import_folder import import_folder
 from megadeberta.convert.import_parts import import_parts
 from megadeberta.convert.read_folder import ReportLine, read_discriminator
 from megadeberta.convert.source import load_weights
-from megadeberta.engine.weights import load_initial_weights
+from megadeberta.engine.weights import initial_values
 from megadeberta.errors import CheckpointError
-from megadeberta.model.initialize import initialize
+from megadeberta.model.initialize import give_storage, initialize
 from megadeberta.model.whole import WholeModel, build_specs
 from tests.unit.convert.small_models import (
     NO_MASK_DECODER,
@@ -107,13 +107,13 @@ def test_training_of_both_parts_starts_from_the_import(tmp_path: Path, spm: Path
     discriminator, generator = export_both(tmp_path / "run", tmp_path)
     import_parts(discriminator, tmp_path / "start", generator=generator)
     started = WholeModel(build_specs(config, objective_of())).eval()
-    load_initial_weights(started, tmp_path / "start")
+    give_storage(started, initial_values(started, tmp_path / "start"))
     ids, mask = padded_batch(config)
     with torch.no_grad():
         torch.testing.assert_close(started.rtd_logits(ids, mask), model.rtd_logits(ids, mask), rtol=0, atol=1e-6)
         torch.testing.assert_close(started.mlm_logits(ids, mask), model.mlm_logits(ids, mask), rtol=0, atol=1e-6)
     with pytest.raises(CheckpointError, match=r"do not fit the recipe's model, first discriminator\."):
-        load_initial_weights(WholeModel(build_specs(config, ObjectiveConfig())), tmp_path / "start")
+        initial_values(WholeModel(build_specs(config, ObjectiveConfig())), tmp_path / "start")
 
 
 @pytest.mark.parametrize("file_format", FileFormat)
