@@ -30,14 +30,14 @@ LAYOUTS = [
     Layout("v3", tensor=4, zero=1, sequence_parallel=True),
     Layout("v3", tensor=2, data=2, zero=2, micro_batch=2, recompute=True),
     Layout("v3", tensor=2, data=2, zero=3, micro_batch=1, sequence_parallel=True),
-    Layout("v1", tensor=4, zero=3, micro_batch=1, sequence_parallel=True, recompute=True),
+    Layout("v1", tensor=4, zero=3, micro_batch=4, sequence_parallel=True, recompute=True),
     Layout("v2-conv", tensor=2, data=2, zero=1, micro_batch=1, sequence_parallel=True, recompute=True),
     Layout("v2-conv-packed", tensor=4, zero=2, micro_batch=2, sequence_parallel=True),
     Layout("rtd-gdes", tensor=2, data=2, zero=2, micro_batch=1, sequence_parallel=True),
     Layout("rtd-es", tensor=2, data=2, zero=1, micro_batch=2),
     Layout("rtd-nes", tensor=2, zero=2, micro_batch=1, sequence_parallel=True),
     Layout("ar", tensor=2, zero=1, micro_batch=2, sequence_parallel=True),
-    Layout("prefix", tensor=4, zero=2, micro_batch=1, recompute=True),
+    Layout("prefix", tensor=4, zero=2, micro_batch=2, recompute=True),
 ]
 
 
