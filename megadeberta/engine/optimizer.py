@@ -26,7 +26,7 @@ class AdamWithoutBiasCorrection(torch.optim.AdamW):
             for parameter in group["params"]:
                 if parameter.grad is not None and not self.state[parameter]:
                     self.state[parameter] = {
-                        "step": torch.tensor(STEPS_WITHOUT_CORRECTION, dtype=torch.float32),
+                        "step": torch.tensor(STEPS_WITHOUT_CORRECTION, dtype=torch.float32, device=parameter.device),
                         "exp_avg": torch.zeros_like(parameter),
                         "exp_avg_sq": torch.zeros_like(parameter),
                     }
