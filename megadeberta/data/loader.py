@@ -222,6 +222,16 @@ def validation_batches(
     ]
 
 
+def batch_fields(data: DataConfig, objective: ObjectiveConfig) -> tuple[str, ...]:
+    """Names of the tensors of every batch that these sections make."""
+    fields = ["input_ids", "attention_mask", "masked_positions", "masked_labels", "sample_numbers"]
+    if objective.name in ("ar", "mlm_ar"):
+        fields.append("prefix_lengths")
+    if data.packing == "documents":
+        fields.append("document_starts")
+    return tuple(fields)
+
+
 def _load_targets(data: DataConfig, objective: ObjectiveConfig) -> Targets:
     tokenizer = SentencePieceTokenizer.load(data.tokenizer)
     return load_targets(objective, tokenizer.piece_kinds(), mask_id=tokenizer.mask_id)

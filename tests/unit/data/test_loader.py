@@ -20,7 +20,7 @@ from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.check import check_data
 from megadeberta.data.indexed import TokenShard
-from megadeberta.data.loader import StepIterator, training_batches, validation_batches
+from megadeberta.data.loader import StepIterator, batch_fields, training_batches, validation_batches
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import DataError, PeerLostError
 from tests.unit.data.small_data import make_data
@@ -161,6 +161,7 @@ def test_items_carry_step_samples_and_int64_tensors(data: DataConfig) -> None:
     assert len(item.micro_batches) == 2
     for batch in item.micro_batches:
         assert list(batch) == ["input_ids", "attention_mask", "masked_positions", "masked_labels", "sample_numbers"]
+        assert tuple(batch) == batch_fields(data, OBJECTIVE)
         assert all(tensor.dtype == torch.int64 and tensor.is_contiguous() for tensor in batch.values())
         assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, LENGTH)
         assert batch["masked_positions"].shape == batch["masked_labels"].shape == (2, 8)

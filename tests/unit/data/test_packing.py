@@ -12,7 +12,7 @@ from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.check import check_data
 from megadeberta.data.indexed import ShardWriter, TokenShard
-from megadeberta.data.loader import training_batches, validation_batches
+from megadeberta.data.loader import batch_fields, training_batches, validation_batches
 from megadeberta.data.packing import PackedReader, document_starts, plan_sequences
 from tests.unit.data.small_data import make_data
 
@@ -76,6 +76,7 @@ def test_batches_of_packed_documents_say_where_each_one_starts(tmp_path: Path, o
         batches = [batch for step in steps for batch in step.micro_batches]
     batches += validation_batches(packed, config, eval_sequences=4, algebra=algebra, data_rank=0)
     for batch in batches:
+        assert tuple(batch) == batch_fields(packed, config)
         ids, starts = batch["input_ids"], batch["document_starts"]
         assert (ids.gather(1, starts) == CLS).all()
         assert ((ids == CLS).cumsum(1) == (starts.diff(dim=1, prepend=starts[:, :1] - 1) > 0).cumsum(1)).all()
