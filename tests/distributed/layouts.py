@@ -82,7 +82,10 @@ VARIANTS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "rtd-decoupled": (BASE, _rtd("gdes", decoupled=True)),
     "ar": (BASE, {"name": "ar"}),
     "prefix": (BASE, {"name": "mlm_ar"}),
+    "v3-base": ({}, {}),
 }
+LENGTHS = {"v3-base": 128}
+"""Where it is not ``LENGTH``."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,8 @@ def _build_whole(layout: Layout, groups: Groups, device: torch.device) -> Steppe
 def _build_stage(layout: Layout, groups: Groups, device: torch.device) -> PipelineStepper:
     model_config, objective = layout.configs
     fields = list(global_batch(0, layout.variant))
-    layers = list_layers(model_config, objective, sequence_length=LENGTH, micro_batch=layout.micro_batch)
+    length = LENGTHS.get(layout.variant, LENGTH)
+    layers = list_layers(model_config, objective, sequence_length=length, micro_batch=layout.micro_batch)
     plans = plan_stages(layers, parameter_shapes(model_config, objective), layout.pipeline)
     specs = build_specs(model_config, objective)
     with torch.device("meta"):
@@ -260,12 +264,14 @@ def _rows(batch: Batch, start: int, stop: int) -> Batch:
 def global_batch(step: int, variant: str) -> Batch:
     """``GLOBAL_BATCH`` sequences with different lengths and numbers of targets; some slots are empty."""
     generator = torch.Generator().manual_seed(1000 + step)
-    ids = torch.randint(4, 67, (GLOBAL_BATCH, LENGTH), generator=generator)
-    lengths = torch.randint(LENGTH // 2, LENGTH + 1, (GLOBAL_BATCH, 1), generator=generator)
-    mask = torch.arange(LENGTH) < lengths
+    length, vocabulary = LENGTHS.get(variant, LENGTH), VARIANTS[variant][0].get("vocab_size", 128_000)
+    slots = SLOTS * length // LENGTH
+    ids = torch.randint(4, vocabulary, (GLOBAL_BATCH, length), generator=generator)
+    lengths = torch.randint(length // 2, length + 1, (GLOBAL_BATCH, 1), generator=generator)
+    mask = torch.arange(length) < lengths
     ids = ids * mask
-    positions = torch.stack([torch.randperm(LENGTH // 2, generator=generator)[:SLOTS] for _ in range(GLOBAL_BATCH)])
-    used = torch.arange(SLOTS) < torch.randint(1, SLOTS + 1, (GLOBAL_BATCH, 1), generator=generator)
+    positions = torch.stack([torch.randperm(length // 2, generator=generator)[:slots] for _ in range(GLOBAL_BATCH)])
+    used = torch.arange(slots) < torch.randint(1, slots + 1, (GLOBAL_BATCH, 1), generator=generator)
     labels, positions = ids.gather(1, positions) * used, positions * used
     batch = {
         "input_ids": ids.scatter(1, positions, torch.where(used, 3, ids[:, :1])),
