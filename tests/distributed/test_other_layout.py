@@ -1,4 +1,4 @@
-"""Saved under one number of ranks, ZeRO stage and precision, resumed under another: same state, same losses, dropout on."""
+"""Saved under some ranks, ZeRO stage and precision, resumed under others: same state, same losses, with dropout."""
 
 import hashlib
 import itertools
