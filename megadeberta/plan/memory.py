@@ -143,6 +143,9 @@ def forward_memory(recipe: Recipe, stage: StagePlan, work: Work, *, recompute: b
         if recompute and kind in ("layer", "first layer", "mask_decoder"):
             stays = work.own_tokens * model.hidden_size * work.width
             recomputed = max(recomputed, whole - stays)
+        if recompute and kind == "relative" and model.hidden_dropout_prob:
+            # Every checkpoint holds the table before its dropout.
+            stays += activations.relative_rows(model, work.length) * model.hidden_size * work.width
         kept[part] = kept.get(part, 0) + stays
         if kind == "mlm_head":
             errors += activations.logits_kept(model, work)

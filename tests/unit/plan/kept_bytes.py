@@ -21,6 +21,8 @@ def kept_bytes(
     backend: Backend,
     *,
     targets: int,
+    batch: int = BATCH,
+    length: int = LENGTH,
     recompute: bool = False,
     shard: Callable[[WholeModel], None] = lambda _: None,
 ) -> int:
@@ -35,22 +37,22 @@ def kept_bytes(
     shard(whole)
     select_attention(whole, backend, torch.device("cpu"))
     whole.train()
-    batch = _batch(model, targets)
-    whole(**batch)  # what is made once and for all
+    inputs = _inputs(model, batch, length, targets)
+    whole(**inputs)  # what is made once and for all
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        terms, _ = whole(**batch)
+        terms, _ = whole(**inputs)
         loss = sum(total for name, (total, _) in terms.items() if name.endswith("_loss"))
     assert loss.requires_grad  # it holds the graph
     events = profiler.profiler.kineto_results.events()
     return sum(event.nbytes() for event in events if event.name() == "[memory]")
 
 
-def _batch(model: ModelConfig, targets: int) -> dict[str, Tensor]:
-    positions = torch.stack([torch.randperm(LENGTH)[:targets].sort().values for _ in range(BATCH)])
+def _inputs(model: ModelConfig, batch: int, length: int, targets: int) -> dict[str, Tensor]:
+    positions = torch.stack([torch.randperm(length)[:targets].sort().values for _ in range(batch)])
     return {
-        "input_ids": torch.randint(5, model.vocab_size, (BATCH, LENGTH)),
-        "attention_mask": torch.ones(BATCH, LENGTH, dtype=torch.int64),
+        "input_ids": torch.randint(5, model.vocab_size, (batch, length)),
+        "attention_mask": torch.ones(batch, length, dtype=torch.int64),
         "masked_positions": positions,
-        "masked_labels": torch.randint(5, model.vocab_size, (BATCH, targets)),
-        "sample_numbers": torch.arange(BATCH),
+        "masked_labels": torch.randint(5, model.vocab_size, (batch, targets)),
+        "sample_numbers": torch.arange(batch),
     }
