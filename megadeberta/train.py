@@ -7,41 +7,30 @@ resumed run is the uninterrupted one.
 
 import os
 import time
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed
 
 from launcher.environment import RankEnvironment
+from megadeberta.assembly import assemble
 from megadeberta.checkpoint.lock import SharedOutputLock
-from megadeberta.config.parameters import parameter_shapes
+from megadeberta.config.deepspeed_block import zero_stage
 from megadeberta.config.run import RunConfig
 from megadeberta.data.indexed import TokenShard
-from megadeberta.data.loader import StepBatch, training_batches, validation_batches
+from megadeberta.data.loader import StepBatch, steps_without_data, training_batches, validation_batches
 from megadeberta.data.unigram import unigram_cross_entropy
-from megadeberta.engine.build import build_engine, divider
 from megadeberta.engine.collectives import TorchCollectives
-from megadeberta.engine.local_parameters import LocalParameter, TensorSlice
-from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.peer_loss import raise_peer_loss
-from megadeberta.engine.phases import training_phases
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.saving import RunCheckpoints
 from megadeberta.engine.schedule import learning_rate_factor
 from megadeberta.engine.signals import StopFlag
-from megadeberta.engine.step import Stepper
-from megadeberta.engine.weights import initial_values
 from megadeberta.errors import EXIT_PREEMPTED
-from megadeberta.model.attention_backend import describe_attention, select_attention
-from megadeberta.model.dropout import set_sites
-from megadeberta.model.initialize import fill_parameter, give_storage
-from megadeberta.model.tensor_plan import shard_slice
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.attention_backend import describe_attention
 from megadeberta.observability.journal import Journal, open_journal
 from megadeberta.observability.logs import set_up_logging
-from megadeberta.parallel.groups import Groups, make_groups
-from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel
 from megadeberta.preflight import PreparedRun
 
 
@@ -68,52 +57,28 @@ class _Run:
     def __init__(self, prepared: PreparedRun, ranks: RankEnvironment, device: torch.device) -> None:
         config = self.config = prepared.config
         self.prepared = prepared
-        groups = make_groups(prepared.topology, timeout_seconds=config.parallel.timeout_seconds)
-        self.data_rank = groups.place.data
-        mpu = ModelParallelUnit(tensor=groups.tensor, data=groups.data) if prepared.topology.tensor > 1 else None
-        engine = build_engine(
-            _initialized_model(config, groups, device=device, mpu=mpu),
-            config.optimizer,
-            block=config.deepspeed,
-            timeout_seconds=config.parallel.timeout_seconds,
-            mpu=mpu,
-        )
-        phases = training_phases(config.objective)
-        self.stepper = Stepper(engine, phases=phases, device=device, mpu=mpu)
+        assembly = self.assembly = assemble(config, prepared.topology, device)
+        self.stepper = assembly.stepper
         self.checkpoints = RunCheckpoints(
-            engine,
+            assembly.stepper.engine,
             config,
             data_fingerprint={
                 "train": prepared.data.train_content,
                 "tokenizer": prepared.data.tokenizer_sha256,
             },
             collectives=TorchCollectives(device),
-            parameters=_held_parameters(config, engine.module, groups),
+            parameters=assembly.parameters,
         )
         self.done = self.checkpoints.resume()  # optimizer steps done
         self.journal = self._open_journal(ranks, device)
+        self.journal.note(_describe_layout(prepared))
         self.journal.note(describe_attention(config.training.attention, device))
-        self.held_out = validation_batches(
-            config.data,
-            config.objective,
-            eval_sequences=config.training.eval_sequences,
-            algebra=prepared.algebra,
-            data_rank=self.data_rank,
-        )
+        self.held_out = self._validation_batches()
 
     def loop(self, stop: StopFlag) -> int:
         """Train until the last step, or until any rank is asked to stop."""
         training, steps = self.config.training, self.config.training.steps
-        batches = training_batches(
-            self.config.data,
-            self.config.objective,
-            seed=training.seed,
-            algebra=self.prepared.algebra,
-            data_rank=self.data_rank,
-            start_step=self.done,
-            total_steps=steps,
-        )
-        with batches, self.journal:
+        with self._training_batches() as batches, self.journal:
             started = time.monotonic()
             for item in batches:
                 targets, stop_now = self.stepper.share_counts(item.micro_batches, stop_requested=stop.requested)
@@ -138,6 +103,33 @@ class _Run:
         self.done = item.step + 1
         self.journal.step(self.done, result, lr=lr, seconds=time.monotonic() - started)
 
+    def _training_batches(self) -> AbstractContextManager[Iterator[StepBatch]]:
+        """This rank's share of the steps to come."""
+        training = self.config.training
+        if not self.assembly.reads_data:
+            return nullcontext(steps_without_data(start_step=self.done, total_steps=training.steps))
+        return training_batches(
+            self.config.data,
+            self.config.objective,
+            seed=training.seed,
+            algebra=self.prepared.algebra,
+            data_rank=self.assembly.data_rank,
+            start_step=self.done,
+            total_steps=training.steps,
+        )
+
+    def _validation_batches(self) -> list[dict[str, Tensor]]:
+        """This rank's share of the validation sequences."""
+        if not self.assembly.reads_data:
+            return []
+        return validation_batches(
+            self.config.data,
+            self.config.objective,
+            eval_sequences=self.config.training.eval_sequences,
+            algebra=self.prepared.algebra,
+            data_rank=self.assembly.data_rank,
+        )
+
     def _open_journal(self, ranks: RankEnvironment, device: torch.device) -> Journal:
         """Logs, metrics and plots of rank 0; on the other ranks a journal that writes nothing."""
         data = self.config.data
@@ -155,46 +147,11 @@ class _Run:
         )
 
 
-def _initialized_model(
-    config: RunConfig, groups: Groups, *, device: torch.device, mpu: ModelParallelUnit | None
-) -> WholeModel:
-    """This rank's shard of the model with initial values by parameter name, or those of an imported checkpoint.
-
-    No rank ever holds more of a parameter than its shard.
-    """
-    seed, folder = config.training.seed, config.training.init_from
-    with torch.device("meta"):
-        specs = build_specs(config.model, config.objective)
-        model = WholeModel(specs, recompute=config.parallel.activation_checkpointing)
-    select_attention(model, config.training.attention, device)
-    if groups.topology.tensor > 1:
-        plan = TensorParallel(groups.tensor, config.model.vocab_size, config.parallel.sequence_parallel)
-        apply_tensor_parallel(model, plan)
-    set_sites(model.named_modules(), seed=seed)
-    if folder is None:
-        values = partial(fill_parameter, seed=seed, std=config.model.initializer_range)
-    else:
-        values = initial_values(model, folder, tokenizer=config.data.tokenizer)
-    divide = divider(config.deepspeed, mpu=mpu)
-
-    def fill(name: str, parameter: nn.Parameter) -> None:
-        values(name, parameter)
-        divide(parameter)
-
-    give_storage(model, fill)
-    return model
-
-
-def _held_parameters(config: RunConfig, model: nn.Module, groups: Groups) -> list[LocalParameter]:
-    """What this rank holds of every parameter, as checkpoints describe it."""
-    shapes = parameter_shapes(config.model, config.objective)
-    held = []
-    for name, parameter in model.named_parameters():
-        shard = shard_slice(name, shapes[name], tensor=groups.topology.tensor, rank=groups.place.tensor)
-        part = None if shard is None else TensorSlice(shard.dim, shard.start, shard.stop)
-        is_owner = shard is not None or groups.place.tensor == 0
-        held.append(LocalParameter(name, parameter, tuple(shapes[name]), part, is_owner))
-    return held
+def _describe_layout(prepared: PreparedRun) -> str:
+    topology, parallel = prepared.topology, prepared.config.parallel
+    options = [name for name in ("sequence_parallel", "activation_checkpointing") if getattr(parallel, name)]
+    sizes = f"{topology.data} data x {topology.tensor} tensor x {topology.pipeline} pipeline"
+    return f"layout {sizes}, ZeRO {zero_stage(prepared.config.deepspeed)}" + "".join(f", {name}" for name in options)
 
 
 def _threads(config: RunConfig, ranks: RankEnvironment) -> int:

@@ -222,6 +222,11 @@ def validation_batches(
     ]
 
 
+def steps_without_data(*, start_step: int, total_steps: int) -> Iterator[StepBatch]:
+    """The same steps for a rank that is sent what it needs by other ranks."""
+    return (StepBatch(step, (0, 0), []) for step in range(start_step, total_steps))
+
+
 def batch_fields(data: DataConfig, objective: ObjectiveConfig) -> tuple[str, ...]:
     """Names of the tensors of every batch that these sections make."""
     fields = ["input_ids", "attention_mask", "masked_positions", "masked_labels", "sample_numbers"]

@@ -1,6 +1,6 @@
 """Initial weights from a folder that `megadeberta convert import` wrote."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors
@@ -15,15 +15,15 @@ VOCABULARY_FILE = "spm.model"
 
 
 def initial_values(
-    model: nn.Module, folder: Path, *, tokenizer: Path | None = None
+    shapes: Mapping[str, Sequence[int]], folder: Path, *, tokenizer: Path | None = None
 ) -> Callable[[str, nn.Parameter], None]:
-    """What gives each parameter of ``model`` its values from ``folder/model.safetensors``, as `megadeberta convert
+    """What gives each parameter of a model its values from ``folder/model.safetensors``, as `megadeberta convert
     import` writes it. A parameter with a ``shard`` gets its part, and no more is read.
 
     The checks read every tensor once, one at a time, so that all ranks agree about an error.
 
     Args:
-        model: not yet wrapped; may be on the meta device.
+        shapes: of all parameters of the recipe's model, whole, by name; a pipeline stage fills only its own.
         tokenizer: of the training data; must be the folder's own where it has one.
 
     Raises:
@@ -39,7 +39,7 @@ def initial_values(
             f"training.init_from={folder}: {WEIGHTS_FILE} cannot be read ({error}); make the folder with "
             "`megadeberta convert import`"
         ) from None
-    wanted = {name: _full_shape(p) for name, p in model.named_parameters()}
+    wanted = {name: tuple(shape) for name, shape in shapes.items()}
     found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     if wanted != found:
         different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
@@ -72,9 +72,3 @@ def _check_vocabulary(own: Path, tokenizer: Path | None) -> None:
         f"training.init_from={own.parent}: these weights are for the vocabulary of {own.name} there, which is not "
         f"data.tokenizer={tokenizer}; prepare the data with the former (megadeberta prep --tokenizer)"
     )
-
-
-def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Of the whole parameter, where this is a shard."""
-    part = getattr(parameter, "shard", None)
-    return tuple(parameter.shape) if part is None else part.shape

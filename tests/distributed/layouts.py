@@ -5,41 +5,26 @@
 Every batch, mask, sample, dropout draw and initial value is a function of global numbers, so all layouts agree.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import deepspeed
 import torch
 from torch import Tensor
 
+from megadeberta.assembly import Assembly, assemble
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.config.parameters import parameter_shapes
-from megadeberta.config.training import OptimizerConfig
-from megadeberta.engine.build import build_engine, divider
-from megadeberta.engine.mpu import ModelParallelUnit
-from megadeberta.engine.phases import Batch, training_phases
-from megadeberta.engine.pipeline import build_pipeline_engine
-from megadeberta.engine.pipeline_step import PipelineStepper
+from megadeberta.config.run import RunConfig
+from megadeberta.engine.phases import Batch
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.step import Stepper
-from megadeberta.model.dropout import set_sites
-from megadeberta.model.initialize import fill_parameter, give_storage
 from megadeberta.model.tensor_plan import ShardSlice
-from megadeberta.model.whole import WholeModel, build_specs
-from megadeberta.parallel.groups import Groups, make_groups
-from megadeberta.parallel.pipeline.balance import plan_stages, shared_parameters
-from megadeberta.parallel.pipeline.costs import list_layers
-from megadeberta.parallel.pipeline.packing import term_names
-from megadeberta.parallel.pipeline.stage import Stage
-from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel
 from megadeberta.topology import Topology
 from tests.ranks import run_ranks
 
 GLOBAL_BATCH, LENGTH, SLOTS = 4, 16, 5
 SEED = 5
 LR = 2e-3
-OPTIMIZER = OptimizerConfig(lr=LR, weight_decay=0.01)
 # Uneven shards: 9 units of rows, the last one of 3 rows.
 BASE = {
     "vocab_size": 67,
@@ -116,9 +101,32 @@ class Layout:
         }
 
     @property
-    def configs(self) -> tuple[ModelConfig, ObjectiveConfig]:
+    def config(self) -> RunConfig:
         model, objective = VARIANTS[self.variant]
-        return ModelConfig.model_validate(model), ObjectiveConfig.model_validate(objective)
+        packing = "documents" if self.variant.endswith("packed") else "none"
+        length = LENGTHS.get(self.variant, LENGTH)
+        return RunConfig.model_validate(
+            {
+                "name": "toy",
+                "model": model,
+                "objective": objective,
+                "data": {"train": "-", "tokenizer": "-", "sequence_length": length, "packing": packing},
+                "optimizer": {"lr": LR, "weight_decay": 0.01},
+                "training": {"steps": 20, "seed": SEED, "output_dir": "-"},
+                "parallel": {
+                    "tensor": self.tensor,
+                    "pipeline": self.pipeline,
+                    "sequence_parallel": self.sequence_parallel,
+                    "activation_checkpointing": self.recompute,
+                    "timeout_seconds": 60.0,
+                },
+                "deepspeed": self.block,
+            }
+        )
+
+    @property
+    def configs(self) -> tuple[ModelConfig, ObjectiveConfig]:
+        return self.config.model, self.config.objective
 
     @property
     def topology(self) -> Topology:
@@ -141,12 +149,10 @@ class Trace:
 
 def run_layout(layout: Layout, steps: int = 20) -> Trace:
     """Train under the layout on gloo ranks; what several ranks hold is checked to be equal."""
-    return assemble(run_ranks(train_rank, layout.topology.world_size, layout, steps, timeout=240.0))
+    return join_ranks(run_ranks(train_rank, layout.topology.world_size, layout, steps, timeout=240.0))
 
 
-def assemble(
-    ranks: list[RankTrace],
-) -> Trace:
+def join_ranks(ranks: list[RankTrace]) -> Trace:
     """The trace of all ranks together."""
     steps, held_out, _ = ranks[0]
     whole: dict[str, Tensor] = {}
@@ -166,9 +172,10 @@ def assemble(
 
 def train_rank(rank: int, world_size: int, layout: Layout, steps: int) -> RankTrace:
     """One rank of the run."""
-    stepper, groups = build(layout)
+    assembly = build(layout)
+    stepper, data_rank = assembly.stepper, assembly.data_rank
     share = [
-        (number * layout.data + groups.place.data) * layout.micro_batch
+        (number * layout.data + data_rank) * layout.micro_batch
         for number in range(GLOBAL_BATCH // (layout.data * layout.micro_batch))
     ]
     trace = []
@@ -179,70 +186,14 @@ def train_rank(rank: int, world_size: int, layout: Layout, steps: int) -> RankTr
         result = stepper.train_step(batches, step=step, targets=targets, lr=LR)
         trace.append((result.loss, result.grad_norm))
     last = global_batch(1001, layout.variant)
-    held_out = [global_batch(1000, layout.variant), _rows(last, 0, 3)] if groups.place.data == 0 else []
+    held_out = [global_batch(1000, layout.variant), _rows(last, 0, 3)] if data_rank == 0 else []
     score = stepper.evaluate(held_out).loss
     return trace, score, local_parameters(stepper)
 
 
-def build(layout: Layout) -> tuple[Stepper, Groups]:
-    """Groups, model born as this rank's shard, engine and stepper."""
-    device = start_process_group(60.0)
-    groups = make_groups(layout.topology, timeout_seconds=60.0)
-    build_parts = _build_whole if layout.pipeline == 1 else _build_stage
-    return build_parts(layout, groups, device), groups
-
-
-def _build_whole(layout: Layout, groups: Groups, device: torch.device) -> Stepper:
-    model_config, objective = layout.configs
-    mpu = ModelParallelUnit(tensor=groups.tensor, data=groups.data) if layout.tensor > 1 else None
-    with torch.device("meta"):
-        model = WholeModel(build_specs(model_config, objective), recompute=layout.recompute)
-    _cut_and_fill(model, layout, groups, divide=divider(layout.block, mpu=mpu))
-    engine = build_engine(model, OPTIMIZER, block=layout.block, timeout_seconds=60.0, mpu=mpu)
-    return Stepper(engine, phases=training_phases(objective), device=device, mpu=mpu)
-
-
-def _build_stage(layout: Layout, groups: Groups, device: torch.device) -> PipelineStepper:
-    model_config, objective = layout.configs
-    fields = list(global_batch(0, layout.variant))
-    length = LENGTHS.get(layout.variant, LENGTH)
-    layers = list_layers(model_config, objective, sequence_length=length, micro_batch=layout.micro_batch)
-    plans = plan_stages(layers, parameter_shapes(model_config, objective), layout.pipeline)
-    specs = build_specs(model_config, objective)
-    with torch.device("meta"):
-        stage = Stage(specs, plans, groups.place.stage, batch_fields=fields, recompute=layout.recompute)
-    _cut_and_fill(stage, layout, groups, divide=lambda parameter: None)
-    engine = build_pipeline_engine(
-        stage,
-        OPTIMIZER,
-        topology=layout.topology,
-        shared=shared_parameters(plans),
-        block=layout.block,
-        timeout_seconds=60.0,
-    )
-    return PipelineStepper(
-        engine,
-        phases=training_phases(objective),
-        device=device,
-        topology=layout.topology,
-        batch_fields=fields,
-        terms=term_names([layer.name for layer in layers], fields),
-    )
-
-
-def _cut_and_fill(
-    model: torch.nn.Module, layout: Layout, groups: Groups, *, divide: Callable[[torch.nn.Parameter], None]
-) -> None:
-    config = layout.configs[0]
-    if layout.tensor > 1:
-        apply_tensor_parallel(model, TensorParallel(groups.tensor, config.vocab_size, layout.sequence_parallel))
-
-    def fill(name: str, parameter: torch.nn.Parameter) -> None:
-        fill_parameter(name, parameter, seed=SEED, std=config.initializer_range)
-        divide(parameter)
-
-    give_storage(model, fill)
-    set_sites(model.named_modules(), seed=SEED)
+def build(layout: Layout) -> Assembly:
+    """What `megadeberta train` assembles for this rank."""
+    return assemble(layout.config, layout.topology, start_process_group(60.0))
 
 
 def local_parameters(stepper: Stepper) -> dict[str, tuple[ShardSlice | None, Tensor]]:

@@ -56,17 +56,18 @@ def test_gradients_of_shared_tables_add_up_in_every_precision(precision: str) ->
 
 def _train_poisoned(rank: int, world_size: int, layout: Layout) -> tuple[str, bool]:
     """What the step says when a weight of the first stage is not a number, and whether it changed the weights."""
-    stepper, groups = build(layout)
+    assembly = build(layout)
+    stepper, reads = assembly.stepper, assembly.reads_data
     stage = stepper.engine.module.stage
-    if groups.place.stage == 0:
+    if reads:
         with torch.no_grad():
             next(stage.parameters()).fill_(torch.nan)
     before = [parameter.detach().clone() for parameter in stage.parameters()]
     whole = global_batch(0, layout.variant)
     batches = [{name: tensor[s : s + 2] for name, tensor in whole.items()} for s in (0, 2)]
-    targets, _ = stepper.share_counts(batches if groups.place.stage == 0 else [], stop_requested=False)
+    targets, _ = stepper.share_counts(batches if reads else [], stop_requested=False)
     with pytest.raises(DivergenceError) as caught:
-        stepper.train_step(batches if groups.place.stage == 0 else [], step=0, targets=targets, lr=1e-3)
+        stepper.train_step(batches if reads else [], step=0, targets=targets, lr=1e-3)
     same = [torch.equal(p, b) or bool(b.isnan().all()) for p, b in zip(stage.parameters(), before, strict=True)]
     return str(caught.value), all(same)
 
@@ -79,10 +80,10 @@ def test_every_stage_stops_before_the_update_when_the_loss_is_not_finite() -> No
 
 
 def _share_counts(rank: int, world_size: int, layout: Layout) -> tuple[dict[str, int], bool]:
-    stepper, groups = build(layout)
+    assembly = build(layout)
     batch = global_batch(0, layout.variant)
     # Every rank of the first stage reads; the shards of a tensor group read the same.
-    return stepper.share_counts([batch] if groups.place.stage == 0 else [], stop_requested=rank == world_size - 1)
+    return assembly.stepper.share_counts([batch] if assembly.reads_data else [], stop_requested=rank == world_size - 1)
 
 
 def test_targets_are_counted_once_and_any_rank_may_ask_to_stop() -> None:

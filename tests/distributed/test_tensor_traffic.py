@@ -20,7 +20,8 @@ Call = tuple[str, tuple[int, ...], int]
 
 def _record(rank: int, world_size: int, layout: Layout) -> list[Call]:
     """The collectives of one step over the tensor-parallel group."""
-    stepper, groups = build(layout)
+    assembly = build(layout)
+    stepper, tensor_group = assembly.stepper, assembly.groups.tensor
     whole = global_batch(0, layout.variant)
     size = layout.micro_batch
     batches = [{name: t[s : s + size] for name, t in whole.items()} for s in range(0, GLOBAL_BATCH, size)]
@@ -31,7 +32,7 @@ def _record(rank: int, world_size: int, layout: Layout) -> list[Call]:
         real = getattr(distributed, name)
 
         def recorded(*args, **options):
-            if options.get("group") is groups.tensor:
+            if options.get("group") is tensor_group:
                 tensor: Tensor = biggest(*args, **options)
                 calls.append((name, tuple(tensor.shape), tensor.element_size()))
             return real(*args, **options)

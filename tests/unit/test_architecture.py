@@ -34,6 +34,7 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.evaluate": CONFIG | {f"megadeberta.{room}" for room in ("model", "data", "checkpoint", "convert")},
     "megadeberta.preflight": CONFIG | {"megadeberta.data", "launcher", "megadeberta.checkpoint"},
     "megadeberta.train_cli": CONFIG | {"megadeberta.preflight", "megadeberta.plan", "megadeberta.train", "launcher"},
+    "megadeberta.assembly": None,
     "megadeberta.train": None,
     "megadeberta.cli": None,
     "megadeberta.__main__": {"megadeberta.cli"},

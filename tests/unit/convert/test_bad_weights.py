@@ -17,6 +17,7 @@ from torch import Tensor
 from megadeberta.cli import main
 from megadeberta.config.load import load_run_config
 from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.config.parameters import parameter_shapes
 from megadeberta.convert.export import export_checkpoint
 from megadeberta.convert.hf_config import FileFormat, ModelKind
 from megadeberta.data.indexed import ShardWriter
@@ -205,7 +206,7 @@ def test_training_does_not_start_from_bad_weights(damage: str, sound: Path, larg
     model = WholeModel(mlm_specs(CONFIG))
     before = weights_of(model)
     with pytest.raises(CheckpointError, match=expected):
-        initial_values(model, bad, tokenizer=sound / "imported" / "spm.model")
+        initial_values(parameter_shapes(CONFIG, ObjectiveConfig()), bad, tokenizer=sound / "imported" / "spm.model")
     assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(model).items())
     assert not (tmp_path / "trace").exists()
 

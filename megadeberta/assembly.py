@@ -1,0 +1,171 @@
+"""One rank's share of a run: the one place where model, layout and engine meet.
+
+``train.py`` trains what is assembled here, and so do the tests that compare layouts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from megadeberta.config.parameters import Shapes, parameter_shapes
+from megadeberta.config.run import RunConfig
+from megadeberta.data.loader import batch_fields
+from megadeberta.engine.build import build_engine, divider
+from megadeberta.engine.local_parameters import LocalParameter, TensorSlice
+from megadeberta.engine.mpu import ModelParallelUnit
+from megadeberta.engine.phases import training_phases
+from megadeberta.engine.pipeline import build_pipeline_engine
+from megadeberta.engine.pipeline_step import PipelineStepper
+from megadeberta.engine.step import Stepper
+from megadeberta.engine.weights import initial_values
+from megadeberta.model.attention_backend import select_attention
+from megadeberta.model.dropout import set_sites
+from megadeberta.model.initialize import fill_parameter, give_storage
+from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.parallel.groups import Groups, make_groups
+from megadeberta.parallel.pipeline.balance import StagePlan, plan_stages, shared_parameters
+from megadeberta.parallel.pipeline.costs import LayerCost, list_layers
+from megadeberta.parallel.pipeline.packing import term_names
+from megadeberta.parallel.pipeline.stage import Stage
+from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel
+from megadeberta.topology import Topology
+
+Fill = Callable[[str, nn.Parameter], None]
+"""Gives a parameter, or this rank's shard of it, its values, by its global name."""
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What a rank needs to train. ``parameters``: what it holds of the model, as checkpoints describe it."""
+
+    stepper: Stepper
+    groups: Groups
+    parameters: list[LocalParameter]
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of the batch this rank computes."""
+        return self.groups.place.data
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether this rank is given batches: of a pipeline only the first stage is."""
+        return self.groups.place.stage == 0
+
+
+def assemble(config: RunConfig, topology: Topology, device: torch.device) -> Assembly:
+    """Groups, model, engine and stepper of this rank. Collective over the world.
+
+    Raises:
+        ConfigError, CheckpointError: the same on every rank.
+    """
+    timeout = config.parallel.timeout_seconds
+    groups = make_groups(topology, timeout_seconds=timeout)
+    shapes = parameter_shapes(config.model, config.objective)
+    fill = _filler(config, shapes)
+    build = _pipeline if topology.pipeline > 1 else _whole
+    stepper = build(config, groups, fill, device)
+    return Assembly(stepper, groups, _describe(stepper.engine.module, shapes, groups))
+
+
+def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device) -> Stepper:
+    """All layers in one module, sharded or not, under any ZeRO stage."""
+    mpu = ModelParallelUnit(tensor=groups.tensor, data=groups.data) if groups.topology.tensor > 1 else None
+    with torch.device("meta"):
+        specs = build_specs(config.model, config.objective)
+        model = WholeModel(specs, recompute=config.parallel.activation_checkpointing)
+    divide = divider(config.deepspeed, mpu=mpu)
+
+    def fill_and_divide(name: str, parameter: nn.Parameter) -> None:
+        fill(name, parameter)
+        divide(parameter)
+
+    _make_real(model, config, groups, fill_and_divide, device)
+    engine = build_engine(
+        model,
+        config.optimizer,
+        block=config.deepspeed,
+        timeout_seconds=config.parallel.timeout_seconds,
+        mpu=mpu,
+    )
+    return Stepper(engine, phases=training_phases(config.objective), device=device, mpu=mpu)
+
+
+def _pipeline(config: RunConfig, groups: Groups, fill: Fill, device: torch.device) -> PipelineStepper:
+    """The layers of this rank's stage."""
+    topology, fields = groups.topology, batch_fields(config.data, config.objective)
+    layers, plans = _cut(config, topology)
+    with torch.device("meta"):
+        stage = Stage(
+            build_specs(config.model, config.objective),
+            plans,
+            groups.place.stage,
+            batch_fields=fields,
+            recompute=config.parallel.activation_checkpointing,
+        )
+    _make_real(stage, config, groups, fill, device)
+    engine = build_pipeline_engine(
+        stage,
+        config.optimizer,
+        topology=topology,
+        shared=shared_parameters(plans),
+        block=config.deepspeed,
+        timeout_seconds=config.parallel.timeout_seconds,
+    )
+    return PipelineStepper(
+        engine,
+        phases=training_phases(config.objective),
+        device=device,
+        topology=topology,
+        batch_fields=fields,
+        terms=term_names([layer.name for layer in layers], fields),
+    )
+
+
+def _cut(config: RunConfig, topology: Topology) -> tuple[list[LayerCost], list[StagePlan]]:
+    layers = list_layers(
+        config.model,
+        config.objective,
+        sequence_length=config.data.sequence_length,
+        micro_batch=config.deepspeed["train_micro_batch_size_per_gpu"],
+        recompute=config.parallel.activation_checkpointing,
+    )
+    return layers, plan_stages(layers, parameter_shapes(config.model, config.objective), topology.pipeline)
+
+
+def _make_real(model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, device: torch.device) -> None:
+    """From the meta device to this rank's shard with its values; at no time is more than a parameter too much there."""
+    if groups.topology.tensor > 1:
+        plan = TensorParallel(groups.tensor, config.model.vocab_size, config.parallel.sequence_parallel)
+        apply_tensor_parallel(model, plan)
+    select_attention(model, config.training.attention, device)
+    set_sites(model.named_modules(), seed=config.training.seed)
+    give_storage(model, fill)
+
+
+def _filler(config: RunConfig, shapes: Shapes) -> Fill:
+    """Initial values by parameter name, or those of an imported checkpoint."""
+    training, std = config.training, config.model.initializer_range
+    if training.init_from is not None:
+        return initial_values(shapes, training.init_from, tokenizer=config.data.tokenizer)
+    return lambda name, parameter: fill_parameter(name, parameter, seed=training.seed, std=std)
+
+
+def _describe(module: nn.Module, shapes: Shapes, groups: Groups) -> list[LocalParameter]:
+    is_first_shard = groups.place.tensor == 0
+    described = []
+    for name, parameter in module.named_parameters():
+        shard = getattr(parameter, "shard", None)
+        is_copy = getattr(parameter, "ds_pipe_replicated", False)
+        described.append(
+            LocalParameter(
+                name,
+                parameter,
+                tuple(shapes[name]),
+                None if shard is None else TensorSlice(shard.dim, shard.start, shard.stop),
+                is_owner=not is_copy and (shard is not None or is_first_shard),
+            )
+        )
+    return described
