@@ -11,7 +11,7 @@ endif
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test test-faults test-nodes check format clean
+.PHONY: help venv run test test-faults test-layouts test-nodes check format clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ test: venv ## the default tests, minutes on two cores
 
 test-faults: venv ## the long fault campaigns: kill -9, snapshots, bit flips
 	$(BIN)/python -m pytest -q -m campaign
+
+test-layouts: venv ## every layout against one process, hours; LAYOUTS="--variant v3 --every 10" for a part
+	$(BIN)/python -m tests.distributed.layout_matrix $(LAYOUTS)
 
 test-nodes: venv ## two rehearsed machines through pdsh and the deepspeed launcher; as root, with pdsh and sshd
 	$(BIN)/python tests/e2e/two_nodes.py

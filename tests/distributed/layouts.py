@@ -5,6 +5,7 @@
 Every batch, mask, sample, dropout draw and initial value is a function of global numbers, so all layouts agree.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import deepspeed
@@ -87,6 +88,10 @@ class Layout:
     recompute: bool = False
     more: tuple[tuple[str, object], ...] = ()
     """Further entries of the deepspeed block."""
+
+    def __str__(self) -> str:
+        size = f"tp{self.tensor} pp{self.pipeline} dp{self.data} zero{self.zero} mb{self.micro_batch}"
+        return f"{self.variant} {size}" + " sp" * self.sequence_parallel + " ac" * self.recompute
 
     @property
     def block(self) -> dict[str, object]:
@@ -173,22 +178,27 @@ def join_ranks(ranks: list[RankTrace]) -> Trace:
 def train_rank(rank: int, world_size: int, layout: Layout, steps: int) -> RankTrace:
     """One rank of the run."""
     assembly = build(layout)
-    stepper, data_rank = assembly.stepper, assembly.data_rank
+    trace = train_steps(assembly, layout, range(steps))
+    last = global_batch(1001, layout.variant)
+    held_out = [global_batch(1000, layout.variant), _rows(last, 0, 3)] if assembly.data_rank == 0 else []
+    score = assembly.stepper.evaluate(held_out).loss
+    return trace, score, local_parameters(assembly.stepper)
+
+
+def train_steps(assembly: Assembly, layout: Layout, steps: Iterable[int]) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of each step."""
+    stepper, size = assembly.stepper, layout.micro_batch
     share = [
-        (number * layout.data + data_rank) * layout.micro_batch
-        for number in range(GLOBAL_BATCH // (layout.data * layout.micro_batch))
+        (number * layout.data + assembly.data_rank) * size for number in range(GLOBAL_BATCH // (layout.data * size))
     ]
     trace = []
-    for step in range(steps):
+    for step in steps:
         whole = global_batch(step, layout.variant)
-        batches = [_rows(whole, s, s + layout.micro_batch) for s in share]
+        batches = [_rows(whole, start, start + size) for start in share]
         targets, _ = stepper.share_counts(batches, stop_requested=False)
         result = stepper.train_step(batches, step=step, targets=targets, lr=LR)
         trace.append((result.loss, result.grad_norm))
-    last = global_batch(1001, layout.variant)
-    held_out = [global_batch(1000, layout.variant), _rows(last, 0, 3)] if data_rank == 0 else []
-    score = stepper.evaluate(held_out).loss
-    return trace, score, local_parameters(stepper)
+    return trace
 
 
 def build(layout: Layout) -> Assembly:

@@ -1,0 +1,98 @@
+"""Every layout against the single process: `make test-layouts`, or a part of it.
+
+    python -m tests.distributed.layout_matrix --variant v3 --tensor 2 --every 5
+
+Ranks are forked from one warm server. Dropout is on. A cell passes when losses, gradient norms, a validation loss and
+every parameter after 20 steps are within 1e-5 of one process.
+"""
+
+import argparse
+import functools
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from tests.distributed.layouts import GLOBAL_BATCH, Layout, Trace, run_layout
+
+VARIANTS = ("v1", "v2-conv", "v3", "rtd-gdes")
+CLOSE = 1e-5
+_COLUMNS = ("layout", "loss", "norm", "validation", "parameters", "seconds", "")
+
+
+def all_layouts() -> Iterator[Layout]:
+    """{TP 1, 2, 4} x {PP 1, 2} x {DP 1, 2} x {ZeRO} x {micro batch 1, 2, 4} x {SP} x {AC}, for every variant."""
+    for variant, tensor, pipeline, data, micro_batch in itertools.product(
+        VARIANTS, (1, 2, 4), (1, 2), (1, 2), (1, 2, 4)
+    ):
+        if data * micro_batch > GLOBAL_BATCH:
+            continue
+        # DeepSpeed 0.19.8 combines a pipeline with ZeRO 1 only.
+        stages = (0, 1, 2, 3) if pipeline == 1 else (1,)
+        for zero, sequence_parallel, recompute in itertools.product(stages, (False, True), (False, True)):
+            if tensor > 1 or not sequence_parallel:
+                yield Layout(variant, tensor, data, pipeline, zero, micro_batch, sequence_parallel, recompute)
+
+
+def differences(found: Trace, expected: Trace) -> tuple[float, float, float, float]:
+    """Largest of the losses, of the norms, of the validation loss and of the parameters."""
+    return (
+        max(abs(a - b) for a, b in zip(found.losses, expected.losses, strict=True)),
+        max(abs(a - b) for a, b in zip(found.norms, expected.norms, strict=True)),
+        abs(found.held_out - expected.held_out),
+        max(float((found.parameters[name] - whole).abs().max()) for name, whole in expected.parameters.items()),
+    )
+
+
+@functools.cache
+def _reference(variant: str) -> Trace:
+    return run_layout(Layout(variant))
+
+
+def _row(layout: Layout) -> tuple[bool, list[str]]:
+    started = time.monotonic()
+    try:
+        apart = differences(run_layout(layout), _reference(layout.variant))
+    except Exception as error:
+        return False, [str(layout), "", "", "", "", "", f"{type(error).__name__}: {error}".splitlines()[0][:60]]
+    passed = max(apart) < CLOSE
+    seconds = f"{time.monotonic() - started:.0f}"
+    return passed, [str(layout), *(f"{value:.1e}" for value in apart), seconds, "" if passed else "too far apart"]
+
+
+def main() -> int:
+    """Run the chosen cells, print their table, and say how many failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", choices=VARIANTS, action="append", help="only this one; may be repeated")
+    parser.add_argument("--tensor", type=int, help="only this degree")
+    parser.add_argument("--pipeline", type=int, help="only this degree")
+    parser.add_argument("--every", type=int, default=1, help="each n-th cell: a sample of the matrix")
+    parser.add_argument(
+        "--first", type=int, default=0, help="where to start: with --every n, 0 .. n-1 cover everything"
+    )
+    args = parser.parse_args()
+    chosen = [
+        layout
+        for layout in all_layouts()
+        if (not args.variant or layout.variant in args.variant)
+        and args.tensor in (None, layout.tensor)
+        and args.pipeline in (None, layout.pipeline)
+    ][args.first :: args.every]
+    table, failed = Table(*_COLUMNS, title=f"{len(chosen)} layouts against one process"), 0
+    console = Console()
+    for layout in track(chosen, description="layouts", console=console):
+        passed, row = _row(layout)
+        failed += not passed
+        table.add_row(*row, style=None if passed else "bold red")
+        console.print(" ".join(row), highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"{len(chosen) - failed} of {len(chosen)} within {CLOSE:g}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
