@@ -26,10 +26,10 @@ from step_models import (
     copy_weights,
     draw_batch,
     find_packages,
-    their_step,
+    selective,
     variants,
 )
-from stopwatch import draw_bars, gemm_rate, interleave, print_ratios, saved_bytes
+from stopwatch import draw_bars, gemm_rate, interleave, print_ratios
 from torch import nn
 
 from megadeberta.config.model import ModelConfig
@@ -37,7 +37,7 @@ from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.optimizer import build_optimizer
 from megadeberta.observability.flops import flops_per_token
 
-OURS, LEAN = "megadeberta", "megadeberta, lean memory"
+OURS, LEAN, LEANEST = "megadeberta", "megadeberta, lean memory", "megadeberta, and selective"
 BACKENDS = {OURS: "cpu", LEAN: "cpu-lean"}
 GRADIENT_TOLERANCE = 1e-4  # two fp32 evaluations with other orders of summation, through all layers
 Seconds = dict[str, list[float]]
@@ -47,7 +47,7 @@ def build(models: dict[str, Variant], config: ModelConfig) -> dict[str, nn.Modul
     """All models; ours without a mask decoder have the weights of transformers'."""
     layers = config.num_hidden_layers
     built = {name: model.build(changed(model.config, num_hidden_layers=layers)) for name, model in models.items()}
-    for name in BACKENDS:
+    for name in built.keys() & {OURS, LEAN, LEANEST}:
         copy_weights(built[EAGER], built[name], changed(config, enhanced_mask_decoder=False))
     return {name: model.train() for name, model in built.items()}
 
@@ -71,9 +71,7 @@ def bench_step(shape: tuple[int, int], config: ModelConfig, models: dict[str, Va
     print_ratios(seconds, EAGER, notes)
     print(f"  (matrix products at {rate / 1e9:.0f} GFLOP/s)")
     for name, model in built.items() if exact else ():
-        with saved_bytes(model) as kept:
-            models[name].step(model, batch)
-        per_token = kept() / tokens / config.num_hidden_layers / 1024
+        per_token = models[name].kept_bytes(model, batch) / tokens / config.num_hidden_layers / 1024
         print(f"  {name:28s} keeps {per_token:6.1f} KiB a token a layer, head included")
     return seconds
 
@@ -81,7 +79,7 @@ def bench_step(shape: tuple[int, int], config: ModelConfig, models: dict[str, Va
 def bench_optimizer(shape: tuple[int, int], config: ModelConfig, models: dict[str, Variant], repeats: int) -> Seconds:
     """C4: the whole step with the optimizer of each side."""
     print(f"step with optimizer, {shape[0]}x{shape[1]}, {config.num_hidden_layers} layers")
-    compared = {name: models[name] for name in (EAGER, OURS, LEAN)}
+    compared = {name: models[name] for name in (EAGER, OURS, LEAN, LEANEST)}
     built, batch = build(compared, config), draw_batch(*shape, config.vocab_size)
     runs: dict[str, Callable[[], object]] = {}
     for name, model in built.items():
@@ -100,7 +98,7 @@ def bench_layer(shape: tuple[int, int], config: ModelConfig, models: dict[str, V
     """C3: one attention layer with its projections and LayerNorm, forward and backward."""
     print(f"attention layer, {shape[0]}x{shape[1]}")
     small = changed(config, num_hidden_layers=2)
-    compared = {name: model for name, model in models.items() if name != DECODER}
+    compared = {name: model for name, model in models.items() if name not in (DECODER, LEANEST)}
     built = build(compared, small)
     like = next(built[EAGER].parameters())
     shared = draw_inputs(changed(small, enhanced_mask_decoder=False), shape, like)
@@ -109,7 +107,7 @@ def bench_layer(shape: tuple[int, int], config: ModelConfig, models: dict[str, V
         inputs = (
             draw_inputs(changed(compared[name].config, num_hidden_layers=2), shape, like) if name == BERT else shared
         )
-        forward = their_layer(model, inputs) if compared[name].step is their_step else our_layer(model, inputs)
+        forward = our_layer(model, inputs) if compared[name].is_ours else their_layer(model, inputs)
         runs[name] = with_backward(forward, model, inputs)
     if not config.hidden_dropout_prob:
         pairs = zip(runs[EAGER](), runs[OURS](), strict=False)
@@ -139,6 +137,7 @@ def main() -> None:
     config = ModelConfig(**(TOY if args.toy else {"num_hidden_layers": args.layers}), **drops)
     cpu = torch.device("cpu")
     models = variants(config, cpu, packages=find_packages(cpu), backends=BACKENDS)
+    models[LEANEST] = selective(models[LEAN])
     panels = {}
     for bench in args.only:
         for text in args.shapes:

@@ -165,9 +165,8 @@ def print_times(shape: Shape, variants: dict[str, Attend], repeats: int) -> dict
         with torch.no_grad():
             forward = device_seconds(lambda a=attend, i=inputs: a(*i), shape.device, repeats, flush=True)
         with peak_memory(shape.device) as peak:
-            both()
+            total = device_seconds(both, shape.device, repeats, flush=True)
             extra = peak()
-        total = device_seconds(both, shape.device, repeats, flush=True)
         panels["op, forward"][name], panels["op, forward + backward"][name] = 1e3 * forward, 1e3 * total
         base = [next(iter(panel.values())) / 1e3 for panel in panels.values()]
         print(

@@ -27,9 +27,10 @@ from step_models import (
     copy_weights,
     draw_batch,
     find_packages,
+    selective,
     variants,
 )
-from stopwatch import device_seconds, draw_bars, gemm_rate, peak_memory, saved_bytes
+from stopwatch import device_seconds, draw_bars, gemm_rate, peak_memory
 from torch import nn
 
 from megadeberta.config.model import ModelConfig
@@ -110,9 +111,8 @@ def bench_layers(run: Run, models: dict[str, Variant]) -> dict[str, dict[str, fl
         with torch.no_grad():
             times = [device_seconds(forward, run.device, run.repeats, flush=True)]
         with peak_memory(run.device) as peak:
-            both()
+            times.append(device_seconds(both, run.device, run.repeats, flush=True))
             extra = peak()
-        times.append(device_seconds(both, run.device, run.repeats, flush=True))
         for panel, seconds in zip(panels.values(), times, strict=True):
             panel[name] = 1e3 * seconds
         print(
@@ -130,18 +130,16 @@ def measure(name: str, variant: Variant, run: Run, rate: float) -> float:
         model = run.place(variant.build(variant.config))
         batch = draw_batch(*run.shape, run.config.vocab_size, device=run.device)
         optimizer = MasterAdamW(model)
-        plain = device_seconds(lambda: variant.step(model, batch), run.device, run.repeats)
         whole = device_seconds(lambda: (variant.step(model, batch), optimizer.step()), run.device, run.repeats)
+        update = device_seconds(optimizer.step, run.device, run.repeats)
         most = peak()
-    with saved_bytes(model) as kept:
-        variant.step(model, batch)
-    kept_kib = kept() / run.tokens / run.config.num_hidden_layers / 1024
+    kept_kib = variant.kept_bytes(model, batch) / run.tokens / run.config.num_hidden_layers / 1024
     flops = flops_per_token(variant.config, sequence_length=run.shape[1], mask_rate=MASK_RATE)
     useful = flops * run.tokens / whole
     sheet = device_peak_flops(torch.cuda.get_device_name(run.device)) if run.device.type == "cuda" else None
     of_sheet = "" if sheet is None else f"{useful / sheet:.1%} of the data sheet, "
     print(
-        f"  {name:26s} {1e3 * whole:9.2f} ms, {1e3 * plain:9.2f} without optimizer  {run.tokens / whole:9.0f} tokens/s"
+        f"  {name:26s} {1e3 * whole:9.2f} ms, of it AdamW {1e3 * update:7.2f}  {run.tokens / whole:9.0f} tokens/s"
         f"  {useful / 1e12:7.2f} TFLOP/s, MFU {of_sheet}{useful / rate:.1%} of products  peak {most:6.2f} GiB  keeps "
         f"{kept_kib:6.1f} KiB a token a layer, head included",
         flush=True,
@@ -202,8 +200,10 @@ def main() -> None:
         shape = gpu_attention.Shape(*sizes, args.dropout, run.dtype, run.device)
         panels |= gpu_attention.bench(shape, packages=packages, repeats=args.repeats)
     models = variants(config, run.device, packages=packages, backends=BACKENDS)
+    layers = {name: variant for name, variant in models.items() if "decoder" not in name}
+    models[f"{OURS}, selective"] = selective(models[OURS])
     if "layer" in args.only:
-        panels |= bench_layers(run, {name: variant for name, variant in models.items() if "decoder" not in name})
+        panels |= bench_layers(run, layers)
     if "step" in args.only:
         panels |= bench_steps(run, models)
     if args.plot:

@@ -5,10 +5,11 @@ Shapes: B batch · L length · Q masked positions.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
+from stopwatch import KeptTensors
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DebertaV2Config, DebertaV2ForMaskedLM
@@ -16,7 +17,8 @@ from transformers import DebertaV2Config, DebertaV2ForMaskedLM
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert.hf_config import ModelKind, choose_layout, to_hf_config
 from megadeberta.convert.names import mlm_names
-from megadeberta.model.attention_backend import select_attention
+from megadeberta.model.attention import DisentangledSelfAttention
+from megadeberta.model.attention_backend import select_attention, select_recompute
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel, mlm_specs
@@ -91,10 +93,14 @@ def bert_of(config: ModelConfig) -> ModelConfig:
     return changed(config, relative_attention=False, position_biased_input=True, enhanced_mask_decoder=False)
 
 
-def build_bert(config: ModelConfig) -> WholeModel:
-    """Out of our layers, with torch's scaled_dot_product_attention in the place of ours."""
+def build_bert(config: ModelConfig, *, backend: str, device: torch.device) -> WholeModel:
+    """Out of our layers, with torch's scaled_dot_product_attention in the place of ours; all else by ``backend``."""
     IMPLEMENTATIONS["sdpa"] = _sdpa
-    return build_ours(bert_of(config), backend="sdpa", device=torch.device("cpu"))
+    model = build_ours(config, backend=backend, device=device)
+    for module in model.modules():
+        if isinstance(module, DisentangledSelfAttention):
+            module.backend = "sdpa"
+    return model
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
@@ -143,15 +149,26 @@ def find_packages(device: torch.device) -> list[str]:
 
 @dataclass(frozen=True)
 class Variant:
-    """One model of the comparison: what it is made from, how, and how it is stepped."""
+    """One model of the comparison: what it is made from, how, and its loss."""
 
     config: ModelConfig
     build: Callable[[ModelConfig], nn.Module]
-    step: Callable[[nn.Module, Batch], Tensor]
+    loss: Callable[[nn.Module, Batch], Tensor]
 
     @property
     def is_ours(self) -> bool:
-        return self.step is our_step
+        return self.loss is our_loss
+
+    def step(self, model: nn.Module, batch: Batch) -> None:
+        """Forward and backward."""
+        model.zero_grad()
+        self.loss(model, batch).backward()
+
+    def kept_bytes(self, model: nn.Module, batch: Batch) -> int:
+        """What the forward pass keeps for the backward pass."""
+        with KeptTensors() as kept:
+            loss = self.loss(model, batch)
+            return kept.bytes() - loss.nbytes
 
 
 def variants(
@@ -165,17 +182,28 @@ def variants(
             decoder, which transformers does not have.
     """
     plain = changed(config, enhanced_mask_decoder=False)
-    found = {EAGER: Variant(plain, build_theirs, their_step)}
+    found = {EAGER: Variant(plain, build_theirs, their_loss)}
     for package in packages:
         _, use = PACKAGES[package]
-        found[package] = Variant(plain, lambda c, use=use: _with(build_theirs(c).to(device), use), their_step)
+        found[package] = Variant(plain, lambda c, use=use: _with(build_theirs(c).to(device), use), their_loss)
     for name, backend in backends.items():
-        found[name] = Variant(plain, lambda c, b=backend: build_ours(c, backend=b, device=device), our_step)
+        found[name] = Variant(plain, lambda c, b=backend: build_ours(c, backend=b, device=device), our_loss)
     main = next(iter(backends.values()))
     whole = changed(config, enhanced_mask_decoder=True)
-    found[DECODER] = Variant(whole, lambda c: build_ours(c, backend=main, device=device), our_step)
-    found[BERT] = Variant(bert_of(config), build_bert, our_step)
+    found[DECODER] = Variant(whole, lambda c: build_ours(c, backend=main, device=device), our_loss)
+    found[BERT] = Variant(bert_of(config), lambda c: build_bert(c, backend=main, device=device), our_loss)
     return found
+
+
+def selective(variant: Variant) -> Variant:
+    """The same model, with selective recompute."""
+
+    def build(config: ModelConfig) -> nn.Module:
+        model = variant.build(config)
+        select_recompute(model, True)
+        return model
+
+    return replace(variant, build=build)
 
 
 def _with(model: nn.Module, use: Callable[[nn.Module], None]) -> nn.Module:
@@ -183,27 +211,22 @@ def _with(model: nn.Module, use: Callable[[nn.Module], None]) -> nn.Module:
     return model
 
 
-def their_step(model: DebertaV2ForMaskedLM, batch: Batch) -> Tensor:
-    """Forward and backward; the loss."""
-    model.zero_grad()
-    loss = model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss
-    loss.backward()
-    return loss.detach()
+def their_loss(model: DebertaV2ForMaskedLM, batch: Batch) -> Tensor:
+    return model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss
 
 
-def our_step(model: WholeModel, batch: Batch) -> Tensor:
-    """Forward and backward; the loss."""
-    model.zero_grad()
+def our_loss(model: WholeModel, batch: Batch) -> Tensor:
     terms, _ = model(batch.ids, batch.mask, batch.positions, batch.targets, sample_numbers=batch.numbers)
     loss_sum, count = terms["mlm_loss"]
-    loss = loss_sum / count
-    loss.backward()
-    return loss.detach()
+    return loss_sum / count
 
 
 def check_equal(theirs: DebertaV2ForMaskedLM, ours: WholeModel, batch: Batch, *, tolerance: float) -> None:
     """Stop unless the losses and all gradients agree; ``ours`` has the weights of ``theirs`` and no dropout."""
-    expected, found = float(their_step(theirs, batch)), float(our_step(ours, batch))
+    losses = their_loss(theirs, batch), our_loss(ours, batch)
+    for loss in losses:
+        loss.backward()
+    expected, found = (float(loss.detach()) for loss in losses)
     gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     layers = theirs.config.num_hidden_layers
     names = mlm_names(ModelConfig(num_hidden_layers=layers, enhanced_mask_decoder=False))

@@ -4,9 +4,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
 
@@ -45,7 +49,7 @@ def device_seconds(run: Callable[[], object], device: torch.device, repeats: int
         started = time.perf_counter()
         run()
         return time.perf_counter() - started
-    scratch = torch.empty(2**28 if flush else 0, dtype=torch.int8, device=device)
+    scratch = _flush_buffer(device) if flush else torch.empty(0, device=device)
     times = []
     for number in range(repeats + 3):
         scratch.zero_()
@@ -57,6 +61,12 @@ def device_seconds(run: Callable[[], object], device: torch.device, repeats: int
         if number >= 3:
             times.append(start.elapsed_time(end) / 1e3)
     return statistics.median(times)
+
+
+@lru_cache(maxsize=1)
+def _flush_buffer(device: torch.device) -> Tensor:
+    """Larger than any L2 cache; made once, so that it is in no peak of what is timed."""
+    return torch.empty(2**28, dtype=torch.int8, device=device)
 
 
 def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -82,22 +92,32 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], float]]:
     yield lambda: (torch.cuda.max_memory_allocated(device) - before) / 2**30
 
 
-@contextmanager
-def saved_bytes(model: nn.Module) -> Iterator[Callable[[], int]]:
-    """Counts the storages that autograd keeps inside the block, each once, parameters left out."""
-    owned = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    seen: dict[int, int] = {}
-    held: list[Tensor] = []  # keeps addresses from being used again
+class KeptTensors(TorchDispatchMode):
+    """Counts what is made inside the block and still there when it is asked: after a forward pass, what is kept for the
+    backward pass. (Hooks of saved tensors see nothing of a block that has hooks of its own.)"""
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned and storage.data_ptr() not in seen:
-            seen[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor.detach())
-        return tensor
+    def __init__(self, wanted: Callable[[Tensor], bool] = lambda tensor: True) -> None:
+        super().__init__()
+        self._wanted = wanted
+        self._made: dict[int, tuple[StorageWeakRef, int, tuple[int, ...]]] = {}
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield lambda: sum(seen.values())
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        given = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in tensors}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and self._wanted(tensor):
+                storage = tensor.untyped_storage()
+                reference = StorageWeakRef(storage)  # while it is held, no other storage gets its address
+                if reference.cdata not in given:  # a view is of what is known, or of what was there before the block
+                    self._made[reference.cdata] = (reference, storage.nbytes(), tuple(tensor.shape))
+        return result
+
+    def bytes(self) -> int:
+        return sum(size for reference, size, _ in self._made.values() if not reference.expired())
+
+    def shapes(self) -> set[tuple[int, ...]]:
+        return {shape for reference, _, shape in self._made.values() if not reference.expired()}
 
 
 def draw_bars(path: str, panels: dict[str, dict[str, float]], unit: str) -> None:

@@ -20,7 +20,7 @@ from megadeberta.engine.pipeline import build_pipeline_engine
 from megadeberta.engine.pipeline_step import PipelineStepper
 from megadeberta.engine.step import Stepper
 from megadeberta.engine.weights import initial_values
-from megadeberta.model.attention_backend import select_attention
+from megadeberta.model.attention_backend import select_attention, select_recompute
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import fill_parameter, give_storage
 from megadeberta.model.whole import WholeModel, build_specs
@@ -141,6 +141,7 @@ def _make_real(model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, 
         plan = TensorParallel(groups.tensor, config.model.vocab_size, config.parallel.sequence_parallel)
         apply_tensor_parallel(model, plan)
     select_attention(model, config.training.attention, device)
+    select_recompute(model, config.training.selective_recompute)
     set_sites(model.named_modules(), seed=config.training.seed)
     give_storage(model, fill)
 

@@ -43,6 +43,9 @@ class TrainingConfig(Section):
         "auto",
         description="implementation, same results: auto = fastest; cpu-lean keeps less memory",
     )
+    selective_recompute: bool = Field(
+        False, description="keep less for backward: project queries, keys, values and the feed-forward again there"
+    )
     eval_sequences: int = Field(512, gt=0, description="validation sequences, from the start of data.valid")
 
 

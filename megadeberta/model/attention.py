@@ -3,6 +3,8 @@
 Shapes: B batch · L length · Lq query rows · D hidden size · N heads · H head size · P rows of the windowed table.
 """
 
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,10 +12,11 @@ from torch import Tensor, nn
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import RelativePositions
 from megadeberta.model.dropout import AttentionDropout, Draws, HiddenDropout
+from megadeberta.model.residual import ResidualNorm, add_and_norm
 from megadeberta.ops.attention_mask import AttentionMask
 from megadeberta.ops.disentangled_attention import Backend, disentangled_attention
 from megadeberta.ops.position_terms import PositionTerms
-from megadeberta.ops.recompute import gelu_then
+from megadeberta.ops.recompute import gelu_then, made_again
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class ProjectedKeys:
     value: Tensor  # [B, N, L, H]
     position: PositionTerms | None
     query: Tensor | None = None  # [B, N, L, H], where the rows that attend are the keys' own
+    again: Callable[[], Sequence[Tensor]] | None = None  # makes key, value and query, where they are not to be kept
 
 
 class SideBySide(nn.Module):
@@ -71,6 +75,7 @@ class DisentangledSelfAttention(nn.Module):
         self.dropout = AttentionDropout(config.attention_probs_dropout_prob)
         self.project = SideBySide()
         self.backend: Backend = "auto"
+        self.recompute = False
 
     def project_keys(
         self, hidden: Tensor, relative: RelativePositions | None, draws: Draws | None, *, with_query: bool = False
@@ -91,7 +96,8 @@ class DisentangledSelfAttention(nn.Module):
             position = PositionTerms(relative.rows, position_key, position_query)
         wanted = (self.key_proj, self.value_proj, *([self.query_proj] if with_query else []))
         key, value, *query = map(self._split_heads, self.project(hidden, *wanted))
-        return ProjectedKeys(key, value, position, *query)
+        again = (lambda: self.project(hidden.detach(), *wanted)) if self.recompute else None
+        return ProjectedKeys(key, value, position, *query, again=again)
 
     def forward(self, query: QueryStream, keys: ProjectedKeys) -> Tensor:
         """Context ``[B, Lq, D]`` of the query stream."""
@@ -99,16 +105,18 @@ class DisentangledSelfAttention(nn.Module):
         if rows is None:
             (projected,) = self.project(query.hidden, self.query_proj)
             rows = self._split_heads(projected)
-        context = disentangled_attention(
-            rows,
-            keys.key,
-            keys.value,
-            position=keys.position,
-            query_positions=query.positions,
-            mask=query.mask,
-            dropout=self.dropout(query.draws),
-            backend=self.backend,
-        )  # [B, N, Lq, H]
+        projected = [tensor for tensor in (keys.key, keys.value, keys.query) if tensor is not None]
+        with nullcontext() if keys.again is None else made_again(projected, keys.again):
+            context = disentangled_attention(
+                rows,
+                keys.key,
+                keys.value,
+                position=keys.position,
+                query_positions=query.positions,
+                mask=query.mask,
+                dropout=self.dropout(query.draws),
+                backend=self.backend,
+            )  # [B, N, Lq, H]
         return context.transpose(1, 2).flatten(2)
 
     def _split_heads(self, projected: Tensor) -> Tensor:
@@ -123,13 +131,13 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.attention = DisentangledSelfAttention(config)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layer_norm = ResidualNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = HiddenDropout(config.hidden_dropout_prob)
 
     def forward(self, query: QueryStream, keys: ProjectedKeys) -> Tensor:
         """``[B, Lq, D]``."""
-        context = self.attention(query, keys)
-        return self.layer_norm(self.dropout(self.dense(context), query.draws) + query.hidden)
+        branch = self.dense(self.attention(query, keys))
+        return add_and_norm(self.layer_norm, self.dropout, branch=branch, residual=query.hidden, draws=query.draws)
 
 
 class FeedForward(nn.Module):
@@ -139,10 +147,12 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layer_norm = ResidualNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = HiddenDropout(config.hidden_dropout_prob)
+        self.recompute = False
 
     def forward(self, hidden: Tensor, draws: Draws | None) -> Tensor:
         """``[B, Lq, D]``."""
-        inner = gelu_then(self.down, self.up(hidden))
-        return self.layer_norm(self.dropout(inner, draws) + hidden)
+        again = (lambda: self.up(hidden.detach())) if self.recompute else None
+        branch = gelu_then(self.down, self.up(hidden), again=again)
+        return add_and_norm(self.layer_norm, self.dropout, branch=branch, residual=hidden, draws=draws)

@@ -1,4 +1,4 @@
-"""Which implementation of the attention op a model runs: one switch, no effect on parameters or results."""
+"""Which implementation of the ops a model runs, and what it keeps for backward: no effect on parameters or results."""
 
 import os
 
@@ -6,20 +6,29 @@ import torch
 from torch import nn
 
 from megadeberta.errors import ConfigError
-from megadeberta.model.attention import DisentangledSelfAttention
+from megadeberta.model.attention import DisentangledSelfAttention, FeedForward
+from megadeberta.model.residual import ResidualNorm
 from megadeberta.ops.disentangled_attention import Backend, has_triton, resolve_backend
 
 
 def select_attention(model: nn.Module, backend: Backend, device: torch.device) -> None:
-    """Set the backend of every attention layer of ``model``, which is to run on ``device``.
+    """Set the backend of every attention layer and of what ends a block of ``model``, which is to run on ``device``.
 
     Raises:
         ConfigError: that backend does not run there.
     """
     _check_runs(backend, device)
     for module in model.modules():
-        if isinstance(module, DisentangledSelfAttention):
+        if isinstance(module, DisentangledSelfAttention | ResidualNorm):
             module.backend = backend
+
+
+def select_recompute(model: nn.Module, selective: bool) -> None:
+    """Let every layer of ``model`` keep its queries, keys and values and the feed-forward's first product for backward,
+    or make them again there."""
+    for module in model.modules():
+        if isinstance(module, DisentangledSelfAttention | FeedForward):
+            module.recompute = selective
 
 
 def describe_attention(backend: Backend, device: torch.device) -> str:

@@ -41,10 +41,10 @@ def residual_layer_norm(
         from megadeberta.ops.triton_residual_norm import triton_residual_norm
 
         return triton_residual_norm(branch, residual, weight, bias, eps=eps, keys=keys, probability=probability)
-    if name == "reference" or keys is None:
-        dropped = branch if keys is None else hidden_dropout(branch, keys, probability=probability)
-        return functional.layer_norm(dropped + residual, weight.shape, weight, bias, eps)
-    return _CpuResidualNorm.apply(branch, residual, weight, bias, eps, keys, probability)
+    if name in ("cpu", "cpu-lean") and keys is not None:
+        return _CpuResidualNorm.apply(branch, residual, weight, bias, eps, keys, probability)
+    dropped = branch if keys is None else hidden_dropout(branch, keys, probability=probability)
+    return functional.layer_norm(dropped + residual, weight.shape, weight, bias, eps)
 
 
 class _CpuResidualNorm(torch.autograd.Function):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.stopwatch import KeptTensors
 from megadeberta.config.model import ModelConfig
 from megadeberta.errors import ConfigError
 from megadeberta.model import attention_backend
@@ -78,22 +79,9 @@ def _kept_bytes(backend: str, *, layers: int, batch: int, length: int) -> tuple[
         relative=RelativePositions(table, rows - rows[0]),
         hidden=torch.randn(batch, length, config.hidden_size, requires_grad=True),
     )
-    owned = {parameter.untyped_storage().data_ptr() for parameter in stack.parameters()}
-    kept: dict[int, int] = {}
-    shapes: set[tuple[int, ...]] = set()
-    alive = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
-            shapes.add(tuple(tensor.shape))
-            alive.append(tensor.detach())  # or its address could be used again and be missed
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        stack(carry)
-    return sum(kept.values()), shapes
+    with KeptTensors() as kept:
+        last = stack(carry)
+        return kept.bytes() - last.hidden.nbytes, kept.shapes()
 
 
 def test_a_lean_layer_keeps_40_kib_a_token_and_no_score_matrix() -> None:
