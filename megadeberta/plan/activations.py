@@ -30,7 +30,8 @@ class Work:
     """One micro batch as one rank sees it.
 
     targets: slots of a sequence that are predicted. tensor: ranks that share heads, feed-forward and vocabulary; with
-    ``sequence_parallel`` also the tokens between them.
+    ``sequence_parallel`` also the tokens between them. selective_recompute: queries, keys, values and what the gelu
+    reads are made again in the backward pass.
     """
 
     sequences: int
@@ -40,6 +41,7 @@ class Work:
     attention: Attention
     tensor: int = 1
     sequence_parallel: bool = False
+    selective_recompute: bool = False
 
     @property
     def width(self) -> int:
@@ -161,13 +163,14 @@ def _stream_kept(model: ModelConfig, work: Work, rows: int, *, own: int, is_gath
     kept = own * (3 * size * work.width + 4 * _PRECISE) + _hidden_keys(model, own, count=2)
     total = work.sequences * rows
     # Context for the output projection, and what the gelu reads.
-    kept += total * (shard + model.intermediate_size // work.tensor) * work.width
+    inner = 0 if work.selective_recompute else model.intermediate_size // work.tensor
+    kept += total * (shard + inner) * work.width
     return kept + _attention_kept(model, work, rows, is_gathered=is_gathered)
 
 
 def _keys_kept(model: ModelConfig, work: Work) -> int:
     """Keys and values; the reference makes contiguous copies of them instead, in every call."""
-    if work.attention == "reference":
+    if work.attention == "reference" or work.selective_recompute:
         return 0
     return 2 * work.tokens * (model.hidden_size // work.tensor) * work.width
 
@@ -190,12 +193,10 @@ def _attention_kept(model: ModelConfig, work: Work, rows: int, *, is_gathered: b
     queries = work.sequences * rows
     pairs = heads * queries * work.length
     query = queries * shard * work.width
-    if work.attention == "triton":
-        return query + heads * queries * _PRECISE
-    if work.attention == "cpu-lean":
-        return query
-    if work.attention == "cpu":
-        return query + pairs * _PRECISE
+    if work.attention != "reference":
+        extra = {"triton": heads * queries * _PRECISE, "cpu": pairs * _PRECISE, "cpu-lean": 0}[work.attention]
+        # Queries of the target rows are projected by themselves, and kept.
+        return extra if work.selective_recompute and not is_gathered else extra + query
     kept = pairs * (_PRECISE + work.width)  # softmax, and what multiplies the values
     if model.attention_probs_dropout_prob:
         kept += pairs * work.width
@@ -226,6 +227,8 @@ def _hidden_keys(model: ModelConfig, rows: int, *, count: int) -> int:
 def workspace(model: ModelConfig, work: Work) -> int:
     """Gradients of one layer's activations while its backward runs; counted, not measured."""
     vectors = 4 * model.hidden_size + 2 * model.intermediate_size // work.tensor
+    if work.selective_recompute:
+        vectors += (3 * model.hidden_size + model.intermediate_size) // work.tensor
     total = work.tokens * vectors * work.width
     if work.attention == "reference":
         pairs = model.num_attention_heads // work.tensor * work.tokens * work.length

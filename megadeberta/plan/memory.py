@@ -93,6 +93,7 @@ def work_of(config: RunConfig, layout: Layout, attention: Attention) -> Work:
         attention=attention,
         tensor=layout.tensor,
         sequence_parallel=layout.sequence_parallel,
+        selective_recompute=config.training.selective_recompute,
     )
 
 

@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.model.attention_backend import select_attention
+from megadeberta.model.attention_backend import select_attention, select_recompute
 from megadeberta.model.whole import WholeModel, build_specs
 from megadeberta.ops.disentangled_attention import Backend
 
@@ -24,6 +24,7 @@ def kept_bytes(
     batch: int = BATCH,
     length: int = LENGTH,
     recompute: bool = False,
+    selective: bool = False,
     shard: Callable[[WholeModel], None] = lambda _: None,
 ) -> int:
     """Of one training pass in fp32 with all targets filled.
@@ -36,6 +37,7 @@ def kept_bytes(
         nn.init.normal_(parameter, std=0.02)
     shard(whole)
     select_attention(whole, backend, torch.device("cpu"))
+    select_recompute(whole, selective)
     whole.train()
     inputs = _inputs(model, batch, length, targets)
     whole(**inputs)  # what is made once and for all

@@ -10,7 +10,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from megadeberta.config.run import RunConfig
 from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel
 from megadeberta.plan.activations import Attention, Work
-from megadeberta.plan.memory import forward_memory
+from megadeberta.plan.memory import forward_memory, work_of
 from megadeberta.plan.stages import Recipe
 from tests.ranks import run_ranks
 from tests.unit.plan.kept_bytes import BATCH, LENGTH, kept_bytes
@@ -51,6 +51,18 @@ def test_kept_bytes_are_those_of_the_plan(shape: str, objective: str, backend: A
     forward = forward_memory(recipe, stage, work, recompute=recompute)
     found = kept_bytes(config.model, config.objective, backend, targets=targets, recompute=recompute)
     # Masks and counts are left out of the plan.
+    assert forward.kept + forward.kept_logits == pytest.approx(found, rel=0.02)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cpu-lean", "reference"])
+def test_selective_recompute_keeps_what_the_plan_says(backend: Attention) -> None:
+    config = run_config(model=MODEL, training={"selective_recompute": True}, sequence_length=LENGTH)
+    work = work_of(config, layout(micro_batch=BATCH), backend)
+    assert work.selective_recompute
+    recipe = Recipe(config)
+    (stage,) = recipe.stages(layout(micro_batch=BATCH))
+    forward = forward_memory(recipe, stage, work, recompute=False)
+    found = kept_bytes(config.model, config.objective, backend, targets=work.targets, selective=True)
     assert forward.kept + forward.kept_logits == pytest.approx(found, rel=0.02)
 
 
