@@ -1,6 +1,6 @@
 """A layout of a recipe: the numbers that decide what one rank holds and sends."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from megadeberta.config.deepspeed_block import BatchAlgebra, zero_stage
 from megadeberta.config.run import RunConfig
@@ -89,10 +89,6 @@ class Layout:
             now = block.get(section, {})
             changed += [f"deepspeed.{section}.{k}={_json(v)}" for k, v in values.items() if now.get(k) != v]
         return changed
-
-    def without_memory_savings(self) -> "Layout":
-        """The same ranks without activation checkpointing and sequence parallelism."""
-        return replace(self, sequence_parallel=False, activation_checkpointing=False)
 
 
 def _pipeline_block(layout: Layout) -> dict[str, dict[str, bool]]:
