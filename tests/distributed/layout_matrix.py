@@ -83,6 +83,7 @@ def main() -> int:
         and args.pipeline in (None, layout.pipeline)
     ][args.first :: args.every]
     table, failed = Table(*_COLUMNS, title=f"{len(chosen)} layouts against one process"), 0
+    table.columns[0].no_wrap = True
     console = Console()
     for layout in track(chosen, description="layouts", console=console):
         passed, row = _row(layout)

@@ -23,7 +23,7 @@ from megadeberta.model.tensor_plan import ShardSlice
 from megadeberta.topology import Topology
 from tests.ranks import run_ranks
 
-GLOBAL_BATCH, LENGTH, SLOTS = 4, 16, 5
+GLOBAL_BATCH, LENGTH, SLOTS = 8, 16, 5
 SEED = 5
 LR = 2e-3
 # Uneven shards: 9 units of rows, the last one of 3 rows.
@@ -243,7 +243,7 @@ def global_batch(step: int, variant: str) -> Batch:
     }
     if variant in ("ar", "prefix"):
         prefix = [LENGTH, 3, LENGTH, 0] if variant == "prefix" else [3, 0, 6, 0]
-        batch["prefix_lengths"] = torch.tensor(prefix)
+        batch["prefix_lengths"] = torch.tensor(prefix * (GLOBAL_BATCH // len(prefix)))
     if variant.endswith("packed"):
         border = torch.randint(3, LENGTH // 2, (GLOBAL_BATCH, 1), generator=generator)
         batch["document_starts"] = torch.where(torch.arange(LENGTH) < border, 0, border)
