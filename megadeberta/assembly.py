@@ -3,6 +3,7 @@
 ``train.py`` trains what is assembled here, and so do the tests that compare layouts.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from megadeberta.engine.pipeline import build_pipeline_engine
 from megadeberta.engine.pipeline_step import PipelineStepper
 from megadeberta.engine.step import Stepper
 from megadeberta.engine.weights import initial_values
+from megadeberta.model.apex_switch import select_apex
 from megadeberta.model.attention_backend import select_attention, select_recompute
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import fill_parameter, give_storage
@@ -34,6 +36,9 @@ from megadeberta.topology import Topology
 
 Fill = Callable[[str, nn.Parameter], None]
 """Gives a parameter, or this rank's shard of it, its values, by its global name."""
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,7 @@ def _make_real(model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, 
         apply_tensor_parallel(model, plan)
     select_attention(model, config.training.attention, device)
     select_recompute(model, config.training.selective_recompute)
+    logger.info(select_apex(model, config.training.apex, device))
     set_sites(model.named_modules(), seed=config.training.seed)
     give_storage(model, fill)
 

@@ -43,6 +43,9 @@ class TrainingConfig(Section):
         "auto",
         description="implementation, same results: auto = fastest; cpu-lean keeps less memory",
     )
+    apex: Literal["auto", "on", "off"] = Field(
+        "auto", description="NVIDIA apex's LayerNorm where it is built; auto = where it is measured to be faster"
+    )
     selective_recompute: bool = Field(
         False, description="keep less for backward: project queries, keys, values and the feed-forward again there"
     )

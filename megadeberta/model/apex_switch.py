@@ -1,4 +1,4 @@
-"""Whether a run takes NVIDIA apex's kernels: never by default where they are not measured to be faster."""
+"""Whether a run takes NVIDIA apex's LayerNorm: never by default where they are not measured to be faster."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from megadeberta.errors import ConfigError
-from megadeberta.ops.apex_kernels import Apex, find_apex, time_share, use_layer_norm
+from megadeberta.ops.apex_kernels import find_apex, time_share, use_layer_norm
 
 ApexSwitch = Literal["auto", "on", "off"]
 
@@ -14,11 +14,13 @@ _WORTHWHILE = 0.95
 """auto takes apex when its LayerNorm needs at most this share of torch's time."""
 
 
-def select_apex(model: nn.Module, switch: ApexSwitch, device: torch.device) -> tuple[Apex | None, str]:
+def select_apex(model: nn.Module, switch: ApexSwitch, device: torch.device) -> str:
     """Give ``model``, which is to run on ``device``, apex's LayerNorm if ``switch`` means so there.
 
+    What ends a block has kernels of its own and stays as it is.
+
     Returns:
-        apex or None, and a line for the log. The caller takes the optimizer from it.
+        A line for the log.
 
     Raises:
         ConfigError: it is asked for and is not there, or this is no GPU.
@@ -39,4 +41,4 @@ def select_apex(model: nn.Module, switch: ApexSwitch, device: torch.device) -> t
         apex = apex if share <= _WORTHWHILE else None
     if apex is not None:
         use_layer_norm(model, apex)
-    return apex, f"apex {switch}: {'off' if apex is None else 'LayerNorm and Adam'}{reason}"
+    return f"apex {switch}: {'off' if apex is None else 'LayerNorm'}{reason}"

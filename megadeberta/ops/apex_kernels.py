@@ -1,4 +1,4 @@
-"""NVIDIA apex's fused LayerNorm and Adam, where that package is built. The ``apex`` on PyPI is something else.
+"""NVIDIA apex's fused LayerNorm, where that package is built. The ``apex`` on PyPI is something else.
 
 Shapes: D columns.
 """
@@ -19,20 +19,17 @@ class Apex:
     """What of it is used. layer_norm: of (input, weight, bias, normalized shape, eps)."""
 
     layer_norm: Callable[..., Tensor]
-    adam: type[torch.optim.Optimizer]
 
 
 def find_apex() -> Apex | None:
     """NVIDIA's apex with its compiled kernels, or None."""
     try:
-        # Without these two extensions apex's classes exist and fail, or fall back, when they are used.
-        import amp_C  # noqa: F401
+        # Without this extension apex's classes exist and fail, or fall back, when they are used.
         import fused_layer_norm_cuda  # noqa: F401
         from apex.normalization.fused_layer_norm import fused_layer_norm_affine
-        from apex.optimizers import FusedAdam
     except ImportError:
         return None
-    return Apex(fused_layer_norm_affine, FusedAdam)
+    return Apex(fused_layer_norm_affine)
 
 
 def time_share(apex: Apex, device: torch.device) -> float:
