@@ -144,21 +144,15 @@ ONE = [Layout(1, stage) for stage in range(4)]
 TWO = [Layout(2, stage) for stage in range(4)]
 COVERING = [
     (ONE[0], TWO[3]),
-    (ONE[0], TWO[1]),
-    (ONE[2], TWO[0]),
     (ONE[3], TWO[2]),
-    (TWO[0], ONE[3]),
     (TWO[0], TWO[1]),
     (TWO[1], ONE[0]),
-    (TWO[1], TWO[3]),
-    (TWO[2], ONE[1]),
     (TWO[2], TWO[0]),
     (TWO[3], ONE[2]),
-    (TWO[3], TWO[2]),
 ]
 
 
-def test_twelve_pairs_of_layouts_resume_each_other(tmp_path: Path) -> None:
+def test_every_stage_saves_for_another_and_resumes_another(tmp_path: Path) -> None:
     _check_fp32(tmp_path, COVERING)
 
 
