@@ -6,9 +6,10 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from megadeberta.config.parameters import Shapes, parameter_shapes
 from megadeberta.config.run import RunConfig
@@ -147,9 +148,16 @@ def _make_real(model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, 
         apply_tensor_parallel(model, plan)
     select_attention(model, config.training.attention, device)
     select_recompute(model, config.training.selective_recompute)
-    logger.info(select_apex(model, config.training.apex, device))
+    logger.info(select_apex(model, config.training.apex, device, agree=partial(_largest, device)))
     set_sites(model.named_modules(), seed=config.training.seed)
     give_storage(model, fill)
+
+
+def _largest(device: torch.device, number: float) -> float:
+    """Of all ranks'. All-reduces over the world."""
+    shared = torch.tensor(number, dtype=torch.float64, device=device)
+    distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
+    return float(shared)
 
 
 def _filler(config: RunConfig, shapes: Shapes) -> Fill:

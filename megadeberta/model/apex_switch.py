@@ -1,5 +1,6 @@
 """Whether a run takes NVIDIA apex's LayerNorm: never by default where they are not measured to be faster."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -14,10 +15,15 @@ _WORTHWHILE = 0.95
 """auto takes apex when its LayerNorm needs at most this share of torch's time."""
 
 
-def select_apex(model: nn.Module, switch: ApexSwitch, device: torch.device) -> str:
+def select_apex(
+    model: nn.Module, switch: ApexSwitch, device: torch.device, *, agree: Callable[[float], float] = float
+) -> str:
     """Give ``model``, which is to run on ``device``, apex's LayerNorm if ``switch`` means so there.
 
     What ends a block has kernels of its own and stays as it is.
+
+    Args:
+        agree: makes one measurement of those of all ranks, so that all decide alike.
 
     Returns:
         A line for the log.
@@ -36,7 +42,7 @@ def select_apex(model: nn.Module, switch: ApexSwitch, device: torch.device) -> s
             )
     reason = ""
     if switch == "auto" and apex is not None:
-        share = time_share(apex, device)
+        share = agree(time_share(apex, device))
         reason = f", its LayerNorm takes {share:.2f} of torch's time"
         apex = apex if share <= _WORTHWHILE else None
     if apex is not None:
