@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megadeberta.errors import DivergenceError
-from tests.distributed.layouts import Layout, Trace, build, global_batch, run_layout
+from tests.distributed.layouts import GLOBAL_BATCH, Layout, Trace, build, global_batch, run_layout
 from tests.distributed.test_tensor_layouts import assert_equal
 from tests.ranks import run_ranks
 
@@ -64,7 +64,7 @@ def _train_poisoned(rank: int, world_size: int, layout: Layout) -> tuple[str, bo
             next(stage.parameters()).fill_(torch.nan)
     before = [parameter.detach().clone() for parameter in stage.parameters()]
     whole = global_batch(0, layout.variant)
-    batches = [{name: tensor[s : s + 2] for name, tensor in whole.items()} for s in (0, 2)]
+    batches = [{name: tensor[s : s + 2] for name, tensor in whole.items()} for s in range(0, GLOBAL_BATCH, 2)]
     targets, _ = stepper.share_counts(batches if reads else [], stop_requested=False)
     with pytest.raises(DivergenceError) as caught:
         stepper.train_step(batches if reads else [], step=0, targets=targets, lr=1e-3)
