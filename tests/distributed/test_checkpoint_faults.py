@@ -285,7 +285,8 @@ def _die_in_a_save(rank: int, world_size: int, root: str) -> None:
 
 def test_a_rank_killed_in_a_save_ends_the_others_and_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     started = time.monotonic()
-    with pytest.raises(RankFailedError, match="rank 1 died without a word"):
+    # Whichever is seen first: that rank 1 is gone, or that rank 0 has lost it.
+    with pytest.raises((RankFailedError, RuntimeError), match=r"rank 1 died without a word|Connection (reset|closed)"):
         run_ranks(_die_in_a_save, 2, str(tmp_path))
     assert time.monotonic() - started < 15
     assert read_pointer(tmp_path) == "step-1"
