@@ -23,7 +23,7 @@ from megadeberta.model.tensor_plan import ShardSlice
 from megadeberta.topology import Topology
 from tests.ranks import run_ranks
 
-GLOBAL_BATCH, LENGTH, SLOTS = 8, 16, 5
+GLOBAL_BATCH, LENGTH, SLOTS = 4, 16, 5
 SEED = 5
 LR = 2e-3
 # Uneven shards: 9 units of rows, the last one of 3 rows.
@@ -88,6 +88,7 @@ class Layout:
     recompute: bool = False
     more: tuple[tuple[str, object], ...] = ()
     """Further entries of the deepspeed block."""
+    batch: int = GLOBAL_BATCH
 
     def __str__(self) -> str:
         size = f"tp{self.tensor} pp{self.pipeline} dp{self.data} zero{self.zero} mb{self.micro_batch}"
@@ -96,7 +97,7 @@ class Layout:
     @property
     def block(self) -> dict[str, object]:
         return {
-            "train_batch_size": GLOBAL_BATCH,
+            "train_batch_size": self.batch,
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "gradient_clipping": 1.0,
             "zero_optimization": {"stage": self.zero},
@@ -189,11 +190,11 @@ def train_steps(assembly: Assembly, layout: Layout, steps: Iterable[int]) -> lis
     """(loss, gradient norm) of each step."""
     stepper, size = assembly.stepper, layout.micro_batch
     share = [
-        (number * layout.data + assembly.data_rank) * size for number in range(GLOBAL_BATCH // (layout.data * size))
+        (number * layout.data + assembly.data_rank) * size for number in range(layout.batch // (layout.data * size))
     ]
     trace = []
     for step in steps:
-        whole = global_batch(step, layout.variant)
+        whole = global_batch(step, layout.variant, size=layout.batch)
         batches = [_rows(whole, start, start + size) for start in share]
         targets, _ = stepper.share_counts(batches, stop_requested=False)
         result = stepper.train_step(batches, step=step, targets=targets, lr=LR)
@@ -222,29 +223,29 @@ def _rows(batch: Batch, start: int, stop: int) -> Batch:
     return rows | {name: rows[name][:, :slots] for name in ("masked_positions", "masked_labels")}
 
 
-def global_batch(step: int, variant: str) -> Batch:
-    """``GLOBAL_BATCH`` sequences with different lengths and numbers of targets; some slots are empty."""
+def global_batch(step: int, variant: str, *, size: int = GLOBAL_BATCH) -> Batch:
+    """``size`` sequences with different lengths and numbers of targets; some slots are empty."""
     generator = torch.Generator().manual_seed(1000 + step)
     length, vocabulary = LENGTHS.get(variant, LENGTH), VARIANTS[variant][0].get("vocab_size", 128_000)
     slots = SLOTS * length // LENGTH
-    ids = torch.randint(4, vocabulary, (GLOBAL_BATCH, length), generator=generator)
-    lengths = torch.randint(length // 2, length + 1, (GLOBAL_BATCH, 1), generator=generator)
+    ids = torch.randint(4, vocabulary, (size, length), generator=generator)
+    lengths = torch.randint(length // 2, length + 1, (size, 1), generator=generator)
     mask = torch.arange(length) < lengths
     ids = ids * mask
-    positions = torch.stack([torch.randperm(length // 2, generator=generator)[:slots] for _ in range(GLOBAL_BATCH)])
-    used = torch.arange(slots) < torch.randint(1, slots + 1, (GLOBAL_BATCH, 1), generator=generator)
+    positions = torch.stack([torch.randperm(length // 2, generator=generator)[:slots] for _ in range(size)])
+    used = torch.arange(slots) < torch.randint(1, slots + 1, (size, 1), generator=generator)
     labels, positions = ids.gather(1, positions) * used, positions * used
     batch = {
         "input_ids": ids.scatter(1, positions, torch.where(used, 3, ids[:, :1])),
         "attention_mask": mask.long(),
         "masked_positions": positions,
         "masked_labels": labels,
-        "sample_numbers": torch.arange(GLOBAL_BATCH) + (step << 32),
+        "sample_numbers": torch.arange(size) + (step << 32),
     }
     if variant in ("ar", "prefix"):
         prefix = [LENGTH, 3, LENGTH, 0] if variant == "prefix" else [3, 0, 6, 0]
-        batch["prefix_lengths"] = torch.tensor(prefix * (GLOBAL_BATCH // len(prefix)))
+        batch["prefix_lengths"] = torch.tensor(prefix * (size // len(prefix)))
     if variant.endswith("packed"):
-        border = torch.randint(3, LENGTH // 2, (GLOBAL_BATCH, 1), generator=generator)
+        border = torch.randint(3, LENGTH // 2, (size, 1), generator=generator)
         batch["document_starts"] = torch.where(torch.arange(LENGTH) < border, 0, border)
     return batch

@@ -11,13 +11,13 @@ from tests.distributed.test_tensor_layouts import assert_equal
 from tests.ranks import run_ranks
 
 LAYOUTS = [
-    Layout("v3", pipeline=2, zero=1, micro_batch=1),
+    pytest.param(Layout("v3", pipeline=2, zero=1, micro_batch=1), marks=pytest.mark.campaign),
     Layout("v1", pipeline=2, zero=1, micro_batch=2),
     Layout("v2-conv-packed", pipeline=2, data=2, zero=1, micro_batch=1),
     Layout("prefix", pipeline=3, zero=1, micro_batch=2, recompute=True),
     Layout("rtd-gdes", pipeline=4, zero=1, micro_batch=1),
     Layout("rtd-gdes", pipeline=2, data=2, zero=1, micro_batch=2, recompute=True),
-    Layout("rtd-es", pipeline=3, zero=1, micro_batch=1),
+    pytest.param(Layout("rtd-es", pipeline=3, zero=1, micro_batch=1), marks=pytest.mark.campaign),
     Layout("v3", pipeline=2, tensor=2, zero=1, micro_batch=2),
     Layout("rtd-gdes", pipeline=2, tensor=2, zero=1, micro_batch=1, sequence_parallel=True, recompute=True),
 ]

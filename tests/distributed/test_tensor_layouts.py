@@ -27,16 +27,20 @@ def assert_equal(found: Trace, expected: Trace) -> None:
 
 LAYOUTS = [
     Layout("v3", tensor=2, data=2, zero=0, micro_batch=1),
-    Layout("v3", tensor=4, zero=1, sequence_parallel=True),
+    pytest.param(Layout("v3", tensor=4, zero=1, sequence_parallel=True), marks=pytest.mark.campaign),
     Layout("v3", tensor=2, data=2, zero=2, micro_batch=2, recompute=True),
     Layout("v3", tensor=2, data=2, zero=3, micro_batch=1, sequence_parallel=True),
     Layout("v1", tensor=4, zero=3, micro_batch=4, sequence_parallel=True, recompute=True),
     Layout("v2-conv", tensor=2, data=2, zero=1, micro_batch=1, sequence_parallel=True, recompute=True),
-    Layout("v2-conv-packed", tensor=4, zero=2, micro_batch=2, sequence_parallel=True),
+    pytest.param(
+        Layout("v2-conv-packed", tensor=4, zero=2, micro_batch=2, sequence_parallel=True), marks=pytest.mark.campaign
+    ),
     Layout("rtd-gdes", tensor=2, data=2, zero=2, micro_batch=1, sequence_parallel=True),
-    Layout("rtd-es", tensor=2, data=2, zero=1, micro_batch=2),
-    Layout("rtd-nes", tensor=2, zero=2, micro_batch=1, sequence_parallel=True),
-    Layout("ar", tensor=2, zero=1, micro_batch=2, sequence_parallel=True),
+    pytest.param(Layout("rtd-es", tensor=2, data=2, zero=1, micro_batch=2), marks=pytest.mark.campaign),
+    pytest.param(
+        Layout("rtd-nes", tensor=2, zero=2, micro_batch=1, sequence_parallel=True), marks=pytest.mark.campaign
+    ),
+    pytest.param(Layout("ar", tensor=2, zero=1, micro_batch=2, sequence_parallel=True), marks=pytest.mark.campaign),
     Layout("prefix", tensor=4, zero=2, micro_batch=2, recompute=True),
 ]
 
