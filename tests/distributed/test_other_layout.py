@@ -161,6 +161,7 @@ RTD_PAIRS = [(ONE[0], TWO[2]), (TWO[1], ONE[3]), (TWO[3], ONE[0])]
 DECOUPLED_PAIRS = [(ONE[0], TWO[2]), (TWO[1], ONE[0])]
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("objective", "pairs"), [(RTD, RTD_PAIRS), (DECOUPLED, DECOUPLED_PAIRS)], ids=["together", "decoupled"]
 )
