@@ -21,12 +21,11 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 from launcher.hosts_verdict import HostExit, judge_hosts
-from launcher.local import EXIT_INTERRUPTED, FORWARDED, INTERRUPTS_UNTIL_KILL
 from launcher.pdsh import ask_nodes, host_labels, node_command, parse_exit, ssh_environment
 from launcher.remote_environment import environment_lines, launcher_environment
+from launcher.signals import EXIT_INTERRUPTED, SignalInbox
 from launcher.verdict import Verdict
 from megadeberta.errors import EXIT_PREEMPTED, EXIT_STORAGE, ParallelError, StorageError
 
@@ -99,30 +98,26 @@ class _HostsJob:
         self._environ = environ
         self._exits: list[HostExit] = []
         self._rounds: list[subprocess.Popen[bytes]] = []
-        self._received: list[int] = []
-        self._forwarded: set[int] = set()
-        self._interrupts = 0
+        self._inbox = SignalInbox()
         self._ended_by_us: set[str] = set()
         # When the ranks are asked to end, killed, and no longer waited for.
         self._deadlines = [math.inf, math.inf, math.inf]
 
     def run(self, command: Sequence[str]) -> Verdict:
-        previous = self._catch_signals()
-        try:
+        with self._inbox:
             runner = _start(command, self._environ)
-            self._watch(runner)
-            left = self._kill_what_is_left()
-        finally:
-            _kill_group(runner.pid)
-            runner.wait()
-            for process in self._rounds:
-                process.kill()
-                process.wait()
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
-        if self._interrupts >= INTERRUPTS_UNTIL_KILL:
-            return Verdict(EXIT_INTERRUPTED, (f"killed after {self._interrupts} interrupts; the same command resumes",))
-        return judge_hosts(self._exits, runner_code=runner.returncode, left=left, forwarded=self._forwarded)
+            try:
+                self._watch(runner)
+                left = self._kill_what_is_left()
+            finally:
+                _kill_group(runner.pid)
+                runner.wait()
+                for process in self._rounds:
+                    process.kill()
+                    process.wait()
+        if self._inbox.wants_kill:
+            return Verdict(EXIT_INTERRUPTED, (self._inbox.describe_kill(),))
+        return judge_hosts(self._exits, runner_code=runner.returncode, left=left, forwarded=self._inbox.forwarded)
 
     def _watch(self, runner: subprocess.Popen[bytes]) -> None:
         """Pass the runner's standard error on, and act on signals, ends of machines and deadlines, until it ends."""
@@ -172,15 +167,11 @@ class _HostsJob:
         return now >= leave
 
     def _forward_signals(self) -> None:
-        while self._received:
-            signum = self._received.pop(0)
-            self._interrupts += signum == signal.SIGINT
-            if self._interrupts >= INTERRUPTS_UNTIL_KILL:
+        while (signum := self._inbox.take()) is not None:
+            if signum == signal.SIGKILL:
                 self._deadlines = [math.inf, 0.0, math.inf]
-                return
-            passed_on = FORWARDED[signal.Signals(signum)]
-            self._forwarded.add(passed_on)
-            self._tell(passed_on)
+            else:
+                self._tell(signum)
 
     def _running(self) -> list[str]:
         ended = {end.host for end in self._exits}
@@ -208,17 +199,6 @@ class _HostsJob:
         words = ["launcher.node_signal", self._job, signal.SIGKILL.name]
         answers = ask_nodes(reachable, words, environ=self._environ)
         return [host for host, answer in answers.items() if re.search(r'"ranks": \[\d', answer.output)]
-
-    def _catch_signals(self) -> dict[int, signal.Handlers]:
-        previous = {signal.SIGCHLD: signal.signal(signal.SIGCHLD, signal.SIG_DFL)}
-        for signum in FORWARDED:
-            if signal.getsignal(signum) is signal.SIG_IGN and signum == signal.SIGHUP:
-                continue  # nohup
-            previous[signum] = signal.signal(signum, self._note_signal)
-        return previous
-
-    def _note_signal(self, signum: int, frame: FrameType | None) -> None:
-        self._received.append(signum)
 
 
 def _start(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -12,23 +12,14 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from types import FrameType
 
 from launcher.environment import STARTED_BY_VARIABLE
 from launcher.ports import LOOPBACK, check_port_free, pick_free_port
 from launcher.relay import Relay
+from launcher.signals import EXIT_INTERRUPTED, SignalInbox
 from launcher.verdict import RankExit, Verdict, judge
 from megadeberta.errors import EXIT_PREEMPTED
 
-# SIGINT becomes SIGTERM: Python's own answer to SIGINT, before the ranks have installed theirs, is a traceback each.
-FORWARDED = {
-    signal.SIGTERM: signal.SIGTERM,
-    signal.SIGINT: signal.SIGTERM,
-    signal.SIGHUP: signal.SIGTERM,
-    signal.SIGUSR1: signal.SIGUSR1,
-}
-INTERRUPTS_UNTIL_KILL = 3
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 _STDOUT, _STDERR = 1, 2
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.1
@@ -83,48 +74,32 @@ class _LocalJob:
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._ended: list[tuple[int, int, int]] = []  # rank, pid, code in the order of ending
         self._ended_by_us: set[int] = set()
-        self._received: list[int] = []
-        self._forwarded: set[int] = set()
-        self._interrupts = 0
+        self._inbox = SignalInbox()
         self._terminate_at = math.inf
         self._kill_at = math.inf
         self._relay = Relay()
 
     def run(self, command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> Verdict:
-        previous = self._catch_signals()
-        try:
-            for rank, environ in enumerate(environments):
-                self._start(rank, command, environ)
-            while self._running:
-                self._relay.poll(_POLL_SECONDS)
-                self._forward_signals()
-                self._reap()
-                self._enforce_deadlines()
-        finally:
-            self._kill_running()
-            self._relay.close()
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
-        if self._interrupts >= INTERRUPTS_UNTIL_KILL:
-            return Verdict(EXIT_INTERRUPTED, (f"killed after {self._interrupts} interrupts; the same command resumes",))
+        with self._inbox:
+            try:
+                for rank, environ in enumerate(environments):
+                    self._start(rank, command, environ)
+                while self._running:
+                    self._relay.poll(_POLL_SECONDS)
+                    self._forward_signals()
+                    self._reap()
+                    self._enforce_deadlines()
+            finally:
+                self._kill_running()
+                self._relay.close()
+        if self._inbox.wants_kill:
+            return Verdict(EXIT_INTERRUPTED, (self._inbox.describe_kill(),))
         errors = self._relay.errors
         exits = [
             RankExit(rank, pid, code, tuple(errors.get(rank, ())), rank in self._ended_by_us)
             for rank, pid, code in self._ended
         ]
-        return judge(exits, forwarded=self._forwarded)
-
-    def _catch_signals(self) -> dict[int, signal.Handlers]:
-        # A parent that ignores SIGCHLD hands that on, and the kernel would then throw our ranks' exit codes away.
-        previous = {signal.SIGCHLD: signal.signal(signal.SIGCHLD, signal.SIG_DFL)}
-        for signum in FORWARDED:
-            if signal.getsignal(signum) is signal.SIG_IGN and signum == signal.SIGHUP:
-                continue  # nohup
-            previous[signum] = signal.signal(signum, self._note_signal)
-        return previous
-
-    def _note_signal(self, signum: int, frame: FrameType | None) -> None:
-        self._received.append(signum)
+        return judge(exits, forwarded=self._inbox.forwarded)
 
     def _start(self, rank: int, command: Sequence[str], environ: Mapping[str, str]) -> None:
         libc, launcher = ctypes.CDLL(None), os.getpid()
@@ -150,15 +125,11 @@ class _LocalJob:
         self._relay.add(rank, process.stderr, _STDERR, hold_errors=True)
 
     def _forward_signals(self) -> None:
-        while self._received:
-            signum = self._received.pop(0)
-            self._interrupts += signum == signal.SIGINT
-            if self._interrupts >= INTERRUPTS_UNTIL_KILL:
+        while (signum := self._inbox.take()) is not None:
+            if signum == signal.SIGKILL:
                 self._kill_running()
-                return
-            passed_on = FORWARDED[signal.Signals(signum)]
-            self._forwarded.add(passed_on)
-            self._send(passed_on)
+            else:
+                self._send(signum)
 
     def _send(self, signum: signal.Signals) -> None:
         for process in self._running.values():

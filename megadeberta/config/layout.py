@@ -7,8 +7,8 @@ from megadeberta.errors import ConfigError, ParallelError
 from megadeberta.topology import Topology
 
 _PARTITIONS = ("pipe_partitioned", "grad_partitioned")
-_VOCABULARY_UNIT = 8
-"""Rows of the word table that stay together (``model/tensor_plan.py``)."""
+VOCABULARY_UNIT = 8
+"""Tensor-parallel ranks are dealt the vocabulary in groups of this many rows: none is added to make shards equal."""
 
 
 def topology_of(config: RunConfig, *, world_size: int, source: str) -> Topology:
@@ -43,10 +43,10 @@ def _check_tensor(config: RunConfig, topology: Topology, source: str) -> None:
             f"{source}: parallel.tensor={degree} does not divide model.num_attention_heads={model.num_attention_heads} "
             f"and model.intermediate_size={model.intermediate_size}; the nearest that does is {_nearest(model, degree)}"
         )
-    if degree * _VOCABULARY_UNIT > model.vocab_size:
+    if degree * VOCABULARY_UNIT > model.vocab_size:
         raise ConfigError(
             f"{source}: parallel.tensor={degree} ranks cannot share model.vocab_size={model.vocab_size} rows in units "
-            f"of {_VOCABULARY_UNIT}; use at most {max(1, model.vocab_size // _VOCABULARY_UNIT)}"
+            f"of {VOCABULARY_UNIT}; use at most {max(1, model.vocab_size // VOCABULARY_UNIT)}"
         )
     length = config.data.sequence_length
     if config.parallel.sequence_parallel and length % degree:

@@ -16,7 +16,7 @@ from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.deepspeed_block import is_enabled, zero_stage
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.checkpoints import load_checkpoint, refuse_unsaved_state, save_checkpoint
-from megadeberta.engine.local_parameters import LocalParameter, whole_parameters
+from megadeberta.engine.local_parameters import LocalParameter
 from megadeberta.engine.optimizer_state import OptimizerState
 from megadeberta.topology import Topology
 
@@ -37,11 +37,11 @@ class RunCheckpoints:
         *,
         data_fingerprint: Mapping[str, str],
         collectives: Collectives,
-        parameters: Sequence[LocalParameter] | None = None,
+        parameters: Sequence[LocalParameter],
     ) -> None:
-        """``parameters``: what this rank holds of every parameter; None where the ranks are data parallel only."""
+        """``parameters``: what this rank holds of every parameter."""
         refuse_unsaved_state(engine)
-        self._state = OptimizerState(engine, parameters or whole_parameters(engine.module.named_parameters()))
+        self._state = OptimizerState(engine, parameters)
         self._config = config
         self._collectives = collectives
         self._root = config.training.output_dir / CHECKPOINTS_FOLDER

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-VOCABULARY_UNIT = 8
-"""Rows of the vocabulary are dealt out in groups of this many: no row is added to make the shards equal."""
+from megadeberta.config.layout import VOCABULARY_UNIT
 
 Cut = Literal["column", "row", "vocabulary"]
 """column: the outputs of a linear layer, dim 0 of its weight and its bias. row: its inputs, dim 1 of its weight; the

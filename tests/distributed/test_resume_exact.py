@@ -9,6 +9,7 @@ from megadeberta.config.load import parse_run_config
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.collectives import TorchCollectives
+from megadeberta.engine.local_parameters import whole_parameters
 from megadeberta.engine.saving import RunCheckpoints
 from megadeberta.errors import CheckpointError
 from tests.distributed.full_weights import gather_weights
@@ -45,7 +46,11 @@ def _run(
     stepper, _ = toy_engine(block, dropout=0.1, objective=objective)
     config = _recipe(folder, block)
     checkpoints = RunCheckpoints(
-        stepper.engine, config, data_fingerprint={"shard": "toy"}, collectives=TorchCollectives(torch.device("cpu"))
+        stepper.engine,
+        config,
+        data_fingerprint={"shard": "toy"},
+        collectives=TorchCollectives(torch.device("cpu")),
+        parameters=whole_parameters(stepper.engine.module.named_parameters()),
     )
     first = checkpoints.resume()
     trace = []
@@ -93,7 +98,13 @@ def _resume_only(rank: int, world_size: int, folder: str, block: dict[str, objec
     stepper, _ = toy_engine(block)
     config = _recipe(folder, block, **changes)
     collectives = TorchCollectives(torch.device("cpu"))
-    return RunCheckpoints(stepper.engine, config, data_fingerprint={"shard": "toy"}, collectives=collectives).resume()
+    return RunCheckpoints(
+        stepper.engine,
+        config,
+        data_fingerprint={"shard": "toy"},
+        collectives=collectives,
+        parameters=whole_parameters(stepper.engine.module.named_parameters()),
+    ).resume()
 
 
 def test_checkpoint_of_another_model_is_refused_with_the_fields_that_differ(tmp_path: Path) -> None:

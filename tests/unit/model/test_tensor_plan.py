@@ -2,7 +2,8 @@
 
 import pytest
 
-from megadeberta.model.tensor_plan import VOCABULARY_UNIT, ShardSlice, how_cut, shard_slice, vocabulary_rows
+from megadeberta.config.layout import VOCABULARY_UNIT
+from megadeberta.model.tensor_plan import ShardSlice, how_cut, shard_slice, vocabulary_rows
 
 
 @pytest.mark.parametrize("vocabulary", [128, 131, 1000, 50_265, 128_000, 128_100])
