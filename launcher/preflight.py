@@ -2,13 +2,17 @@
 
 import errno
 import os
+import shlex
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from megadeberta.errors import ConfigError, StorageError
+
+_LIBAIO_PROGRAM = "#include <libaio.h>\nint main() { io_context_t context = 0; return io_setup(1, &context); }\n"
 
 
 def needs_compiler(block: Mapping[str, Any]) -> str | None:
@@ -38,14 +42,27 @@ def check_compiler(block: Mapping[str, Any], *, search_path: str | None = None) 
     setting = needs_compiler(block)
     if setting is None:
         return
+    way_out = "or leave the optimizer on the device"
     tools = {"g++": "g++", "ninja": "ninja-build"}
     missing = [tool for tool in tools if shutil.which(tool, path=search_path) is None]
     if missing:
         packages = " ".join(tools[tool] for tool in missing)
         raise ConfigError(
             f"{setting} makes DeepSpeed compile an extension, but {' and '.join(missing)} is not installed; "
-            f"run `apt install {packages}`, or leave the optimizer on the device"
+            f"run `apt install {packages}`, {way_out}"
         )
+    if "'nvme'" in setting and not _has_libaio(search_path):
+        raise ConfigError(
+            f"{setting} makes DeepSpeed compile an extension that needs libaio, and a program that uses it does not "
+            f"compile here; run `apt install libaio-dev` or name its place in CFLAGS and LDFLAGS, {way_out}"
+        )
+
+
+def _has_libaio(search_path: str | None) -> bool:
+    """Whether DeepSpeed's async_io can be built, which takes CFLAGS and LDFLAGS from the environment."""
+    flags = [shlex.split(os.environ.get(name, "")) for name in ("CFLAGS", "LDFLAGS")]
+    command = [shutil.which("g++", path=search_path), *flags[0], "-x", "c++", "-", *flags[1], "-laio", "-o", os.devnull]
+    return subprocess.run(command, input=_LIBAIO_PROGRAM, text=True, capture_output=True).returncode == 0
 
 
 def check_writable(folder: Path) -> None:

@@ -57,13 +57,30 @@ def check_keys(block: Mapping[str, Any], *, source: str) -> None:
         if not isinstance(block.get(key, {}), Mapping):
             raise ConfigError(f"{source}: deepspeed.{key} must be an object, found {block[key]!r}")
     for key in ("offload_optimizer", "offload_param"):
-        offload = block.get("zero_optimization", {}).get(key, {})
-        if not isinstance(offload, Mapping):
-            raise ConfigError(f"{source}: deepspeed.zero_optimization.{key} must be an object, found {offload!r}")
+        _check_offload(block.get("zero_optimization", {}), key, source)
     if is_enabled(block, "bf16") and is_enabled(block, "fp16"):
         raise ConfigError(f"{source}: deepspeed.bf16 and deepspeed.fp16 are both enabled; choose one")
     if zero_stage(block) not in (0, 1, 2, 3):
         raise ConfigError(f"{source}: deepspeed.zero_optimization.stage={zero_stage(block)!r} must be 0, 1, 2 or 3")
+
+
+def _check_offload(zero: Mapping[str, Any], key: str, source: str) -> None:
+    name, offload = f"{source}: deepspeed.zero_optimization.{key}", zero.get(key, {})
+    if not isinstance(offload, Mapping):
+        raise ConfigError(f"{name} must be an object, found {offload!r}")
+    device = offload.get("device", "none")
+    if device not in ("none", "cpu", "nvme"):
+        raise ConfigError(f"{name}.device={device!r} must be none, cpu or nvme")
+    if device == "nvme" and zero.get("stage", 0) != 3:
+        raise ConfigError(
+            f"{name}.device='nvme' needs zero_optimization.stage=3, found {zero.get('stage', 0)!r}: DeepSpeed keeps "
+            "nothing in files below it; use stage 3, or device='cpu'"
+        )
+    if device == "nvme" and not isinstance(offload.get("nvme_path"), str):
+        raise ConfigError(
+            f"{name}.device='nvme' needs nvme_path, a folder on a local disk of every machine, found "
+            f"{offload.get('nvme_path')!r}"
+        )
 
 
 def batch_algebra(block: Mapping[str, Any], *, data_parallel: int, source: str) -> BatchAlgebra:
@@ -105,5 +122,9 @@ def is_enabled(block: Mapping[str, Any], precision: str) -> bool:
 
 
 def offloads_optimizer(block: Mapping[str, Any]) -> bool:
-    device = block.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
-    return device != "none"
+    return optimizer_device(block) != "none"
+
+
+def optimizer_device(block: Mapping[str, Any]) -> str:
+    """Where ZeRO keeps the optimizer's states: none (where the parameters are), cpu or nvme."""
+    return block.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")

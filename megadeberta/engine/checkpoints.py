@@ -39,16 +39,11 @@ def refuse_unsaved_state(engine: DeepSpeedEngine) -> None:
     Raises:
         ConfigError: the option, the reason and what to do; the same on every rank.
     """
-    refused = {
-        "offload_optimizer.device=nvme": (engine.zero_nvme_offload_optimizer(), "in files of its own"),
-        "offload_optimizer.ratio": (engine.zero_partial_offload() not in (None, 1.0), "in a second optimizer"),
-    }
-    for option, (is_set, place) in refused.items():
-        if is_set:
-            raise ConfigError(
-                f"deepspeed.zero_optimization.{option} is set: DeepSpeed would keep optimizer states {place}, which no "
-                "checkpoint covers; remove it from the recipe"
-            )
+    if engine.zero_partial_offload() not in (None, 1.0):
+        raise ConfigError(
+            "deepspeed.zero_optimization.offload_optimizer.ratio is set: DeepSpeed would keep optimizer states in a "
+            "second optimizer, which no checkpoint covers; remove it from the recipe"
+        )
 
 
 def save_checkpoint(
@@ -80,7 +75,10 @@ def save_checkpoint(
     def write(folder: Path) -> dict[str, Digest]:
         name = tensor_file_name(rank)
         more = write_more(folder) if write_more is not None else {}
-        return {name: write_tensors(folder / name, _entries(state, pieces)), **more}
+        try:
+            return {name: write_tensors(folder / name, _entries(state, pieces)), **more}
+        finally:
+            state.release(changed=False)
 
     count = sum(piece.stop - piece.start for piece in pieces)
     return store.save(
@@ -129,6 +127,7 @@ def _fill(state: OptimizerState, content: CheckpointContent) -> None:
                     state.tensor(piece, moment).zero_()
                 else:
                     _read(state, content, piece, moment)
+        state.release(changed=True)
     state.counters = content.counters
     state.scaler = content.scaler
 
@@ -147,8 +146,7 @@ def _entries(state: OptimizerState, pieces: list[Piece]) -> list[Entry]:
     for piece in pieces:
         fragment = state.fragment(piece)
         for name in (WEIGHT, *MOMENTS) if fragment.updates is not None else (WEIGHT,):
-            tensor = state.tensor(piece, name)
-            entries.append(Entry(name, fragment, lambda tensor=tensor: _on_host(tensor)))
+            entries.append(Entry(name, fragment, lambda piece=piece, name=name: _on_host(state.tensor(piece, name))))
     return entries
 
 

@@ -22,6 +22,7 @@ from megadeberta.checkpoint.content import MOMENTS, WEIGHT
 from megadeberta.checkpoint.fragments import Fragment
 from megadeberta.engine.local_parameters import LocalParameter
 from megadeberta.engine.optimizer import STEPS_WITHOUT_CORRECTION, AdamWithoutBiasCorrection
+from megadeberta.engine.swapped_state import SwappedState
 from megadeberta.errors import ConfigError
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -67,7 +68,11 @@ class OptimizerState:
                 "cannot hold; leave out the option that asks for it"
             )
         find = _PIECES.get(type(self._wrapper), _plain_pieces)
-        self.pieces = [piece for piece in find(self._wrapper, parameters) if piece.start < piece.stop]
+        pieces = [piece for piece in find(self._wrapper, parameters) if piece.start < piece.stop]
+        # Together what is in one flat tensor: it may have to be read from a file.
+        flats = list(dict.fromkeys(id(piece.flat) for piece in pieces))
+        self.pieces = sorted(pieces, key=lambda piece: flats.index(id(piece.flat)))
+        self._swapped = SwappedState(self._wrapper)
 
     def owned(self) -> list[Piece]:
         """The pieces that this rank writes: over all ranks every element is in one of them."""
@@ -98,8 +103,16 @@ class OptimizerState:
         )
 
     def tensor(self, piece: Piece, state: str) -> Tensor:
-        """A flat view of the piece's master weights or of one of its moments."""
+        """A flat view of the piece's master weights or of one of its moments, good until the next flat tensor's.
+
+        What was written to it stays after ``release(changed=True)``.
+        """
+        self._swapped.bring(piece.flat)
         return piece.of(piece.flat if state == WEIGHT else self._adam.state[piece.flat][state])
+
+    def release(self, *, changed: bool) -> None:
+        """Done with the views of one flat tensor; ``changed``: they were written to."""
+        self._swapped.put_back(changed=changed)
 
     def updates(self, piece: Piece) -> float | None:
         """How often the piece has been updated; None before the first time."""
@@ -108,6 +121,7 @@ class OptimizerState:
 
     def set_updates(self, piece: Piece, updates: float) -> None:
         """Set the count for the whole flat tensor of the piece; moments that are not there yet begin as zeros."""
+        self._swapped.bring(piece.flat)
         state = self._adam.state[piece.flat]
         count = updates + self._offset
         if isinstance(self._adam, torch.optim.AdamW):
@@ -134,8 +148,10 @@ class OptimizerState:
         elif isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
             # As ``_reassign_or_swap_out_partitioned_parameters`` after a step, and the persistent ones gathered again.
             optimizer.checkpoint_event_prologue()
-            for number in range(len(optimizer.fp16_groups)):
+            for number, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+                self._swapped.bring(flat)
                 optimizer._reassign_or_swap_out_partitioned_parameters(number)
+            self._swapped.put_back(changed=False)
             optimizer.checkpoint_event_epilogue()
         elif isinstance(optimizer, (DeepSpeedZeroOptimizer, BF16_Optimizer)):
             optimizer.update_lp_params()

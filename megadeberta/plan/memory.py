@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from megadeberta.config.deepspeed_block import is_enabled, offloads_optimizer
+from megadeberta.config.deepspeed_block import is_enabled, optimizer_device
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig, part_of
 from megadeberta.config.run import RunConfig
@@ -114,16 +114,16 @@ def _stage_memory(recipe: Recipe, layout: Layout, number: int, *, work: Work) ->
     # The update needs fp32 gradients, but no activations any more.
     passing = _passing(recipe.config.model, layout, number, work)
     buffers = max(states.bucket + states.momentary + passing, states.update - kept - logits - forward.workspace)
-    host = states.optimizer if offloads_optimizer(block) else 0
+    kept_on = optimizer_device(block)
     return RankMemory(
         parameters=states.parameters,
         gradients=states.gradients,
-        optimizer=states.optimizer - host,
+        optimizer=states.optimizer if kept_on == "none" else 0,
         activations=kept,
         logits=logits,
         buffers=buffers,
         workspace=forward.workspace,
-        on_host=host,
+        on_host=states.optimizer if kept_on == "cpu" else 0,
     )
 
 

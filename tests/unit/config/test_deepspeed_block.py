@@ -92,6 +92,18 @@ def test_key_whose_job_the_recipe_has_is_refused_with_its_place(key: str) -> Non
             r"offload_optimizer must be an object.*'cpu'",
         ),
         ({"zero_optimization": {"stage": 3, "offload_param": None}}, r"offload_param must be an object, found None"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "disk"}}},
+            r"offload_param\.device='disk' must be none, cpu or nvme",
+        ),
+        (
+            {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "nvme", "nvme_path": "/scratch"}}},
+            r"offload_optimizer\.device='nvme' needs zero_optimization\.stage=3, found 1",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
+            r"offload_optimizer\.device='nvme' needs nvme_path, a folder on .*, found None",
+        ),
     ],
 )
 def test_wrong_value_in_the_block_is_refused(block: dict[str, Any], message: str) -> None:

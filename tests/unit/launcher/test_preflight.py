@@ -45,6 +45,17 @@ def test_missing_compiler_names_the_setting_and_the_debian_packages(tmp_path: Pa
     check_compiler(OFFLOAD, search_path=str(tmp_path))
 
 
+def test_nvme_without_libaio_is_refused_before_deepspeed_fails_to_build(tmp_path: Path) -> None:
+    nvme = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/scratch"}}}
+    for tool in ("g++", "ninja"):
+        _make_tool(tmp_path, tool)
+    check_compiler(nvme, search_path=str(tmp_path))  # a compiler that takes everything
+    (tmp_path / "g++").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(ConfigError, match=r"offload_optimizer\.device='nvme' .*libaio.*run `apt install libaio-dev`"):
+        check_compiler(nvme, search_path=str(tmp_path))
+    check_compiler(OFFLOAD, search_path=str(tmp_path))
+
+
 def test_no_compiler_is_asked_for_without_offloading(tmp_path: Path) -> None:
     check_compiler({"zero_optimization": {"stage": 3}}, search_path=str(tmp_path))
 
