@@ -6,7 +6,10 @@ Shapes: M masked rows · R rows of a chunk · E embedding width · V vocabulary.
 import torch
 from torch import Tensor
 
+from megadeberta.ops.lent_memory import LentMemory
 from megadeberta.ops.tied_table import TiedGradient
+
+_LOGITS, _TABLE_GRADIENTS = LentMemory(), LentMemory()
 
 CHUNK_ELEMENTS = 2**27
 """Logits of one chunk: 512 MiB in fp32. With one chunk its softmax is kept, with more each is computed again."""
@@ -52,19 +55,15 @@ class _MaskedCrossEntropy(torch.autograd.Function):
         hidden, weight, bias, labels, kept_error = ctx.saved_tensors
         factor = (grad_loss * (labels != 0)).unsqueeze(1)  # [M, 1]
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = grad_bias = None
+        table = None
         for rows in ctx.chunks:
             error = kept_error
             if error is None:
                 *_, error = _chunk_loss(hidden[rows], weight, bias, labels[rows], factor.dtype)
             error, narrow = prepare_error(error, factor[rows], weight.dtype)
             grad_hidden[rows] = hidden_gradient(error, narrow, weight)
-            weight_part, bias_part = table_gradients(error, narrow, hidden[rows])
-            if grad_weight is None:
-                grad_weight, grad_bias = weight_part, bias_part
-            else:
-                grad_weight += weight_part
-                grad_bias += bias_part
+            table = table_gradients(error, narrow, hidden[rows], so_far=table)
+        grad_weight, grad_bias = table
         if ctx.tied is not None:
             ctx.tied.leave(grad_weight)
             grad_weight = None
@@ -81,7 +80,7 @@ def _chunk_loss(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, precise: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss sum, number of hits, and softmax minus one-hot ``[R, V]``."""
-    logits = torch.addmm(bias, hidden, weight.mT).to(precise)  # [R, V]
+    logits = decode(hidden, weight, bias).to(precise)  # [R, V]
     column = labels.unsqueeze(1)
     is_target = labels != 0
     best = logits.amax(1, keepdim=True)
@@ -93,6 +92,11 @@ def _chunk_loss(
     error.scatter_add_(1, column, error.new_full((), -1.0).expand_as(column))
     # A softmax over 100k entries has values that fp16 cannot hold before the loss scale is on them.
     return loss, hits, error if weight.dtype == torch.float16 else error.to(weight.dtype)
+
+
+def decode(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Logits ``[R, V]``."""
+    return torch.addmm(bias, hidden, weight.mT, out=_LOGITS.room(hidden.size(0), weight.size(0), like=weight))
 
 
 def prepare_error(error: Tensor, factor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -112,8 +116,16 @@ def hidden_gradient(error: Tensor, factor: Tensor | None, weight: Tensor) -> Ten
     return grad if factor is None else grad * factor
 
 
-def table_gradients(error: Tensor, factor: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the weight ``[V, E]`` and the bias ``[V]``."""
+def table_gradients(
+    error: Tensor, factor: Tensor | None, hidden: Tensor, *, so_far: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Of the weight ``[V, E]`` and the bias ``[V]``, added to those of earlier chunks in place."""
     if factor is None:
-        return error.mT @ hidden, error.float().sum(0).to(error.dtype)
-    return error.mT @ (hidden * factor), (error.mT @ factor).squeeze(1)
+        bias = error.float().sum(0).to(error.dtype)
+    else:
+        hidden = hidden * factor
+        bias = (error.mT @ factor).squeeze(1)
+    if so_far is not None:
+        return so_far[0].addmm_(error.mT, hidden), so_far[1].add_(bias)
+    room = _TABLE_GRADIENTS.room(error.size(1), hidden.size(1), like=error)
+    return torch.mm(error.mT, hidden, out=room), bias

@@ -6,7 +6,7 @@ Shapes: M rows · R rows of a chunk · E embedding width · V vocabulary · T te
 import torch
 from torch import Tensor
 
-from megadeberta.ops.masked_cross_entropy import hidden_gradient, prepare_error, row_chunks, table_gradients
+from megadeberta.ops.masked_cross_entropy import decode, hidden_gradient, prepare_error, row_chunks, table_gradients
 from megadeberta.ops.tied_table import TiedGradient
 from megadeberta.parallel.tensor.collectives import largest, start_sum
 from megadeberta.parallel.tensor.shard import VocabularyShard
@@ -51,7 +51,7 @@ class _VocabularyCrossEntropy(torch.autograd.Function):
         chunks = row_chunks(hidden.size(0), shard.largest)
         error = None
         for part in chunks:
-            logits = torch.addmm(bias, hidden[part], weight.mT).to(precise)  # [R, V/T]
+            logits = decode(hidden[part], weight, bias).to(precise)  # [R, V/T]
             best[part], target, total[part] = _statistics(logits, labels[part], shard)
             is_target = labels[part] != 0
             loss_sum += ((total[part].log() + best[part] - target).squeeze(1) * is_target).sum()
@@ -69,21 +69,17 @@ class _VocabularyCrossEntropy(torch.autograd.Function):
         hidden, weight, bias, labels, best, total, kept_error = ctx.saved_tensors
         factor = (grad_loss * (labels != 0)).unsqueeze(1)  # [M, 1]
         summing = []
-        grad_weight = grad_bias = None
+        table = None
         for part in ctx.chunks:
             error = kept_error
             if error is None:
-                logits = torch.addmm(bias, hidden[part], weight.mT).to(best.dtype).sub_(best[part]).exp_()
+                logits = decode(hidden[part], weight, bias).to(best.dtype).sub_(best[part]).exp_()
                 error = _error(logits, labels[part], ctx.shard, total=total[part])
                 error = error if weight.dtype == torch.float16 else error.to(weight.dtype)
             error, narrow = prepare_error(error, factor[part], weight.dtype)
             summing.append(start_sum(hidden_gradient(error, narrow, weight), ctx.shard.group))
-            weight_part, bias_part = table_gradients(error, narrow, hidden[part])
-            if grad_weight is None:
-                grad_weight, grad_bias = weight_part, bias_part
-            else:
-                grad_weight += weight_part
-                grad_bias += bias_part
+            table = table_gradients(error, narrow, hidden[part], so_far=table)
+        grad_weight, grad_bias = table
         grad_hidden = torch.cat([pending.wait() for pending in summing])
         if ctx.tied is not None:
             ctx.tied.leave(grad_weight)
