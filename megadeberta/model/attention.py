@@ -13,6 +13,7 @@ from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import RelativePositions
 from megadeberta.model.dropout import AttentionDropout, Draws, HiddenDropout
 from megadeberta.model.residual import ResidualNorm, add_and_norm
+from megadeberta.model.side_by_side import SideBySide
 from megadeberta.ops.attention_mask import AttentionMask
 from megadeberta.ops.disentangled_attention import Backend, disentangled_attention
 from megadeberta.ops.position_terms import PositionTerms
@@ -41,14 +42,6 @@ class ProjectedKeys:
     position: PositionTerms | None
     query: Tensor | None = None  # [B, N, L, H], where the rows that attend are the keys' own
     again: Callable[[], Sequence[Tensor]] | None = None  # makes key, value and query, where they are not to be kept
-
-
-class SideBySide(nn.Module):
-    """Several linear maps of one input. A place that tensor parallelism takes: see ``parallel/tensor/linear.py``."""
-
-    def forward(self, hidden: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
-        """``[..., D]`` -> ``[..., O]`` for each of ``linears``."""
-        return tuple(linear(hidden) for linear in linears)
 
 
 class DisentangledSelfAttention(nn.Module):

@@ -55,7 +55,7 @@ def _check_pair(rank: int, ranks: int, sequence_parallel: bool) -> None:
 
     options = {"group": group, "sequence_parallel": sequence_parallel}
     own_key, own_up = (_shard(linear, rank=rank, ranks=ranks, dim=0) for linear in (key, up))
-    project = ColumnParallel([own_key, own_up], **options)
+    project = ColumnParallel(**options)
     assert not project.state_dict()
     own_down = RowParallelLinear(_shard(down, rank=rank, ranks=ranks, dim=1), **options)
     own_norm = nn.LayerNorm(D).double()

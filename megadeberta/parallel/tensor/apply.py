@@ -35,8 +35,6 @@ from megadeberta.parallel.tensor.sampling import best_of_shards
 from megadeberta.parallel.tensor.shard import VocabularyShard
 from megadeberta.parallel.tensor.vocabulary import SharedVocabularyTable, VocabularyDecoder, VocabularyTable
 
-_PROJECTIONS = ("query_proj", "key_proj", "value_proj")
-
 
 @dataclass(frozen=True)
 class TensorParallel:
@@ -102,8 +100,7 @@ def _cut(name: str, parameter: nn.Parameter, plan: TensorParallel) -> nn.Paramet
 
 
 def _shard_attention(attention: DisentangledSelfAttention, plan: TensorParallel) -> None:
-    linears = [getattr(attention, name) for name in _PROJECTIONS]
-    attention.project = ColumnParallel(linears, group=plan.group, sequence_parallel=plan.sequence_parallel)
+    attention.project = ColumnParallel(group=plan.group, sequence_parallel=plan.sequence_parallel)
     heads = attention.query_proj.weight.size(0) // attention.head_size
     attention.dropout.first_head = plan.rank * heads
 

@@ -6,13 +6,13 @@ backward. With sequence parallelism the hidden states outside a pair are divided
 Shapes: B batch · L length · D inputs · O outputs · T tensor-parallel ranks.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
+from megadeberta.model.side_by_side import SideBySide, pairs_of
+from megadeberta.ops.side_by_side import input_gradient, parameter_gradients
 from megadeberta.parallel.tensor.collectives import (
     start_gather_tokens,
     start_scatter_sum,
@@ -21,36 +21,22 @@ from megadeberta.parallel.tensor.collectives import (
 )
 
 
-class ColumnParallel(nn.Module):
+class ColumnParallel(SideBySide):
     """Several linear maps of one input, each cut by its outputs, with one sum of the input's gradient for all.
 
     In backward the sum is under way while the gradients of the weights are computed. All-reduce over tp in backward;
     with ``sequence_parallel`` all-gather in forward, all-gather and reduce-scatter in backward.
     """
 
-    def __init__(self, linears: Sequence[nn.Linear], *, group: ProcessGroup, sequence_parallel: bool = False) -> None:
-        """
-        Args:
-            linears: all that will be asked for, owned by another module. They are parameters of this one too, so that
-                ZeRO-3 gathers them when it runs, and no part of its state.
-        """
+    def __init__(self, *, group: ProcessGroup, sequence_parallel: bool = False) -> None:
         super().__init__()
-        for number, linear in enumerate(linears):
-            self.register_parameter(f"weight_{number}", linear.weight)
-            self.register_parameter(f"bias_{number}", linear.bias)
         self.group = group
         self.sequence_parallel = sequence_parallel
 
     def forward(self, hidden: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
         """``[B, L, D]``, or ``[B, L/T, D]`` with sequence parallelism, -> ``[B, L, O/T]`` for each of ``linears``."""
-        parameters = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
+        parameters = [parameter for pair in pairs_of(linears) for parameter in pair]
         return _ColumnParallel.apply(hidden, self.group, self.sequence_parallel, *parameters)
-
-    def _save_to_state_dict(self, destination, prefix: str, keep_vars: bool) -> None:
-        pass
-
-    def _load_from_state_dict(self, *args) -> None:
-        pass
 
 
 class ColumnParallelLinear(nn.Module):
@@ -115,17 +101,11 @@ class _ColumnParallel(torch.autograd.Function):
         # Only a share of the tokens is kept between the passes, so the others are gathered again.
         gathering = start_gather_tokens(hidden, ctx.group) if ctx.sequence_parallel else None
         rows = [grad.flatten(0, -2) for grad in grads]
-        grad_whole = rows[0] @ weights[0]
-        for grad, weight in zip(rows[1:], weights[1:], strict=True):
-            grad_whole.addmm_(grad, weight)
-        grad_whole = grad_whole.unflatten(0, grads[0].shape[:-1])
+        grad_whole = input_gradient(rows, weights).unflatten(0, grads[0].shape[:-1])
         start = start_scatter_sum if ctx.sequence_parallel else start_sum
         summing = start(grad_whole, ctx.group)
         whole = hidden if gathering is None else gathering.wait()
-        inputs = whole.flatten(0, -2)
-        parameter_grads = []
-        for grad, has_bias in zip(rows, ctx.has_bias, strict=True):
-            parameter_grads += [grad.mT @ inputs, grad.sum(0) if has_bias else None]
+        parameter_grads = parameter_gradients(rows, whole.flatten(0, -2), weights, has_bias=ctx.has_bias)
         return summing.wait(), None, None, *parameter_grads
 
 
