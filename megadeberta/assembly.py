@@ -14,7 +14,7 @@ from torch import distributed, nn
 from megadeberta.config.parameters import Shapes, parameter_shapes
 from megadeberta.config.run import RunConfig
 from megadeberta.data.loader import batch_fields
-from megadeberta.engine.build import build_engine, divider
+from megadeberta.engine.build import build_engine, divider, working_type
 from megadeberta.engine.local_parameters import LocalParameter, TensorSlice
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.phases import training_phases
@@ -23,10 +23,12 @@ from megadeberta.engine.pipeline_step import PipelineStepper
 from megadeberta.engine.step import Stepper
 from megadeberta.engine.weights import initial_values
 from megadeberta.model.apex_switch import select_apex
-from megadeberta.model.attention_backend import select_attention, select_recompute
+from megadeberta.model.attention_backend import AttentionChoice, choose_attention, select_attention, select_recompute
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import fill_parameter, give_storage
+from megadeberta.model.kernel_trial import try_kernels
 from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.ops.disentangled_attention import Backend
 from megadeberta.parallel.groups import Groups, make_groups
 from megadeberta.parallel.pipeline.balance import StagePlan, plan_stages, shared_parameters
 from megadeberta.parallel.pipeline.costs import LayerCost, list_layers
@@ -44,11 +46,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Assembly:
-    """What a rank needs to train. ``parameters``: what it holds of the model, as checkpoints describe it."""
+    """What a rank needs to train.
+
+    parameters: what it holds of the model, as checkpoints describe it. attention: a line on the implementation taken.
+    """
 
     stepper: Stepper
     groups: Groups
     parameters: list[LocalParameter]
+    attention: str
 
     @property
     def data_rank(self) -> int:
@@ -72,11 +78,12 @@ def assemble(config: RunConfig, topology: Topology, device: torch.device) -> Ass
     shapes = parameter_shapes(config.model, config.objective)
     fill = _filler(config, shapes)
     build = _pipeline if topology.pipeline > 1 else _whole
-    stepper = build(config, groups, fill, device)
-    return Assembly(stepper, groups, _describe(stepper.engine.module, shapes, groups))
+    attention = _choose_attention(config, device)
+    stepper = build(config, groups, fill, device, attention.backend)
+    return Assembly(stepper, groups, _describe(stepper.engine.module, shapes, groups), attention.line)
 
 
-def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device) -> Stepper:
+def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: Backend) -> Stepper:
     """All layers in one module, sharded or not, under any ZeRO stage."""
     mpu = ModelParallelUnit(tensor=groups.tensor, data=groups.data) if groups.topology.tensor > 1 else None
     with torch.device("meta"):
@@ -88,7 +95,7 @@ def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device) 
         fill(name, parameter)
         divide(parameter)
 
-    _make_real(model, config, groups, fill_and_divide, device)
+    _make_real(model, config, groups, fill_and_divide, device, attention)
     engine = build_engine(
         model,
         config.optimizer,
@@ -99,7 +106,9 @@ def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device) 
     return Stepper(engine, phases=training_phases(config.objective), device=device, mpu=mpu)
 
 
-def _pipeline(config: RunConfig, groups: Groups, fill: Fill, device: torch.device) -> PipelineStepper:
+def _pipeline(
+    config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: Backend
+) -> PipelineStepper:
     """The layers of this rank's stage."""
     topology, fields = groups.topology, batch_fields(config.data, config.objective)
     layers, plans = _cut(config, topology)
@@ -111,7 +120,7 @@ def _pipeline(config: RunConfig, groups: Groups, fill: Fill, device: torch.devic
             batch_fields=fields,
             recompute=config.parallel.activation_checkpointing,
         )
-    _make_real(stage, config, groups, fill, device)
+    _make_real(stage, config, groups, fill, device, attention)
     engine = build_pipeline_engine(
         stage,
         config.optimizer,
@@ -141,16 +150,30 @@ def _cut(config: RunConfig, topology: Topology) -> tuple[list[LayerCost], list[S
     return layers, plan_stages(layers, parameter_shapes(config.model, config.objective), topology.pipeline)
 
 
-def _make_real(model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, device: torch.device) -> None:
+def _make_real(
+    model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: Backend
+) -> None:
     """From the meta device to this rank's shard with its values; at no time is more than a parameter too much there."""
     if groups.topology.tensor > 1:
         plan = TensorParallel(groups.tensor, config.model.vocab_size, config.parallel.sequence_parallel)
         apply_tensor_parallel(model, plan)
-    select_attention(model, config.training.attention, device)
+    select_attention(model, attention, device)
     select_recompute(model, config.training.selective_recompute)
     logger.info(select_apex(model, config.training.apex, device, agree=partial(_largest, device)))
     set_sites(model.named_modules(), seed=config.training.seed)
     give_storage(model, fill)
+
+
+def _choose_attention(config: RunConfig, device: torch.device) -> AttentionChoice:
+    trial = partial(
+        try_kernels,
+        config.model,
+        partial(select_attention, device=device),
+        length=config.data.sequence_length,
+        dtype=working_type(config.deepspeed),
+        device=device,
+    )
+    return choose_attention(config.training.attention, device, trial, agree=partial(_largest, device))
 
 
 def _largest(device: torch.device, number: float) -> float:

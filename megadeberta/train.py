@@ -28,7 +28,6 @@ from megadeberta.engine.saving import RunCheckpoints
 from megadeberta.engine.schedule import learning_rate_factor
 from megadeberta.engine.signals import StopFlag
 from megadeberta.errors import EXIT_PREEMPTED
-from megadeberta.model.attention_backend import describe_attention
 from megadeberta.observability.journal import Journal, open_journal
 from megadeberta.observability.logs import set_up_logging
 from megadeberta.preflight import PreparedRun
@@ -72,7 +71,7 @@ class _Run:
         self.done = self.checkpoints.resume()  # optimizer steps done
         self.journal = self._open_journal(ranks, device)
         self.journal.note(_describe_layout(prepared))
-        self.journal.note(describe_attention(config.training.attention, device))
+        self.journal.note(assembly.attention)
         self.held_out = self._validation_batches()
 
     def loop(self, stop: StopFlag) -> int:

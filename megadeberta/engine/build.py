@@ -51,6 +51,11 @@ def build_engine(
     return engine
 
 
+def working_type(block: Mapping[str, Any]) -> torch.dtype:
+    """Of the parameters that forward and backward use."""
+    return next((dtype for key, dtype in _PRECISIONS.items() if is_enabled(block, key)), torch.float32)
+
+
 def divider(block: Mapping[str, Any], *, mpu: ModelParallelUnit | None = None) -> Callable[[nn.Parameter], None]:
     """What to do with a parameter as soon as it has its values: under ZeRO stage 3 keep this rank's part only.
 
@@ -59,7 +64,7 @@ def divider(block: Mapping[str, Any], *, mpu: ModelParallelUnit | None = None) -
     if zero_stage(block) != 3:
         return lambda parameter: None
     divided: list[nn.Parameter] = []
-    precision = next((dtype for key, dtype in _PRECISIONS.items() if is_enabled(block, key)), torch.float32)
+    precision = working_type(block)
 
     def divide(parameter: nn.Parameter) -> None:
         # DeepSpeed takes parameters that are divided already for cast already (runtime/engine.py).

@@ -1,12 +1,16 @@
 """Which implementation of the ops a model runs, and what it keeps for backward: no effect on parameters or results."""
 
+import math
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from megadeberta.errors import ConfigError
 from megadeberta.model.attention import DisentangledSelfAttention, FeedForward
+from megadeberta.model.kernel_trial import Trial
 from megadeberta.model.residual import ResidualNorm
 from megadeberta.ops.disentangled_attention import Backend, has_triton, resolve_backend
 
@@ -31,9 +35,37 @@ def select_recompute(model: nn.Module, selective: bool) -> None:
             module.recompute = selective
 
 
-def describe_attention(backend: Backend, device: torch.device) -> str:
-    """One line for the log: what was asked for and what it means on this device."""
-    return f"attention {backend}: {resolve_backend(backend, device)} on {device.type}"
+@dataclass(frozen=True)
+class AttentionChoice:
+    """The implementation of a run, and one line for the log: what was asked for, what it means here and why."""
+
+    backend: Backend
+    line: str
+
+
+def choose_attention(
+    switch: Backend, device: torch.device, trial: Callable[[], Trial], *, agree: Callable[[float], float] = float
+) -> AttentionChoice:
+    """What ``training.attention`` means on ``device``.
+
+    On a GPU, auto takes the kernels if a trial finds them right there and faster than the reference.
+
+    Args:
+        trial: of ``try_kernels``; runs only where it decides something.
+        agree: makes one share of time of those of all ranks, the largest, so that all decide alike.
+    """
+    if switch != "auto" or device.type == "cpu":
+        backend = resolve_backend(switch, device)
+        return AttentionChoice(backend, f"attention {switch}: {backend} on {device.type}")
+    if not has_triton():
+        return AttentionChoice("reference", f"attention auto: reference on {device.type}, as Triton is not installed")
+    outcome = trial()
+    share = agree(outcome.share)
+    backend = "triton" if share < 1 else "reference"
+    reason = f"of the kernels, {outcome.finding}" if outcome.finding else "on another rank the kernels are not right"
+    if share < math.inf:
+        reason = f"the kernels are right here and take {share:.2f} of the reference's time"
+    return AttentionChoice(backend, f"attention auto: {backend} on {device.type}; {reason}")
 
 
 def _check_runs(backend: Backend, device: torch.device) -> None:

@@ -80,7 +80,8 @@ def disentangled_attention(
 def resolve_backend(backend: Backend, device: torch.device) -> str:
     """The implementation that "auto" means on this device.
 
-    On a GPU that is the reference: the kernels are tested under Triton's interpreter, but were never run on a device.
+    On a GPU that is the reference: a run first tries the kernels there, and then names what it takes
+    (``model/kernel_trial.py``).
     """
     if backend != "auto":
         return backend

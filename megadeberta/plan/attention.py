@@ -3,14 +3,14 @@
 from megadeberta.config.run import RunConfig
 from megadeberta.plan.activations import Attention
 
-AUTO_ON_GPU: Attention = "reference"
-AUTO_ON_CPU: Attention = "cpu"
-"""What "auto" means there (``ops/disentangled_attention.py`` ``resolve_backend``, which needs torch)."""
+_AUTO_ON_GPU: Attention = "reference"
+"""A run takes the kernels where it finds them right and fast, which nobody knows before; the reference needs more."""
+_AUTO_ON_CPU: Attention = "cpu"
 
 
 def attention_of(config: RunConfig, *, on_gpu: bool) -> Attention:
     """The implementation that ``training.attention`` asks for."""
     wanted = config.training.attention
     if wanted == "auto":
-        return AUTO_ON_GPU if on_gpu else AUTO_ON_CPU
+        return _AUTO_ON_GPU if on_gpu else _AUTO_ON_CPU
     return wanted

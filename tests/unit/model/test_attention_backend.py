@@ -3,6 +3,8 @@
 Shapes: B batch · L length · D hidden size.
 """
 
+import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,11 @@ from benchmarks.stopwatch import KeptTensors
 from megadeberta.config.model import ModelConfig
 from megadeberta.errors import ConfigError
 from megadeberta.model import attention_backend
-from megadeberta.model.attention_backend import describe_attention, select_attention
+from megadeberta.model.attention_backend import choose_attention, select_attention
 from megadeberta.model.carry import Carry, RelativePositions
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
+from megadeberta.model.kernel_trial import Trial, try_kernels
 from megadeberta.model.layer import EncoderLayer
 from megadeberta.model.whole import WholeModel, mlm_specs
 from megadeberta.ops.relative_position import rows_by_distance
@@ -95,10 +98,78 @@ def test_a_lean_layer_keeps_40_kib_a_token_and_no_score_matrix() -> None:
     assert [shape for shape in shapes if shape[-2:] == (128, 128)], "what the fast mode keeps is of that shape"
 
 
-def test_the_log_says_which_implementation_auto_means() -> None:
-    assert describe_attention("auto", CPU) == "attention auto: cpu on cpu"
-    assert describe_attention("reference", CPU) == "attention reference: reference on cpu"
-    assert describe_attention("auto", CUDA) == "attention auto: reference on cuda"
+def _choice(switch: str, device: torch.device, outcome: Trial | None = None, **options: object) -> tuple[str, str]:
+    def trial() -> Trial:
+        assert outcome is not None, "no trial is needed"
+        return outcome
+
+    choice = choose_attention(switch, device, trial, **options)
+    return choice.backend, choice.line
+
+
+def test_the_log_says_which_implementation_was_taken_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _choice("auto", CPU) == ("cpu", "attention auto: cpu on cpu")
+    assert _choice("reference", CUDA) == ("reference", "attention reference: reference on cuda")
+    assert _choice("triton", CUDA) == ("triton", "attention triton: triton on cuda")
+    monkeypatch.setattr(attention_backend, "has_triton", lambda: False)
+    assert _choice("auto", CUDA) == ("reference", "attention auto: reference on cuda, as Triton is not installed")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "taken", "reason"),
+    [
+        (Trial(0.25), "triton", "the kernels are right here and take 0.25 of the reference's time"),
+        (Trial(1.3), "reference", "the kernels are right here and take 1.30 of the reference's time"),
+        (Trial(math.inf, "they failed"), "reference", "of the kernels, they failed"),
+    ],
+)
+def test_auto_on_a_gpu_takes_the_kernels_where_they_are_right_and_faster(
+    monkeypatch: pytest.MonkeyPatch, outcome: Trial, taken: str, reason: str
+) -> None:
+    monkeypatch.setattr(attention_backend, "has_triton", lambda: True)
+    assert _choice("auto", CUDA, outcome) == (taken, f"attention auto: {taken} on cuda; {reason}")
+
+
+def test_a_rank_where_the_kernels_are_wrong_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_backend, "has_triton", lambda: True)
+    backend, line = _choice("auto", CUDA, Trial(0.25), agree=lambda share: math.inf)
+    assert (backend, line.split("; ")[1]) == ("reference", "on another rank the kernels are not right")
+
+
+def _trial(monkeypatch: pytest.MonkeyPatch, *, spoil: float = 0.0, fail: bool = False) -> Trial:
+    """With the CPU path in the kernels' place."""
+
+    def select(module: torch.nn.Module, backend: str) -> None:
+        if backend == "triton" and fail:
+            raise RuntimeError("out of shared memory\nand more")
+        select_attention(module, "cpu" if backend == "triton" else backend, CPU)
+        if backend == "triton":
+            with torch.no_grad():
+                module.self_attention.dense.weight.mul_(1 + spoil)
+
+    config = ModelConfig(hidden_size=32, num_attention_heads=2, intermediate_size=64, position_buckets=8)
+    return try_kernels(config, select, length=40, dtype=torch.bfloat16, device=CPU)
+
+
+def test_the_trial_passes_rounding_and_finds_an_error_of_five_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = _trial(monkeypatch)
+    assert 0 < good.share < math.inf
+    assert not good.finding
+    bad = _trial(monkeypatch, spoil=0.05)
+    assert bad.share == math.inf
+    assert "away from the reference" in bad.finding
+
+
+def test_kernels_that_do_not_compile_leave_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = _trial(monkeypatch, fail=True)
+    assert failed == Trial(math.inf, "they failed with RuntimeError: out of shared memory")
+
+
+def test_the_real_kernels_pass_their_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    config = ModelConfig(hidden_size=64, num_attention_heads=2, intermediate_size=64, position_buckets=8)
+    select = partial(select_attention, device=CPU)
+    assert not try_kernels(config, select, length=24, dtype=torch.float32, device=CPU).finding
 
 
 def test_triton_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,127 @@
+"""Whether a device's kernels are right and fast there: one encoder layer by them and by the reference, before a run.
+
+Shapes: B batch · L length · D hidden size.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from megadeberta.config.model import ModelConfig
+from megadeberta.model.carry import Carry, RelativePositions
+from megadeberta.model.dropout import Draws, set_sites
+from megadeberta.model.layer import EncoderLayer
+from megadeberta.ops.relative_position import rows_by_distance
+
+_BATCH, _LONGEST, _REPEATS = 2, 1024, 5
+_STD = 0.05
+"""Of all random values: scores are neither flat nor one-hot."""
+_TIMES_WORSE = 4.0
+"""How much further than the reference in that precision the kernels may be from the reference in fp32."""
+_ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class Trial:
+    """share: the kernels' time over the reference's, forward and backward; infinite if they are not right or fail.
+
+    finding: what was wrong, for the log; empty if nothing was.
+    """
+
+    share: float
+    finding: str = ""
+
+
+def try_kernels(
+    config: ModelConfig,
+    select: Callable[[nn.Module, str], None],
+    *,
+    length: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Trial:
+    """Compare and time a layer of the model's shape, dropout included. Takes seconds, most of them compiling.
+
+    Args:
+        select: sets a module's implementation: ``triton`` or ``reference``.
+    """
+    try:
+        layer, carry = _layer(config, min(length, _LONGEST), device)
+        truth = _run(layer, carry, torch.float32, lambda module: select(module, "reference"))
+        results, seconds = {}, {}
+        for name in ("reference", "triton"):
+            choose = lambda module, name=name: select(module, name)  # noqa: E731
+            results[name] = _run(layer, carry, dtype, choose)
+            started = time.perf_counter()
+            for _ in range(_REPEATS):
+                _run(layer, carry, dtype, choose)
+            seconds[name] = time.perf_counter() - started
+    except Exception as error:  # what a compiler or a driver raises has no common class
+        return Trial(math.inf, f"they failed with {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+    for name, right in truth.items():
+        allowed = _TIMES_WORSE * _distance(results["reference"][name], right) + _ROUNDING * float(right.norm())
+        found = _distance(results["triton"][name], right)
+        if not found <= allowed:
+            return Trial(math.inf, f"{name} is {found:.2g} away from the reference; rounding is {allowed:.2g}")
+    return Trial(seconds["triton"] / seconds["reference"])
+
+
+def _layer(config: ModelConfig, length: int, device: torch.device) -> tuple[EncoderLayer, Carry]:
+    """In fp32, with random values that are the same every time."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return (_STD * torch.randn(shape, generator=generator)).to(device)
+
+    layer = EncoderLayer(config).to(device)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(draw(*parameter.shape))
+    set_sites(layer.named_modules(), seed=0)
+    relative = None
+    if config.relative_attention:
+        rows = rows_by_distance(length, config.position_buckets, config.relative_span)
+        rows = rows - rows[0]
+        relative = RelativePositions(draw(int(rows[-1]) + 1, config.hidden_size), rows.to(device))
+    real = torch.arange(length) < torch.tensor([[length], [length - length // 4]])
+    carry = Carry(
+        torch.zeros(_BATCH, length, dtype=torch.int64, device=device),
+        real.to(device),
+        relative=relative,
+        hidden=draw(_BATCH, length, config.hidden_size) / _STD,
+        draws=Draws.of(torch.arange(_BATCH, device=device), length),
+    )
+    return layer, carry
+
+
+def _run(
+    layer: EncoderLayer, carry: Carry, dtype: torch.dtype, choose: Callable[[nn.Module], None]
+) -> dict[str, Tensor]:
+    """Output and all gradients of a copy of the layer in ``dtype``, in fp32."""
+    layer = copy.deepcopy(layer).to(dtype)
+    choose(layer)
+    leaves = {"the input": carry.hidden.to(dtype).requires_grad_()}
+    carry = replace(carry, hidden=leaves["the input"])
+    if carry.relative is not None:
+        leaves["the relative table"] = carry.relative.table.to(dtype).requires_grad_()
+        carry = replace(carry, relative=replace(carry.relative, table=leaves["the relative table"]))
+    leaves |= dict(layer.named_parameters())
+    output = layer(carry).hidden
+    # A weight for every element: the sum of a LayerNorm's output has hardly any gradient.
+    weights = torch.linspace(-1, 1, output.numel(), device=output.device).view_as(output).to(dtype)
+    gradients = torch.autograd.grad((output * weights).sum(), list(leaves.values()))
+    results = {"the output": output.detach()}
+    results |= {f"the gradient of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+    results = {name: tensor.float() for name, tensor in results.items()}
+    if output.is_cuda:
+        torch.cuda.synchronize()
+    return results
+
+
+def _distance(found: Tensor, right: Tensor) -> float:
+    return float((found - right).norm())
