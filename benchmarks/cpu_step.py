@@ -11,6 +11,7 @@ import argparse
 import os
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from attention_layer import draw_inputs, our_layer, their_layer, with_backward
@@ -19,8 +20,10 @@ from step_models import (
     DECODER,
     EAGER,
     MASK_RATE,
+    REPLACED,
     TOY,
     Variant,
+    build_ours,
     changed,
     check_equal,
     copy_weights,
@@ -94,6 +97,22 @@ def bench_optimizer(shape: tuple[int, int], config: ModelConfig, models: dict[st
     return seconds
 
 
+def bench_replaced(shape: tuple[int, int], config: ModelConfig, models: dict[str, Variant], repeats: int) -> Seconds:
+    """G10: the step of replaced token detection against that of masked tokens, our model, forward and backward."""
+    print(
+        f"replaced tokens (RTD) against masked tokens (MLM), {shape[0]}x{shape[1]}, {config.num_hidden_layers} layers"
+    )
+    mlm, batch = models[OURS], draw_batch(*shape, config.vocab_size)
+    rtd = partial(build_ours, backend=BACKENDS[OURS], device=torch.device("cpu"), objective=REPLACED)
+    built = {"masked tokens": mlm.build(mlm.config).train(), "replaced tokens": rtd(mlm.config).train()}
+    seconds = interleave({name: lambda m=model: mlm.step(m, batch) for name, model in built.items()}, repeats)
+    masked, replaced = seconds.values()
+    ratios = [b / a for a, b in zip(masked, replaced, strict=True)]
+    print_ratios(seconds, "masked tokens")
+    print(f"  RTD step : MLM step {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+    return seconds
+
+
 def bench_layer(shape: tuple[int, int], config: ModelConfig, models: dict[str, Variant], repeats: int) -> Seconds:
     """C3: one attention layer with its projections and LayerNorm, forward and backward."""
     print(f"attention layer, {shape[0]}x{shape[1]}")
@@ -125,7 +144,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--dropout", type=float, default=0.0)
-    benches = {"layer": bench_layer, "step": bench_step, "optimizer": bench_optimizer}
+    benches = {"layer": bench_layer, "step": bench_step, "optimizer": bench_optimizer, "rtd": bench_replaced}
     parser.add_argument("--only", nargs="+", choices=benches, default=list(benches))
     parser.add_argument("--toy", action="store_true", help="a small model: every line of this in seconds")
     parser.add_argument("--plot", help="write a bar chart to this file")

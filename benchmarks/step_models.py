@@ -15,16 +15,18 @@ from torch.nn import functional
 from transformers import DebertaV2Config, DebertaV2ForMaskedLM
 
 from megadeberta.config.model import ModelConfig
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.hf_config import ModelKind, choose_layout, to_hf_config
 from megadeberta.convert.names import mlm_names
 from megadeberta.model.attention import DisentangledSelfAttention
 from megadeberta.model.attention_backend import select_attention, select_recompute
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.model.whole import WholeModel, build_specs
 from megadeberta.ops.disentangled_attention import IMPLEMENTATIONS
 
 MASK_RATE = 0.15
+REPLACED = ObjectiveConfig(name="rtd")
 EAGER = "transformers eager"
 BERT = "same-size BERT, SDPA"
 DECODER = "megadeberta, mask decoder"
@@ -68,8 +70,11 @@ def build_theirs(config: ModelConfig) -> DebertaV2ForMaskedLM:
     return DebertaV2ForMaskedLM(DebertaV2Config(**to_hf_config(config, choose_layout(config, ModelKind.MLM))))
 
 
-def build_ours(config: ModelConfig, *, backend: str, device: torch.device) -> WholeModel:
-    model = WholeModel(mlm_specs(config))
+def build_ours(
+    config: ModelConfig, *, backend: str, device: torch.device, objective: ObjectiveConfig | None = None
+) -> WholeModel:
+    """Of masked tokens unless another objective is given."""
+    model = WholeModel(build_specs(config, objective or ObjectiveConfig()))
     initialize(model, seed=0, std=config.initializer_range)
     set_sites(model.named_modules(), seed=0)
     select_attention(model, backend, device)
@@ -216,9 +221,14 @@ def their_loss(model: DebertaV2ForMaskedLM, batch: Batch) -> Tensor:
 
 
 def our_loss(model: WholeModel, batch: Batch) -> Tensor:
+    """Of every objective the model has; those of masked and of replaced tokens with the weights of a recipe."""
     terms, _ = model(batch.ids, batch.mask, batch.positions, batch.targets, sample_numbers=batch.numbers)
     loss_sum, count = terms["mlm_loss"]
-    return loss_sum / count
+    loss = loss_sum / count
+    if "rtd_loss" in terms:
+        loss_sum, count = terms["rtd_loss"]
+        loss = loss + REPLACED.loss_weights["rtd_loss"] * loss_sum / count
+    return loss
 
 
 def check_equal(theirs: DebertaV2ForMaskedLM, ours: WholeModel, batch: Batch, *, tolerance: float) -> None:

@@ -29,9 +29,10 @@ def test_the_gpu_benchmark_compares_op_layer_and_step_on_a_toy_under_the_interpr
     assert chart.stat().st_size > 1000
 
 
-def test_the_cpu_benchmark_compares_layer_step_and_optimizer_on_a_toy(tmp_path: Path) -> None:
+def test_the_cpu_benchmark_compares_layer_step_optimizer_and_objectives_on_a_toy(tmp_path: Path) -> None:
     chart = tmp_path / "chart.png"
     output = _output("benchmarks/cpu_step.py", "--shapes", "2x16", "--repeats", "1", "--plot", str(chart))
     assert output.count("x BERT") == output.count("KiB a token a layer") == 6
     assert output.count("transformers eager") == 4  # layer, step, bytes kept, optimizer
+    assert output.count("RTD step : MLM step") == 1
     assert chart.stat().st_size > 1000
