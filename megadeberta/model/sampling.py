@@ -67,6 +67,7 @@ def after_sampling(carry: Carry, *, input_ids: Tensor, replaced: Tensor, rates: 
         masked_labels=None,
         masked_hidden=None,
         masked_logits=None,
+        tied_gradient=None,
         relative=None,
         hidden=None,
         terms={**carry.terms, **rates},

@@ -138,7 +138,9 @@ class WholeModel(nn.Module):
         """
         # Input and output of the word table are both in this module, so their gradients can be one. With a
         # discriminator the table may have a third use, and autograd adds them up.
-        tied = TiedGradient(self.get_parameter(WORD_TABLE)) if "embeddings" in self.layer_names else None
+        table = f"{GENERATOR}.{WORD_TABLE}" if self._has_parts else WORD_TABLE
+        reads_words = part != DISCRIMINATOR and table.removesuffix(".word_embeddings.weight") in self.layer_names
+        tied = TiedGradient(self.get_parameter(table)) if reads_words else None
         carry = Carry(
             input_ids,
             attention_mask.bool(),
