@@ -3,6 +3,7 @@
 Shapes: B batch · N heads · H head size · Q query rows · L keys · P table rows · G samples of a tile.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,13 +38,24 @@ def cpu_attention(
     With ``keep_probabilities`` the backward pass reads the softmax of the forward pass, ``[N, B, Q, L]`` in fp32;
     without, it computes the scores again and nothing of that size is kept.
     """
-    if mask is not None and mask.hides_nothing(key.size(2)):
-        mask = None
     rows = None if position is None else position.rows
-    scale = score_scale(query.size(-1), position)
-    call = _Call(rows, query_positions, mask, dropout, scale, keep_probabilities)
     tables = (None, None) if position is None else (position.key, position.query)
-    return _CpuAttention.apply(query, key, value, *tables, call)
+    where = (None,) * 4 if mask is None else (mask.begin, mask.end, mask.real, mask.pairs)
+    draws = (None, None) if dropout is None else (dropout.seed, dropout.samples)
+    inputs = (query, key, value, *tables)
+    has_backward = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    context, _ = torch.ops.megadeberta.cpu_attention_forward(
+        *inputs,
+        rows,
+        query_positions,
+        *where,
+        *draws,
+        score_scale(query.size(-1), position),
+        0.0 if dropout is None else dropout.probability,
+        0 if dropout is None else dropout.first_head,
+        keep_probabilities and has_backward,
+    )
+    return context.transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -55,46 +67,114 @@ class _Call:
     mask: AttentionMask | None
     dropout: CounterDropout | None
     scale: float
-    keep_probabilities: bool
+
+    @classmethod
+    def of(
+        cls, lookups: Sequence[Tensor | None], num_keys: int, scale: float, probability: float, first_head: int
+    ) -> "_Call":
+        """From the arguments of the operators below."""
+        rows, positions, begin, end, real, pairs, seed, samples = lookups
+        mask = None if begin is None else AttentionMask(begin, end, real, pairs)
+        if mask is not None and mask.hides_nothing(num_keys):
+            mask = None
+        dropout = None if seed is None else CounterDropout(probability, seed, samples, first_head)
+        return cls(rows, positions, mask, dropout, scale)
 
 
-class _CpuAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, query, key, value, position_key, position_query, call: _Call) -> Tensor:
-        batch, heads, num_rows, head_size = query.shape
-        work = _Work(call, query, key, value, position_key, position_query)
-        saved = None
-        if call.keep_probabilities and any(ctx.needs_input_grad):
-            saved = query.new_empty(heads, batch, num_rows, key.size(2), dtype=work.precise)
-        context = query.new_empty(batch, num_rows, heads, head_size, dtype=work.precise)
-        for number in range(heads):
-            head = work.head(number)
-            for tile in work.tiles:
-                weights = head.probabilities(tile, None if saved is None else saved[number, tile.samples, tile.rows])
-                if call.dropout is not None:
-                    weights = weights * head.dropout_factor(tile)
-                torch.bmm(weights, head.value[tile.samples], out=context[tile.samples, tile.rows, number])
-        ctx.call = call
-        ctx.save_for_backward(query, key, value, position_key, position_query, saved)
-        return context.to(query.dtype).transpose(1, 2)
+_OptionalTensor = Tensor | None
 
-    @staticmethod
-    def backward(ctx, grad_context: Tensor):
-        *inputs, saved = ctx.saved_tensors
-        work = _Work(ctx.call, *inputs)
-        # [B, rows, N, H] in memory: what the projections' backward reads without a copy.
-        grads = [torch.zeros(_rows_first(t), dtype=work.precise).transpose(1, 2) for t in inputs[:3]]
-        tables = work.zero_table_gradients()
-        for number in range(grad_context.size(1)):
-            head = work.head(number, tables)
-            grad_n = grad_context[:, number].to(work.precise)
-            sums = [grad[:, number] for grad in grads]
-            for tile in work.tiles:
-                weights = head.probabilities(tile) if saved is None else saved[number, tile.samples, tile.rows]
-                head.backward(tile, weights, grad_n[tile.samples, tile.rows], into=sums)
-        content = (grad.to(t.dtype) for grad, t in zip(grads, inputs, strict=False))
-        table_grads = (None if t is None else g.to(t.dtype) for g, t in zip(work.fold(tables), inputs[3:], strict=True))
-        return *content, *table_grads, None
+
+@torch.library.custom_op("megadeberta::cpu_attention_forward", mutates_args=())
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, position_key: _OptionalTensor, position_query: _OptionalTensor,
+    rows: _OptionalTensor, positions: _OptionalTensor,
+    begin: _OptionalTensor, end: _OptionalTensor, real: _OptionalTensor, pairs: _OptionalTensor,
+    seed: _OptionalTensor, samples: _OptionalTensor,
+    scale: float, probability: float, first_head: int, keep: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Context ``[B, Q, N, H]``, and the softmax ``[N, B, Q, L]``, empty unless ``keep``."""
+    batch, heads, num_rows, head_size = query.shape
+    lookups = (rows, positions, begin, end, real, pairs, seed, samples)
+    call = _Call.of(lookups, key.size(2), scale, probability, first_head)
+    work = _Work(call, query, key, value, position_key, position_query)
+    saved = query.new_empty((heads, batch, num_rows, key.size(2)) if keep else 0, dtype=work.precise)
+    context = query.new_empty(batch, num_rows, heads, head_size, dtype=work.precise)
+    for number in range(heads):
+        head = work.head(number)
+        for tile in work.tiles:
+            weights = head.probabilities(tile, saved[number, tile.samples, tile.rows] if keep else None)
+            if call.dropout is not None:
+                weights = weights * head.dropout_factor(tile)
+            torch.bmm(weights, head.value[tile.samples], out=context[tile.samples, tile.rows, number])
+    return context.to(query.dtype), saved
+
+
+@_forward.register_fake
+def _(query, key, *rest):
+    batch, heads, num_rows, head_size = query.shape
+    saved = (heads, batch, num_rows, key.size(2)) if rest[-1] else 0
+    return query.new_empty(batch, num_rows, heads, head_size), query.new_empty(saved, dtype=_precise(query))
+
+
+@torch.library.custom_op("megadeberta::cpu_attention_backward", mutates_args=())
+def _backward(
+    grad_context: Tensor, saved: Tensor,
+    query: Tensor, key: Tensor, value: Tensor, position_key: _OptionalTensor, position_query: _OptionalTensor,
+    rows: _OptionalTensor, positions: _OptionalTensor,
+    begin: _OptionalTensor, end: _OptionalTensor, real: _OptionalTensor, pairs: _OptionalTensor,
+    seed: _OptionalTensor, samples: _OptionalTensor,
+    scale: float, probability: float, first_head: int, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of query, key and value ``[B, ., N, H]``, and of the tables ``[P, N, H]`` (empty if absent)."""
+    lookups = (rows, positions, begin, end, real, pairs, seed, samples)
+    inputs = (query, key, value, position_key, position_query)
+    work = _Work(_Call.of(lookups, key.size(2), scale, probability, first_head), *inputs)
+    # Rows before heads: what the projections' backward reads without a copy.
+    grads = [torch.zeros(_rows_first(t), dtype=work.precise) for t in inputs[:3]]
+    tables = work.zero_table_gradients()
+    for number in range(query.size(1)):
+        head = work.head(number, tables)
+        grad_n = grad_context[:, :, number].to(work.precise)
+        sums = [grad[:, :, number] for grad in grads]
+        for tile in work.tiles:
+            weights = saved[number, tile.samples, tile.rows] if keep else head.probabilities(tile)
+            head.backward(tile, weights, grad_n[tile.samples, tile.rows], into=sums)
+    folded = work.fold(tables)
+    return (
+        *(grad.to(t.dtype) for grad, t in zip(grads, inputs[:3], strict=True)),
+        *(query.new_empty(0) if t is None else g.to(t.dtype) for g, t in zip(folded, inputs[3:], strict=True)),
+    )
+
+
+@_backward.register_fake
+def _(grad_context, saved, query, key, value, position_key, position_query, *_):
+    content = (t.new_empty(_rows_first(t)) for t in (query, key, value))
+    tables = (
+        query.new_empty(0) if t is None else t.new_empty(t.size(1), t.size(0), t.size(2))
+        for t in (position_key, position_query)
+    )
+    return (*content, *tables)
+
+
+def _keep(ctx, inputs, output) -> None:
+    *tensors, scale, probability, first_head, keep = inputs
+    ctx.numbers = (scale, probability, first_head, keep)
+    ctx.save_for_backward(output[1], *tensors)
+
+
+def _gradients(ctx, grad_context, _grad_saved):
+    saved, *tensors = ctx.saved_tensors
+    grads = torch.ops.megadeberta.cpu_attention_backward(grad_context, saved, *tensors, *ctx.numbers)
+    content = (grad.transpose(1, 2) for grad in grads[:3])
+    tables = (None if t is None else g.transpose(0, 1) for g, t in zip(grads[3:], tensors[3:5], strict=True))
+    return (*content, *tables, *(None,) * 12)
+
+
+torch.library.register_autograd("megadeberta::cpu_attention_forward", _gradients, setup_context=_keep)
+
+
+def _precise(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
 
 
 def _rows_first(tensor: Tensor) -> tuple[int, ...]:
@@ -108,7 +188,7 @@ class _Work:
 
     def __init__(self, call: _Call, query, key, value, position_key, position_query) -> None:
         self.call = call
-        self.precise = torch.float32 if query.dtype in (torch.float16, torch.bfloat16) else query.dtype
+        self.precise = _precise(query)
         self._inputs = (query, key, value)
         self.tiles = _tiles(query.size(0), query.size(2), key.size(2))
         self._tables = (position_key, position_query)
@@ -153,11 +233,11 @@ class _Work:
         ]
 
     def fold(self, grads: list[Tensor | None]) -> list[Tensor | None]:
-        """What was added up in ``zero_table_gradients`` -> gradients of the projected tables, ``[N, P, H]``."""
+        """What was added up in ``zero_table_gradients`` -> gradients of the projected tables, ``[P, N, H]``."""
         if self._index is None and self.call.rows is not None:
             by_distance = zip(grads, self._distance_rows, self._tables, strict=True)
             grads = [None if grad is None else _added_rows(grad, rows, t.size(1)) for grad, rows, t in by_distance]
-        return [None if grad is None else grad.transpose(0, 1) for grad in grads]
+        return grads
 
 
 @dataclass(frozen=True)

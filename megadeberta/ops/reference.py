@@ -57,12 +57,26 @@ def _expand(index: Tensor, like: Tensor) -> Tensor:
 
 
 def _kept_like(probabilities: Tensor, dropout: CounterDropout) -> Tensor:
-    batch, heads, rows, columns = probabilities.shape
-    device = probabilities.device
-    return kept(
-        dropout,
-        torch.arange(batch, device=device)[:, None, None],
-        torch.arange(heads, device=device)[None, :, None],
-        rows=torch.arange(rows, device=device)[None, None, :],
-        num_columns=columns,
+    """bool, of the shape of ``probabilities`` ``[B, N, Q, L]``."""
+    return torch.ops.megadeberta.kept_weights(
+        dropout.seed, dropout.samples, dropout.probability, dropout.first_head, *probabilities.shape[1:]
     )
+
+
+@torch.library.custom_op("megadeberta::kept_weights", mutates_args=())
+def _kept_weights(
+    seed: Tensor, samples: Tensor, probability: float, first_head: int, heads: int, rows: int, columns: int
+) -> Tensor:
+    """An operator, as torch.compile cannot follow words without a sign."""
+    return kept(
+        CounterDropout(probability, seed, samples, first_head),
+        torch.arange(samples.size(0), device=seed.device)[:, None, None],
+        torch.arange(heads, device=seed.device)[None, :, None],
+        rows=torch.arange(rows, device=seed.device)[None, None, :],
+        num_columns=columns,
+    ).contiguous()
+
+
+@_kept_weights.register_fake
+def _(seed, samples, probability, first_head, heads, rows, columns):
+    return samples.new_empty(samples.size(0), heads, rows, columns, dtype=torch.bool)

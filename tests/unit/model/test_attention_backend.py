@@ -13,14 +13,16 @@ import torch
 from benchmarks.stopwatch import KeptTensors
 from megadeberta.config.model import ModelConfig
 from megadeberta.errors import ConfigError
-from megadeberta.model import attention_backend
+from megadeberta.model import attention_backend, kernel_trial
+from megadeberta.model.attention import DisentangledSelfAttention, QueryStream
 from megadeberta.model.attention_backend import choose_attention, select_attention
 from megadeberta.model.carry import Carry, RelativePositions
-from megadeberta.model.dropout import set_sites
+from megadeberta.model.dropout import Draws, set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.kernel_trial import Trial, try_kernels
 from megadeberta.model.layer import EncoderLayer
 from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.ops.attention_mask import padding_mask
 from megadeberta.ops.relative_position import rows_by_distance
 
 TEXT = Path(__file__).parents[2] / "data" / "sotu.txt"
@@ -167,6 +169,7 @@ def test_kernels_that_do_not_compile_leave_the_reference(monkeypatch: pytest.Mon
 
 def test_the_real_kernels_pass_their_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(kernel_trial, "_REPEATS", 1)
     config = ModelConfig(hidden_size=64, num_attention_heads=2, intermediate_size=64, position_buckets=8)
     select = partial(select_attention, device=CPU)
     assert not try_kernels(config, select, length=24, dtype=torch.float32, device=CPU).finding
@@ -189,3 +192,42 @@ def test_triton_on_a_cpu_names_the_interpreter(monkeypatch: pytest.MonkeyPatch) 
 def test_the_cpu_path_is_refused_on_a_gpu(backend: str) -> None:
     with pytest.raises(ConfigError, match=rf"training\.attention={backend} runs on a CPU.*cuda.*auto"):
         select_attention(torch.nn.Module(), backend, CUDA)
+
+
+@pytest.mark.parametrize("share_att_key", [True, False])
+def test_kernels_give_the_gradients_of_all_projections_of_hidden_states_and_table(
+    monkeypatch: pytest.MonkeyPatch, share_att_key: bool
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    config = ModelConfig(
+        hidden_size=64,
+        num_attention_heads=2,
+        position_buckets=8,
+        share_att_key=share_att_key,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+    )
+    torch.manual_seed(0)
+    attention = DisentangledSelfAttention(config)
+    set_sites(attention.named_modules(), seed=1)
+    rows = rows_by_distance(21, config.position_buckets, config.relative_span)
+    shape, table = (2, 21, 64), (int(rows[-1] - rows[0]) + 1, 64)
+    inputs = {"hidden": torch.randn(shape), "table": torch.randn(table), "upstream": torch.randn(shape)}
+
+    def gradients(backend: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        attention.to(dtype).backend = backend
+        hidden, table, upstream = (tensor.to(dtype).requires_grad_() for tensor in inputs.values())
+        draws = Draws.of(torch.arange(2), 21)
+        keys = attention.project_keys(hidden, RelativePositions(table, rows - rows[0]), draws, with_query=True)
+        mask = padding_mask(torch.arange(21) < torch.tensor([[21], [15]]))
+        context = attention(QueryStream(hidden, mask, draws), keys)
+        leaves = {"hidden": hidden, "table": table, **dict(attention.named_parameters())}
+        found = torch.autograd.grad(context, list(leaves.values()), upstream)
+        return {name: gradient.double() for name, gradient in zip(leaves, found, strict=True)}
+
+    found, right = gradients("triton", torch.float32), gradients("reference", torch.float64)
+    assert ("pos_key_proj.weight" in right) != share_att_key
+    for name, gradient in right.items():
+        # A key's bias moves all scores of a row alike: its gradient comes from the position terms and is small.
+        size = max(float(gradient.norm()), 0.1 * gradient.numel() ** 0.5)
+        assert float((found[name] - gradient).norm()) <= 1e-6 * size, name

@@ -102,20 +102,3 @@ def test_the_sum_is_all_that_is_kept_of_the_size_of_the_hidden_states(backend: s
             branch, residual, weight, bias, eps=EPS, keys=torch.arange(4), probability=0.1, backend=backend
         )
     assert [tuple(t.shape) for t in kept if t.numel() == branch.numel()] == [(4, 32)]
-
-
-def test_torch_compile_keeps_the_call_whole() -> None:
-    torch.manual_seed(0)
-    inputs = [torch.randn(s, requires_grad=True) for s in ((3, 24), (3, 24), (24,), (24,))]
-    keys = torch.arange(3)
-
-    def norm(*tensors: Tensor) -> Tensor:
-        options = {"eps": EPS, "keys": keys, "probability": 0.1, "backend": "triton"}
-        return residual_layer_norm(*tensors, **options).square()
-
-    results = []
-    for function in (norm, torch.compile(norm, backend="aot_eager", fullgraph=True)):
-        loss = function(*inputs).sum()
-        results.append((loss, *torch.autograd.grad(loss, inputs)))
-    for plain, whole in zip(*results, strict=True):
-        torch.testing.assert_close(plain, whole, rtol=1e-6, atol=1e-6)

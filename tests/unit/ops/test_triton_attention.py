@@ -6,9 +6,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from megadeberta.ops import triton_plan
-from megadeberta.ops.disentangled_attention import disentangled_attention
-from megadeberta.ops.position_terms import PositionTerms
-from megadeberta.ops.relative_position import rows_by_distance
 from tests.unit.ops.cases import NAMES, Case, largest_error, run
 
 # fp32 with fp32 accumulation: a few units in the last place of sums of some hundred products.
@@ -79,23 +76,3 @@ def test_a_long_batch_gives_the_table_gradient_in_shares(monkeypatch: pytest.Mon
     assert triton_plan.plan_tiles(32).shares(3, 1, 3) == (2, 2)
     error, where = largest_error(Case(batch=3, heads=1, length=33), backend="triton", dtype=torch.float32)
     assert error <= TOLERANCE[torch.float32], where
-
-
-def test_torch_compile_keeps_the_call_whole() -> None:
-    rows = rows_by_distance(20, 8, 64)
-    rows = rows - rows[0]
-    table = torch.randn(1, int(rows[-1]) + 1, 32, requires_grad=True)
-    content = [torch.randn(1, 1, 20, 32, requires_grad=True) for _ in range(3)]
-
-    def attend(query, key, value, table):
-        return disentangled_attention(
-            query, key, value, position=PositionTerms(rows, table, table), backend="triton"
-        ).square()
-
-    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
-    results = []
-    for function in (attend, compiled):
-        loss = function(*content, table).sum()
-        results.append((loss, *torch.autograd.grad(loss, [*content, table])))
-    for plain, whole in zip(*results, strict=True):
-        torch.testing.assert_close(plain, whole, rtol=1e-6, atol=1e-6)
