@@ -19,6 +19,7 @@ def train_tokenizer(folder: Path, **options: object) -> Path:
     sentencepiece.SentencePieceTrainer.train(
         input=str(TEXT),
         input_sentence_size=200,
+        shuffle_input_sentence=False,  # its shuffling has another seed every time
         model_prefix=str(folder / "spm"),
         minloglevel=2,
         **{"vocab_size": 300, "num_threads": 1, "num_sub_iterations": 1} | options,
