@@ -52,14 +52,16 @@ def try_kernels(
     """
     try:
         layer, carry = _layer(config, min(length, _LONGEST), device)
-        truth = _run(layer, carry, torch.float32, lambda module: select(module, "reference"))
+        select(layer, "reference")
+        truth = _pass(layer, carry, torch.float32)()
         results, seconds = {}, {}
         for name in ("reference", "triton"):
-            choose = lambda module, name=name: select(module, name)  # noqa: E731
-            results[name] = _run(layer, carry, dtype, choose)
+            select(layer, name)
+            run = _pass(layer, carry, dtype)
+            results[name] = run()
             started = time.perf_counter()
             for _ in range(_REPEATS):
-                _run(layer, carry, dtype, choose)
+                run()
             seconds[name] = time.perf_counter() - started
     except Exception as error:  # what a compiler or a driver raises has no common class
         return Trial(math.inf, f"they failed with {type(error).__name__}: {str(error).splitlines()[0][:200]}")
@@ -99,29 +101,28 @@ def _layer(config: ModelConfig, length: int, device: torch.device) -> tuple[Enco
     return layer, carry
 
 
-def _run(
-    layer: EncoderLayer, carry: Carry, dtype: torch.dtype, choose: Callable[[nn.Module], None]
-) -> dict[str, Tensor]:
-    """Output and all gradients of a copy of the layer in ``dtype``, in fp32."""
+def _pass(layer: EncoderLayer, carry: Carry, dtype: torch.dtype) -> Callable[[], dict[str, Tensor]]:
+    """What runs a copy of the layer in ``dtype``, forward and backward, and gives its output and all gradients."""
     layer = copy.deepcopy(layer).to(dtype)
-    choose(layer)
     leaves = {"the input": carry.hidden.to(dtype).requires_grad_()}
     carry = replace(carry, hidden=leaves["the input"])
     if carry.relative is not None:
         leaves["the relative table"] = carry.relative.table.to(dtype).requires_grad_()
         carry = replace(carry, relative=replace(carry.relative, table=leaves["the relative table"]))
     leaves |= dict(layer.named_parameters())
-    output = layer(carry).hidden
     # A weight for every element: the sum of a LayerNorm's output has hardly any gradient.
-    weights = torch.linspace(-1, 1, output.numel(), device=output.device).view_as(output).to(dtype)
-    gradients = torch.autograd.grad((output * weights).sum(), list(leaves.values()))
-    results = {"the output": output.detach()}
-    results |= {f"the gradient of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
-    results = {name: tensor.float() for name, tensor in results.items()}
-    if output.is_cuda:
-        torch.cuda.synchronize()
-    return results
+    weights = torch.linspace(-1, 1, carry.hidden.numel(), device=carry.hidden.device).view_as(carry.hidden).to(dtype)
+
+    def run() -> dict[str, Tensor]:
+        output = layer(carry).hidden
+        gradients = torch.autograd.grad((output * weights).sum(), list(leaves.values()))
+        if output.is_cuda:
+            torch.cuda.synchronize()
+        names = ("the output", *(f"the gradient of {name}" for name in leaves))
+        return dict(zip(names, (output.detach(), *gradients), strict=True))
+
+    return run
 
 
 def _distance(found: Tensor, right: Tensor) -> float:
-    return float((found - right).norm())
+    return float((found.float() - right).norm())
