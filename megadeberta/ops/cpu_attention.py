@@ -157,12 +157,15 @@ def _(grad_context, saved, query, key, value, position_key, position_query, *_):
 
 
 def _keep(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)  # no zeros in place of the gradient that the second output never gets
     *tensors, scale, probability, first_head, keep = inputs
     ctx.numbers = (scale, probability, first_head, keep)
     ctx.save_for_backward(output[1], *tensors)
 
 
 def _gradients(ctx, grad_context, _grad_saved):
+    if grad_context is None:
+        return (None,) * len(ctx.needs_input_grad)
     saved, *tensors = ctx.saved_tensors
     grads = torch.ops.megadeberta.cpu_attention_backward(grad_context, saved, *tensors, *ctx.numbers)
     content = (grad.transpose(1, 2) for grad in grads[:3])

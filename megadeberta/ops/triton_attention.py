@@ -157,12 +157,15 @@ def _(grad_context, context, lse, query, key, value, position_key, position_quer
 
 
 def _keep(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)  # no zeros in place of the gradient that the second output never gets
     *tensors, scale, threshold, first_head = inputs
     ctx.numbers = (scale, threshold, first_head)
     ctx.save_for_backward(*output, *tensors)
 
 
 def _gradients(ctx, grad_context, _grad_lse):
+    if grad_context is None:
+        return (None,) * len(ctx.needs_input_grad)
     context, lse, *tensors = ctx.saved_tensors
     grads = torch.ops.megadeberta.attention_backward(grad_context, context, lse, *tensors, *ctx.numbers)
     content = (grad.transpose(1, 2) for grad in grads[:3])
