@@ -70,8 +70,8 @@ class OptimizerState:
         find = _PIECES.get(type(self._wrapper), _plain_pieces)
         pieces = [piece for piece in find(self._wrapper, parameters) if piece.start < piece.stop]
         # Together what is in one flat tensor: it may have to be read from a file.
-        flats = list(dict.fromkeys(id(piece.flat) for piece in pieces))
-        self.pieces = sorted(pieces, key=lambda piece: flats.index(id(piece.flat)))
+        places: dict[int, int] = {}
+        self.pieces = sorted(pieces, key=lambda piece: places.setdefault(id(piece.flat), len(places)))
         self._swapped = SwappedState(self._wrapper)
 
     def owned(self) -> list[Piece]:

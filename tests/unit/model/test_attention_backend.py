@@ -138,7 +138,7 @@ def test_a_rank_where_the_kernels_are_wrong_decides_for_all(monkeypatch: pytest.
     assert (backend, line.split("; ")[1]) == ("reference", "on another rank the kernels are not right")
 
 
-def _trial(monkeypatch: pytest.MonkeyPatch, *, spoil: float = 0.0, fail: bool = False) -> Trial:
+def _trial(*, spoil: float = 0.0, fail: bool = False) -> Trial:
     """With the CPU path in the kernels' place."""
 
     def select(module: torch.nn.Module, backend: str) -> None:
@@ -153,17 +153,17 @@ def _trial(monkeypatch: pytest.MonkeyPatch, *, spoil: float = 0.0, fail: bool = 
     return try_kernels(config, select, length=40, dtype=torch.bfloat16, device=CPU)
 
 
-def test_the_trial_passes_rounding_and_finds_an_error_of_five_percent(monkeypatch: pytest.MonkeyPatch) -> None:
-    good = _trial(monkeypatch)
+def test_the_trial_passes_rounding_and_finds_an_error_of_five_percent() -> None:
+    good = _trial()
     assert 0 < good.share < math.inf
     assert not good.finding
-    bad = _trial(monkeypatch, spoil=0.05)
+    bad = _trial(spoil=0.05)
     assert bad.share == math.inf
     assert "away from the reference" in bad.finding
 
 
-def test_kernels_that_do_not_compile_leave_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = _trial(monkeypatch, fail=True)
+def test_kernels_that_do_not_compile_leave_the_reference() -> None:
+    failed = _trial(fail=True)
     assert failed == Trial(math.inf, "they failed with RuntimeError: out of shared memory")
 
 
