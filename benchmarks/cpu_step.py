@@ -133,7 +133,7 @@ def bench_layer(shape: tuple[int, int], config: ModelConfig, models: dict[str, V
         worst = max(float((a - b).norm() / a.norm()) for a, b in list(pairs)[:2])
         if worst > GRADIENT_TOLERANCE:
             raise SystemExit(f"the gradients differ by {worst:.1e}; no time is worth printing")
-    seconds = interleave(runs, 2 * repeats)
+    seconds = interleave(runs, 4 * repeats)
     print_ratios(seconds, EAGER)
     return seconds
 
