@@ -154,6 +154,9 @@ def _describe_layout(prepared: PreparedRun) -> str:
 
 
 def _threads(config: RunConfig, ranks: RankEnvironment) -> int:
-    """CPU threads of this rank: as configured, else its share of the cores it may use."""
-    cores = len(os.sched_getaffinity(0))
-    return config.parallel.threads_per_rank or max(1, cores // ranks.local_world_size)
+    """CPU threads of this rank: as configured, else as OMP_NUM_THREADS says, else its share of the cores it may use."""
+    if config.parallel.threads_per_rank is not None:
+        return config.parallel.threads_per_rank
+    if os.environ.get("OMP_NUM_THREADS"):
+        return torch.get_num_threads()  # torch has read it, lists of numbers too
+    return max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)

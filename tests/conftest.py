@@ -8,6 +8,9 @@ import pytest
 
 from tests.data_fixtures import prepared_corpus
 
+# OpenMP's idle threads spin. On a busy machine they take the cores from those that work: a test of 6 s took 280 s.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # Without a GPU the Triton kernels run through Triton's interpreter. Triton reads this when it is imported, and several
 # libraries import it, so it is set before any test module is.
 if shutil.which("nvidia-smi") is None:

@@ -83,7 +83,9 @@ class ParallelConfig(Section):
         False, description="keep only the input of every layer and compute the rest again in the backward pass"
     )
     timeout_seconds: float = Field(1800, gt=0, description="every collective of every group fails after this long")
-    threads_per_rank: int | None = Field(None, gt=0, description="CPU threads; null = cores / local ranks")
+    threads_per_rank: int | None = Field(
+        None, gt=0, description="CPU threads; null = OMP_NUM_THREADS, else cores / ranks"
+    )
 
     @field_validator("timeout_seconds")
     @classmethod
