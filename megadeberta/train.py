@@ -5,7 +5,6 @@ the global batch, step, log, validate, save. Everything that happens at a step i
 resumed run is the uninterrupted one.
 """
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,13 +16,12 @@ from launcher.environment import RankEnvironment
 from megadeberta.assembly import assemble
 from megadeberta.checkpoint.lock import SharedOutputLock
 from megadeberta.config.deepspeed_block import zero_stage
-from megadeberta.config.run import RunConfig
 from megadeberta.data.indexed import TokenShard
 from megadeberta.data.loader import StepBatch, steps_without_data, training_batches, validation_batches
 from megadeberta.data.unigram import unigram_cross_entropy
 from megadeberta.engine.collectives import TorchCollectives
 from megadeberta.engine.peer_loss import raise_peer_loss
-from megadeberta.engine.process_group import start_process_group
+from megadeberta.engine.process_group import choose_threads, start_process_group
 from megadeberta.engine.saving import RunCheckpoints
 from megadeberta.engine.schedule import learning_rate_factor
 from megadeberta.engine.signals import StopFlag
@@ -42,7 +40,7 @@ def train(prepared: PreparedRun, ranks: RankEnvironment) -> int:
     set_up_logging(ranks.rank)
     config = prepared.config
     with StopFlag() as stop, raise_peer_loss():
-        torch.set_num_threads(_threads(config, ranks))
+        torch.set_num_threads(choose_threads(config.parallel.threads_per_rank, ranks.local_world_size))
         device = start_process_group(config.parallel.timeout_seconds)
         with SharedOutputLock(config.training.output_dir, TorchCollectives(device)):
             exit_code = _Run(prepared, ranks, device).loop(stop)
@@ -151,12 +149,3 @@ def _describe_layout(prepared: PreparedRun) -> str:
     options = [name for name in ("sequence_parallel", "activation_checkpointing") if getattr(parallel, name)]
     sizes = f"{topology.data} data x {topology.tensor} tensor x {topology.pipeline} pipeline"
     return f"layout {sizes}, ZeRO {zero_stage(prepared.config.deepspeed)}" + "".join(f", {name}" for name in options)
-
-
-def _threads(config: RunConfig, ranks: RankEnvironment) -> int:
-    """CPU threads of this rank: as configured, else as OMP_NUM_THREADS says, else its share of the cores it may use."""
-    if config.parallel.threads_per_rank is not None:
-        return config.parallel.threads_per_rank
-    if os.environ.get("OMP_NUM_THREADS"):
-        return torch.get_num_threads()  # torch has read it, lists of numbers too
-    return max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)

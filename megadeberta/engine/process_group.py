@@ -1,4 +1,4 @@
-"""The process group: started by any launcher, with the configured timeout on every group."""
+"""The process group, started by any launcher, with the configured timeout on every group; the threads of a rank."""
 
 import datetime
 import os
@@ -38,6 +38,15 @@ def start_process_group(timeout_seconds: float) -> torch.device:
             "set MASTER_PORT to a free one; if ranks are missing, check that all were started"
         ) from error
     return torch.device(accelerator.current_device_name())
+
+
+def choose_threads(configured: int | None, local_ranks: int) -> int:
+    """CPU threads of this rank: as configured, else as OMP_NUM_THREADS says, else its share of the cores it may use."""
+    if configured is not None:
+        return configured
+    if os.environ.get("OMP_NUM_THREADS"):
+        return torch.get_num_threads()  # torch has read it, lists of numbers too
+    return max(1, len(os.sched_getaffinity(0)) // local_ranks)
 
 
 def apply_timeout(timeout_seconds: float) -> None:
