@@ -84,7 +84,7 @@ class ParallelConfig(Section):
     )
     timeout_seconds: float = Field(1800, gt=0, description="every collective of every group fails after this long")
     threads_per_rank: int | None = Field(
-        None, gt=0, description="CPU threads; null = OMP_NUM_THREADS, else cores / ranks"
+        None, gt=0, description="CPU threads; null = OMP_NUM_THREADS, else cores / local ranks"
     )
 
     @field_validator("timeout_seconds")

@@ -205,11 +205,9 @@ def test_lone_processes_get_different_free_ports() -> None:
 def test_ranks_under_the_installed_mpiexec() -> None:
     mpiexec = shutil.which("mpiexec", path=str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"])
     assert mpiexec is not None, "the mpi extra, which `make test` installs, brings one"
-    # One write a line: `print` makes two where Python is unbuffered, and mpiexec mixes what its ranks write.
-    code = (
-        "import os; from launcher.environment import apply; a = apply(os.environ); "
-        'os.write(1, f\'{a["RANK"]} {a["WORLD_SIZE"]}\\n\'.encode())'
-    )
+    # One string a line: of several, unbuffered Python writes each by itself, and mpiexec mixes what its ranks write.
+    line = "'%(RANK)s %(WORLD_SIZE)s\\n' % apply(os.environ)"
+    code = f"import os; from launcher.environment import apply; print({line}, end='')"
     environ = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run(
         [mpiexec, "-n", "2", sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60
