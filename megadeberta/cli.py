@@ -18,6 +18,7 @@ from data_prep.cli import prep, verify
 from data_prep.fetch import fetch
 from launcher.cli import launch
 from megadeberta import __version__
+from megadeberta.ending import ending
 from megadeberta.errors import EXIT_STORAGE, EXIT_USAGE, MegadebertaError
 from megadeberta.evaluate.cli import evaluate
 from megadeberta.observability.cli import report
@@ -85,6 +86,11 @@ def _common_options(
 def main() -> None:
     """Run the command line and exit: 0, a documented code, or a traceback for a bug."""
     set_up_logging(0, level=logging.WARNING)
+    with ending():
+        sys.exit(_run())
+
+
+def _run() -> int:
     try:
         code = app(prog_name="megadeberta", standalone_mode=False)
         sys.stdout.flush()
@@ -101,7 +107,7 @@ def main() -> None:
         code = _report(_with_help_hint(error), error.exit_code) if error.format_message() else EXIT_USAGE
     except OSError as error:
         code = _report_os_error(error)
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _report(message: str, code: int) -> int:

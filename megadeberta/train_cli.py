@@ -15,6 +15,7 @@ from launcher.preflight import needs_compiler
 from megadeberta.config.parameters import count_parameters
 from megadeberta.config.redact import redact
 from megadeberta.config.run import RunConfig
+from megadeberta.ending import expect_group_threads
 from megadeberta.errors import ConfigError
 from megadeberta.plan.attention import attention_of
 from megadeberta.plan.layout import Layout
@@ -60,6 +61,7 @@ def train(
     # After the checks: importing torch and deepspeed takes seconds, a wrong recipe should not.
     from megadeberta.train import train as run_training
 
+    expect_group_threads()
     raise typer.Exit(run_training(prepared, ranks))
 
 
