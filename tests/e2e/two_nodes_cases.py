@@ -12,8 +12,9 @@ from megadeberta.errors import EXIT_PEER_LOST, EXIT_PREEMPTED, EXIT_USAGE
 
 TIMEOUT_SECONDS = 30
 """parallel.timeout_seconds of the runs that lose a node: also how long their ranks may take to meet on busy cores."""
-LONG_STEPS = 60
-"""Steps of a run that is interrupted when a third of them is done."""
+LONG_STEPS = 200
+INTERRUPTED_AFTER = 20
+"""A run is interrupted early: its steps take 60 ms, and a signal takes seconds to go through ssh to every node."""
 # DeepSpeed's launcher polls its ranks every second; pdsh, ssh and Python's end take the rest.
 _END_SECONDS = 15
 
@@ -154,12 +155,12 @@ def _resumed(bench: Bench, recipe: Path, found: str) -> Outcome:
 
 
 def _wait_for_step(bench: Bench, recipe: Path, run: Run) -> None:
-    """Until a third of the steps is done and a checkpoint has been written."""
+    """Until some steps are done and checkpoints have been written."""
     metrics = bench.output(recipe) / "metrics.jsonl"
     deadline = time.monotonic() + PATIENT_SECONDS
-    while not metrics.exists() or max(losses(metrics.parent), default=0) < LONG_STEPS // 3:
+    while not metrics.exists() or max(losses(metrics.parent), default=0) < INTERRUPTED_AFTER:
         if run.wait(0.05) is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the run did not reach step {LONG_STEPS // 3}:\n{run.tail()}")
+            raise RuntimeError(f"the run did not reach step {INTERRUPTED_AFTER}:\n{run.tail()}")
 
 
 def _wait_until_gone(processes: Iterable[int], seconds: float) -> float | None:
