@@ -127,19 +127,20 @@ class _HostsJob:
             selector.register(runner.stderr, selectors.EVENT_READ)
             while True:
                 running = runner.poll() is None
+                data = None
                 if selector.select(_POLL_SECONDS if running else 0):
                     data = runner.stderr.read(_READ_SIZE)
                     *lines, rest = (rest + (data or b"")).split(b"\n")
                     for line in lines:
                         self._take_line(line)
-                    if data:
-                        continue
                     if data == b"":  # closed: wait for the end without spinning
                         time.sleep(_POLL_SECONDS)
-                if not running:
-                    return
-                self._forward_signals()
-                if self._enforce_deadlines():
+                # Not only when nothing was read: the lines of quick steps follow each other without a pause.
+                if running:
+                    self._forward_signals()
+                    if self._enforce_deadlines():
+                        return
+                elif not data:
                     return
 
     def _take_line(self, line: bytes) -> None:

@@ -85,6 +85,19 @@ time.sleep(60)
     assert _noted(machines, "told")()
 
 
+def test_signal_reaches_ranks_that_write_without_a_pause(machines: Path) -> None:
+    program = """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+note("ready")
+for step in range(2000):
+    print("step", step, file=sys.stderr, flush=True)
+    time.sleep(0.01)
+"""
+    _when(_noted(machines, "ready"), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    verdict = _launch(program)
+    assert (verdict.exit_code, verdict.lines) == (75, ())
+
+
 def test_killed_rank_ends_the_ranks_on_other_machines(machines: Path) -> None:
     program = 'signal.signal(signal.SIGTERM, signal.SIG_IGN); note("ready"); time.sleep(60)'
     _when(_noted(machines, "ready"), lambda: os.kill(int((machines / "ready.1").read_text()), signal.SIGKILL))
