@@ -13,8 +13,8 @@ from megadeberta.config.model import ModelConfig
 from megadeberta.model.attention import QueryStream
 from megadeberta.model.carry import RelativePositions
 from megadeberta.model.dropout import Draws
-from megadeberta.ops.attention_mask import padding_mask
-from megadeberta.ops.relative_position import rows_by_distance
+from megadeberta.ops.attention.mask import padding_mask
+from megadeberta.ops.attention.relative_position import rows_by_distance
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.build import build_engine
-from megadeberta.engine.checkpoints import load_checkpoint, save_checkpoint
-from megadeberta.engine.local_parameters import whole_parameters
-from megadeberta.engine.optimizer_state import OptimizerState
 from megadeberta.engine.process_group import start_process_group
+from megadeberta.engine.state.local_parameters import whole_parameters
+from megadeberta.engine.state.optimizer_state import OptimizerState
+from megadeberta.engine.state.save_load import load_checkpoint, save_checkpoint
 from megadeberta.model.whole import WholeModel, build_specs
 
 RUN = RunRecord(

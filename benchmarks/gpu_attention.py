@@ -12,12 +12,12 @@ from stopwatch import device_seconds, peak_memory
 from torch import Tensor
 from torch.nn import functional
 
-from megadeberta.ops import triton_plan
-from megadeberta.ops.attention_mask import padding_mask
+from megadeberta.ops.attention import triton_plan
+from megadeberta.ops.attention.interface import disentangled_attention
+from megadeberta.ops.attention.mask import padding_mask
+from megadeberta.ops.attention.position_terms import PositionTerms
+from megadeberta.ops.attention.relative_position import rows_by_distance
 from megadeberta.ops.counter_dropout import CounterDropout
-from megadeberta.ops.disentangled_attention import disentangled_attention
-from megadeberta.ops.position_terms import PositionTerms
-from megadeberta.ops.relative_position import rows_by_distance
 
 BUCKETS, SPAN = 256, 512
 REFERENCE, OURS, SDPA = "torch reference", "megadeberta triton", "plain attention, SDPA"

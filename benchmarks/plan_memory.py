@@ -11,7 +11,7 @@ from itertools import product
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.run import RunConfig
-from megadeberta.plan.activations import Work
+from megadeberta.layers.kept import Work
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import forward_memory
 from megadeberta.plan.stages import Recipe

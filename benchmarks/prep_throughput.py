@@ -18,10 +18,10 @@ from pathlib import Path
 
 import sentencepiece
 
-from data_prep.bad_lines import Tally
-from data_prep.blocks import Block
-from data_prep.documents import read_documents
-from data_prep.options import DocumentPer, ReadOptions
+from megadeberta.data_prep.bad_lines import Tally
+from megadeberta.data_prep.blocks import Block
+from megadeberta.data_prep.documents import read_documents
+from megadeberta.data_prep.options import DocumentPer, ReadOptions
 
 MAIN = "import sys; from megadeberta.cli import main; sys.exit(main())"
 

@@ -12,7 +12,7 @@ from stopwatch import interleave, print_ratios
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megadeberta.model.side_by_side import SideBySide, pairs_of
+from megadeberta.model.joint_linear import SideBySide, pairs_of
 
 SEPARATE = "three layers"
 

@@ -16,14 +16,14 @@ from transformers import DebertaV2Config, DebertaV2ForMaskedLM
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.convert.hf_config import ModelKind, choose_layout, to_hf_config
-from megadeberta.convert.names import mlm_names
+from megadeberta.convert.formats.hf_config import ModelKind, choose_layout, to_hf_config
+from megadeberta.convert.formats.names import mlm_names
 from megadeberta.model.attention import DisentangledSelfAttention
 from megadeberta.model.attention_backend import select_attention, select_recompute
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel, build_specs
-from megadeberta.ops.disentangled_attention import IMPLEMENTATIONS
+from megadeberta.ops.attention.interface import IMPLEMENTATIONS
 
 MASK_RATE = 0.15
 REPLACED = ObjectiveConfig(name="rtd")

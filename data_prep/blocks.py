@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from data_prep.bad_lines import Tally
-from data_prep.options import DocumentPer, ReadOptions
-from data_prep.sources import DamagedFile, Source, UnpackedStream
+from megadeberta.data_prep.bad_lines import Tally
+from megadeberta.data_prep.options import DocumentPer, ReadOptions
+from megadeberta.data_prep.sources import DamagedFile, Source, UnpackedStream
 from megadeberta.errors import DataError
 from megadeberta.storage import storage_errors
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.options import (
+from megadeberta.data_prep.options import (
     BadLinePolicy,
     DocumentPer,
     InputFormat,
@@ -21,7 +21,7 @@ from data_prep.options import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from data_prep.prepare import Outcome
+    from megadeberta.data_prep.prepare import Outcome
 
 _Corpora = Annotated[list[Path], typer.Argument(help="Files or folders: plain text or JSON lines, plain, .gz or .zst.")]
 _Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for vocabulary and shards.", metavar="DIR")]
@@ -84,7 +84,7 @@ def prep(
         workers=workers or len(os.sched_getaffinity(0)),
         overwrite=overwrite,
     )
-    from data_prep.prepare import prepare
+    from megadeberta.data_prep.prepare import prepare
 
     console = Console()
     _print(console, _closing_line(prepare(options, console=console, plot=_plot_lengths), output))
@@ -97,7 +97,7 @@ def verify(
 
     Example: megadeberta verify corpora/wikitext2-8k
     """
-    from data_prep.verify import verify_set
+    from megadeberta.data_prep.verify import verify_set
 
     verified = verify_set(folder)
     table = Table("shard", "documents", "tokens", "dtype", "largest id", "SHA-256 of .bin")
@@ -110,7 +110,7 @@ def verify(
 
 
 def _plot_lengths(folder: Path, lengths: "np.ndarray") -> None:
-    from data_prep.length_plot import plot_lengths
+    from megadeberta.data_prep.length_plot import plot_lengths
 
     plot_lengths(folder, lengths)
 

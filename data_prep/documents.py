@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, NoReturn
 
-from data_prep.bad_lines import Tally
-from data_prep.blocks import HEADING, Block
-from data_prep.options import DocumentPer, ReadOptions
+from megadeberta.data_prep.bad_lines import Tally
+from megadeberta.data_prep.blocks import HEADING, Block
+from megadeberta.data_prep.options import DocumentPer, ReadOptions
 
 MAX_DOCUMENT_CHARACTERS = 4 << 20
 """A longer document is cut at a space into several: encoding needs about 30 bytes of memory per character."""

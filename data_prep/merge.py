@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.options import SplitOptions
-from data_prep.parts import PartStore
 from megadeberta.data.indexed import ShardWriter
+from megadeberta.data_prep.options import SplitOptions
+from megadeberta.data_prep.parts import PartStore
 from megadeberta.errors import DataError, StorageError
 from megadeberta.storage import free_bytes
 

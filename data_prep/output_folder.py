@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.parts import FOLDER
-from data_prep.report import REPORT
 from megadeberta.data.indexed import TokenShard, shard_file
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
+from megadeberta.data_prep.parts import FOLDER
+from megadeberta.data_prep.report import REPORT
 from megadeberta.errors import DataError
 from megadeberta.storage import storage_errors, sync_folder, write_file
 

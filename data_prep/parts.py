@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from data_prep.bad_lines import Tally
+from megadeberta.data_prep.bad_lines import Tally
 from megadeberta.storage import storage_errors
 
 DOCUMENT_RECORD = np.dtype([("length", "<i4"), ("key", "<u8")])

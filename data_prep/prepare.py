@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from data_prep.bad_lines import CorpusTally, Tally
-from data_prep.blocks import Block, BlockCutter, choose_block_bytes
-from data_prep.options import BadLinePolicy, PrepOptions
-from data_prep.output_folder import OutputFolder
-from data_prep.parts import Part, PartStore
-from data_prep.pool import run_in_order
-from data_prep.progress import Stages
-from data_prep.publish import Publication
-from data_prep.report import describe_corpus
-from data_prep.sources import Source, find_sources
-from data_prep.vocabulary import Sample, train_vocabulary
-from data_prep.work import EncodeContext, WorkContext, encode_block, sample_block
 from megadeberta.data.index_layout import smallest_dtype
 from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data_prep.bad_lines import CorpusTally, Tally
+from megadeberta.data_prep.blocks import Block, BlockCutter, choose_block_bytes
+from megadeberta.data_prep.options import BadLinePolicy, PrepOptions
+from megadeberta.data_prep.output_folder import OutputFolder
+from megadeberta.data_prep.parts import Part, PartStore
+from megadeberta.data_prep.pool import run_in_order
+from megadeberta.data_prep.progress import Stages
+from megadeberta.data_prep.publish import Publication
+from megadeberta.data_prep.report import describe_corpus
+from megadeberta.data_prep.sources import Source, find_sources
+from megadeberta.data_prep.vocabulary import Sample, train_vocabulary
+from megadeberta.data_prep.work import EncodeContext, WorkContext, encode_block, sample_block
 from megadeberta.errors import DataError
 from megadeberta.storage import write_file
 

@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.blocks import Block
-from data_prep.merge import SplitRule, check_room, choose_split, merge_parts
-from data_prep.options import PrepOptions
-from data_prep.output_folder import OutputFolder
-from data_prep.parts import DOCUMENT_RECORD, Part, PartStore
-from data_prep.progress import Stages
-from data_prep.report import describe_lengths, describe_shard, write_report
-from data_prep.sources import Source
-from data_prep.vocabulary import vocabulary_listing
 from megadeberta.data.index_layout import smallest_dtype
 from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.shard_manifest import ShardManifest, ShardSource
 from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data_prep.blocks import Block
+from megadeberta.data_prep.merge import SplitRule, check_room, choose_split, merge_parts
+from megadeberta.data_prep.options import PrepOptions
+from megadeberta.data_prep.output_folder import OutputFolder
+from megadeberta.data_prep.parts import DOCUMENT_RECORD, Part, PartStore
+from megadeberta.data_prep.progress import Stages
+from megadeberta.data_prep.report import describe_lengths, describe_shard, write_report
+from megadeberta.data_prep.sources import Source
+from megadeberta.data_prep.vocabulary import vocabulary_listing
 from megadeberta.errors import DataError
 
 

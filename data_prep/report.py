@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.bad_lines import CorpusTally
 from megadeberta.data.shard_manifest import ShardManifest
+from megadeberta.data_prep.bad_lines import CorpusTally
 from megadeberta.storage import write_file
 
 REPORT = "report.json"

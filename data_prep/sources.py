@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from data_prep.options import InputFormat
+from megadeberta.data_prep.options import InputFormat
 from megadeberta.errors import DataError
 
 _JSON_ENDINGS = {".jsonl", ".ndjson", ".json"}

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.output_folder import TOKENIZER, OutputFolder
 from megadeberta.data.indexed import TokenShard, shard_file
 from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data_prep.output_folder import TOKENIZER, OutputFolder
 from megadeberta.errors import DataError
 
 

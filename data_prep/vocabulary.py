@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 import sentencepiece
 
-from data_prep.options import VocabularyOptions
+from megadeberta.data_prep.options import VocabularyOptions
 from megadeberta.errors import DataError, MegadebertaError
 
 # The thread count decides how SentencePiece adds up its floating-point sums, so it is part of the result and must

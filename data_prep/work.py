@@ -10,13 +10,13 @@ from typing import BinaryIO
 import numpy as np
 import sentencepiece
 
-from data_prep.bad_lines import Tally
-from data_prep.blocks import Block
-from data_prep.documents import read_documents
-from data_prep.options import ReadOptions
-from data_prep.parts import DOCUMENT_RECORD, Part, PartStore
-from data_prep.sources import Source
 from megadeberta.data.tokenizer import UNK_ID
+from megadeberta.data_prep.bad_lines import Tally
+from megadeberta.data_prep.blocks import Block
+from megadeberta.data_prep.documents import read_documents
+from megadeberta.data_prep.options import ReadOptions
+from megadeberta.data_prep.parts import DOCUMENT_RECORD, Part, PartStore
+from megadeberta.data_prep.sources import Source
 from megadeberta.errors import DataError
 from megadeberta.storage import storage_errors
 

@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from launcher.devices import count_local_devices
-from launcher.environment import DEFAULT_MASTER_PORT, detect_ranks
-from launcher.hostfile import build_command, read_hostfile
-from launcher.hosts import check_hosts, launch_hosts
-from launcher.local import launch_local
-from launcher.remote_environment import check_variables
-from launcher.slurm import SlurmJob, render_sbatch
 from megadeberta.config.load import load_run_config
-from megadeberta.config.validate import validate_run
 from megadeberta.errors import ConfigError, ParallelError
-from megadeberta.preflight import prepare_run
+from megadeberta.launcher.hosts.environment import check_variables
+from megadeberta.launcher.hosts.hostfile import build_command, read_hostfile
+from megadeberta.launcher.hosts.supervise import check_hosts, launch_hosts
+from megadeberta.launcher.local import launch_local
+from megadeberta.launcher.slurm import SlurmJob, render_sbatch
+from megadeberta.preflight.run import prepare_run
+from megadeberta.preflight.validate import validate_run
+from megadeberta.rank.devices import count_local_devices
+from megadeberta.rank.environment import DEFAULT_MASTER_PORT, detect_ranks
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file, e.g. ds_configs/deberta-v3-base-mlm.json")]
 Overrides = Annotated[

@@ -13,12 +13,12 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from launcher.environment import STARTED_BY_VARIABLE
-from launcher.ports import LOOPBACK, check_port_free, pick_free_port
-from launcher.relay import Relay
-from launcher.signals import EXIT_INTERRUPTED, SignalInbox
-from launcher.verdict import RankExit, Verdict, judge
 from megadeberta.errors import EXIT_PREEMPTED
+from megadeberta.launcher.relay import Relay
+from megadeberta.launcher.signals import EXIT_INTERRUPTED, SignalInbox
+from megadeberta.launcher.verdict import RankExit, Verdict, judge
+from megadeberta.rank.environment import STARTED_BY_VARIABLE
+from megadeberta.rank.ports import LOOPBACK, check_port_free, pick_free_port
 
 _STDOUT, _STDERR = 1, 2
 _PR_SET_PDEATHSIG = 1

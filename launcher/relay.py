@@ -5,7 +5,7 @@ import selectors
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from launcher.verdict import ERROR_PREFIX
+from megadeberta.launcher.verdict import ERROR_PREFIX
 
 _READ_SIZE = 65_536
 _LONGEST_LINE = 1 << 20

@@ -11,31 +11,31 @@ from functools import partial
 import torch
 from torch import distributed, nn
 
-from megadeberta.config.parameters import Shapes, parameter_shapes
 from megadeberta.config.run import RunConfig
 from megadeberta.data.loader import batch_fields
 from megadeberta.engine.build import build_engine, divider, working_type
-from megadeberta.engine.local_parameters import LocalParameter, TensorSlice
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.phases import training_phases
 from megadeberta.engine.pipeline import build_pipeline_engine
 from megadeberta.engine.pipeline_step import PipelineStepper
+from megadeberta.engine.state.local_parameters import LocalParameter, TensorSlice
 from megadeberta.engine.step import Stepper
-from megadeberta.engine.weights import initial_values
+from megadeberta.layers.costs import LayerCost, list_layers
+from megadeberta.layers.shapes import Shapes, parameter_shapes
+from megadeberta.layers.stages import StagePlan, plan_stages, shared_parameters
 from megadeberta.model.apex_switch import select_apex
 from megadeberta.model.attention_backend import AttentionChoice, choose_attention, select_attention, select_recompute
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import fill_parameter, give_storage
 from megadeberta.model.kernel_trial import try_kernels
 from megadeberta.model.whole import WholeModel, build_specs
-from megadeberta.ops.disentangled_attention import Backend
+from megadeberta.ops.attention.interface import Backend
 from megadeberta.parallel.groups import Groups, make_groups
-from megadeberta.parallel.pipeline.balance import StagePlan, plan_stages, shared_parameters
-from megadeberta.parallel.pipeline.costs import LayerCost, list_layers
 from megadeberta.parallel.pipeline.packing import term_names
 from megadeberta.parallel.pipeline.stage import Stage
 from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel
 from megadeberta.topology import Topology
+from megadeberta.weights.initial import initial_values
 
 Fill = Callable[[str, nn.Parameter], None]
 """Gives a parameter, or this rank's shard of it, its values, by its global name."""

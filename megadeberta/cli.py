@@ -14,16 +14,16 @@ import typer
 
 import megadeberta.checkpoint.cli
 import megadeberta.convert.cli
-from data_prep.cli import prep, verify
-from data_prep.fetch import fetch
-from launcher.cli import launch
 from megadeberta import __version__
-from megadeberta.ending import ending
+from megadeberta.data_prep.cli import prep, verify
+from megadeberta.data_prep.fetch import fetch
 from megadeberta.errors import EXIT_STORAGE, EXIT_USAGE, MegadebertaError
 from megadeberta.evaluate.cli import evaluate
+from megadeberta.launcher.cli import launch
 from megadeberta.observability.cli import report
 from megadeberta.observability.logs import set_up_logging
 from megadeberta.plan.cli import plan
+from megadeberta.rank.ending import ending
 from megadeberta.train_cli import train
 
 EXIT_INTERRUPTED = 130

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, distributed
 
-from launcher.environment import RankEnvironment
 from megadeberta.assembly import assemble
 from megadeberta.checkpoint.lock import SharedOutputLock
 from megadeberta.config.deepspeed_block import zero_stage
@@ -22,13 +21,14 @@ from megadeberta.data.unigram import unigram_cross_entropy
 from megadeberta.engine.collectives import TorchCollectives
 from megadeberta.engine.peer_loss import raise_peer_loss
 from megadeberta.engine.process_group import choose_threads, start_process_group
-from megadeberta.engine.saving import RunCheckpoints
 from megadeberta.engine.schedule import learning_rate_factor
 from megadeberta.engine.signals import StopFlag
+from megadeberta.engine.state.run_checkpoints import RunCheckpoints
 from megadeberta.errors import EXIT_PREEMPTED
 from megadeberta.observability.journal import Journal, open_journal
 from megadeberta.observability.logs import set_up_logging
-from megadeberta.preflight import PreparedRun
+from megadeberta.preflight.run import PreparedRun
+from megadeberta.rank.environment import RankEnvironment
 
 
 def train(prepared: PreparedRun, ranks: RankEnvironment) -> int:

@@ -8,21 +8,21 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from launcher.devices import count_local_devices
-from launcher.environment import apply, detect_ranks
-from launcher.extensions import prepare_extensions_dir
-from launcher.preflight import needs_compiler
-from megadeberta.config.parameters import count_parameters
 from megadeberta.config.redact import redact
 from megadeberta.config.run import RunConfig
-from megadeberta.ending import expect_group_threads
 from megadeberta.errors import ConfigError
+from megadeberta.layers.shapes import count_parameters
 from megadeberta.plan.attention import attention_of
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages, precision_of
 from megadeberta.plan.report import gib, stages_table, wide_console
 from megadeberta.plan.stages import Recipe
-from megadeberta.preflight import check_recipe, missing_data, prepare_run
+from megadeberta.preflight.run import check_recipe, missing_data, prepare_run
+from megadeberta.rank.devices import count_local_devices
+from megadeberta.rank.ending import expect_group_threads
+from megadeberta.rank.environment import apply, detect_ranks
+from megadeberta.rank.extensions import prepare_extensions_dir
+from megadeberta.rank.machine import needs_compiler
 
 
 def train(

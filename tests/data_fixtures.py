@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep.options import PrepOptions, VocabularyOptions
-from data_prep.prepare import prepare
+from megadeberta.data_prep.options import PrepOptions, VocabularyOptions
+from megadeberta.data_prep.prepare import prepare
 
 SOTU = Path(__file__).parent / "data" / "sotu.txt"
 VOCAB_SIZE = 1000

@@ -10,8 +10,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from megadeberta.observability.journal_files import METRICS_FILE
-from megadeberta.observability.metrics import Record, read_metrics
+from megadeberta.observability.metrics import METRICS_FILE, Record, read_metrics
 from megadeberta.observability.plot import smooth
 
 

@@ -9,19 +9,19 @@ import safetensors.torch
 import torch
 
 from megadeberta.checkpoint.manifest import MANIFEST_NAME
-from megadeberta.convert.hf_config import V2, FileFormat, HfLayout, ModelKind, choose_layout, to_hf_config
-from megadeberta.convert.hf_weights import to_hugging_face
+from megadeberta.convert.formats.hf_config import V2, FileFormat, HfLayout, ModelKind, choose_layout, to_hf_config
+from megadeberta.convert.formats.hf_weights import to_hugging_face
+from megadeberta.convert.formats.names import RELATIVE_TABLE
+from megadeberta.convert.formats.read_folder import CONFIG_NAMES, read_discriminator, read_hf_folder
 from megadeberta.convert.model_card import write_model_card
-from megadeberta.convert.names import RELATIVE_TABLE
 from megadeberta.convert.published_folder import publish_folder
-from megadeberta.convert.read_folder import CONFIG_NAMES, read_discriminator, read_hf_folder
 from megadeberta.convert.reload_check import OPT_IN_FILE, Finding, check_export, opt_in_source
-from megadeberta.convert.source import SPM, ModelSource, load_weights
-from megadeberta.convert.tensor_file import PICKLED, SAFETENSORS
-from megadeberta.convert.tokenizer_json import write_tokenizer
-from megadeberta.convert.vocabulary import check_tokenizer_fits
+from megadeberta.convert.tokenizer.tokenizer_json import write_tokenizer
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import CheckpointError, ConfigError
+from megadeberta.weights.source import SPM, ModelSource, load_weights
+from megadeberta.weights.tensor_file import PICKLED, SAFETENSORS
+from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 HF_CONFIG, MICROSOFT_CONFIG = CONFIG_NAMES
 
@@ -37,7 +37,7 @@ def export_checkpoint(
     """Write ``checkpoint`` as a folder that others load; it appears only after it was loaded and compared.
 
     Args:
-        checkpoint: see :func:`megadeberta.convert.source.load_weights`.
+        checkpoint: see :func:`megadeberta.weights.source.load_weights`.
         out: a folder that is empty or does not exist.
         kind: with the prediction head, or the encoder alone; of a run that detects replaced tokens, that is the
             generator, or the encoder of the discriminator. Or the discriminator with its head.

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from megadeberta.convert.read_folder import config_path, read_hf_folder
-from megadeberta.convert.sentencepiece_file import MASK
-from megadeberta.convert.source import MODEL_JSON, SPM, ModelSource, load_weights
-from megadeberta.convert.tokenizer_json import build_tokenizer
-from megadeberta.convert.vocabulary import check_tokenizer_fits
+from megadeberta.convert.formats.read_folder import config_path, read_hf_folder
+from megadeberta.convert.tokenizer.sentencepiece_file import MASK
+from megadeberta.convert.tokenizer.tokenizer_json import build_tokenizer
 from megadeberta.data.tokenizer import UNK_ID, WORD_BOUNDARY
 from megadeberta.errors import CheckpointError, ConfigError, DataError
 from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.weights.source import MODEL_JSON, SPM, ModelSource, load_weights
+from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.convert.hf_weights import expected_shapes
+from megadeberta.convert.formats.hf_weights import expected_shapes
+from megadeberta.convert.formats.read_folder import ImportedModel, ReportLine, read_hf_folder
 from megadeberta.convert.published_folder import publish_folder
-from megadeberta.convert.read_folder import ImportedModel, ReportLine, read_hf_folder
-from megadeberta.convert.source import MODEL_JSON, OBJECTIVE_JSON, SPM
-from megadeberta.convert.tensor_file import SAFETENSORS
-from megadeberta.convert.vocabulary import check_tokenizer_fits
 from megadeberta.errors import CheckpointError
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.weights.source import MODEL_JSON, OBJECTIVE_JSON, SPM
+from megadeberta.weights.tensor_file import SAFETENSORS
+from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 log = logging.getLogger(__name__)
 

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig, RtdConfig, part_of
-from megadeberta.convert.hf_config import first_problem
-from megadeberta.convert.hf_weights import expected_shapes
+from megadeberta.convert.formats.hf_config import first_problem
+from megadeberta.convert.formats.hf_weights import expected_shapes
+from megadeberta.convert.formats.names import INPUT_POSITION_TABLE, WORD_TABLE, difference_names
+from megadeberta.convert.formats.read_folder import ImportedModel, ReportLine, read_discriminator, read_hf_folder
 from megadeberta.convert.import_folder import write_import
-from megadeberta.convert.names import INPUT_POSITION_TABLE, WORD_TABLE, difference_names
-from megadeberta.convert.read_folder import ImportedModel, ReportLine, read_discriminator, read_hf_folder
-from megadeberta.convert.source import SPM
-from megadeberta.convert.vocabulary import check_tokenizer_fits
 from megadeberta.errors import CheckpointError
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel, rtd_specs
+from megadeberta.weights.source import SPM
+from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 log = logging.getLogger(__name__)
 

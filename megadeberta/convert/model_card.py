@@ -5,8 +5,8 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from megadeberta.convert.hf_config import V2, FileFormat, HfLayout, ModelKind
-from megadeberta.convert.source import ModelSource
+from megadeberta.convert.formats.hf_config import V2, FileFormat, HfLayout, ModelKind
+from megadeberta.weights.source import ModelSource
 
 _OBJECTIVES = {
     "mlm": "masked language modelling",

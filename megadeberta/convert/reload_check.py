@@ -14,14 +14,14 @@ import transformers
 from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.convert.hf_config import V2
-from megadeberta.convert.modeling_megadeberta import DebertaV2ForMaskedLMWithMaskDecoder
-from megadeberta.convert.read_folder import CONFIG_NAMES, ImportedModel, read_hf_folder
-from megadeberta.convert.source import SPM
-from megadeberta.convert.tokenizer_json import TOKENIZER_JSON
+from megadeberta.convert.formats.hf_config import V2
+from megadeberta.convert.formats.modeling_megadeberta import DebertaV2ForMaskedLMWithMaskDecoder
+from megadeberta.convert.formats.read_folder import CONFIG_NAMES, ImportedModel, read_hf_folder
+from megadeberta.convert.tokenizer.tokenizer_json import TOKENIZER_JSON
 from megadeberta.data.tokenizer import CLS_ID, SEP_ID, SentencePieceTokenizer
 from megadeberta.errors import CheckpointError
 from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.weights.source import SPM
 
 OPT_IN_FILE = "modeling_megadeberta.py"
 TOLERANCE = 1e-5

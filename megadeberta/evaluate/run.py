@@ -7,8 +7,6 @@ from torch import Tensor
 
 from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
-from megadeberta.convert.source import SPM, ModelSource, load_weights
-from megadeberta.convert.vocabulary import check_tokenizer_fits
 from megadeberta.data.check import check_data
 from megadeberta.data.loader import validation_batches
 from megadeberta.data.tokenizer import SentencePieceTokenizer
@@ -17,6 +15,8 @@ from megadeberta.evaluate.sequences import Scores, score_by_mask_kind, score_ter
 from megadeberta.evaluate.texts import score_left_to_right, score_pseudo_perplexity
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.weights.source import SPM, ModelSource, load_weights
+from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 _SEED = 1234
 """Of the generator's samples, for weights that are of no run."""
@@ -35,7 +35,7 @@ def evaluate(
     """Scores of the weights at ``path``; without ``shard`` and ``text``, on the validation shard of their run.
 
     Args:
-        path: see :func:`megadeberta.convert.source.load_weights`.
+        path: see :func:`megadeberta.weights.source.load_weights`.
         shard: prefix of a token shard. Masks are those of a run's own validation, so its loss comes out again.
         text: a UTF-8 file.
         sequences: at most so many of the shard.

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import RelativePositions
 from megadeberta.model.dropout import AttentionDropout, Draws, HiddenDropout
+from megadeberta.model.joint_linear import SideBySide
 from megadeberta.model.residual import ResidualNorm, add_and_norm
-from megadeberta.model.side_by_side import SideBySide
-from megadeberta.ops.attention_mask import AttentionMask
-from megadeberta.ops.disentangled_attention import Backend, disentangled_attention
-from megadeberta.ops.position_terms import PositionTerms
+from megadeberta.ops.attention.interface import Backend, disentangled_attention
+from megadeberta.ops.attention.mask import AttentionMask
+from megadeberta.ops.attention.position_terms import PositionTerms
 from megadeberta.ops.recompute import gelu_then, made_again
 
 

@@ -12,7 +12,7 @@ from megadeberta.errors import ConfigError
 from megadeberta.model.attention import DisentangledSelfAttention, FeedForward
 from megadeberta.model.kernel_trial import Trial
 from megadeberta.model.residual import ResidualNorm
-from megadeberta.ops.disentangled_attention import Backend, has_triton, resolve_backend
+from megadeberta.ops.attention.interface import Backend, has_triton, resolve_backend
 
 
 def select_attention(model: nn.Module, backend: Backend, device: torch.device) -> None:

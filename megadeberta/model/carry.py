@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from megadeberta.model.dropout import Draws
-from megadeberta.ops.attention_mask import AttentionMask, padding_mask, prefix_mask
+from megadeberta.ops.attention.mask import AttentionMask, padding_mask, prefix_mask
 from megadeberta.ops.tied_table import TiedGradient
 
 Term = tuple[Tensor, Tensor]

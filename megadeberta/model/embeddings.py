@@ -12,7 +12,7 @@ from torch.nn import functional
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import Carry, RelativePositions
 from megadeberta.model.dropout import HiddenDropout
-from megadeberta.ops.relative_position import rows_by_distance
+from megadeberta.ops.attention.relative_position import rows_by_distance
 from megadeberta.ops.tied_table import TiedGradient, lookup
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from megadeberta.model.tensor_plan import ShardSlice
+from megadeberta.layers.cuts import ShardSlice
 
 ROW_BLOCK = 64
 """Rows that share one generator; every block can be drawn without drawing the rows before it."""

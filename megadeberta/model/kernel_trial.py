@@ -16,7 +16,7 @@ from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import Carry, RelativePositions
 from megadeberta.model.dropout import Draws, set_sites
 from megadeberta.model.layer import EncoderLayer
-from megadeberta.ops.relative_position import rows_by_distance
+from megadeberta.ops.attention.relative_position import rows_by_distance
 
 _BATCH, _LONGEST, _REPEATS = 2, 1024, 5
 _STD = 0.05

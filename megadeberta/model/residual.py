@@ -6,7 +6,7 @@ Shapes: B batch · Lq query rows · D hidden size.
 from torch import Tensor, nn
 
 from megadeberta.model.dropout import Draws, HiddenDropout, needed
-from megadeberta.ops.disentangled_attention import Backend
+from megadeberta.ops.attention.interface import Backend
 from megadeberta.ops.residual_norm import residual_layer_norm
 
 

@@ -12,8 +12,7 @@ from megadeberta.config.redact import redact
 from megadeberta.config.run import RunConfig
 from megadeberta.observability.flops import device_peak_flops, run_flops_per_token
 from megadeberta.observability.gemm_rate import measure_gemm_rate
-from megadeberta.observability.journal_files import CURVE_FILE, METRICS_FILE, RECIPE_FILE, TENSORBOARD_FOLDER
-from megadeberta.observability.metrics import MetricsFile
+from megadeberta.observability.metrics import CURVE_FILE, METRICS_FILE, RECIPE_FILE, TENSORBOARD_FOLDER, MetricsFile
 from megadeberta.observability.plot import plot_loss_curve
 from megadeberta.observability.progress import Rates, Speedometer, format_progress, format_terms
 from megadeberta.observability.tracker import Tracker, tensorboard_tracker

@@ -14,6 +14,12 @@ from megadeberta.storage import write_file
 
 logger = logging.getLogger(__name__)
 
+METRICS_FILE = "metrics.jsonl"
+CURVE_FILE = "loss_curve.png"
+RECIPE_FILE = "recipe.json"
+TENSORBOARD_FOLDER = "tensorboard"
+"""Names of what a run leaves in its output folder beside the checkpoints."""
+
 Record = dict[str, Any]
 
 

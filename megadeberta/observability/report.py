@@ -6,8 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megadeberta.errors import ConfigError
-from megadeberta.observability.journal_files import CURVE_FILE, METRICS_FILE
-from megadeberta.observability.metrics import Record, read_metrics
+from megadeberta.observability.metrics import CURVE_FILE, METRICS_FILE, Record, read_metrics
 from megadeberta.observability.progress import format_terms
 
 ROWS_SHOWN = 8

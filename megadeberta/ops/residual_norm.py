@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megadeberta.ops.disentangled_attention import Backend, resolve_backend
+from megadeberta.ops.attention.interface import Backend, resolve_backend
 from megadeberta.ops.hidden_dropout import hidden_dropout, kept_as, kept_scale, threshold
 
 

@@ -1,7 +1,7 @@
 """Which implementation of attention a recipe runs with, as far as memory is concerned."""
 
 from megadeberta.config.run import RunConfig
-from megadeberta.plan.activations import Attention
+from megadeberta.layers.kept import Attention
 
 _AUTO_ON_GPU: Attention = "reference"
 """A run takes the kernels where it finds them right and fast, which nobody knows before; the reference needs more."""

@@ -92,7 +92,7 @@ class Layout:
 
 
 def _pipeline_block(layout: Layout) -> dict[str, dict[str, bool]]:
-    """What DeepSpeed must be told where tensor parallelism meets a pipeline (see config/layout.py)."""
+    """What DeepSpeed must be told where tensor parallelism meets a pipeline (see preflight/layout.py)."""
     if layout.pipeline == 1 or layout.tensor == 1:
         return {}
     return {"pipeline": {"pipe_partitioned": False, "grad_partitioned": False}}

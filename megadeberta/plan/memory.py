@@ -12,9 +12,9 @@ from megadeberta.config.deepspeed_block import is_enabled, optimizer_device
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig, part_of
 from megadeberta.config.run import RunConfig
-from megadeberta.parallel.pipeline.balance import StagePlan
-from megadeberta.plan import activations
-from megadeberta.plan.activations import Attention, Precision, Work
+from megadeberta.layers import kept as activations
+from megadeberta.layers.kept import Attention, Precision, Work
+from megadeberta.layers.stages import StagePlan
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.stages import Recipe
 from megadeberta.plan.zero import zero_memory

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megadeberta.config.run import RunConfig
-from megadeberta.plan.activations import Attention
+from megadeberta.layers.kept import Attention
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, memory_of_stages

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from megadeberta.config.run import RunConfig
-from megadeberta.config.validate import validate_run
 from megadeberta.errors import ConfigError, ParallelError
-from megadeberta.plan.activations import Attention
+from megadeberta.layers.kept import Attention
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages, work_of
 from megadeberta.plan.stages import Recipe
 from megadeberta.plan.timing import StepTime, step_time
 from megadeberta.plan.traffic import StepTraffic, traffic_of_stages
+from megadeberta.preflight.validate import validate_run
 
 CLOSE = 1.05
 """Layouts within this factor of the fastest count as equally fast: the estimate cannot tell them apart."""

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, part_of
-from megadeberta.config.parameters import Shapes, parameter_shapes
 from megadeberta.config.run import RunConfig
-from megadeberta.model.tensor_plan import shard_slice
-from megadeberta.parallel.pipeline.balance import StagePlan, plan_stages
-from megadeberta.parallel.pipeline.costs import list_layers
+from megadeberta.layers.costs import list_layers
+from megadeberta.layers.cuts import shard_slice
+from megadeberta.layers.shapes import Shapes, parameter_shapes
+from megadeberta.layers.stages import StagePlan, plan_stages
 from megadeberta.plan.layout import Layout
 
 

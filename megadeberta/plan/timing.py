@@ -7,7 +7,7 @@ with the backward pass. The update itself is left out: it is the same work for e
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megadeberta.parallel.pipeline.balance import StagePlan
+from megadeberta.layers.stages import StagePlan
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.traffic import StepTraffic

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megadeberta.parallel.pipeline.balance import StagePlan
-from megadeberta.parallel.tensor.traffic import MicroBatch, layer_traffic
-from megadeberta.plan.activations import Work, num_chunks
+from megadeberta.layers.kept import Work, num_chunks
+from megadeberta.layers.stages import StagePlan
+from megadeberta.layers.traffic import MicroBatch, layer_traffic
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.stages import Recipe
 from megadeberta.plan.zero import accumulates_in_fp32

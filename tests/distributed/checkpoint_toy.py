@@ -10,8 +10,8 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 
 from megadeberta.checkpoint import CheckpointStore, RunRecord, WorldLayout
 from megadeberta.engine.collectives import TorchCollectives
-from megadeberta.engine.local_parameters import whole_parameters
-from megadeberta.engine.optimizer_state import OptimizerState
+from megadeberta.engine.state.local_parameters import whole_parameters
+from megadeberta.engine.state.optimizer_state import OptimizerState
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -19,7 +19,7 @@ from megadeberta.config.run import RunConfig
 from megadeberta.engine.phases import Batch
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.step import Stepper
-from megadeberta.model.tensor_plan import ShardSlice
+from megadeberta.layers.cuts import ShardSlice
 from megadeberta.topology import Topology
 from tests.ranks import run_ranks
 

@@ -6,8 +6,8 @@ from torch import nn
 from megadeberta.engine.build import divider
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.process_group import start_process_group
+from megadeberta.layers.cuts import how_cut
 from megadeberta.model.initialize import fill_parameter, give_storage
-from megadeberta.model.tensor_plan import how_cut
 from megadeberta.model.whole import WholeModel, build_specs
 from megadeberta.parallel.groups import make_groups
 from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel

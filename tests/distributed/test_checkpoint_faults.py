@@ -21,9 +21,9 @@ from megadeberta.checkpoint import SingleProcess, find_resumable, verify_checkpo
 from megadeberta.checkpoint.durable import hash_file, replace_file
 from megadeberta.checkpoint.folder import read_pointer
 from megadeberta.checkpoint.manifest import FileRecord, encode_manifest, read_manifest
-from megadeberta.engine import checkpoints
-from megadeberta.engine.checkpoints import load_checkpoint, refuse_unsaved_state, save_checkpoint
-from megadeberta.engine.optimizer_state import OptimizerState
+from megadeberta.engine.state import save_load as checkpoints
+from megadeberta.engine.state.optimizer_state import OptimizerState
+from megadeberta.engine.state.save_load import load_checkpoint, refuse_unsaved_state, save_checkpoint
 from megadeberta.errors import CheckpointError, ConfigError, StorageError
 from tests.distributed.checkpoint_toy import build_engine, collectives, open_store, run_record, state_of, train
 from tests.ranks import RankFailedError, run_ranks

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megadeberta.checkpoint import find_resumable, verify_checkpoint
-from megadeberta.engine.checkpoints import load_checkpoint, save_checkpoint
+from megadeberta.engine.state.save_load import load_checkpoint, save_checkpoint
 from tests.distributed.checkpoint_toy import build_engine, collectives, open_store, run_record, state_of, train
 from tests.ranks import run_ranks
 

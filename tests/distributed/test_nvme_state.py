@@ -15,7 +15,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
 from megadeberta.checkpoint import find_resumable
-from megadeberta.engine.checkpoints import load_checkpoint, save_checkpoint
+from megadeberta.engine.state.save_load import load_checkpoint, save_checkpoint
 from tests.distributed.checkpoint_toy import collectives, open_store, quiet, run_record, state_of, train
 from tests.ranks import run_ranks
 

@@ -13,9 +13,9 @@ from torch import distributed
 from megadeberta.checkpoint import find_resumable
 from megadeberta.checkpoint.content import MOMENTS, WEIGHT, CheckpointContent
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.engine.checkpoints import load_checkpoint, save_checkpoint
-from megadeberta.engine.local_parameters import whole_parameters
-from megadeberta.engine.optimizer_state import OptimizerState
+from megadeberta.engine.state.local_parameters import whole_parameters
+from megadeberta.engine.state.optimizer_state import OptimizerState
+from megadeberta.engine.state.save_load import load_checkpoint, save_checkpoint
 from megadeberta.engine.step import Stepper
 from megadeberta.model.dropout import set_sites
 from tests.distributed.checkpoint_toy import collectives, open_store, run_record

@@ -9,8 +9,8 @@ from megadeberta.config.load import parse_run_config
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.collectives import TorchCollectives
-from megadeberta.engine.local_parameters import whole_parameters
-from megadeberta.engine.saving import RunCheckpoints
+from megadeberta.engine.state.local_parameters import whole_parameters
+from megadeberta.engine.state.run_checkpoints import RunCheckpoints
 from megadeberta.errors import CheckpointError
 from tests.distributed.full_weights import gather_weights
 from tests.distributed.toy_run import CONFIG, global_batch, share_of, toy_block, toy_engine

@@ -10,8 +10,8 @@ import pytest
 from megadeberta.assembly import Assembly
 from megadeberta.checkpoint import find_resumable
 from megadeberta.checkpoint.content import MOMENTS, WEIGHT, CheckpointContent
-from megadeberta.engine.checkpoints import load_checkpoint, save_checkpoint
-from megadeberta.engine.optimizer_state import OptimizerState
+from megadeberta.engine.state.optimizer_state import OptimizerState
+from megadeberta.engine.state.save_load import load_checkpoint, save_checkpoint
 from tests.distributed.checkpoint_toy import collectives, open_store, run_record
 from tests.distributed.layouts import Layout, build, train_steps
 from tests.ranks import run_ranks

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 
-from megadeberta.model.tensor_plan import vocabulary_rows
+from megadeberta.layers.cuts import vocabulary_rows
 from megadeberta.ops import masked_cross_entropy as chunking
 from megadeberta.ops.masked_cross_entropy import masked_cross_entropy
 from megadeberta.ops.recompute import gelu_then

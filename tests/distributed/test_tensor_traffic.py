@@ -8,9 +8,9 @@ from torch import Tensor, distributed
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import GENERATOR, ObjectiveConfig, part_of
-from megadeberta.model.tensor_plan import vocabulary_rows
+from megadeberta.layers.cuts import vocabulary_rows
+from megadeberta.layers.traffic import MicroBatch, layer_traffic, total_bytes
 from megadeberta.model.whole import build_specs
-from megadeberta.parallel.tensor.traffic import MicroBatch, layer_traffic, total_bytes
 from tests.distributed.layouts import GLOBAL_BATCH, LENGTH, LR, SLOTS, Layout, build, global_batch
 from tests.ranks import run_ranks
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.ports import pick_free_port
+from megadeberta.rank.ports import pick_free_port
 from tests.e2e.tiny_run import finish, losses, start, write_recipe
 
 BIN = Path(sys.executable).parent

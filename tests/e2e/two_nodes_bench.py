@@ -11,9 +11,9 @@ from pathlib import Path
 from rich.console import Console
 from two_nodes_cluster import Cluster
 
-from data_prep.options import PrepOptions, VocabularyOptions
-from data_prep.prepare import prepare
 from megadeberta.config.load import load_run_config
+from megadeberta.data_prep.options import PrepOptions, VocabularyOptions
+from megadeberta.data_prep.prepare import prepare
 
 CORPUS = Path(__file__).parents[1] / "data" / "sotu.txt"
 NODES = ("nodeA", "nodeB")

@@ -11,7 +11,7 @@ import atexit
 import torch
 from torch import distributed
 from megadeberta import cli
-from megadeberta.ending import expect_group_threads
+from megadeberta.rank.ending import expect_group_threads
 from megadeberta.errors import ConfigError
 
 def command(**options):

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from megadeberta.layers.stages import StagePlan
 from megadeberta.model.carry import Term
 from megadeberta.model.whole import attach_layer, run_layers
-from megadeberta.parallel.pipeline.balance import StagePlan
 from megadeberta.parallel.pipeline.packing import Border, border_after, carry_of, pack, unpack
 from megadeberta.spec import LayerSpec, Tie
 

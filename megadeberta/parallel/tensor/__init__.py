@@ -1,1 +1,1 @@
-"""Tensor parallelism: the layers of ``model/`` swapped for shards of them, by the table of ``model/tensor_plan.py``."""
+"""Tensor parallelism: the layers of ``model/`` swapped for shards of them, by the table of ``layers/cuts.py``."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
 
+from megadeberta.layers.cuts import shard_slice
 from megadeberta.model.attention import AttentionBlock, DisentangledSelfAttention, FeedForward
 from megadeberta.model.dropout import Draws, HiddenDropout
 from megadeberta.model.embeddings import Embeddings, RelativeTable, SharedEmbedding
@@ -23,7 +24,6 @@ from megadeberta.model.mask_decoder import EnhancedMaskDecoder
 from megadeberta.model.mlm_head import MlmHead
 from megadeberta.model.rtd_head import RtdHead
 from megadeberta.model.sampling import Sample, best_ids
-from megadeberta.model.tensor_plan import shard_slice
 from megadeberta.parallel.tensor.collectives import gather_tokens, own_tokens, sum_backward, take_tokens
 from megadeberta.parallel.tensor.linear import (
     ColumnParallel,

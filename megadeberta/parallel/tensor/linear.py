@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-from megadeberta.model.side_by_side import SideBySide, pairs_of
-from megadeberta.ops.side_by_side import input_gradient, parameter_gradients
+from megadeberta.model.joint_linear import SideBySide, pairs_of
+from megadeberta.ops.joint_linear import input_gradient, parameter_gradients
 from megadeberta.parallel.tensor.collectives import (
     start_gather_tokens,
     start_scatter_sum,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import distributed
 from torch.distributed import ProcessGroup
 
-from megadeberta.model.tensor_plan import vocabulary_rows
+from megadeberta.layers.cuts import vocabulary_rows
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typer.testing import CliRunner
 
 from megadeberta.cli import app
 from megadeberta.config.load import load_run_config
-from megadeberta.config.validate import validate_run
 from megadeberta.plan.attention import attention_of
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import fullest, memory_of_stages
 from megadeberta.plan.stages import Recipe
+from megadeberta.preflight.validate import validate_run
 
 FOLDER = Path(__file__).parents[3] / "ds_configs" / "clusters"
 GIB = 2**30

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from megadeberta.config.load import load_run_config, parse_run_config, read_recipe
-from megadeberta.config.validate import validate_run
 from megadeberta.errors import ConfigError
+from megadeberta.preflight.validate import validate_run
 from tests.unit.config.recipes import VALID, recipe, write
 
 SHIPPED = sorted((Path(__file__).parents[3] / "ds_configs").glob("*.json"))

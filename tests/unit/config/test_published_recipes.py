@@ -10,13 +10,13 @@ from megadeberta.cli import app
 from megadeberta.config.load import load_run_config
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.config.parameters import count_backbone, count_parameters, parameter_shapes
-from megadeberta.config.validate import validate_run
+from megadeberta.layers.shapes import count_backbone, count_parameters, parameter_shapes
 from megadeberta.model.whole import WholeModel, build_specs
 from megadeberta.plan.attention import attention_of
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import fullest, memory_of_stages
 from megadeberta.plan.stages import Recipe
+from megadeberta.preflight.validate import validate_run
 
 RECIPES = Path(__file__).parents[3] / "ds_configs"
 # Backbone with the word table, as transformers counts it.

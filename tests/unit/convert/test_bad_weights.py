@@ -17,14 +17,14 @@ from torch import Tensor
 from megadeberta.cli import main
 from megadeberta.config.load import load_run_config
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.config.parameters import parameter_shapes
 from megadeberta.convert.export import export_checkpoint
-from megadeberta.convert.hf_config import FileFormat, ModelKind
+from megadeberta.convert.formats.hf_config import FileFormat, ModelKind
 from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
-from megadeberta.engine.weights import initial_values
 from megadeberta.errors import EXIT_USAGE, CheckpointError
+from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.weights.initial import initial_values
 from tests.e2e.tiny_run import write_recipe
 from tests.unit.convert.odd_texts import ALL_TEXTS
 from tests.unit.convert.small_models import (

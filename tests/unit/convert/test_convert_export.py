@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokeni
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert import export as export_module
 from megadeberta.convert.export import export_checkpoint
-from megadeberta.convert.hf_config import HfLayout, ModelKind, to_hf_config
-from megadeberta.convert.hf_weights import to_hugging_face
+from megadeberta.convert.formats.hf_config import HfLayout, ModelKind, to_hf_config
+from megadeberta.convert.formats.hf_weights import to_hugging_face
 from megadeberta.convert.reload_check import check_export
 from megadeberta.errors import CheckpointError, ConfigError, DataError, StorageError
 from megadeberta.model.whole import WholeModel
@@ -125,7 +125,7 @@ def test_the_opt_in_class_refuses_a_model_without_mask_decoder(make_source: Make
     source, _, _ = make_source(**CASES["input positions and token types"])
     export_checkpoint(source, tmp_path / "out")
     assert not (tmp_path / "out" / "modeling_megadeberta.py").exists()
-    spec = importlib.util.find_spec("megadeberta.convert.modeling_megadeberta")
+    spec = importlib.util.find_spec("megadeberta.convert.formats.modeling_megadeberta")
     opt_in = _import_file(Path(spec.origin))
     with pytest.raises(ValueError, match="absolute positions at the input and no mask decoder"):
         opt_in.DebertaV2ForMaskedLMWithMaskDecoder(AutoConfig.from_pretrained(tmp_path / "out"))

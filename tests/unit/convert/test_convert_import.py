@@ -14,15 +14,15 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert.export import export_checkpoint
-from megadeberta.convert.hf_config import HfLayout, ModelKind, to_hf_config
-from megadeberta.convert.hf_weights import to_hugging_face
+from megadeberta.convert.formats.hf_config import HfLayout, ModelKind, to_hf_config
+from megadeberta.convert.formats.hf_weights import to_hugging_face
+from megadeberta.convert.formats.read_folder import ReportLine, read_hf_folder
 from megadeberta.convert.import_folder import import_folder
-from megadeberta.convert.read_folder import ReportLine, read_hf_folder
-from megadeberta.convert.source import load_weights
-from megadeberta.engine.weights import initial_values
 from megadeberta.errors import CheckpointError, ConfigError
 from megadeberta.model.initialize import give_storage, initialize
 from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.weights.initial import initial_values
+from megadeberta.weights.source import load_weights
 from tests.unit.convert.small_models import (
     CASES,
     NO_MASK_DECODER,

@@ -15,17 +15,17 @@ from transformers import AutoModel
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.config.parameters import parameter_shapes
 from megadeberta.convert.export import export_checkpoint
-from megadeberta.convert.hf_config import FileFormat, ModelKind
+from megadeberta.convert.formats.hf_config import FileFormat, ModelKind
+from megadeberta.convert.formats.read_folder import ReportLine, read_discriminator
 from megadeberta.convert.import_folder import import_folder
 from megadeberta.convert.import_parts import import_parts
-from megadeberta.convert.read_folder import ReportLine, read_discriminator
-from megadeberta.convert.source import load_weights
-from megadeberta.engine.weights import initial_values
 from megadeberta.errors import CheckpointError
+from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.model.initialize import give_storage, initialize
 from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.weights.initial import initial_values
+from megadeberta.weights.source import load_weights
 from tests.unit.convert.small_models import (
     NO_MASK_DECODER,
     V1,

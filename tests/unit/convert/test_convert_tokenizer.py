@@ -12,7 +12,7 @@ import sentencepiece
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from megadeberta.convert.tokenizer_json import build_tokenizer, write_tokenizer
+from megadeberta.convert.tokenizer.tokenizer_json import build_tokenizer, write_tokenizer
 from megadeberta.errors import DataError
 from tests.unit.convert.odd_texts import ODD_TEXTS, SPECIAL_NAMES
 from tests.unit.convert.small_models import NUM_PIECES, SOTU, train_vocabulary

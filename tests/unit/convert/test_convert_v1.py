@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from megadeberta.convert import v1
-from megadeberta.convert.hf_config import HfLayout, ModelKind, choose_layout
-from megadeberta.convert.hf_weights import to_hugging_face
-from megadeberta.convert.names import backbone_names
-from megadeberta.convert.split_tensors import split_tensors, take_backbone
+from megadeberta.convert.formats import v1
+from megadeberta.convert.formats.hf_config import HfLayout, ModelKind, choose_layout
+from megadeberta.convert.formats.hf_weights import to_hugging_face
+from megadeberta.convert.formats.names import backbone_names
+from megadeberta.convert.formats.split_tensors import split_tensors, take_backbone
 from megadeberta.model.whole import WholeModel, backbone_specs
 from tests.unit.convert.small_models import V1, small_config, small_model, weights_of
 from tests.unit.model.golden import IDS, MASK, fill, golden_config

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-import data_prep.prepare
-from data_prep.blocks import Block
-from data_prep.options import PrepOptions, VocabularyOptions
-from data_prep.parts import Part
-from data_prep.prepare import load_or_encode, prepare
-from data_prep.work import EncodeContext
+import megadeberta.data_prep.prepare
+from megadeberta.data_prep.blocks import Block
+from megadeberta.data_prep.options import PrepOptions, VocabularyOptions
+from megadeberta.data_prep.parts import Part
+from megadeberta.data_prep.prepare import load_or_encode, prepare
+from megadeberta.data_prep.work import EncodeContext
 
 PAUSE = float(sys.argv[4])
 
@@ -27,8 +27,8 @@ def load_or_encode_slowly(context: EncodeContext, block: Block) -> Part:
 
 
 if __name__ == "__main__":
-    data_prep.prepare.choose_block_bytes = lambda sources: 20_000
-    data_prep.prepare.load_or_encode = load_or_encode_slowly
+    megadeberta.data_prep.prepare.choose_block_bytes = lambda sources: 20_000
+    megadeberta.data_prep.prepare.load_or_encode = load_or_encode_slowly
     options = PrepOptions(
         corpora=(Path(sys.argv[1]),),
         output=Path(sys.argv[2]),

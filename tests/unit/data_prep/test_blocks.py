@@ -9,12 +9,12 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep import blocks
-from data_prep.bad_lines import Tally
-from data_prep.blocks import BlockCutter
-from data_prep.documents import read_documents
-from data_prep.options import DocumentPer, InputFormat, ReadOptions
-from data_prep.sources import find_sources
+from megadeberta.data_prep import blocks
+from megadeberta.data_prep.bad_lines import Tally
+from megadeberta.data_prep.blocks import BlockCutter
+from megadeberta.data_prep.documents import read_documents
+from megadeberta.data_prep.options import DocumentPer, InputFormat, ReadOptions
+from megadeberta.data_prep.sources import find_sources
 from megadeberta.errors import DataError
 
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import documents
-from data_prep.bad_lines import Tally
-from data_prep.blocks import Block
-from data_prep.documents import clean, read_documents, read_lines
-from data_prep.options import DocumentPer, ReadOptions
+from megadeberta.data_prep import documents
+from megadeberta.data_prep.bad_lines import Tally
+from megadeberta.data_prep.blocks import Block
+from megadeberta.data_prep.documents import clean, read_documents, read_lines
+from megadeberta.data_prep.options import DocumentPer, ReadOptions
 
 
 def read(tmp_path: Path, payload: bytes, *, is_json: bool = False, **options: object) -> tuple[list[str], Tally]:

@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from data_prep import fetch
-from data_prep.fetch import CORPORA, Corpus, fetch_corpus
+from megadeberta.data_prep import fetch
+from megadeberta.data_prep.fetch import CORPORA, Corpus, fetch_corpus
 from megadeberta.errors import DataError
 
 FILES = {"train.raw.gz": b"training text", "valid.raw.gz": b"validation text"}

@@ -15,12 +15,12 @@ import typer
 import zstandard
 from typer.testing import CliRunner
 
-import data_prep.merge
-import data_prep.parts
-from data_prep.cli import prep, verify
-from data_prep.output_folder import OutputFolder
+import megadeberta.data_prep.merge
+import megadeberta.data_prep.parts
 from megadeberta import storage
 from megadeberta.data.indexed import ShardWriter
+from megadeberta.data_prep.cli import prep, verify
+from megadeberta.data_prep.output_folder import OutputFolder
 from megadeberta.errors import ConfigError, DataError, MegadebertaError, StorageError
 from tests.data_fixtures import SOTU
 
@@ -201,7 +201,7 @@ def test_too_many_bad_lines_fail_with_the_first_place_and_leave_nothing(
 def test_line_numbers_run_through_the_blocks_of_a_file(
     tmp_path: Path, output: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.prepare.choose_block_bytes", lambda sources: 1000)
+    monkeypatch.setattr("megadeberta.data_prep.prepare.choose_block_bytes", lambda sources: 1000)
     lines = [b"line %d" % i for i in range(500)]
     lines[432] = b"\xff"
     corpus = write(tmp_path / "a.txt.zst", zstandard.compress(b"\n".join(lines)))
@@ -241,7 +241,7 @@ def test_a_full_disk_stops_with_the_free_bytes_and_the_run_goes_on_later(
 ) -> None:
     arguments = ("prep", SOTU, "-o", output, "--tokenizer", model)
     with monkeypatch.context() as patch:
-        patch.setattr(data_prep.merge, "free_bytes", lambda path: 1000)
+        patch.setattr(megadeberta.data_prep.merge, "free_bytes", lambda path: 1000)
         message = failure(*arguments, kind=StorageError)
         assert "bytes needed, 1000 free; make room" in message
     with monkeypatch.context() as patch:
@@ -249,7 +249,7 @@ def test_a_full_disk_stops_with_the_free_bytes_and_the_run_goes_on_later(
         assert "No space left on device (more bytes needed" in failure(*arguments, kind=StorageError)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
-        patch.setattr(data_prep.parts.PartStore, "load", lambda *a: None)
+        patch.setattr(megadeberta.data_prep.parts.PartStore, "load", lambda *a: None)
         assert "part-000000.json: No space left on device (" in failure(*arguments, kind=StorageError)
     assert left_in(output) == []
     assert invoke(*arguments).exit_code == 0
@@ -274,7 +274,7 @@ def run_apart(code: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-MAIN = "import sys, typer; from data_prep.cli import prep; typer.run(prep)"
+MAIN = "import sys, typer; from megadeberta.data_prep.cli import prep; typer.run(prep)"
 # Not ru_maxrss: it starts at the size of the process that forked this one.
 PEAK = """
 import atexit, sys
@@ -312,8 +312,10 @@ def test_a_line_of_300_megabytes_is_counted_and_memory_stays_small(tmp_path: Pat
 
 
 def test_importing_the_commands_loads_no_heavy_package(output: Path) -> None:
-    code = "import sys; import data_prep.cli, data_prep.fetch; print([m for m in HEAVY if m in sys.modules])"
+    code = "import sys; from megadeberta.data_prep import cli, fetch; print([m for m in HEAVY if m in sys.modules])"
     heavy = ("torch", "transformers", "deepspeed", "matplotlib", "sentencepiece")
     assert run_apart(f"HEAVY = {heavy!r}; {code}").stdout.strip() == "[]"
-    code = "import data_prep.prepare, data_prep.verify, sys; print([m for m in HEAVY if m in sys.modules])"
+    code = (
+        "import sys; from megadeberta.data_prep import prepare, verify; print([m for m in HEAVY if m in sys.modules])"
+    )
     assert run_apart(f"HEAVY = {heavy[:4]!r}; {code}").stdout.strip() == "[]"

@@ -16,12 +16,12 @@ import pytest
 import sentencepiece
 from rich.console import Console
 
-import data_prep.prepare
-from data_prep.documents import clean
-from data_prep.options import DocumentPer, PrepOptions, ReadOptions, SplitOptions, VocabularyOptions
-from data_prep.prepare import Outcome, prepare
-from data_prep.verify import verify_set
+import megadeberta.data_prep.prepare
 from megadeberta.data.indexed import TokenShard
+from megadeberta.data_prep.documents import clean
+from megadeberta.data_prep.options import DocumentPer, PrepOptions, ReadOptions, SplitOptions, VocabularyOptions
+from megadeberta.data_prep.prepare import Outcome, prepare
+from megadeberta.data_prep.verify import verify_set
 from megadeberta.errors import DataError
 from tests.data_fixtures import SOTU
 
@@ -66,7 +66,7 @@ def test_special_ids_are_those_of_the_published_models(model: Path) -> None:
 def test_bytes_are_the_same_for_any_number_of_workers(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_prep.prepare, "choose_block_bytes", lambda sources: 50_000)
+    monkeypatch.setattr(megadeberta.data_prep.prepare, "choose_block_bytes", lambda sources: 50_000)
     for workers, tokenizer in ((1, None), (2, None), (1, model), (3, model)):
         name = f"{workers}-{tokenizer is model}"
         run(SOTU, output=tmp_path / name, tokenizer=tokenizer, split=SplitOptions(fraction=0.2), workers=workers)
@@ -119,11 +119,13 @@ def wait_for(condition: Any) -> None:
 def test_a_damaged_part_of_a_killed_run_is_made_again(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_prep.prepare, "choose_block_bytes", lambda sources: 50_000)
+    monkeypatch.setattr(megadeberta.data_prep.prepare, "choose_block_bytes", lambda sources: 50_000)
     run(SOTU, output=tmp_path / "whole", tokenizer=model)
     with monkeypatch.context() as patch:
         patch.setattr(
-            data_prep.prepare.Publication, "publish", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+            megadeberta.data_prep.prepare.Publication,
+            "publish",
+            lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         with pytest.raises(KeyboardInterrupt):
             run(SOTU, output=tmp_path / "cut", tokenizer=model)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.verify import verify_set
+from megadeberta.data_prep.verify import verify_set
 from megadeberta.errors import DataError
 
 

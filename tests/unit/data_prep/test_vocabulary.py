@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.options import InputFormat, VocabularyOptions
-from data_prep.sources import find_sources
-from data_prep.vocabulary import Sample, train_vocabulary
-from data_prep.work import content_key
+from megadeberta.data_prep.options import InputFormat, VocabularyOptions
+from megadeberta.data_prep.sources import find_sources
+from megadeberta.data_prep.vocabulary import Sample, train_vocabulary
+from megadeberta.data_prep.work import content_key
 from megadeberta.errors import DataError
 from tests.data_fixtures import SOTU
 

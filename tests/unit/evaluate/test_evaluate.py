@@ -14,9 +14,8 @@ from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.export import export_checkpoint
 from megadeberta.convert.fill_mask import predict_masks
-from megadeberta.convert.hf_config import ModelKind
+from megadeberta.convert.formats.hf_config import ModelKind
 from megadeberta.convert.import_parts import import_parts
-from megadeberta.convert.source import load_weights
 from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.loader import validation_batches
 from megadeberta.data.tokenizer import SentencePieceTokenizer
@@ -26,6 +25,7 @@ from megadeberta.evaluate.sequences import score_by_mask_kind, score_terms
 from megadeberta.evaluate.texts import score_left_to_right, score_pseudo_perplexity
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.weights.source import load_weights
 from tests.unit.convert.small_models import (
     SOTU,
     small_config,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.hostfile import build_command, read_hostfile
 from megadeberta.errors import ConfigError, ParallelError
+from megadeberta.launcher.hosts.hostfile import build_command, read_hostfile
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from launcher.hosts_verdict import HostExit, judge_hosts
+from megadeberta.launcher.hosts.verdict import HostExit, judge_hosts
 
 
 def test_no_report_and_no_rank_left_is_success() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-import launcher.cli
-from launcher.verdict import Verdict
+import megadeberta.launcher.cli
 from megadeberta.cli import app
 from megadeberta.errors import ConfigError, ParallelError
+from megadeberta.launcher.verdict import Verdict
 from tests.unit.config.recipes import recipe, write
 from tests.unit.launcher.fake_hosts import install_pdsh
 
@@ -32,7 +32,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict]]:
         calls.append((command, options))
         return Verdict(77, ("error: loss is nan",))
 
-    monkeypatch.setattr(launcher.cli, "launch_local", pretend)
+    monkeypatch.setattr(megadeberta.launcher.cli, "launch_local", pretend)
     return calls
 
 
@@ -126,7 +126,7 @@ def test_hostfile_is_checked_on_every_machine_and_handed_to_the_deepspeed_launch
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_pdsh(path.parent, monkeypatch)
-    monkeypatch.setenv("PYTHONPATH", str(Path(launcher.cli.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(megadeberta.launcher.cli.__file__).parents[1]))
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "canary")
     calls: list[tuple[list[str], list[str]]] = []
 
@@ -134,7 +134,7 @@ def test_hostfile_is_checked_on_every_machine_and_handed_to_the_deepspeed_launch
         calls.append((command, hosts))
         return Verdict(80, ("error: the connection to node2 was lost",))
 
-    monkeypatch.setattr(launcher.cli, "launch_hosts", pretend)
+    monkeypatch.setattr(megadeberta.launcher.cli, "launch_hosts", pretend)
     (path.parent / "hosts").write_text("node1 slots=2\nnode2 slots=2\n")
     words = ["tiny.json", "--hostfile", "hosts", "--set", "training.seed=7"]
     result = _launch(*words, "--master-port", 29777, "--master-addr", "10.0.0.1")

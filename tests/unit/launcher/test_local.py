@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.local import rank_environments
 from megadeberta.errors import EXIT_PEER_LOST, EXIT_PREEMPTED
+from megadeberta.launcher.local import rank_environments
 
 LAUNCH = """
 import os, sys
-from launcher.local import launch_local
+from megadeberta.launcher.local import launch_local
 verdict = launch_local([sys.executable, "-S", "-c", sys.argv[2]], ranks=int(sys.argv[1]), environ=os.environ)
 sys.stderr.write("".join(line + "\\n" for line in verdict.lines))
 sys.exit(verdict.exit_code)

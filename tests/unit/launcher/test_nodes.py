@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from launcher.node_check import check
-from launcher.node_signal import signal_job
+from megadeberta.launcher.hosts.node_check import check
+from megadeberta.launcher.hosts.node_signal import signal_job
 from tests.unit.config.recipes import recipe, write
 
 # A rank with a data worker, both of which say that they run and how they ended.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.pdsh import host_labels, parse_exit, ssh_environment
+from megadeberta.launcher.hosts.pdsh import host_labels, parse_exit, ssh_environment
 
 
 @pytest.mark.parametrize(

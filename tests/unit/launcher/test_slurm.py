@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm import SlurmJob, render_sbatch
 from megadeberta.errors import ConfigError
+from megadeberta.launcher.slurm import SlurmJob, render_sbatch
 
 # The step notes its arguments and waits for a USR1 in the form of a file that scancel makes.
 SRUN = """#!/bin/bash

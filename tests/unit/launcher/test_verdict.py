@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from launcher.verdict import RankExit, judge
+from megadeberta.launcher.verdict import RankExit, judge
 
 TERM, KILL, USR1 = signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import RtdConfig, part_of
-from megadeberta.convert.names import backbone_names, mlm_names
-from megadeberta.convert.v1 import pack, unpack
+from megadeberta.convert.formats.names import backbone_names, mlm_names
+from megadeberta.convert.formats.v1 import pack, unpack
 from megadeberta.model.whole import WholeModel, backbone_specs, mlm_specs, rtd_specs
 
 IDS = torch.tensor([[1, 5, 7, 4, 9, 2], [1, 6, 4, 2, 0, 0]])

@@ -22,8 +22,8 @@ from megadeberta.model.initialize import initialize
 from megadeberta.model.kernel_trial import Trial, try_kernels
 from megadeberta.model.layer import EncoderLayer
 from megadeberta.model.whole import WholeModel, mlm_specs
-from megadeberta.ops.attention_mask import padding_mask
-from megadeberta.ops.relative_position import rows_by_distance
+from megadeberta.ops.attention.mask import padding_mask
+from megadeberta.ops.attention.relative_position import rows_by_distance
 
 TEXT = Path(__file__).parents[2] / "data" / "sotu.txt"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -9,7 +9,7 @@ from megadeberta.config.objective import RtdConfig
 from megadeberta.model.carry import Carry
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel, backbone_specs, mlm_specs, rtd_specs
-from megadeberta.ops.relative_position import rows_by_distance
+from megadeberta.ops.attention.relative_position import rows_by_distance
 from tests.unit.model.golden import IDS, MASK, golden_config
 
 

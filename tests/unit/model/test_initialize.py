@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from megadeberta.layers.cuts import shard_slice
 from megadeberta.model.initialize import ROW_BLOCK, draw_rows, fill_parameter, give_storage, initialize
-from megadeberta.model.tensor_plan import shard_slice
 from megadeberta.model.whole import WholeModel, backbone_specs, mlm_specs
 from tests.unit.model.small import small_config
 

@@ -14,7 +14,7 @@ from megadeberta.model.dropout import Draws, set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.layer import EncoderLayer
 from megadeberta.model.whole import WholeModel, mlm_specs
-from megadeberta.ops.relative_position import rows_by_distance
+from megadeberta.ops.attention.relative_position import rows_by_distance
 
 CPU = torch.device("cpu")
 LENGTH = 16

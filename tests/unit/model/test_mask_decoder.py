@@ -11,7 +11,7 @@ from megadeberta.model import mask_decoder
 from megadeberta.model.attention import QueryStream
 from megadeberta.model.carry import Carry
 from megadeberta.model.whole import WholeModel
-from megadeberta.ops.attention_mask import padding_mask
+from megadeberta.ops.attention.mask import padding_mask
 from tests.unit.model.small import VARIANTS, batch, small_config, small_model
 
 WITH_DECODER = {name: changes for name, changes in VARIANTS.items() if "enhanced_mask_decoder" not in changes}

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from megadeberta.config.load import load_run_config
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig, RtdConfig
-from megadeberta.convert.hf_config import ModelKind, choose_layout, from_hf_config
-from megadeberta.convert.hf_weights import discriminator_shapes, expected_shapes, to_hugging_face
-from megadeberta.convert.split_tensors import split_tensors, take_backbone
+from megadeberta.convert.formats.hf_config import ModelKind, choose_layout, from_hf_config
+from megadeberta.convert.formats.hf_weights import discriminator_shapes, expected_shapes, to_hugging_face
+from megadeberta.convert.formats.split_tensors import split_tensors, take_backbone
 from megadeberta.model.whole import WholeModel, mlm_specs
 from tests.unit.model.published import NAMES, published_config, published_counts, published_shapes
 

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import RtdConfig
-from megadeberta.convert.names import backbone_names
+from megadeberta.convert.formats.names import backbone_names
 from megadeberta.model.carry import Carry
 from megadeberta.model.dropout import Draws
 from megadeberta.model.initialize import initialize
-from megadeberta.model.parts import split_parts
 from megadeberta.model.sampling import Sample
 from megadeberta.model.whole import WholeModel, backbone_specs, rtd_specs
+from megadeberta.weights.parts import split_parts
 from tests.unit.model.golden import golden_config
 
 IDS = torch.tensor([[1, 5, 11, 4, 11, 2], [1, 6, 11, 2, 0, 0]])

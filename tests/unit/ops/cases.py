@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megadeberta.ops.attention_mask import AttentionMask, causal_mask, packed_mask, padding_mask, prefix_mask
+from megadeberta.ops.attention.interface import disentangled_attention
+from megadeberta.ops.attention.mask import AttentionMask, causal_mask, packed_mask, padding_mask, prefix_mask
+from megadeberta.ops.attention.position_terms import PositionTerms
+from megadeberta.ops.attention.relative_position import rows_by_distance
 from megadeberta.ops.counter_dropout import CounterDropout
-from megadeberta.ops.disentangled_attention import disentangled_attention
-from megadeberta.ops.position_terms import PositionTerms
-from megadeberta.ops.relative_position import rows_by_distance
 
 NAMES = ("context", "query", "key", "value", "position_key", "position_query")
 

@@ -11,9 +11,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from megadeberta.ops import triton_kernels, triton_residual_norm
+from megadeberta.ops import triton_residual_norm
+from megadeberta.ops.attention import triton_kernels
+from megadeberta.ops.attention.triton_plan import plan_tiles
 from megadeberta.ops.counter_dropout import ROUNDS
-from megadeberta.ops.triton_plan import plan_tiles
 
 HOPPER = GPUTarget("cuda", 90, 32)
 ATTENTION = ("forward_kernel", "query_kernel", "key_kernel", "table_kernel")

@@ -5,12 +5,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megadeberta.ops import cpu_attention as cpu_module
-from megadeberta.ops.attention_mask import packed_mask
+from megadeberta.ops.attention import cpu as cpu_module
+from megadeberta.ops.attention.interface import disentangled_attention
+from megadeberta.ops.attention.mask import packed_mask
+from megadeberta.ops.attention.position_terms import PositionTerms
+from megadeberta.ops.attention.relative_position import rows_by_distance
 from megadeberta.ops.counter_dropout import ROUNDS, CounterDropout, _rounds, kept, philox
-from megadeberta.ops.disentangled_attention import disentangled_attention
-from megadeberta.ops.position_terms import PositionTerms
-from megadeberta.ops.relative_position import rows_by_distance
 from tests.unit.ops.cases import Case, largest_error, run
 
 MASKS = ("none", "padding", "causal", "prefix", "packed")

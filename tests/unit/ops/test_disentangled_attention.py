@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from megadeberta.ops.attention_mask import AttentionMask
+from megadeberta.ops.attention.interface import disentangled_attention
+from megadeberta.ops.attention.mask import AttentionMask
+from megadeberta.ops.attention.position_terms import PositionTerms
+from megadeberta.ops.attention.reference import masked_softmax
+from megadeberta.ops.attention.relative_position import relative_index, rows_by_distance
 from megadeberta.ops.counter_dropout import CounterDropout
-from megadeberta.ops.disentangled_attention import disentangled_attention
-from megadeberta.ops.position_terms import PositionTerms
-from megadeberta.ops.reference import masked_softmax
-from megadeberta.ops.relative_position import relative_index, rows_by_distance
 
 B, N, H, L = 2, 2, 4, 7
 TERMS = [(), ("c2p",), ("p2c",), ("c2p", "p2c")]

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from megadeberta.ops.distance_rows import bucket_relative_position, table_row, window_size
-from megadeberta.ops.relative_position import relative_index, rows_by_distance
+from megadeberta.ops.attention.distance_rows import bucket_relative_position, table_row, window_size
+from megadeberta.ops.attention.relative_position import relative_index, rows_by_distance
 
 # (distance, bucket, row) for 256 buckets and distances up to 511, from running both published implementations.
 PUBLISHED = [

@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from megadeberta.ops import triton_plan
+from megadeberta.ops.attention import triton_plan
 from tests.unit.ops.cases import NAMES, Case, largest_error, run
 
 # fp32 with fp32 accumulation: a few units in the last place of sums of some hundred products.

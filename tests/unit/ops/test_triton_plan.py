@@ -2,7 +2,7 @@
 
 import pytest
 
-from megadeberta.ops.triton_plan import plan_tiles
+from megadeberta.ops.attention.triton_plan import plan_tiles
 
 MIB = 2**20
 SHARED_BYTES_H200 = 227 * 1024

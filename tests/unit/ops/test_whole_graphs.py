@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from megadeberta.ops.attention_mask import padding_mask
+from megadeberta.ops.attention.interface import disentangled_attention
+from megadeberta.ops.attention.mask import padding_mask
+from megadeberta.ops.attention.position_terms import PositionTerms
+from megadeberta.ops.attention.relative_position import rows_by_distance
 from megadeberta.ops.counter_dropout import CounterDropout
-from megadeberta.ops.disentangled_attention import disentangled_attention
-from megadeberta.ops.position_terms import PositionTerms
-from megadeberta.ops.relative_position import rows_by_distance
 from megadeberta.ops.residual_norm import residual_layer_norm
 
 BACKENDS = ("auto", "reference", "cpu-lean", "triton")

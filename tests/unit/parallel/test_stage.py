@@ -6,13 +6,13 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.config.parameters import parameter_shapes
 from megadeberta.engine.phases import Batch
+from megadeberta.layers.costs import list_layers
+from megadeberta.layers.shapes import parameter_shapes
+from megadeberta.layers.stages import StagePlan, cuttable_items, plan_stages
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel, build_specs
-from megadeberta.parallel.pipeline.balance import StagePlan, cuttable_items, plan_stages
-from megadeberta.parallel.pipeline.costs import list_layers
 from megadeberta.parallel.pipeline.packing import term_names
 from megadeberta.parallel.pipeline.stage import Stage
 

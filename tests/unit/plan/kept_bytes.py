@@ -12,7 +12,7 @@ from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.model.attention_backend import select_attention, select_recompute
 from megadeberta.model.whole import WholeModel, build_specs
-from megadeberta.ops.disentangled_attention import Backend
+from megadeberta.ops.attention.interface import Backend
 from megadeberta.ops.lent_memory import LentMemory
 
 BATCH, LENGTH = 4, 96

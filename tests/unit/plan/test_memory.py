@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from megadeberta.config.load import load_run_config
-from megadeberta.config.parameters import count_parameters
 from megadeberta.config.run import RunConfig
+from megadeberta.layers.shapes import count_parameters
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, forward_memory, fullest, memory_of_stages, work_of
 from megadeberta.plan.stages import Recipe

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from megadeberta.config.validate import validate_run
 from megadeberta.errors import ConfigError
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.report import launch_command, reason
 from megadeberta.plan.search import CLOSE, Search, search_layouts
+from megadeberta.preflight.validate import validate_run
 from tests.unit.plan.small import run_config
 
 BLOCK = {"train_batch_size": 96, "train_micro_batch_size_per_gpu": 4, "bf16": {"enabled": True}}

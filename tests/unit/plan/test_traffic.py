@@ -8,8 +8,8 @@ import torch
 from torch import distributed
 
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.config.parameters import parameter_shapes
 from megadeberta.engine.process_group import start_process_group
+from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.memory import work_of
 from megadeberta.plan.stages import Recipe

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.config.parameters import parameter_shapes
 from megadeberta.engine.process_group import start_process_group
+from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.plan.zero import zero_memory
 from tests.ranks import run_ranks
 from tests.unit.plan.tiny_engine import MODEL, RANKS, micro_batch, tiny_engine, zero_block

@@ -1,0 +1,1 @@
+"""Starting and supervising the ranks of several machines over pdsh and ssh."""

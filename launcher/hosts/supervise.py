@@ -1,0 +1,220 @@
+"""Start a run on several machines through DeepSpeed's launcher, and supervise it as ``local.py`` does here.
+
+DeepSpeed 0.19.8 alone answers a signal with ``pkill -f``, which reaches every job of the user on those machines and
+saves nothing (launcher/multinode_runner.py:PDSHRunner), returns 0 when pdsh was killed (launcher/runner.py:main) and
+waits for ever for a machine that was switched off. So its launcher runs below this process, out of reach of signals:
+they go to the ranks of this job alone, which save together; the exit codes that pdsh names for each machine are judged;
+and one machine's failure ends the others.
+"""
+
+import ctypes
+import json
+import math
+import os
+import re
+import secrets
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from megadeberta.errors import EXIT_PREEMPTED, EXIT_STORAGE, ParallelError, StorageError
+from megadeberta.launcher.hosts.environment import environment_lines, launcher_environment
+from megadeberta.launcher.hosts.pdsh import ask_nodes, host_labels, node_command, parse_exit, ssh_environment
+from megadeberta.launcher.hosts.verdict import HostExit, judge_hosts
+from megadeberta.launcher.signals import EXIT_INTERRUPTED, SignalInbox
+from megadeberta.launcher.verdict import Verdict
+
+_PR_SET_PDEATHSIG = 1
+_POLL_SECONDS = 0.2
+_READ_SIZE = 65_536
+# After the first failure the other machines may report their own error, then are asked to end, then made to.
+_NOTICE_SECONDS = 5.0
+_TERM_SECONDS = 5.0
+# Our own ssh to a machine that is gone gives up after 10 s.
+_KILL_SECONDS = 15.0
+_PREEMPTED_SECONDS = 60.0
+
+
+def check_hosts(hosts: Sequence[str], words: Sequence[str], *, world_size: int, environ: Mapping[str, str]) -> None:
+    """Ask every host, before anything starts, whether it can run this recipe as the others would.
+
+    Args:
+        words: recipe and overrides.
+
+    Raises:
+        ParallelError: a host cannot be reached, cannot run the recipe, or has other versions, recipe or data.
+        StorageError: a host's output folder cannot be written for want of space.
+    """
+    answers = ask_nodes(hosts, ["megadeberta.launcher.hosts.node_check", str(world_size), *words], environ=environ)
+    facts: dict[str, dict[str, str]] = {}
+    for host, answer in answers.items():
+        try:
+            result = json.loads(answer.output)
+        except ValueError:
+            said = "; ".join(answer.errors[-2:]) or f"exit code {answer.code}, without a word"
+            raise ParallelError(
+                f"{host} cannot run this: {said}. It needs ssh without a password from here (try `ssh {host} true`), "
+                f"and the same Python and working folder at the same paths"
+            ) from None
+        if "error" in result:
+            kind = StorageError if result["exit_code"] == EXIT_STORAGE else ParallelError
+            raise kind(f"on {host}: {result['error']}")
+        facts[host] = result["facts"]
+    first, *others = facts
+    for host in others:
+        for name, value in facts[first].items():
+            if facts[host][name] != value:
+                raise ParallelError(
+                    f"{name} differs between the machines: {value} on {first}, {facts[host][name]} on {host}; "
+                    "install the same versions and give all machines the same files"
+                )
+
+
+def launch_hosts(command: Sequence[str], *, hosts: Sequence[str], environ: Mapping[str, str]) -> Verdict:
+    """Run DeepSpeed's launcher ``command`` and wait for the ranks on all hosts; call it from the main thread.
+
+    Raises:
+        ConfigError: a variable that must travel to the hosts and that a shell would change.
+    """
+    job = secrets.token_hex(8)
+    lines = environment_lines(environ, job=job)
+    with tempfile.TemporaryDirectory(prefix="megadeberta-") as folder:
+        variables = Path(folder) / "environment"
+        variables.write_text("".join(f"{line}\n" for line in lines))
+        own = ssh_environment({**launcher_environment(environ), "DS_ENV_FILE": str(variables)})
+        return _HostsJob(hosts, job, own).run(command)
+
+
+class _HostsJob:
+    def __init__(self, hosts: Sequence[str], job: str, environ: Mapping[str, str]) -> None:
+        self._hosts = hosts
+        self._labels = host_labels(hosts)
+        self._job = job
+        self._environ = environ
+        self._exits: list[HostExit] = []
+        self._rounds: list[subprocess.Popen[bytes]] = []
+        self._inbox = SignalInbox()
+        self._ended_by_us: set[str] = set()
+        # When the ranks are asked to end, killed, and no longer waited for.
+        self._deadlines = [math.inf, math.inf, math.inf]
+
+    def run(self, command: Sequence[str]) -> Verdict:
+        with self._inbox:
+            runner = _start(command, self._environ)
+            try:
+                self._watch(runner)
+                left = self._kill_what_is_left()
+            finally:
+                _kill_group(runner.pid)
+                runner.wait()
+                for process in self._rounds:
+                    process.kill()
+                    process.wait()
+        if self._inbox.wants_kill:
+            return Verdict(EXIT_INTERRUPTED, (self._inbox.describe_kill(),))
+        return judge_hosts(self._exits, runner_code=runner.returncode, left=left, forwarded=self._inbox.forwarded)
+
+    def _watch(self, runner: subprocess.Popen[bytes]) -> None:
+        """Pass the runner's standard error on, and act on signals, ends of machines and deadlines, until it ends."""
+        rest = b""
+        os.set_blocking(runner.stderr.fileno(), False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(runner.stderr, selectors.EVENT_READ)
+            while True:
+                running = runner.poll() is None
+                data = None
+                if selector.select(_POLL_SECONDS if running else 0):
+                    data = runner.stderr.read(_READ_SIZE)
+                    *lines, rest = (rest + (data or b"")).split(b"\n")
+                    for line in lines:
+                        self._take_line(line)
+                    if data == b"":  # closed: wait for the end without spinning
+                        time.sleep(_POLL_SECONDS)
+                # Not only when nothing was read: the lines of quick steps follow each other without a pause.
+                if running:
+                    self._forward_signals()
+                    if self._enforce_deadlines():
+                        return
+                elif not data:
+                    return
+
+    def _take_line(self, line: bytes) -> None:
+        ended = parse_exit(line.decode(errors="replace"))
+        if ended is None or ended[0] not in self._labels:
+            with suppress(OSError):
+                os.write(2, line + b"\n")
+            return
+        host, code = self._labels[ended[0]], ended[1]
+        self._exits.append(HostExit(host, code, ended_by_launcher=host in self._ended_by_us))
+        patience = _PREEMPTED_SECONDS if code == EXIT_PREEMPTED else _NOTICE_SECONDS
+        self._deadlines[0] = min(self._deadlines[0], time.monotonic() + patience)
+
+    def _enforce_deadlines(self) -> bool:
+        """Whether it is time to stop waiting."""
+        now = time.monotonic()
+        terminate, kill, leave = self._deadlines
+        if now >= terminate:
+            self._ended_by_us.update(self._running())
+            self._tell(signal.SIGTERM)
+            self._deadlines = [math.inf, now + _TERM_SECONDS, math.inf]
+        elif now >= kill:
+            self._tell(signal.SIGKILL)
+            self._deadlines = [math.inf, math.inf, now + _KILL_SECONDS]
+        return now >= leave
+
+    def _forward_signals(self) -> None:
+        while (signum := self._inbox.take()) is not None:
+            if signum == signal.SIGKILL:
+                self._deadlines = [math.inf, 0.0, math.inf]
+            else:
+                self._tell(signum)
+
+    def _running(self) -> list[str]:
+        ended = {end.host for end in self._exits}
+        return [host for host in self._hosts if host not in ended]
+
+    def _tell(self, number: signal.Signals) -> None:
+        """Send a signal to this job's ranks, without waiting for the answer."""
+        if hosts := self._running():
+            words = ["megadeberta.launcher.hosts.node_signal", self._job, number.name]
+            process = subprocess.Popen(
+                node_command(hosts, words, environ=self._environ),
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            self._rounds.append(process)
+
+    def _kill_what_is_left(self) -> list[str]:
+        """Hosts on which ranks outlived DeepSpeed's launcher; they are killed."""
+        reachable = [host for host in self._hosts if all(end.host != host or not end.lost for end in self._exits)]
+        if not reachable:
+            return []
+        words = ["megadeberta.launcher.hosts.node_signal", self._job, signal.SIGKILL.name]
+        answers = ask_nodes(reachable, words, environ=self._environ)
+        return [host for host, answer in answers.items() if re.search(r'"ranks": \[\d', answer.output)]
+
+
+def _start(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    libc = ctypes.CDLL(None)
+    return subprocess.Popen(
+        command,
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # A session of its own: the terminal's Ctrl-C does not reach pdsh, which would leave without its ranks.
+        start_new_session=True,
+        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+    )
+
+
+def _kill_group(leader: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)

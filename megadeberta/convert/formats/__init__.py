@@ -1,0 +1,1 @@
+"""Tensor names and configurations of the model families that weights are exchanged with."""

@@ -1,0 +1,1 @@
+"""SentencePiece models as tokenizers that Hugging Face's libraries load."""

@@ -1,0 +1,129 @@
+"""Checkpoints of one run: what goes in, which run it belongs to, and where to go on."""
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import deepspeed
+
+import megadeberta
+from megadeberta.checkpoint.collectives import Collectives
+from megadeberta.checkpoint.durable import Digest, write_new_file
+from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER
+from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
+from megadeberta.checkpoint.resume import find_resumable
+from megadeberta.checkpoint.store import CheckpointStore
+from megadeberta.config.deepspeed_block import is_enabled, zero_stage
+from megadeberta.config.run import RunConfig
+from megadeberta.engine.state.local_parameters import LocalParameter
+from megadeberta.engine.state.optimizer_state import OptimizerState
+from megadeberta.engine.state.save_load import load_checkpoint, refuse_unsaved_state, save_checkpoint
+from megadeberta.topology import Topology
+
+TOKENIZER_FILE = "spm.model"
+
+
+class RunCheckpoints:
+    """Saves and resumes the engine of one run. All methods are collective over all ranks.
+
+    A checkpoint holds no trace of the layout but in its manifest, and the tokenizer beside the tensors: resuming and
+    exporting need neither the layout that the run had nor, for exporting, DeepSpeed.
+    """
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        config: RunConfig,
+        *,
+        data_fingerprint: Mapping[str, str],
+        collectives: Collectives,
+        parameters: Sequence[LocalParameter],
+    ) -> None:
+        """``parameters``: what this rank holds of every parameter."""
+        refuse_unsaved_state(engine)
+        self._state = OptimizerState(engine, parameters)
+        self._config = config
+        self._collectives = collectives
+        self._root = config.training.output_dir / CHECKPOINTS_FOLDER
+        self._store = CheckpointStore(self._root, collectives=collectives, keep_last=config.checkpoint.keep_last)
+        self._run = run_record(config, world_size=collectives.world_size, data_fingerprint=data_fingerprint)
+        self._saved_step = -1
+
+    def resume(self) -> int:
+        """Load the newest sound checkpoint, if there is any; the number of optimizer steps done.
+
+        Raises:
+            CheckpointError: there are checkpoints but no sound one, or it is of another run; or there is none and
+                checkpoint.resume is "required".
+        """
+        required = self._config.checkpoint.resume == "required"
+        point = find_resumable(self._root, collectives=self._collectives, run=self._run, required=required)
+        if point is None:
+            return 0
+        load_checkpoint(self._state, point, collectives=self._collectives)
+        self._saved_step = point.step
+        return point.step
+
+    def save(self, step: int, *, required: bool) -> None:
+        """Commit a checkpoint of ``step`` optimizer steps, unless that step is saved already.
+
+        Raises:
+            StorageError: it could not be written and is ``required``, or it was the third failure in a row.
+        """
+        if step == self._saved_step:
+            return
+        committed = save_checkpoint(
+            self._state,
+            self._store,
+            step,
+            run=self._run,
+            rank=self._collectives.rank,
+            required=required,
+            write_more=self._write_tokenizer,
+        )
+        if committed is not None:
+            self._saved_step = step
+
+    def _write_tokenizer(self, folder: Path) -> dict[str, Digest]:
+        if self._collectives.rank != 0:
+            return {}
+        return {TOKENIZER_FILE: write_new_file(folder / TOKENIZER_FILE, self._config.data.tokenizer.read_bytes())}
+
+
+def run_record(config: RunConfig, *, world_size: int, data_fingerprint: Mapping[str, str]) -> RunRecord:
+    """What a checkpoint must share with the run that resumes it.
+
+    The layout, the precision, the micro batch, the length of the run, the learning rate and the schedule may change
+    between stop and resume; the model, the data and what decides the order and the masks of the samples may not.
+    """
+    block = config.deepspeed
+    precision = next((name for name in ("bf16", "fp16") if is_enabled(block, name)), "fp32")
+    topology = Topology.of_world(world_size, pipeline=config.parallel.pipeline, tensor=config.parallel.tensor)
+    world = WorldLayout(
+        world_size=world_size,
+        tensor_parallel=topology.tensor,
+        pipeline=topology.pipeline,
+        data_parallel=topology.data,
+        zero_stage=zero_stage(block),
+        precision=precision,
+    )
+    fixed = {
+        "model": config.model.model_dump(mode="json"),
+        "objective": config.objective.model_dump(mode="json"),
+        "data": {
+            "sequence_length": config.data.sequence_length,
+            "packing": config.data.packing,
+            **data_fingerprint,
+        },
+        "training": {"seed": config.training.seed},
+        "deepspeed": {"train_batch_size": block["train_batch_size"]},
+    }
+    return RunRecord(
+        world=world,
+        versions={
+            "megadeberta": megadeberta.__version__,
+            **{package: importlib.metadata.version(package) for package in ("torch", "deepspeed")},
+        },
+        fingerprint={f"{section}.{key}": str(value) for section, keys in fixed.items() for key, value in keys.items()},
+        config=config.model_dump(mode="json"),
+    )

@@ -1,0 +1,154 @@
+"""The state of an engine into a checkpoint and back, each under its own layout.
+
+Nothing of DeepSpeed's own checkpoints is used: those are pickles, cut as the run was. What is written is tensors under
+global names and JSON (``checkpoint/content.py``); loading computes nothing but copies, so what is read is bit for bit
+what was written, wherever it goes.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
+from torch import Tensor
+
+from megadeberta.checkpoint.collectives import Collectives
+from megadeberta.checkpoint.content import (
+    MOMENTS,
+    WEIGHT,
+    CheckpointContent,
+    Entry,
+    RankContent,
+    write_tensors,
+)
+from megadeberta.checkpoint.durable import Digest
+from megadeberta.checkpoint.folder import tensor_file_name
+from megadeberta.checkpoint.manifest import RunRecord
+from megadeberta.checkpoint.resume import ResumePoint
+from megadeberta.checkpoint.store import CheckpointStore
+from megadeberta.engine.state.optimizer_state import OptimizerState, Piece
+from megadeberta.errors import CheckpointError, ConfigError
+
+_BYTES_PER_ELEMENT = 4 * (1 + len(MOMENTS))
+
+
+def refuse_unsaved_state(engine: DeepSpeedEngine) -> None:
+    """Refuse what would keep a part of the state where no checkpoint finds it.
+
+    Raises:
+        ConfigError: the option, the reason and what to do; the same on every rank.
+    """
+    if engine.zero_partial_offload() not in (None, 1.0):
+        raise ConfigError(
+            "deepspeed.zero_optimization.offload_optimizer.ratio is set: DeepSpeed would keep optimizer states in a "
+            "second optimizer, which no checkpoint covers; remove it from the recipe"
+        )
+
+
+def save_checkpoint(
+    state: OptimizerState,
+    store: CheckpointStore,
+    step: int,
+    *,
+    run: RunRecord,
+    rank: int,
+    required: bool = False,
+    write_more: Callable[[Path], Mapping[str, Digest]] | None = None,
+) -> Path | None:
+    """Commit weights, moments and counters; every rank writes what it owns. Collective over all ranks.
+
+    Args:
+        step: optimizer steps done.
+        rank: of this process, which names its files.
+        required: raise ``StorageError`` if it fails; else that happens at the third failure in a row.
+        write_more: called on every rank; gives digests as ``write`` of ``CheckpointStore.save`` does.
+
+    Returns:
+        The committed folder, or None when the disk refused and training may go on.
+    """
+    pieces = state.owned()
+    index = RankContent(
+        fragments=tuple(state.fragment(piece) for piece in pieces), counters=state.counters, scaler=state.scaler
+    )
+
+    def write(folder: Path) -> dict[str, Digest]:
+        name = tensor_file_name(rank)
+        more = write_more(folder) if write_more is not None else {}
+        try:
+            return {name: write_tensors(folder / name, _entries(state, pieces)), **more}
+        finally:
+            state.release(changed=False)
+
+    count = sum(piece.stop - piece.start for piece in pieces)
+    return store.save(
+        step,
+        write,
+        run=run,
+        rank_state=index.model_dump(mode="json"),
+        expected_bytes=count * _BYTES_PER_ELEMENT * run.world.world_size,  # the owners' shares are nearly equal
+        required=required,
+    )
+
+
+def load_checkpoint(state: OptimizerState, point: ResumePoint, *, collectives: Collectives) -> None:
+    """Load weights, moments and counters, whatever layout wrote them. Collective over all ranks.
+
+    Raises:
+        CheckpointError: on every rank; a file is not what its index says, or elements are missing.
+    """
+    finding = ""
+    try:
+        _fill(state, CheckpointContent(point.folder))
+    except CheckpointError as error:
+        finding = str(error)
+    for text in collectives.all_gather_text(finding):
+        if text:
+            raise CheckpointError(text)
+    state.publish_weights()
+
+
+@torch.no_grad()
+def _fill(state: OptimizerState, content: CheckpointContent) -> None:
+    groups: dict[int, list[Piece]] = {}
+    for piece in state.pieces:
+        groups.setdefault(id(piece.flat), []).append(piece)
+    for pieces in groups.values():
+        updates = [content.updates(piece.local.name) for piece in pieces]
+        counts = [count for count in updates if count is not None]
+        if counts:
+            state.set_updates(pieces[0], max(counts))
+        else:
+            state.forget_updates(pieces[0])
+        for piece, count in zip(pieces, updates, strict=True):
+            _read(state, content, piece, WEIGHT)
+            for moment in MOMENTS if counts else ():
+                if count is None:
+                    state.tensor(piece, moment).zero_()
+                else:
+                    _read(state, content, piece, moment)
+        state.release(changed=True)
+    state.counters = content.counters
+    state.scaler = content.scaler
+
+
+def _read(state: OptimizerState, content: CheckpointContent, piece: Piece, name: str) -> None:
+    target = state.tensor(piece, name)
+    in_place = target.device.type == "cpu" and target.dtype == torch.float32
+    buffer = target if in_place else torch.empty(target.shape, dtype=torch.float32)
+    content.read(name, state.fragment(piece), buffer.numpy())
+    if not in_place:
+        target.copy_(buffer)
+
+
+def _entries(state: OptimizerState, pieces: list[Piece]) -> list[Entry]:
+    entries = []
+    for piece in pieces:
+        fragment = state.fragment(piece)
+        for name in (WEIGHT, *MOMENTS) if fragment.updates is not None else (WEIGHT,):
+            entries.append(Entry(name, fragment, lambda piece=piece, name=name: _on_host(state.tensor(piece, name))))
+    return entries
+
+
+def _on_host(tensor: Tensor) -> np.ndarray:
+    return tensor.to("cpu", torch.float32).numpy()

@@ -1,0 +1,26 @@
+"""Several linear layers that read the same hidden states. A place that tensor parallelism takes.
+
+Shapes: D hidden size · O outputs of a layer.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from megadeberta.ops.joint_linear import Pair, side_by_side
+
+
+class SideBySide(nn.Module):
+    """Runs linear layers that another module owns, at once: their weights are read, and they are not called.
+
+    ZeRO-3 gathers a weight that is read outside its own module, the first time when it is read and later in advance
+    (DeepSpeed ``runtime/zero/parameter_offload.py`` ``ZeROOrderedDict``).
+    """
+
+    def forward(self, hidden: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
+        """``[..., D]`` -> ``[..., O]`` for each of ``linears``."""
+        return side_by_side(hidden, pairs_of(linears))
+
+
+def pairs_of(linears: Sequence[nn.Linear]) -> list[Pair]:
+    return [(linear.weight, linear.bias) for linear in linears]

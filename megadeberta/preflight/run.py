@@ -1,0 +1,64 @@
+"""Everything about a run that can be checked without torch, in a second, before any process waits for another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints
+from megadeberta.config.deepspeed_block import BatchAlgebra
+from megadeberta.config.load import load_run_config
+from megadeberta.config.run import RunConfig
+from megadeberta.data.check import DataFacts, check_data, missing_files
+from megadeberta.errors import CheckpointError
+from megadeberta.preflight.validate import validate_run
+from megadeberta.rank.machine import check_compiler, check_writable
+from megadeberta.topology import Topology
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A recipe that passed every check, and what the checks found."""
+
+    config: RunConfig
+    algebra: BatchAlgebra
+    topology: Topology
+    data: DataFacts
+    source: str
+
+
+def check_recipe(
+    recipe: Path, overrides: Sequence[str], *, world_size: int
+) -> tuple[RunConfig, BatchAlgebra, Topology]:
+    """Load and validate, without looking at the data or the output folder.
+
+    Raises:
+        ConfigError: the same on every rank.
+    """
+    config = load_run_config(recipe, overrides)
+    return config, *validate_run(config, world_size=world_size, source=str(recipe))
+
+
+def missing_data(config: RunConfig) -> list[Path]:
+    """Files that the data section names and that do not exist."""
+    return missing_files(config.data)
+
+
+def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> PreparedRun:
+    """Load, validate, open the shards and try the output folder.
+
+    Raises:
+        ConfigError, DataError, StorageError: the same on every rank, as every rank reads the same files.
+    """
+    config, algebra, topology = check_recipe(recipe, overrides, world_size=world_size)
+    facts = check_data(config.data, config.model.vocab_size)
+    _check_resumable(config)
+    check_compiler(config.deepspeed)
+    check_writable(config.training.output_dir)
+    return PreparedRun(config, algebra, topology, facts, str(recipe))
+
+
+def _check_resumable(config: RunConfig) -> None:
+    """Whether there is anything to resume from, where the recipe demands it; whether it is sound is checked later."""
+    root = config.training.output_dir / CHECKPOINTS_FOLDER
+    if config.checkpoint.resume == "required" and not list_checkpoints(root):
+        raise CheckpointError(f"{root}: there is no checkpoint to resume from; start with checkpoint.resume=auto")

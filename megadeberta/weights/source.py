@@ -1,0 +1,201 @@
+"""Weights of ours on disk: a checkpoint of a run, or a folder that ``convert import`` wrote."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from megadeberta.checkpoint.content import CheckpointContent
+from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints, read_pointer
+from megadeberta.checkpoint.manifest import MANIFEST_NAME, Manifest
+from megadeberta.checkpoint.verify import verify_checkpoint
+from megadeberta.config.model import ModelConfig
+from megadeberta.config.objective import DISCRIMINATOR, ObjectiveConfig
+from megadeberta.config.section import Section
+from megadeberta.convert.formats.hf_weights import compare_shapes, expected_shapes
+from megadeberta.errors import CheckpointError
+from megadeberta.model.whole import RTD_HEAD
+from megadeberta.observability.metrics import read_metrics
+from megadeberta.weights.parts import split_parts
+from megadeberta.weights.tensor_file import SAFETENSORS, check_finite, read_tensor_file
+
+log = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+MODEL_JSON = "model.json"
+"""In an imported folder: the dump of its ModelConfig."""
+OBJECTIVE_JSON = "objective.json"
+"""Beside it, if the weights have two parts: the dump of the ObjectiveConfig that says how they share tables."""
+SPM = "spm.model"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Whole, checked weights of one model, on the CPU in fp32, by the names that its objective's layers have."""
+
+    folder: Path
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    tokenizer: Path | None
+    """The SentencePiece file beside the weights."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    run: dict[str, Any] = field(default_factory=dict)
+    """``step``, the resolved ``config`` and the last ``losses`` of the run, when the weights come from one."""
+
+    def token_model(self) -> "ModelSource":
+        """The model that predicts tokens: of two parts, the generator."""
+        if self.objective.name != "rtd":
+            return self
+        generator, _ = split_parts(self.weights)
+        config = self.objective.rtd.generator(self.config)
+        return dataclasses.replace(self, config=config, weights=generator, objective=ObjectiveConfig())
+
+    def encoder_model(self) -> "ModelSource":
+        """The model whose encoder is what training was for: of two parts, the discriminator, with whole tables."""
+        if self.objective.name != "rtd":
+            return self
+        found = self.discriminator_model()
+        encoder = {n: t for n, t in found.weights.items() if not (n.startswith(f"{RTD_HEAD}.") or n.endswith(".delta"))}
+        return dataclasses.replace(found, weights=encoder)
+
+    def discriminator_model(self) -> "ModelSource":
+        """The discriminator with its head, whole tables, and its differences from the generator's beside them.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if self.objective.name != "rtd":
+            raise CheckpointError(
+                f"{self.folder}: has no discriminator (objective {self.objective.name}); export with --model mlm"
+            )
+        _, discriminator = split_parts(self.weights)
+        prefix = f"{DISCRIMINATOR}."
+        differences = {n.removeprefix(prefix): t for n, t in self.weights.items() if n.endswith(".delta")}
+        config = self.objective.rtd.discriminator(self.config)
+        weights = discriminator | differences
+        return dataclasses.replace(self, config=config, weights=weights, objective=ObjectiveConfig())
+
+
+def load_weights(path: Path) -> ModelSource:
+    """Read and verify the weights at ``path``.
+
+    Args:
+        path: the output folder of a run (its newest sound checkpoint is taken), one ``step-N`` folder, or a folder
+            written by ``convert import``.
+
+    Raises:
+        CheckpointError: nothing there, not sound, or the weights do not fit the configuration beside them.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder; give the output folder of a run, or one of its step-N folders")
+    if (path / MODEL_JSON).is_file():
+        objective = _read_json(path / OBJECTIVE_JSON, ObjectiveConfig) if (path / OBJECTIVE_JSON).is_file() else None
+        config, weights = _read_json(path / MODEL_JSON, ModelConfig), _imported_weights(path / SAFETENSORS)
+        return _complete(path, config, objective or ObjectiveConfig(), weights=weights, run={})
+    folder, manifest = (path, verify_checkpoint(path)) if (path / MANIFEST_NAME).is_file() else _newest_sound(path)
+    config, objective = _shape_of(manifest, folder)
+    run = {"step": manifest.step, "config": manifest.run.config, "losses": _losses(folder, manifest.step)}
+    weights = {name: torch.from_numpy(values) for name, values in CheckpointContent(folder).whole()}
+    return _complete(folder, config, objective, weights=weights, run=run)
+
+
+def check_shapes(
+    config: ModelConfig,
+    weights: dict[str, Tensor],
+    source: str,
+    *,
+    may_lack: Collection[str] = (),
+    objective: ObjectiveConfig = ObjectiveConfig(),
+) -> None:
+    """Refuse weights that are not exactly the configuration's, less those in ``may_lack``.
+
+    Raises:
+        CheckpointError: the first name that is missing, unknown or of another shape.
+    """
+    wanted = {name: shape for name, shape in expected_shapes(config, objective).items() if name not in may_lack}
+    compare_shapes(wanted, weights, source)
+
+
+def _newest_sound(output_dir: Path) -> tuple[Path, Manifest]:
+    root = output_dir / CHECKPOINTS_FOLDER
+    names = [str(name) for name in list_checkpoints(root)]
+    if not names:
+        raise CheckpointError(
+            f"{output_dir}: holds no checkpoint; give the training.output_dir of a run, one of its "
+            f"{CHECKPOINTS_FOLDER}/step-N folders, or a folder made by `megadeberta convert import`"
+        )
+    try:
+        pointed = read_pointer(root)
+    except CheckpointError as error:
+        log.warning("%s", error)
+        pointed = None
+    if pointed in names:
+        names.insert(0, names.pop(names.index(pointed)))
+    problems = []
+    for name in names:
+        try:
+            manifest = verify_checkpoint(root / name)
+        except CheckpointError as error:
+            log.warning("%s", error)
+            problems.append(str(error))
+            continue
+        log.info("using %s, verified", root / name)
+        return root / name, manifest
+    raise CheckpointError(f"{root}: none of {len(names)} checkpoints is sound, the newest: {problems[0]}")
+
+
+def _shape_of(manifest: Manifest, folder: Path) -> tuple[ModelConfig, ObjectiveConfig]:
+    try:
+        recipe = manifest.run.config
+        return ModelConfig.model_validate(recipe["model"]), ObjectiveConfig.model_validate(recipe.get("objective", {}))
+    except (KeyError, ValidationError) as error:
+        raise CheckpointError(
+            f"{folder / MANIFEST_NAME}: its configuration has no model section that this megadeberta reads "
+            f"({type(error).__name__}); use the megadeberta version that wrote it"
+        ) from None
+
+
+def _losses(folder: Path, step: int) -> dict[str, str]:
+    """The last losses that the run logged up to ``step``; none when the folder was moved away from its run."""
+    labels = {"loss": "training loss", "valid_loss": "validation loss"}
+    found = {}
+    for record in read_metrics(folder.absolute().parent.parent / METRICS_FILE):
+        if record["step"] <= step:
+            found |= {label: f"{record[key]:.4f}" for key, label in labels.items() if record.get(key) is not None}
+    return found
+
+
+def _read_json(path: Path, section: type[Section]) -> Section:
+    try:
+        return section.model_validate(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError) as error:
+        detail = " ".join(str(error).split())[:200]
+        what = "a model configuration" if section is ModelConfig else "an objective"
+        raise CheckpointError(f"{path}: not {what} ({detail}); import the model again") from None
+
+
+def _imported_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing; the folder holds no weights by our names")
+    return {name: tensor.float() for name, tensor in read_tensor_file(path).items()}
+
+
+def _complete(
+    folder: Path,
+    config: ModelConfig,
+    objective: ObjectiveConfig,
+    *,
+    weights: dict[str, Tensor],
+    run: dict[str, Any],
+) -> ModelSource:
+    check_shapes(config, weights, str(folder), objective=objective)
+    check_finite(weights, str(folder))
+    tokenizer = folder / SPM
+    return ModelSource(folder, config, weights, tokenizer if tokenizer.is_file() else None, objective, run)

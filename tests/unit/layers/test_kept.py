@@ -1,0 +1,95 @@
+"""The activations of a plan are the bytes that a model really keeps."""
+
+import functools
+import math
+
+import pytest
+from torch import distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from megadeberta.config.run import RunConfig
+from megadeberta.layers.kept import Attention, Work
+from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel
+from megadeberta.plan.memory import forward_memory, work_of
+from megadeberta.plan.stages import Recipe
+from tests.ranks import run_ranks
+from tests.unit.plan.kept_bytes import BATCH, LENGTH, kept_bytes
+from tests.unit.plan.small import layout, run_config
+
+MODEL = {
+    "vocab_size": 1000,
+    "hidden_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "intermediate_size": 384,
+    "max_position_embeddings": LENGTH,
+    "position_buckets": 32,
+}
+SHAPES = {
+    "v3": {},
+    "v1": {"key_bias": False, "share_att_key": False, "position_buckets": -1, "norm_rel_ebd": "none"},
+    "v2": {"conv_kernel_size": 3},
+    "no dropout": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "input positions": {"position_biased_input": True, "enhanced_mask_decoder": False},
+    "absolute": {"relative_attention": False},
+    "c2p alone": {"pos_att_type": ("c2p",)},
+}
+
+
+CASES = [(shape, "mlm", backend, False) for shape in SHAPES for backend in ("cpu", "reference")]
+CASES += [("v3", "mlm", "cpu-lean", False), ("v3", "rtd", "cpu", False), ("v1", "rtd", "reference", False)]
+CASES += [("v3", "mlm", "cpu", True), ("v2", "rtd", "reference", True)]
+
+
+@pytest.mark.parametrize(("shape", "objective", "backend", "recompute"), CASES)
+def test_kept_bytes_are_those_of_the_plan(shape: str, objective: str, backend: Attention, recompute: bool) -> None:
+    config = run_config(model=MODEL | SHAPES[shape], objective={"name": objective}, sequence_length=LENGTH)
+    targets = math.ceil(config.objective.mask_rate * LENGTH)
+    work = Work(BATCH, LENGTH, targets, "fp32", backend)
+    recipe = Recipe(config)
+    (stage,) = recipe.stages(layout(micro_batch=BATCH))
+    forward = forward_memory(recipe, stage, work, recompute=recompute)
+    found = kept_bytes(config.model, config.objective, backend, targets=targets, recompute=recompute)
+    # Masks and counts are left out of the plan.
+    assert forward.kept + forward.kept_logits == pytest.approx(found, rel=0.02)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cpu-lean", "reference"])
+def test_selective_recompute_keeps_what_the_plan_says(backend: Attention) -> None:
+    config = run_config(model=MODEL, training={"selective_recompute": True}, sequence_length=LENGTH)
+    work = work_of(config, layout(micro_batch=BATCH), backend)
+    assert work.selective_recompute
+    recipe = Recipe(config)
+    (stage,) = recipe.stages(layout(micro_batch=BATCH))
+    forward = forward_memory(recipe, stage, work, recompute=False)
+    found = kept_bytes(config.model, config.objective, backend, targets=work.targets, selective=True)
+    assert forward.kept + forward.kept_logits == pytest.approx(found, rel=0.02)
+
+
+def _kept_by_shards(
+    rank: int, world_size: int, config: RunConfig, targets: int, *, sequence_parallel: bool
+) -> list[int]:
+    """Of each of two ranks. Their collectives do nothing: a real group frees memory behind the profiler's back."""
+    found = []
+    for each in range(2):
+        distributed.init_process_group("fake", store=FakeStore(), rank=each, world_size=2)
+        plan = TensorParallel(distributed.group.WORLD, config.model.vocab_size, sequence_parallel)
+        shard = functools.partial(apply_tensor_parallel, plan=plan)
+        found.append(kept_bytes(config.model, config.objective, "cpu", targets=targets, shard=shard))
+        distributed.destroy_process_group()
+    return found
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("objective", ["mlm", "rtd"])
+def test_kept_bytes_of_shards_are_those_of_the_plan(objective: str, sequence_parallel: bool) -> None:
+    heads = {"num_attention_heads": 4, "conv_kernel_size": 3}
+    config = run_config(model=MODEL | heads, objective={"name": objective}, sequence_length=LENGTH)
+    targets = math.ceil(config.objective.mask_rate * LENGTH)
+    work = Work(BATCH, LENGTH, targets, "fp32", "cpu", tensor=2, sequence_parallel=sequence_parallel)
+    recipe = Recipe(config)
+    (stage,) = recipe.stages(layout(micro_batch=BATCH, tensor=2))
+    forward = forward_memory(recipe, stage, work, recompute=False)
+    measure = functools.partial(_kept_by_shards, sequence_parallel=sequence_parallel)
+    for found in run_ranks(measure, 1, config, targets, distributed=False)[0]:
+        assert forward.kept + forward.kept_logits == pytest.approx(found, rel=0.05)

@@ -1,0 +1,85 @@
+"""Checks across sections."""
+
+from typing import Any
+
+import pytest
+
+from megadeberta.config.deepspeed_block import BatchAlgebra
+from megadeberta.config.load import parse_run_config
+from megadeberta.errors import ConfigError
+from megadeberta.preflight.validate import validate_run
+from tests.unit.config.recipes import recipe
+
+
+def _validate(world_size: int = 1, **sections: Any) -> BatchAlgebra:
+    return validate_run(parse_run_config(recipe(**sections), source="r.json"), world_size=world_size, source="r.json")[
+        0
+    ]
+
+
+def test_valid_recipe_gives_the_batch_algebra() -> None:
+    assert _validate(world_size=2) == BatchAlgebra(global_batch=16, micro_batch=4, accumulation=2, data_parallel=2)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"enhanced_mask_decoder": True}, {"enhanced_mask_decoder": False, "position_biased_input": True}],
+)
+def test_sequence_longer_than_the_absolute_positions_is_refused(model: dict[str, Any]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"r\.json: data\.sequence_length=129 is longer than model\.max_position_embeddings=128"
+    ):
+        _validate(model=model, data={"sequence_length": 129})
+    _validate(model=model, data={"sequence_length": 128})
+
+
+def test_model_without_absolute_positions_takes_longer_sequences() -> None:
+    _validate(model={"enhanced_mask_decoder": False}, data={"sequence_length": 1000})
+
+
+@pytest.mark.parametrize("warmup", [100, 101])
+def test_warm_up_that_fills_the_run_is_refused(warmup: int) -> None:
+    with pytest.raises(ConfigError, match=rf"schedule\.warmup_steps={warmup} leaves nothing of training\.steps=100"):
+        _validate(schedule={"warmup_steps": warmup})
+    _validate(schedule={"warmup_steps": 99})
+
+
+def test_own_optimizer_under_zero_must_be_allowed() -> None:
+    block = {"zero_optimization": {"stage": 1}}
+    with pytest.raises(ConfigError, match=r"bias_correction=false under ZeRO needs deepspeed\.zero_allow_untested"):
+        _validate(optimizer={"bias_correction": False}, deepspeed=block)
+    _validate(optimizer={"bias_correction": False}, deepspeed=block | {"zero_allow_untested_optimizer": True})
+    _validate(optimizer={"bias_correction": False})
+
+
+def test_unknown_deepspeed_key_is_found_with_the_recipe_named() -> None:
+    with pytest.raises(ConfigError, match=r"r\.json: unknown key deepspeed\.zero_optimisation"):
+        _validate(deepspeed={"zero_optimisation": {}})
+
+
+@pytest.mark.parametrize("name", ["ar", "mlm_ar"])
+def test_next_tokens_and_a_convolution_that_sees_them_exclude_each_other(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"objective\.name='{name}' predicts the next token.*the convolution sees it"
+    ):
+        _validate(objective={"name": name}, model={"conv_kernel_size": 3})
+    _validate(objective={"name": name})
+
+
+def test_generator_that_is_no_model_is_refused_before_anything_is_built() -> None:
+    with pytest.raises(ConfigError, match=r"the generator is no model: .*num_hidden_layers >= 2.*generator_layers"):
+        _validate(objective={"name": "rtd"})  # half of two layers, with the enhanced mask decoder
+    _validate(objective={"name": "rtd", "rtd": {"generator_layers": 2}})
+
+
+def test_one_table_and_two_updates_exclude_each_other() -> None:
+    rtd = {"embedding_sharing": "es", "decoupled": True}
+    with pytest.raises(ConfigError, match=r"decoupled=true with embedding_sharing='es'.*do not see each other's"):
+        _validate(objective={"name": "rtd", "rtd": rtd})
+
+
+def test_two_updates_under_zero_3_are_refused() -> None:
+    objective = {"name": "rtd", "rtd": {"decoupled": True, "generator_layers": 2}}
+    with pytest.raises(ConfigError, match=r"decoupled=true does not work with deepspeed\.zero_optimization\.stage=3"):
+        _validate(objective=objective, deepspeed={"zero_optimization": {"stage": 3}})
+    _validate(objective=objective, deepspeed={"zero_optimization": {"stage": 2}})
