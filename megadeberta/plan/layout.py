@@ -59,7 +59,8 @@ class Layout:
             "train_micro_batch_size_per_gpu": self.micro_batch,
             **_pipeline_block(self),
         }
-        block.pop("gradient_accumulation_steps", None)
+        if "gradient_accumulation_steps" in block:
+            block["gradient_accumulation_steps"] = self.accumulation
         parallel = config.parallel.model_copy(
             update={
                 "tensor": self.tensor,
@@ -84,6 +85,9 @@ class Layout:
                 self.micro_batch,
             ),
         }
+        given = block.get("gradient_accumulation_steps")
+        if given is not None:
+            wanted["deepspeed.gradient_accumulation_steps"] = (given, self.accumulation)
         changed = [f"{key}={_json(value)}" for key, (now, value) in wanted.items() if now != value]
         for section, values in _pipeline_block(self).items():
             now = block.get(section, {})
