@@ -89,7 +89,7 @@ def bench_optimizer(shape: tuple[int, int], config: ModelConfig, models: dict[st
         if name == EAGER:
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, foreach=True)
         else:
-            optimizer = build_optimizer(model, OptimizerConfig(lr=1e-5), deepspeed_block={})
+            optimizer = build_optimizer(model, OptimizerConfig(lr=1e-5), offloaded=False)
         label = f"{name} + {'AdamW' if name == EAGER else 'fused AdamW'}"
         runs[label] = lambda m=model, n=name, o=optimizer: (compared[n].step(m, batch), o.step())
     seconds = interleave(runs, repeats)

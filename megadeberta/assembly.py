@@ -103,7 +103,7 @@ def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, 
         timeout_seconds=config.parallel.timeout_seconds,
         mpu=mpu,
     )
-    return Stepper(engine, phases=training_phases(config.objective), device=device, mpu=mpu)
+    return Stepper(engine, phases=training_phases(config.objective), settings=config.engine, device=device, mpu=mpu)
 
 
 def _pipeline(
@@ -132,6 +132,7 @@ def _pipeline(
     return PipelineStepper(
         engine,
         phases=training_phases(config.objective),
+        settings=config.engine,
         device=device,
         topology=topology,
         batch_fields=fields,
@@ -144,7 +145,7 @@ def _cut(config: RunConfig, topology: Topology) -> tuple[list[LayerCost], list[S
         config.model,
         config.objective,
         sequence_length=config.data.sequence_length,
-        micro_batch=config.deepspeed["train_micro_batch_size_per_gpu"],
+        micro_batch=config.engine.micro_batch,
         recompute=config.parallel.activation_checkpointing,
     )
     return layers, plan_stages(layers, parameter_shapes(config.model, config.objective), topology.pipeline)
@@ -170,7 +171,7 @@ def _choose_attention(config: RunConfig, device: torch.device) -> AttentionChoic
         config.model,
         partial(select_attention, device=device),
         length=config.data.sequence_length,
-        dtype=working_type(config.deepspeed),
+        dtype=working_type(config.engine.precision),
         device=device,
     )
     return choose_attention(config.training.attention, device, trial, agree=partial(_largest, device))

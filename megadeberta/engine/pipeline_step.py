@@ -12,6 +12,7 @@ from deepspeed.runtime.pipe.schedule import InferenceSchedule, OptimizerStep, Pi
 from torch import Tensor, distributed
 from torch.nn import functional
 
+from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.engine.phases import Batch, Phase
 from megadeberta.engine.step import EvalResult, Stepper, add_terms, as_terms
 from megadeberta.topology import Topology
@@ -29,6 +30,7 @@ class PipelineStepper(Stepper):
         engine: PipelineEngine,
         *,
         phases: Sequence[Phase],
+        settings: EngineSettings,
         device: torch.device,
         topology: Topology,
         batch_fields: Sequence[str],
@@ -39,7 +41,7 @@ class PipelineStepper(Stepper):
             batch_fields: names of a batch's tensors, in the order in which the first stage takes them.
             terms: names of all terms that the last stage makes.
         """
-        super().__init__(engine, phases=phases, device=device)
+        super().__init__(engine, phases=phases, settings=settings, device=device)
         self.data_parallel = topology.data
         place = topology.coordinates(distributed.get_rank())
         # Tensor-parallel ranks have the same samples and the same terms: one of them counts.

@@ -11,7 +11,7 @@ import deepspeed
 import torch
 from torch import Tensor, distributed
 
-from megadeberta.config.deepspeed_block import is_enabled, zero_stage
+from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.phases import Batch, Phase, Terms, count_targets
 from megadeberta.errors import DivergenceError
@@ -56,10 +56,11 @@ class Stepper:
         engine: deepspeed.DeepSpeedEngine,
         *,
         phases: Sequence[Phase],
+        settings: EngineSettings,
         device: torch.device,
         mpu: ModelParallelUnit | None = None,
     ) -> None:
-        """``mpu``: as for ``build_engine``."""
+        """``settings``: of the block that the engine was built with. ``mpu``: as for ``build_engine``."""
         self.engine = engine
         self.phases = phases
         self.device = device
@@ -69,10 +70,9 @@ class Stepper:
         self._data_group = None if mpu is None else mpu.get_data_parallel_group()
         self._tensor_parallel = 1 if mpu is None else mpu.get_tensor_model_parallel_world_size()
         self.data_parallel = distributed.get_world_size() // self._tensor_parallel
-        block = engine.config
-        self._fp16 = is_enabled(block, "fp16")
+        self._fp16 = settings.precision == "fp16"
         # DeepSpeed's ZeRO and 16-bit optimizers refuse to step on a gradient that is not finite; plain fp32 does not.
-        self._unguarded = zero_stage(block) == 0 and not (self._fp16 or is_enabled(block, "bf16"))
+        self._unguarded = settings.zero_stage == 0 and not settings.is_half
         self._skipped_in_a_row = 0
 
     def share_counts(self, micro_batches: Sequence[Batch], *, stop_requested: bool) -> tuple[dict[str, int], bool]:

@@ -11,12 +11,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from megadeberta.config.deepspeed_block import Precision
 from megadeberta.config.model import ModelConfig
 from megadeberta.layers.cuts import vocabulary_rows
 from megadeberta.ops.attention.distance_rows import window_size
 
 Attention = Literal["reference", "cpu", "cpu-lean", "triton"]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 _PRECISE = 4  # softmax, log-sum-exp and LayerNorm statistics are fp32 at least
 _INDEX = 8  # int64

@@ -90,7 +90,7 @@ class WritingJournal(Journal):
         self._unigram = unigram
 
     def step(self, step: int, facts: StepFacts, *, lr: float, seconds: float) -> None:
-        tokens = self._config.deepspeed["train_batch_size"] * self._config.data.sequence_length
+        tokens = self._config.engine.global_batch * self._config.data.sequence_length
         values = {
             "loss": facts.loss,
             **facts.terms.means,
@@ -181,7 +181,7 @@ def open_journal(
     metrics_path = output / METRICS_FILE
     speedometer = Speedometer(
         total_steps=config.training.steps,
-        tokens_per_step=config.deepspeed["train_batch_size"] * config.data.sequence_length,
+        tokens_per_step=config.engine.global_batch * config.data.sequence_length,
         flops_per_token=run_flops_per_token(
             config.model, config.objective, sequence_length=config.data.sequence_length
         ),

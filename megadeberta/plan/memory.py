@@ -8,12 +8,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from megadeberta.config.deepspeed_block import is_enabled, optimizer_device
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig, part_of
 from megadeberta.config.run import RunConfig
 from megadeberta.layers import kept as activations
-from megadeberta.layers.kept import Attention, Precision, Work
+from megadeberta.layers.kept import Attention, Work
 from megadeberta.layers.stages import StagePlan
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.stages import Recipe
@@ -71,11 +70,6 @@ def fullest(memories: Sequence[RankMemory]) -> RankMemory:
     return max(memories, key=lambda memory: memory.device)
 
 
-def precision_of(config: RunConfig) -> Precision:
-    """Of weights and activations; masters are fp32."""
-    return next((name for name in ("bf16", "fp16") if is_enabled(config.deepspeed, name)), "fp32")
-
-
 def targets_of(objective: ObjectiveConfig, length: int) -> int:
     """Slots of a sequence that are predicted, the empty ones included."""
     share = {"ar": 1.0, "mlm_ar": 1.0}.get(objective.name, objective.mask_rate)
@@ -89,7 +83,7 @@ def work_of(config: RunConfig, layout: Layout, attention: Attention) -> Work:
         sequences=layout.micro_batch,
         length=length,
         targets=targets_of(config.objective, length),
-        precision=precision_of(config),
+        precision=config.engine.precision,
         attention=attention,
         tensor=layout.tensor,
         sequence_parallel=layout.sequence_parallel,
@@ -98,11 +92,11 @@ def work_of(config: RunConfig, layout: Layout, attention: Attention) -> Work:
 
 
 def _stage_memory(recipe: Recipe, layout: Layout, number: int, *, work: Work) -> RankMemory:
-    block, stage = recipe.config.deepspeed, recipe.stages(layout)[number]
+    settings, stage = recipe.config.engine, recipe.stages(layout)[number]
     held = recipe.held(stage, layout.tensor)
     states = zero_memory(
         held.count,
-        block=block,
+        settings=settings,
         stage=layout.zero_stage,
         data_parallel=layout.data,
         largest_parameter=held.largest,
@@ -114,7 +108,7 @@ def _stage_memory(recipe: Recipe, layout: Layout, number: int, *, work: Work) ->
     # The update needs fp32 gradients, but no activations any more.
     passing = _passing(recipe.config.model, layout, number, work)
     buffers = max(states.bucket + states.momentary + passing, states.update - kept - logits - forward.workspace)
-    kept_on = optimizer_device(block)
+    kept_on = settings.optimizer_device
     return RankMemory(
         parameters=states.parameters,
         gradients=states.gradients,

@@ -77,7 +77,7 @@ def search_layouts(config: RunConfig, cluster: Cluster, attention: Attention, *,
     recipe = Recipe(config)
     found, refused = [], []
     for family in _families(config, cluster):
-        layouts = list(_micro_batches(family, config.deepspeed.get("train_batch_size", 0)))
+        layouts = list(_micro_batches(family, config.engine.global_batch))
         try:
             candidate = _best(recipe, layouts, cluster, attention, source=source)
         except (ConfigError, ParallelError) as error:

@@ -43,7 +43,7 @@ def _check_objective(config: RunConfig, source: str) -> None:
             f"{model.conv_kernel_size} the convolution sees it; set model.conv_kernel_size=0"
         )
     if objective.name == "rtd":
-        if objective.rtd.decoupled and deepspeed_block.zero_stage(config.deepspeed) == 3:
+        if objective.rtd.decoupled and config.engine.zero_stage == 3:
             # DeepSpeed 0.19.8, runtime/zero/stage3.py: the flat buffer of gradient partitions is overwritten by a
             # backward pass and never cleared, so the part without one would bring its last gradients to the norm.
             raise ConfigError(
@@ -68,8 +68,8 @@ def _check_schedule(config: RunConfig, source: str) -> None:
 
 
 def _check_optimizer(config: RunConfig, source: str) -> None:
-    stage = deepspeed_block.zero_stage(config.deepspeed)
-    if not config.optimizer.bias_correction and stage and not config.deepspeed.get("zero_allow_untested_optimizer"):
+    settings = config.engine
+    if not config.optimizer.bias_correction and settings.zero_stage and not settings.allows_untested_optimizer:
         raise ConfigError(
             f"{source}: optimizer.bias_correction=false under ZeRO needs deepspeed.zero_allow_untested_optimizer=true "
             "(DeepSpeed knows torch's AdamW by its class only)"

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from megadeberta.config.deepspeed_block import batch_algebra
+from megadeberta.config.deepspeed_block import EngineSettings, batch_algebra
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.training import OptimizerConfig
@@ -39,7 +39,6 @@ def toy_block(*, zero_stage: int, micro_batch: int, **changes: object) -> dict[s
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_clipping": 1.0,
         "zero_optimization": {"stage": zero_stage},
-        "steps_per_print": 1_000_000,
     }
     return block | changes
 
@@ -60,7 +59,8 @@ def toy_engine(
     set_sites(model.named_modules(), seed=seed)
     optimizer = OPTIMIZER.model_copy(update={"lr": lr[0], "discriminator_lr": lr[1]})
     engine = build_engine(model, optimizer, block=block, timeout_seconds=60.0)
-    return Stepper(engine, phases=training_phases(objective), device=device), model
+    settings = EngineSettings.of(block)
+    return Stepper(engine, phases=training_phases(objective), settings=settings, device=device), model
 
 
 def global_batch(step: int) -> Batch:

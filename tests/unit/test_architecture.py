@@ -119,6 +119,31 @@ def test_only_the_engine_imports_deepspeed() -> None:
     assert users == {"megadeberta.engine"}
 
 
+def test_only_config_and_the_build_of_the_engine_look_into_the_deepspeed_block() -> None:
+    """Others ask ``config.engine``: the block's keys and DeepSpeed's defaults are known in one place."""
+    readers = {
+        str(path.relative_to(ROOT))
+        for path in [*_shipped_files(), *(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if _looks_into_the_block(node)
+    }
+    allowed = ("megadeberta/config/", "megadeberta/engine/build.py", "tests/unit/config/")
+    assert {name for name in readers if not name.startswith(allowed)} == set()
+
+
+def _looks_into_the_block(node: ast.AST) -> bool:
+    """``x.deepspeed[...]``, ``x.deepspeed.get``, ``x.deepspeed | ...``, and a name for it (``block = x.deepspeed``)."""
+    if isinstance(node, ast.Subscript | ast.Attribute | ast.Assign):
+        return _is_block(node.value)
+    if isinstance(node, ast.BinOp):
+        return _is_block(node.left) or _is_block(node.right)
+    return isinstance(node, ast.Compare) and any(_is_block(value) for value in node.comparators)
+
+
+def _is_block(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == "deepspeed"
+
+
 def test_torch_is_imported_only_where_tensors_are() -> None:
     free = (
         "megadeberta.config",

@@ -85,7 +85,7 @@ def test_generator_is_the_published_one(name: str) -> None:
 @pytest.mark.parametrize("name", PAPER)
 def test_settings_are_those_of_the_paper(name: str) -> None:
     config = load_run_config(RECIPES / f"{name}.json")
-    found = (config.optimizer.lr, config.deepspeed["train_batch_size"], config.training.steps, config.optimizer.beta2)
+    found = (config.optimizer.lr, config.engine.global_batch, config.training.steps, config.optimizer.beta2)
     assert found == PAPER[name]
     assert (config.schedule.warmup_steps, config.data.sequence_length) == (10_000, 512)
     assert config.deepspeed["gradient_clipping"] == 1.0
@@ -96,7 +96,7 @@ def test_settings_are_those_of_the_paper(name: str) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
 def test_recipe_is_valid_on_eight_ranks_and_fits_80_gib(path: Path) -> None:
     config = load_run_config(path)
-    world = 8 if config.deepspeed["train_batch_size"] % 64 == 0 else 1
+    world = 8 if config.engine.global_batch % 64 == 0 else 1
     layout = Layout.of_run(config, *validate_run(config, world_size=world, source=str(path)))
     memory = fullest(memory_of_stages(Recipe(config), layout, attention_of(config, on_gpu=True)))
     assert memory.device < 75 * 2**30

@@ -28,9 +28,9 @@ def test_adam_without_bias_correction_gives_the_reference_values() -> None:
 
 def test_bias_correction_is_the_default_and_can_be_switched_off() -> None:
     model = nn.Linear(2, 2)
-    corrected = build_optimizer(model, OptimizerConfig(lr=1e-3), deepspeed_block={})
+    corrected = build_optimizer(model, OptimizerConfig(lr=1e-3), offloaded=False)
     assert type(corrected) is torch.optim.AdamW
-    plain = build_optimizer(model, OptimizerConfig(lr=1e-3, bias_correction=False), deepspeed_block={})
+    plain = build_optimizer(model, OptimizerConfig(lr=1e-3, bias_correction=False), offloaded=False)
     assert type(plain) is AdamWithoutBiasCorrection
 
 

@@ -18,8 +18,7 @@ RECIPES = Path(__file__).parents[3] / "ds_configs"
 
 
 def _xlarge(**zero: Any) -> RunConfig:
-    config = load_run_config(RECIPES / "deberta-v2-xlarge.json")
-    return config.model_copy(update={"deepspeed": config.deepspeed | {"zero_optimization": zero}})
+    return load_run_config(RECIPES / "deberta-v2-xlarge.json").with_deepspeed({"zero_optimization": zero})
 
 
 def _memory(config: RunConfig, wanted: Layout) -> RankMemory:

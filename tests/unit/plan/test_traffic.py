@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import distributed
 
+from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.layers.shapes import parameter_shapes
@@ -62,7 +63,7 @@ def test_zero_sends_what_the_engines_do() -> None:
     measured = run_ranks(_sent_by_a_step, RANKS, timeout=200.0)[0]
     for stage, found in enumerate(measured):
         wanted = layout(data=RANKS, zero_stage=stage, accumulation=2)
-        planned = zero_bytes(count, wanted, width=4, block=zero_block("fp32", stage))
+        planned = zero_bytes(count, wanted, EngineSettings.of(zero_block("fp32", stage)))
         assert planned == pytest.approx(found, rel=0.05), f"stage {stage}"
 
 
