@@ -115,7 +115,6 @@ def _engine(hidden: int, layers: int) -> deepspeed.DeepSpeedEngine:
         "train_batch_size": 1,
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {"stage": 1},
-        "steps_per_print": 1_000_000,
     }
     model = WholeModel(build_specs(config, ObjectiveConfig()))
     engine = build_engine(model, OptimizerConfig(lr=1e-4), block=block, timeout_seconds=600.0)

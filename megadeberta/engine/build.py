@@ -17,6 +17,9 @@ from megadeberta.engine.process_group import apply_timeout
 from megadeberta.errors import ConfigError
 
 _TYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# DeepSpeed 0.19.8's pipeline divides by it without asking whether it is there (runtime/pipe/engine.py); the journal has
+# the lines that it would print. A recipe's own value wins.
+_NEVER_PRINT = {"steps_per_print": 1_000_000_000}
 
 
 def build_engine(
@@ -41,7 +44,7 @@ def build_engine(
         engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=build_optimizer(model, optimizer, offloaded=EngineSettings.of(block).offloads_optimizer),
-            config=dict(block),
+            config=_NEVER_PRINT | dict(block),
             mpu=mpu,
             dist_init_required=False,
         )

@@ -101,7 +101,6 @@ class Layout:
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "gradient_clipping": 1.0,
             "zero_optimization": {"stage": self.zero},
-            "steps_per_print": 1_000_000,
             "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
             **dict(self.more),
         }

@@ -29,7 +29,6 @@ def zero_block(precision: str, stage: int) -> dict[str, object]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": 1.0,
         "zero_optimization": zero,
-        "steps_per_print": 1_000_000,
     }
     return block if precision == "fp32" else block | {precision: {"enabled": True}}
 
