@@ -103,7 +103,7 @@ def _check_opt_in_file(path: Path) -> None:
 
 def opt_in_source() -> bytes:
     """The modelling file that exports with a mask decoder carry."""
-    return (Path(__file__).parent / OPT_IN_FILE).read_bytes()
+    return (Path(__file__).parent / "formats" / OPT_IN_FILE).read_bytes()
 
 
 def _load(auto_class: type, folder: Path, *, unread: re.Pattern[str] | None = None) -> torch.nn.Module:
