@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from megadeberta.checkpoint.manifest import MANIFEST_NAME
+from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.convert.formats.hf_config import V2, FileFormat, HfLayout, ModelKind, choose_layout, to_hf_config
 from megadeberta.convert.formats.hf_weights import to_hugging_face
 from megadeberta.convert.formats.names import RELATIVE_TABLE
@@ -19,7 +20,7 @@ from megadeberta.convert.reload_check import OPT_IN_FILE, Finding, check_export,
 from megadeberta.convert.tokenizer.tokenizer_json import write_tokenizer
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import CheckpointError, ConfigError
-from megadeberta.weights.source import SPM, ModelSource, load_weights
+from megadeberta.weights.source import ModelSource, load_weights
 from megadeberta.weights.tensor_file import PICKLED, SAFETENSORS
 from megadeberta.weights.vocabulary import check_tokenizer_fits
 
@@ -57,7 +58,7 @@ def export_checkpoint(
     loaded = load_weights(checkpoint)
     source = _source_of(loaded, kind)
     if source.tokenizer is None:
-        raise CheckpointError(f"{source.folder / SPM}: is missing; put the tokenizer of these weights there")
+        raise CheckpointError(f"{source.folder / TOKENIZER_FILE}: is missing; put the tokenizer of these weights there")
     check_tokenizer_fits(source.tokenizer, source.config)
     layout = choose_layout(source.config, kind, file_format)
     findings: list[Finding] = []
@@ -90,7 +91,7 @@ def _write_files(target: Path, source: ModelSource, layout: HfLayout) -> None:
         write_tokenizer(source.tokenizer, target, max_length=source.config.max_position_embeddings)
         if layout.kind == ModelKind.MLM and source.config.enhanced_mask_decoder and layout.model_type == V2:
             (target / OPT_IN_FILE).write_bytes(opt_in_source())
-    shutil.copyfile(source.tokenizer, target / SPM)
+    shutil.copyfile(source.tokenizer, target / TOKENIZER_FILE)
     num_tokens = SentencePieceTokenizer.load(source.tokenizer).vocab_size_needed
     (target / "README.md").write_text(write_model_card(source, layout, num_tokens=num_tokens), encoding="utf-8")
 

@@ -2,10 +2,11 @@
 
 import json
 from importlib.resources import files
+from pathlib import Path
 from string import Template
-from typing import Any
 
 from megadeberta.convert.formats.hf_config import V2, FileFormat, HfLayout, ModelKind
+from megadeberta.observability.metrics import METRICS_FILE, read_metrics
 from megadeberta.weights.source import ModelSource
 
 _OBJECTIVES = {
@@ -57,7 +58,7 @@ def write_model_card(source: ModelSource, layout: HfLayout, *, num_tokens: int) 
             f"{config.num_attention_heads} heads, at most {config.max_position_embeddings} tokens, "
             f"{_count(source):,} parameters{head}."
         ),
-        training=_training(source.run),
+        training=_training(source),
         auto_class="AutoModelForMaskedLM" if is_mlm else "AutoModel",
         mask_decoder=_mask_decoder_note(source, layout),
         num_tokens=num_tokens,
@@ -79,7 +80,8 @@ def _count(source: ModelSource) -> int:
     return sum(tensor.numel() for name, tensor in source.weights.items() if not name.endswith(".delta"))
 
 
-def _training(run: dict[str, Any]) -> str:
+def _training(source: ModelSource) -> str:
+    run = source.run
     if not run:
         return "The weights were imported, not trained by megadeberta; their history is not known here."
     config = run["config"]
@@ -92,6 +94,16 @@ def _training(run: dict[str, Any]) -> str:
         "training shards": f"`{data['train']}`",
         "learning rate": f"{config['optimizer']['lr']}, {schedule['name']}, {schedule['warmup_steps']:,} warm-up steps",
         "seed": config["training"]["seed"],
-        **run["losses"],
+        **_losses(source.folder, run["step"]),
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _losses(checkpoint: Path, step: int) -> dict[str, str]:
+    """The last losses that the run logged up to ``step``; none when the folder was moved away from its run."""
+    labels = {"loss": "training loss", "valid_loss": "validation loss"}
+    found = {}
+    for record in read_metrics(checkpoint.absolute().parent.parent / METRICS_FILE):
+        if record["step"] <= step:
+            found |= {label: f"{record[key]:.4f}" for key, label in labels.items() if record.get(key) is not None}
+    return found

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert.formats.hf_config import V2
 from megadeberta.convert.formats.modeling_megadeberta import DebertaV2ForMaskedLMWithMaskDecoder
@@ -21,7 +22,6 @@ from megadeberta.convert.tokenizer.tokenizer_json import TOKENIZER_JSON
 from megadeberta.data.tokenizer import CLS_ID, SEP_ID, SentencePieceTokenizer
 from megadeberta.errors import CheckpointError
 from megadeberta.model.whole import WholeModel, mlm_specs
-from megadeberta.weights.source import SPM
 
 OPT_IN_FILE = "modeling_megadeberta.py"
 TOLERANCE = 1e-5
@@ -148,15 +148,15 @@ def _compare(ours: Tensor, theirs: Tensor, mask: Tensor, what: str, folder: Path
 
 
 def _check_tokenizer(folder: Path) -> Finding:
-    reference = SentencePieceTokenizer.load(folder / SPM)
+    reference = SentencePieceTokenizer.load(folder / TOKENIZER_FILE)
     with _quiet():
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         for text in _TEXTS:
             if tokenizer(text)["input_ids"] != [CLS_ID, *reference.encode(text), SEP_ID]:
-                raise CheckpointError(f"{folder}: AutoTokenizer and {SPM} give different ids for {text!r}")
+                raise CheckpointError(f"{folder}: AutoTokenizer and {TOKENIZER_FILE} give different ids for {text!r}")
     if tokenizer.mask_token_id != reference.mask_id:
         raise CheckpointError(f"{folder}: [MASK] is {tokenizer.mask_token_id}, expected {reference.mask_id}")
-    return Finding(f"AutoTokenizer ({type(tokenizer).__name__})", f"ids of {SPM} on {len(_TEXTS)} odd texts")
+    return Finding(f"AutoTokenizer ({type(tokenizer).__name__})", f"ids of {TOKENIZER_FILE} on {len(_TEXTS)} odd texts")
 
 
 @contextlib.contextmanager

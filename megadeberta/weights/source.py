@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,23 @@ from megadeberta.checkpoint.content import CheckpointContent
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints, read_pointer
 from megadeberta.checkpoint.manifest import MANIFEST_NAME, Manifest
 from megadeberta.checkpoint.verify import verify_checkpoint
+from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, ObjectiveConfig
 from megadeberta.config.section import Section
-from megadeberta.convert.formats.hf_weights import compare_shapes, expected_shapes
 from megadeberta.errors import CheckpointError
+from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.model.whole import RTD_HEAD
-from megadeberta.observability.metrics import read_metrics
 from megadeberta.weights.parts import split_parts
+from megadeberta.weights.shapes import compare_shapes, shapes_of
 from megadeberta.weights.tensor_file import SAFETENSORS, check_finite, read_tensor_file
 
 log = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 MODEL_JSON = "model.json"
 """In an imported folder: the dump of its ModelConfig."""
 OBJECTIVE_JSON = "objective.json"
 """Beside it, if the weights have two parts: the dump of the ObjectiveConfig that says how they share tables."""
-SPM = "spm.model"
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class ModelSource:
     """The SentencePiece file beside the weights."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     run: dict[str, Any] = field(default_factory=dict)
-    """``step``, the resolved ``config`` and the last ``losses`` of the run, when the weights come from one."""
+    """``step`` and the resolved ``config`` of the run, when the weights come from one."""
 
     def token_model(self) -> "ModelSource":
         """The model that predicts tokens: of two parts, the generator."""
@@ -101,26 +99,9 @@ def load_weights(path: Path) -> ModelSource:
         return _complete(path, config, objective or ObjectiveConfig(), weights=weights, run={})
     folder, manifest = (path, verify_checkpoint(path)) if (path / MANIFEST_NAME).is_file() else _newest_sound(path)
     config, objective = _shape_of(manifest, folder)
-    run = {"step": manifest.step, "config": manifest.run.config, "losses": _losses(folder, manifest.step)}
+    run = {"step": manifest.step, "config": manifest.run.config}
     weights = {name: torch.from_numpy(values) for name, values in CheckpointContent(folder).whole()}
     return _complete(folder, config, objective, weights=weights, run=run)
-
-
-def check_shapes(
-    config: ModelConfig,
-    weights: dict[str, Tensor],
-    source: str,
-    *,
-    may_lack: Collection[str] = (),
-    objective: ObjectiveConfig = ObjectiveConfig(),
-) -> None:
-    """Refuse weights that are not exactly the configuration's, less those in ``may_lack``.
-
-    Raises:
-        CheckpointError: the first name that is missing, unknown or of another shape.
-    """
-    wanted = {name: shape for name, shape in expected_shapes(config, objective).items() if name not in may_lack}
-    compare_shapes(wanted, weights, source)
 
 
 def _newest_sound(output_dir: Path) -> tuple[Path, Manifest]:
@@ -162,16 +143,6 @@ def _shape_of(manifest: Manifest, folder: Path) -> tuple[ModelConfig, ObjectiveC
         ) from None
 
 
-def _losses(folder: Path, step: int) -> dict[str, str]:
-    """The last losses that the run logged up to ``step``; none when the folder was moved away from its run."""
-    labels = {"loss": "training loss", "valid_loss": "validation loss"}
-    found = {}
-    for record in read_metrics(folder.absolute().parent.parent / METRICS_FILE):
-        if record["step"] <= step:
-            found |= {label: f"{record[key]:.4f}" for key, label in labels.items() if record.get(key) is not None}
-    return found
-
-
 def _read_json(path: Path, section: type[Section]) -> Section:
     try:
         return section.model_validate(json.loads(path.read_bytes()))
@@ -195,7 +166,7 @@ def _complete(
     weights: dict[str, Tensor],
     run: dict[str, Any],
 ) -> ModelSource:
-    check_shapes(config, weights, str(folder), objective=objective)
+    compare_shapes(parameter_shapes(config, objective), shapes_of(weights), str(folder))
     check_finite(weights, str(folder))
-    tokenizer = folder / SPM
+    tokenizer = folder / TOKENIZER_FILE
     return ModelSource(folder, config, weights, tokenizer if tokenizer.is_file() else None, objective, run)

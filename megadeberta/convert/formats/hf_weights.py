@@ -1,14 +1,10 @@
 """Our tensors -> tensors of a Hugging Face or Microsoft folder: names, packing, and what each side lacks."""
 
-import functools
 from collections.abc import Mapping
-from types import MappingProxyType
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.formats import v1
 from megadeberta.convert.formats.hf_config import V1, FileFormat, HfLayout, ModelKind
 from megadeberta.convert.formats.names import (
@@ -22,49 +18,6 @@ from megadeberta.convert.formats.names import (
     backbone_names,
     difference_names,
 )
-from megadeberta.errors import CheckpointError
-from megadeberta.model.rtd_head import RtdHead
-from megadeberta.model.whole import WholeModel, backbone_specs, build_specs
-from megadeberta.spec import LayerSpec
-
-
-@functools.lru_cache(maxsize=4)
-def expected_shapes(
-    config: ModelConfig, objective: ObjectiveConfig = ObjectiveConfig()
-) -> Mapping[str, tuple[int, ...]]:
-    """Shape of every tensor by our names: of the masked-language model, or of what the objective trains."""
-    with torch.device("meta"):
-        model = WholeModel(build_specs(config, objective))
-    return _shapes(model)
-
-
-@functools.lru_cache(maxsize=4)
-def discriminator_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-    """Shape of every tensor of a discriminator as a model of its own, with a whole word table."""
-    with torch.device("meta"):
-        model = WholeModel([*backbone_specs(config), LayerSpec("rtd_head", lambda: RtdHead(config))])
-    return _shapes(model)
-
-
-def _shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
-    return MappingProxyType({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
-
-
-def compare_shapes(wanted: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights that are not exactly the wanted ones.
-
-    Raises:
-        CheckpointError: the first name that is missing, unknown or of another shape.
-    """
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if found == wanted:
-        return
-    different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    name = different[0]
-    raise CheckpointError(
-        f"{source}: {len(different)} of {len(wanted)} tensors do not fit the model configuration, first {name}: "
-        f"expected {wanted.get(name, 'no such tensor')}, found {found.get(name, 'none')}"
-    )
 
 
 def to_hugging_face(config: ModelConfig, weights: dict[str, Tensor], layout: HfLayout) -> dict[str, Tensor]:

@@ -10,11 +10,14 @@ from typing import Any, Literal
 from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.formats.hf_config import MASK_DECODER_KEY, from_hf_config, with_model_type
-from megadeberta.convert.formats.hf_weights import compare_shapes, discriminator_shapes, expected_shapes, source_name
+from megadeberta.convert.formats.hf_weights import source_name
 from megadeberta.convert.formats.names import MLM_HEAD, POSITION_TABLE_OF_DECODER, RTD_HEAD, WORD_TABLE
 from megadeberta.convert.formats.split_tensors import SplitTensors, has_position_table, split_tensors, take_backbone
 from megadeberta.errors import CheckpointError
+from megadeberta.layers.shapes import Shapes, parameter_shapes
+from megadeberta.weights.shapes import compare_shapes, discriminator_shapes, shapes_of
 from megadeberta.weights.tensor_file import check_finite, read_folder_tensors
 
 CONFIG_NAMES = ("config.json", "model_config.json")
@@ -78,7 +81,7 @@ def read_hf_folder(folder: Path, *, mask_decoder: bool | None = None) -> Importe
     taken |= split.mlm_head
     creatable = _creatable(config) - (MLM_HEAD.keys() if split.mlm_head else frozenset())
     missing = creatable - taken.keys()
-    _check_shapes(expected_shapes(config), taken, source, may_lack=missing)
+    _check_shapes(parameter_shapes(config, ObjectiveConfig()), taken, source, may_lack=missing)
     return _imported(config, taken, missing, dropped, model_type=values["model_type"])
 
 
@@ -143,10 +146,9 @@ def _why_dropped(head: Mapping[str, Tensor], names: Mapping[str, str], reason: s
     return {names[ours]: reason for ours in head}
 
 
-def _check_shapes(
-    wanted: Mapping[str, tuple[int, ...]], taken: dict[str, Tensor], source: str, *, may_lack: Collection[str]
-) -> None:
-    compare_shapes({name: shape for name, shape in wanted.items() if name not in may_lack}, taken, source)
+def _check_shapes(wanted: Shapes, taken: dict[str, Tensor], source: str, *, may_lack: Collection[str]) -> None:
+    expected = {name: shape for name, shape in wanted.items() if name not in may_lack}
+    compare_shapes(expected, shapes_of(taken), source)
 
 
 def _imported(

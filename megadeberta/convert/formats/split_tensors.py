@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
+from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.formats import v1
 from megadeberta.convert.formats.hf_config import V1
-from megadeberta.convert.formats.hf_weights import expected_shapes
 from megadeberta.convert.formats.names import (
     BACKBONE_PREFIX,
     INPUT_POSITION_TABLE,
@@ -22,6 +22,7 @@ from megadeberta.convert.formats.names import (
     difference_names,
 )
 from megadeberta.errors import CheckpointError
+from megadeberta.layers.shapes import parameter_shapes
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def take_backbone(config: ModelConfig, split: SplitTensors) -> tuple[dict[str, T
     Raises:
         CheckpointError: the file has weights that the configuration has no place for, so one of the two is wrong.
     """
-    wanted = expected_shapes(config)
+    wanted = parameter_shapes(config, ObjectiveConfig())
     names = {ours: theirs for ours, theirs in backbone_names(config).items() if ours in wanted}
     taken = {ours: split.backbone[theirs] for ours, theirs in names.items() if theirs in split.backbone}
     left = {name: t for name, t in split.backbone.items() if name not in {names[ours] for ours in taken}}

@@ -13,9 +13,11 @@ from megadeberta.config.load import load_run_config
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig, RtdConfig
 from megadeberta.convert.formats.hf_config import ModelKind, choose_layout, from_hf_config
-from megadeberta.convert.formats.hf_weights import discriminator_shapes, expected_shapes, to_hugging_face
+from megadeberta.convert.formats.hf_weights import to_hugging_face
 from megadeberta.convert.formats.split_tensors import split_tensors, take_backbone
+from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.weights.shapes import discriminator_shapes
 from tests.unit.model.published import NAMES, published_config, published_counts, published_shapes
 
 RECIPES = Path(__file__).parents[3] / "ds_configs"
@@ -50,7 +52,7 @@ def test_names_shapes_and_counts_are_the_published_ones(name: str) -> None:
     values = published_config(name)
     config, (backbone, masked_lm) = our_config(values, mask_decoder=True), published_counts(name)
     with torch.device("meta"):
-        weights = {n: torch.empty(shape) for n, shape in expected_shapes(config).items()}
+        weights = {n: torch.empty(shape) for n, shape in parameter_shapes(config, ObjectiveConfig()).items()}
         theirs = their_model(values)
     exported = _shapes(to_hugging_face(config, weights, choose_layout(config, ModelKind.MLM)))
     wanted = published_shapes(values)
@@ -68,14 +70,14 @@ def test_both_parts_of_a_v3_model_have_the_published_sizes(name: str) -> None:
     values = published_config(name)
     config = our_config(values, mask_decoder=True)
     hidden, (backbone, _) = config.hidden_size, published_counts(name)
-    judge = discriminator_shapes(RtdConfig().discriminator(config))
-    assert sum(map(_size, judge.values())) == backbone + hidden**2 + 4 * hidden + 1
-    both = expected_shapes(config, ObjectiveConfig(name="rtd"))
+    discriminator = discriminator_shapes(RtdConfig().discriminator(config))
+    assert sum(map(_size, discriminator.values())) == backbone + hidden**2 + 4 * hidden + 1
+    both = parameter_shapes(config, ObjectiveConfig(name="rtd"))
     half = values | {"num_hidden_layers": config.num_hidden_layers // 2}
     generator = sum(map(_size, published_shapes(half).values())) + 512 * hidden
     assert sum(_size(shape) for n, shape in both.items() if n.startswith("generator.")) == generator
     # E_delta is as large as the table that it is the difference from.
-    assert sum(map(_size, both.values())) == generator + sum(map(_size, judge.values()))
+    assert sum(map(_size, both.values())) == generator + sum(map(_size, discriminator.values()))
 
 
 @pytest.mark.parametrize("name", NAMES)
