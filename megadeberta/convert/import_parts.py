@@ -15,7 +15,7 @@ from torch import Tensor
 from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig, RtdConfig, part_of
-from megadeberta.convert.formats.hf_config import first_problem
+from megadeberta.convert.formats.config_json import first_problem
 from megadeberta.convert.formats.names import INPUT_POSITION_TABLE, WORD_TABLE, difference_names
 from megadeberta.convert.formats.read_folder import ImportedModel, ReportLine, read_discriminator, read_hf_folder
 from megadeberta.convert.import_folder import write_import

@@ -5,7 +5,8 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from megadeberta.convert.formats.hf_config import V2, FileFormat, HfLayout, ModelKind
+from megadeberta.convert.formats.family import ExportTarget, Family, FileFormat, ModelKind
+from megadeberta.convert.formats.names import INPUT_POSITION_TABLE
 from megadeberta.observability.metrics import METRICS_FILE, read_metrics
 from megadeberta.weights.source import ModelSource
 
@@ -20,36 +21,36 @@ _BACKBONE_ONLY = "The folder holds the encoder alone: no prediction head and no 
 _DISCRIMINATOR = """The folder holds a discriminator: the encoder, with the whole word table, and the head that tells
 replaced tokens (`mask_predictions.*`), which transformers does not have and reports as unexpected. Fine-tuning needs
 the encoder alone. `megadeberta convert import` reads both, with the generator's folder beside it."""
-_OPT_IN = """## Fill-mask
+_OPT_IN = Template("""## Fill-mask
 
 This model was pre-trained with DeBERTa's enhanced mask decoder, which transformers does not have:
 `AutoModelForMaskedLM` loads every tensor it knows, but its predictions are not those of pre-training.
-`modeling_megadeberta.py` in this folder is the missing part. Read it, put it on your path and import it yourself;
+`$file` in this folder is the missing part. Read it, put it on your path and import it yourself;
 nothing loads it for you:
 
 ```python
-from modeling_megadeberta import DebertaV2ForMaskedLMWithMaskDecoder
+from $module import $model_class
 
-model = DebertaV2ForMaskedLMWithMaskDecoder.from_pretrained("path/of/this/folder")
+model = $model_class.from_pretrained("path/of/this/folder")
 ```
 
 or use `megadeberta fill-mask path/of/this/folder "text with [MASK]"`. Fine-tuning the backbone needs neither. Saving
 the model with another class of transformers loses the absolute position table
-(`deberta.embeddings.position_embeddings.weight`)."""
-_NO_OPT_IN = """## Fill-mask
+(`$position_table`).""")
+_NO_OPT_IN = Template("""## Fill-mask
 
-This model was pre-trained with DeBERTa's enhanced mask decoder, which transformers does not have, and its v1 class
+This model was pre-trained with DeBERTa's enhanced mask decoder, which transformers does not have, and its $family class
 cannot be extended by it. `AutoModelForMaskedLM` loads the head but its predictions are not those of pre-training; use
-`megadeberta fill-mask path/of/this/folder "text with [MASK]"`. Fine-tuning the backbone is not affected."""
+`megadeberta fill-mask path/of/this/folder "text with [MASK]"`. Fine-tuning the backbone is not affected.""")
 
 
-def write_model_card(source: ModelSource, layout: HfLayout, *, num_tokens: int) -> str:
+def write_model_card(source: ModelSource, target: ExportTarget, *, num_tokens: int) -> str:
     """Markdown: what the model is, what it was trained on and how long, how to load it and what to watch."""
     config = source.config
-    name = "model_card.md" if layout.file_format == FileFormat.HUGGING_FACE else "model_card_microsoft.md"
+    name = "model_card.md" if target.file_format == FileFormat.HUGGING_FACE else "model_card_microsoft.md"
     template = Template((files("megadeberta.convert") / name).read_text(encoding="utf-8"))
-    is_mlm = layout.kind == ModelKind.MLM
-    head = "" if layout.kind == ModelKind.BACKBONE else " with its head"
+    is_mlm = target.kind == ModelKind.MLM
+    head = "" if target.kind == ModelKind.BACKBONE else " with its head"
     return template.substitute(
         pipeline_tag="fill-mask" if is_mlm else "feature-extraction",
         title=source.run.get("config", {}).get("name", "DeBERTa"),
@@ -60,19 +61,31 @@ def write_model_card(source: ModelSource, layout: HfLayout, *, num_tokens: int) 
         ),
         training=_training(source),
         auto_class="AutoModelForMaskedLM" if is_mlm else "AutoModel",
-        mask_decoder=_mask_decoder_note(source, layout),
+        mask_decoder=_mask_decoder_note(source, target),
         num_tokens=num_tokens,
         vocab_size=config.vocab_size,
         model=json.dumps(config.model_dump(mode="json"), indent=2),
     )
 
 
-def _mask_decoder_note(source: ModelSource, layout: HfLayout) -> str:
-    if layout.kind != ModelKind.MLM:
-        return _BACKBONE_ONLY if layout.kind == ModelKind.BACKBONE else _DISCRIMINATOR
+def _mask_decoder_note(source: ModelSource, target: ExportTarget) -> str:
+    if target.kind != ModelKind.MLM:
+        return _BACKBONE_ONLY if target.kind == ModelKind.BACKBONE else _DISCRIMINATOR
     if not source.config.enhanced_mask_decoder:
         return _NO_DECODER
-    return _OPT_IN if layout.model_type == V2 else _NO_OPT_IN
+    return _fill_mask_note(target.family)
+
+
+def _fill_mask_note(family: Family) -> str:
+    """For a model with a mask decoder."""
+    if family.opt_in is None:
+        return _NO_OPT_IN.substitute(family=family.versions)
+    return _OPT_IN.substitute(
+        file=family.opt_in.file_name,
+        module=family.opt_in.file_name.removesuffix(".py"),
+        model_class=family.opt_in.class_name,
+        position_table=f"{family.prefixes[0]}{INPUT_POSITION_TABLE}",
+    )
 
 
 def _count(source: ModelSource) -> int:

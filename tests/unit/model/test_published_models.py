@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from megadeberta.config.load import load_run_config
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig, RtdConfig
-from megadeberta.convert.formats.hf_config import ModelKind, choose_layout, from_hf_config
-from megadeberta.convert.formats.hf_weights import to_hugging_face
+from megadeberta.convert.formats.config_json import from_config_json
+from megadeberta.convert.formats.export_tensors import export_tensors
+from megadeberta.convert.formats.families import choose_target, family_of
+from megadeberta.convert.formats.family import ModelKind
 from megadeberta.convert.formats.split_tensors import split_tensors, take_backbone
 from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.model.whole import WholeModel, mlm_specs
@@ -26,7 +28,8 @@ TOLERANCE = 2e-5
 
 
 def our_config(values: dict[str, Any], *, mask_decoder: bool = False) -> ModelConfig:
-    return from_hf_config(values, mask_decoder=mask_decoder, source="published")
+    family = family_of(values, (), "published")
+    return from_config_json(values, family, mask_decoder=mask_decoder, source="published")
 
 
 def their_model(values: dict[str, Any]) -> nn.Module:
@@ -54,14 +57,14 @@ def test_names_shapes_and_counts_are_the_published_ones(name: str) -> None:
     with torch.device("meta"):
         weights = {n: torch.empty(shape) for n, shape in parameter_shapes(config, ObjectiveConfig()).items()}
         theirs = their_model(values)
-    exported = _shapes(to_hugging_face(config, weights, choose_layout(config, ModelKind.MLM)))
+    exported = _shapes(export_tensors(config, weights, choose_target(config, ModelKind.MLM)))
     wanted = published_shapes(values)
     # The mask decoder's absolute positions are in Microsoft's files; transformers ignores them.
     assert exported == wanted | {"deberta.embeddings.position_embeddings.weight": (512, config.hidden_size)}
     assert {n: tuple(p.shape) for n, p in theirs.named_parameters()} == wanted
     assert sum(map(_size, wanted.values())) == masked_lm
     assert sum(_size(shape) for n, shape in wanted.items() if n.startswith("deberta.")) == backbone
-    bare = to_hugging_face(config, weights, choose_layout(config, ModelKind.BACKBONE))
+    bare = export_tensors(config, weights, choose_target(config, ModelKind.BACKBONE))
     assert _shapes(bare) == {n.removeprefix("deberta."): s for n, s in wanted.items() if n.startswith("deberta.")}
 
 
@@ -100,9 +103,9 @@ def _compare_outputs(values: dict[str, Any]) -> None:
         for parameter in theirs.parameters():
             if parameter.dim() == 1:  # biases and LayerNorms are zeros and ones after transformers' initialisation
                 parameter += torch.empty_like(parameter).normal_(0, 0.02, generator=generator)
-    tensors, heads = dict(theirs.named_parameters()), config.num_attention_heads
-    split = split_tensors(tensors, model_type=values["model_type"], num_heads=heads)
-    taken, dropped = take_backbone(config, split)
+    tensors, family = dict(theirs.named_parameters()), family_of(values, (), "published")
+    split = split_tensors(tensors, family, config)
+    taken, dropped = take_backbone(config, split, family)
     assert not dropped and not split.dropped
     with torch.device("meta"):
         ours = WholeModel(mlm_specs(config)).eval()
