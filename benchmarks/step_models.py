@@ -16,7 +16,9 @@ from transformers import DebertaV2Config, DebertaV2ForMaskedLM
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.convert.formats.hf_config import ModelKind, choose_layout, to_hf_config
+from megadeberta.convert.formats.config_json import to_config_json
+from megadeberta.convert.formats.families import choose_target
+from megadeberta.convert.formats.family import ModelKind
 from megadeberta.convert.formats.names import mlm_names
 from megadeberta.layers.objectives import list_layers
 from megadeberta.model.attention import DisentangledSelfAttention
@@ -68,7 +70,7 @@ def draw_batch(batch: int, length: int, vocabulary: int, *, device: torch.device
 
 def build_theirs(config: ModelConfig) -> DebertaV2ForMaskedLM:
     torch.manual_seed(0)
-    return DebertaV2ForMaskedLM(DebertaV2Config(**to_hf_config(config, choose_layout(config, ModelKind.MLM))))
+    return DebertaV2ForMaskedLM(DebertaV2Config(**to_config_json(config, choose_target(config, ModelKind.MLM))))
 
 
 def build_ours(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.data.index_layout import smallest_dtype
 from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
@@ -121,7 +122,7 @@ class _Run:
         dtype = smallest_dtype(tokenizer.vocab_size_needed)
         store = PartStore(self._options.output, self._parts_key, dtype=dtype)
         context = EncodeContext(
-            tuple(self._sources), self._options.read, self._scratch.folder / "spm.model", store, dtype
+            tuple(self._sources), self._options.read, self._scratch.folder / TOKENIZER_FILE, store, dtype
         )
         parts, tally = self._timed("encode", lambda: self._encode(context))
         report = {
@@ -144,7 +145,7 @@ class _Run:
 
     def _vocabulary(self) -> Path:
         """Put the vocabulary beside the parts: the given one, the one a killed run left, or a new one."""
-        path = self._scratch.folder / "spm.model"
+        path = self._scratch.folder / TOKENIZER_FILE
         given = self._options.vocabulary.tokenizer
         if given:
             write_file(path, given.read_bytes())

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megadeberta.config.data import DataConfig
+from megadeberta.config.data import TOKENIZER_FILE, DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.data.check import check_data
 from megadeberta.data.loader import validation_batches
@@ -16,7 +16,7 @@ from megadeberta.evaluate.texts import score_left_to_right, score_pseudo_perplex
 from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.whole import WholeModel
-from megadeberta.weights.source import SPM, ModelSource, load_weights
+from megadeberta.weights.source import ModelSource, load_weights
 from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 _SEED = 1234
@@ -46,7 +46,7 @@ def evaluate(
     """
     source = load_weights(path)
     if source.tokenizer is None:
-        raise CheckpointError(f"{source.folder / SPM}: is missing; put the tokenizer of these weights there")
+        raise CheckpointError(f"{source.folder / TOKENIZER_FILE}: is missing; put the tokenizer of these weights there")
     check_tokenizer_fits(source.tokenizer, source.config)
     data = _data_section(source, source.tokenizer, shard=shard, length=_sequence_length(source, length))
     tokenizer = SentencePieceTokenizer.load(source.tokenizer)

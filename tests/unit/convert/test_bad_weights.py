@@ -18,7 +18,7 @@ from megadeberta.cli import main
 from megadeberta.config.load import load_run_config
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.export import export_checkpoint
-from megadeberta.convert.formats.hf_config import FileFormat, ModelKind
+from megadeberta.convert.formats.family import FileFormat, ModelKind
 from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import EXIT_USAGE, CheckpointError

@@ -14,8 +14,12 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert.export import export_checkpoint
-from megadeberta.convert.formats.hf_config import HfLayout, ModelKind, to_hf_config
-from megadeberta.convert.formats.hf_weights import to_hugging_face
+from megadeberta.convert.formats.config_json import to_config_json
+from megadeberta.convert.formats.deberta_v2 import DebertaV2
+from megadeberta.convert.formats.export_tensors import export_tensors
+from megadeberta.convert.formats.families import choose_target
+from megadeberta.convert.formats.family import ExportTarget, ModelKind
+from megadeberta.convert.formats.names import LEGACY_MLM_HEAD, MLM_HEAD
 from megadeberta.convert.formats.read_folder import ReportLine, read_hf_folder
 from megadeberta.convert.import_folder import import_folder
 from megadeberta.errors import CheckpointError, ConfigError
@@ -38,14 +42,16 @@ HF_TABLE = "deberta.embeddings.position_embeddings.weight"
 OUR_TABLE = "mask_decoder.position_embeddings.weight"
 
 
-def hf_folder(folder: Path, config: ModelConfig, *, layout: HfLayout | None = None) -> tuple[Path, dict[str, Tensor]]:
+def hf_folder(
+    folder: Path, config: ModelConfig, *, target: ExportTarget | None = None
+) -> tuple[Path, dict[str, Tensor]]:
     """A folder with random weights as another program would leave it: no keys of ours in config.json."""
-    layout = layout or HfLayout("deberta-v2", ModelKind.MLM, legacy=False)
+    target = target or ExportTarget(DebertaV2(), ModelKind.MLM)
     folder.mkdir()
-    values = to_hf_config(config, layout)
+    values = to_config_json(config, target)
     del values["enhanced_mask_decoder"], values["key_bias"]
     (folder / "config.json").write_text(json.dumps(values))
-    tensors = to_hugging_face(config, weights_of(small_model(config)), layout)
+    tensors = export_tensors(config, weights_of(small_model(config)), target)
     safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
     return folder, tensors
 
@@ -108,7 +114,9 @@ def test_backbone_prefixes_of_all_code_bases_are_understood(prefix: str, tmp_pat
 @pytest.mark.parametrize("changes", [NO_MASK_DECODER, NO_MASK_DECODER | {"embedding_size": 12}])
 def test_the_legacy_head_is_the_same_head_under_other_names(changes: dict, tmp_path: Path) -> None:
     config = small_config(**changes)
-    folder, _ = hf_folder(tmp_path / "hf", config, layout=HfLayout("deberta-v2", ModelKind.MLM, legacy=True))
+    folder, _ = hf_folder(tmp_path / "hf", config)
+    renamed = {MLM_HEAD[ours]: theirs for ours, theirs in LEGACY_MLM_HEAD.items()}
+    rewrite(folder, lambda found: {renamed.get(name, name): tensor for name, tensor in found.items()})
     expected = weights_of(small_model(config))
     tied = {"cls.predictions.decoder.weight": expected["embeddings.word_embeddings.weight"]}
     tied["cls.predictions.decoder.bias"] = expected["mlm_head.decoder.bias"]
@@ -137,7 +145,7 @@ def test_what_the_file_lacks_is_drawn_only_when_asked_for_and_said_loudly(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = small_config()
-    folder, _ = hf_folder(tmp_path / "hf", config, layout=HfLayout("deberta-v2", ModelKind.BACKBONE, legacy=False))
+    folder, _ = hf_folder(tmp_path / "hf", config, target=ExportTarget(DebertaV2(), ModelKind.BACKBONE))
     with pytest.raises(CheckpointError, match=r"has no mlm_head\.decoder\.bias.*add --allow-new"):
         import_folder(folder, tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"has no mask_decoder\.position_embeddings.*or --no-mask-decoder"):
@@ -319,7 +327,7 @@ def test_a_configuration_that_is_no_json_object_is_refused(tmp_path: Path) -> No
 
 def test_a_v1_projection_of_another_shape_is_refused(tmp_path: Path) -> None:
     config = small_config(**V1)
-    folder, _ = hf_folder(tmp_path / "hf", config, layout=HfLayout("deberta", ModelKind.MLM, legacy=False))
+    folder, _ = hf_folder(tmp_path / "hf", config, target=choose_target(config, ModelKind.MLM))
     name = "deberta.encoder.layer.0.attention.self.in_proj.weight"
     rewrite(folder, lambda tensors: tensors | {name: torch.zeros(70, 24)})
     with pytest.raises(CheckpointError, match=r"in_proj\.weight has shape \(70, 24\); the packed projection"):

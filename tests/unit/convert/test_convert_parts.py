@@ -16,7 +16,7 @@ from transformers import AutoModel
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.export import export_checkpoint
-from megadeberta.convert.formats.hf_config import FileFormat, ModelKind
+from megadeberta.convert.formats.family import FileFormat, ModelKind
 from megadeberta.convert.formats.read_folder import ReportLine, read_discriminator
 from megadeberta.convert.import_folder import import_folder
 from megadeberta.convert.import_parts import import_parts

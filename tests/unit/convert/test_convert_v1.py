@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from megadeberta.convert.formats import v1
-from megadeberta.convert.formats.hf_config import HfLayout, ModelKind, choose_layout
-from megadeberta.convert.formats.hf_weights import to_hugging_face
+from megadeberta.convert.formats.deberta_v1 import DebertaV1, pack_projections, unpack_projections
+from megadeberta.convert.formats.export_tensors import export_tensors
+from megadeberta.convert.formats.families import choose_target
+from megadeberta.convert.formats.family import ModelKind
 from megadeberta.convert.formats.names import backbone_names
 from megadeberta.convert.formats.split_tensors import split_tensors, take_backbone
 from megadeberta.layers.catalogue import backbone_layers
@@ -20,21 +21,21 @@ TOLERANCE = {"abs": 5e-6, "rel": 0}
 def test_packed_rows_are_query_key_value_of_head_after_head() -> None:
     heads, size, width = 3, 2, 6
     query, key, value = (torch.arange(width * width).view(width, width) + 100 * k for k in range(3))
-    packed = v1.pack_projections(query, key, value, num_heads=heads)
+    packed = pack_projections(query, key, value, num_heads=heads)
     rows = []
     for head in range(heads):
         for projection in (query, key, value):
             rows += [projection[head * size + row] for row in range(size)]
     assert torch.equal(packed, torch.stack(rows))
-    for back, original in zip(v1.unpack_projections(packed, num_heads=heads), (query, key, value), strict=True):
+    for back, original in zip(unpack_projections(packed, num_heads=heads), (query, key, value), strict=True):
         assert torch.equal(back, original)
 
 
 def test_v1_files_have_no_key_bias_and_their_own_position_projections() -> None:
     config = small_config(**V1)
-    layout = choose_layout(config, ModelKind.BACKBONE)
-    assert layout == HfLayout("deberta", ModelKind.BACKBONE, legacy=False)
-    names = to_hugging_face(config, weights_of(small_model(config)), layout)
+    target = choose_target(config, ModelKind.BACKBONE)
+    assert isinstance(target.family, DebertaV1)
+    names = export_tensors(config, weights_of(small_model(config)), target)
     own = {name.partition(".self.")[2] for name in names if ".layer.1.attention.self." in name}
     packed = {"in_proj.weight", "q_bias", "v_bias"}
     assert own == packed | {"pos_proj.weight", "pos_q_proj.weight", "pos_q_proj.bias"}
@@ -45,11 +46,12 @@ def _filled_v1_model() -> tuple[WholeModel, int]:
     config = golden_config(**V1)
     model = WholeModel(backbone_layers(config)).double().eval()
     ours = {backbone_names(config)[name]: parameter for name, parameter in model.named_parameters()}
-    packed = v1.pack({name: parameter.detach() for name, parameter in ours.items()}, num_heads=2)
+    family = DebertaV1()
+    packed = family.pack({name: parameter.detach() for name, parameter in ours.items()}, config)
     for number, name in enumerate(sorted(packed)):
         packed[name] = packed[name].clone()
         fill(packed[name], name, number)
-    taken, dropped = take_backbone(config, split_tensors(packed, model_type="deberta", num_heads=2))
+    taken, dropped = take_backbone(config, split_tensors(packed, family, config), family)
     assert not dropped
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -14,7 +14,7 @@ from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.export import export_checkpoint
 from megadeberta.convert.fill_mask import predict_masks
-from megadeberta.convert.formats.hf_config import ModelKind
+from megadeberta.convert.formats.family import ModelKind
 from megadeberta.convert.import_parts import import_parts
 from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.loader import validation_batches

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import RtdConfig, part_of
+from megadeberta.convert.formats.deberta_v1 import DebertaV1
 from megadeberta.convert.formats.names import backbone_names, mlm_names
-from megadeberta.convert.formats.v1 import pack, unpack
 from megadeberta.layers.catalogue import backbone_layers, rtd_layers, token_model_layers
 from megadeberta.model.whole import WholeModel
 
@@ -61,18 +61,18 @@ def golden_v1() -> tuple[WholeModel, WholeModel, int]:
     and a v2 one with separate projections, whose key biases are zero; and the number of keys."""
     shape = {"share_att_key": False, "position_buckets": -1, "norm_rel_ebd": "none"}
     config = golden_config(**shape, key_bias=False)
-    size, heads = config.hidden_size, config.num_attention_heads
+    family = DebertaV1()
     with torch.no_grad():
         like = _by_their_names(WholeModel(backbone_layers(config)), config)
-        packed = {key: tensor.double() for key, tensor in pack(like, num_heads=heads).items()}
+        packed = {key: tensor.double() for key, tensor in family.pack(like, config).items()}
         for i, key in enumerate(sorted(packed)):
             fill(packed[key], key, i)
-        unpacked = unpack(packed, num_heads=heads)
+        unpacked = family.unpack(packed, config)
         models = []
         for wanted in (config, golden_config(**shape)):
             model = WholeModel(backbone_layers(wanted)).double().eval()
             for key, parameter in _by_their_names(model, wanted).items():
-                parameter.copy_(unpacked.get(key, torch.zeros(size, dtype=torch.float64)))
+                parameter.copy_(unpacked.get(key, torch.zeros(config.hidden_size, dtype=torch.float64)))
             models.append(model)
     return models[0], models[1], len(packed)
 
