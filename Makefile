@@ -64,10 +64,12 @@ test-nodes: venv ## two rehearsed machines through pdsh and the deepspeed launch
 check: venv ## lint and format, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/format_recipes.py --check
 
 format: venv ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python tools/format_recipes.py
 
 clean: ## remove the environment and caches; runs/ and corpora/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
