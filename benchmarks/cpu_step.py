@@ -15,6 +15,7 @@ from functools import partial
 
 import torch
 from attention_layer import draw_inputs, our_layer, their_layer, with_backward
+from megadeberta.observability.flops import flops_per_token
 from step_models import (
     BERT,
     DECODER,
@@ -38,7 +39,6 @@ from torch import nn
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.optimizer import build_optimizer
-from megadeberta.observability.flops import flops_per_token
 
 OURS, LEAN, LEANEST = "megadeberta", "megadeberta, lean memory", "megadeberta, and selective"
 BACKENDS = {OURS: "cpu", LEAN: "cpu-lean"}
@@ -89,7 +89,7 @@ def bench_optimizer(shape: tuple[int, int], config: ModelConfig, models: dict[st
         if name == EAGER:
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, foreach=True)
         else:
-            optimizer = build_optimizer(model, OptimizerConfig(lr=1e-5), deepspeed_block={})
+            optimizer = build_optimizer(model, OptimizerConfig(lr=1e-5), offloaded=False)
         label = f"{name} + {'AdamW' if name == EAGER else 'fused AdamW'}"
         runs[label] = lambda m=model, n=name, o=optimizer: (compared[n].step(m, batch), o.step())
     seconds = interleave(runs, repeats)

@@ -18,11 +18,12 @@ from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.formats.hf_config import ModelKind, choose_layout, to_hf_config
 from megadeberta.convert.formats.names import mlm_names
+from megadeberta.layers.objectives import list_layers
 from megadeberta.model.attention import DisentangledSelfAttention
 from megadeberta.model.attention_backend import select_attention, select_recompute
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.interface import IMPLEMENTATIONS
 
 MASK_RATE = 0.15
@@ -74,7 +75,7 @@ def build_ours(
     config: ModelConfig, *, backend: str, device: torch.device, objective: ObjectiveConfig | None = None
 ) -> WholeModel:
     """Of masked tokens unless another objective is given."""
-    model = WholeModel(build_specs(config, objective or ObjectiveConfig()))
+    model = WholeModel(list_layers(config, objective or ObjectiveConfig()))
     initialize(model, seed=0, std=config.initializer_range)
     set_sites(model.named_modules(), seed=0)
     select_attention(model, backend, device)

@@ -11,24 +11,24 @@ from functools import partial
 import torch
 from torch import distributed, nn
 
+from megadeberta.batch import batch_fields
 from megadeberta.config.run import RunConfig
-from megadeberta.data.loader import batch_fields
 from megadeberta.engine.build import build_engine, divider, working_type
 from megadeberta.engine.mpu import ModelParallelUnit
-from megadeberta.engine.phases import training_phases
 from megadeberta.engine.pipeline import build_pipeline_engine
 from megadeberta.engine.pipeline_step import PipelineStepper
 from megadeberta.engine.state.local_parameters import LocalParameter, TensorSlice
 from megadeberta.engine.step import Stepper
-from megadeberta.layers.costs import LayerCost, list_layers
+from megadeberta.layers.objectives import list_layers, objective_of
+from megadeberta.layers.recipe import micro_batch_of
 from megadeberta.layers.shapes import Shapes, parameter_shapes
-from megadeberta.layers.stages import StagePlan, plan_stages, shared_parameters
+from megadeberta.layers.stages import plan_stages, shared_parameters
 from megadeberta.model.apex_switch import select_apex
 from megadeberta.model.attention_backend import AttentionChoice, choose_attention, select_attention, select_recompute
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import fill_parameter, give_storage
 from megadeberta.model.kernel_trial import try_kernels
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.interface import Backend
 from megadeberta.parallel.groups import Groups, make_groups
 from megadeberta.parallel.pipeline.packing import term_names
@@ -87,8 +87,8 @@ def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, 
     """All layers in one module, sharded or not, under any ZeRO stage."""
     mpu = ModelParallelUnit(tensor=groups.tensor, data=groups.data) if groups.topology.tensor > 1 else None
     with torch.device("meta"):
-        specs = build_specs(config.model, config.objective)
-        model = WholeModel(specs, recompute=config.parallel.activation_checkpointing)
+        layers = list_layers(config.model, config.objective)
+        model = WholeModel(layers, recompute=config.parallel.activation_checkpointing)
     divide = divider(config.deepspeed, mpu=mpu)
 
     def fill_and_divide(name: str, parameter: nn.Parameter) -> None:
@@ -103,7 +103,14 @@ def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, 
         timeout_seconds=config.parallel.timeout_seconds,
         mpu=mpu,
     )
-    return Stepper(engine, phases=training_phases(config.objective), device=device, mpu=mpu)
+    return Stepper(
+        engine,
+        updates=objective_of(config.objective).updates(config.objective),
+        batch_fields=batch_fields(config.data, config.objective),
+        settings=config.engine,
+        device=device,
+        mpu=mpu,
+    )
 
 
 def _pipeline(
@@ -111,10 +118,10 @@ def _pipeline(
 ) -> PipelineStepper:
     """The layers of this rank's stage."""
     topology, fields = groups.topology, batch_fields(config.data, config.objective)
-    layers, plans = _cut(config, topology)
+    layers = list_layers(config.model, config.objective)
+    plans = plan_stages(layers, micro_batch_of(config), topology.pipeline)
     with torch.device("meta"):
         stage = Stage(
-            build_specs(config.model, config.objective),
             plans,
             groups.place.stage,
             batch_fields=fields,
@@ -131,23 +138,13 @@ def _pipeline(
     )
     return PipelineStepper(
         engine,
-        phases=training_phases(config.objective),
+        updates=objective_of(config.objective).updates(config.objective),
+        settings=config.engine,
         device=device,
         topology=topology,
         batch_fields=fields,
-        terms=term_names([layer.name for layer in layers], fields),
+        terms=term_names(layers),
     )
-
-
-def _cut(config: RunConfig, topology: Topology) -> tuple[list[LayerCost], list[StagePlan]]:
-    layers = list_layers(
-        config.model,
-        config.objective,
-        sequence_length=config.data.sequence_length,
-        micro_batch=config.deepspeed["train_micro_batch_size_per_gpu"],
-        recompute=config.parallel.activation_checkpointing,
-    )
-    return layers, plan_stages(layers, parameter_shapes(config.model, config.objective), topology.pipeline)
 
 
 def _make_real(
@@ -170,7 +167,7 @@ def _choose_attention(config: RunConfig, device: torch.device) -> AttentionChoic
         config.model,
         partial(select_attention, device=device),
         length=config.data.sequence_length,
-        dtype=working_type(config.deepspeed),
+        dtype=working_type(config.engine.precision),
         device=device,
     )
     return choose_attention(config.training.attention, device, trial, agree=partial(_largest, device))

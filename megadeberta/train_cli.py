@@ -15,7 +15,7 @@ from megadeberta.errors import ConfigError
 from megadeberta.layers.shapes import count_parameters
 from megadeberta.plan.attention import attention_of
 from megadeberta.plan.layout import Layout
-from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages, precision_of
+from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages
 from megadeberta.plan.report import gib, stages_table, wide_console
 from megadeberta.plan.stages import Recipe
 from megadeberta.preflight.run import check_recipe, missing_data, prepare_run
@@ -23,7 +23,6 @@ from megadeberta.rank.devices import count_local_devices
 from megadeberta.rank.ending import expect_group_threads
 from megadeberta.rank.environment import apply, detect_ranks
 from megadeberta.rank.extensions import prepare_extensions_dir
-from megadeberta.rank.machine import needs_compiler
 
 
 def train(
@@ -57,7 +56,7 @@ def train(
         )
     prepared = prepare_run(recipe, set_ or [], world_size=ranks.world_size)
     os.environ.update(apply(os.environ))
-    if needs_compiler(prepared.config.deepspeed):
+    if prepared.config.engine.needs_compiler:
         os.environ["TORCH_EXTENSIONS_DIR"] = str(prepare_extensions_dir(os.environ))
     # After the checks: importing torch and deepspeed takes seconds, a wrong recipe should not.
     from megadeberta.train import train as run_training
@@ -97,7 +96,7 @@ def _show_layout(config: RunConfig, layout: Layout) -> str:
     """Print the stages of a pipeline; give the memory of the fullest rank as a line."""
     recipe = Recipe(config)
     # A recipe in half precision is meant for a GPU, wherever it is looked at.
-    on_gpu = precision_of(config) != "fp32" or count_local_devices(os.environ) > 0
+    on_gpu = config.engine.is_half or count_local_devices(os.environ) > 0
     attention = attention_of(config, on_gpu=on_gpu)
     if layout.pipeline > 1:
         wide_console().print(stages_table(recipe, layout, attention))

@@ -1,6 +1,7 @@
 """Recipe file -> RunConfig: ``extends``, ``--set`` overrides, and errors that name file, path and nearest key."""
 
 import difflib
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,10 +28,29 @@ def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def parse_run_config(values: Mapping[str, Any], *, source: str) -> RunConfig:
     """Validate plain values as a RunConfig; ``source`` names them in errors."""
+    load_plugins(values.get("plugins", ()), source=source)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_describe(error, source)) from None
+
+
+def load_plugins(modules: Any, *, source: str) -> None:
+    """Import the modules of a recipe's ``plugins``.
+
+    Raises:
+        ConfigError: it is no list of names, or one of them cannot be imported.
+    """
+    if not isinstance(modules, list | tuple) or not all(isinstance(module, str) for module in modules):
+        raise ConfigError(f"{source}: plugins must be a list of Python modules, found {modules!r}")
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a module of the user's may raise anything
+            raise ConfigError(
+                f"{source}: the module {module!r} of plugins cannot be imported ({type(error).__name__}: {error}); it "
+                "must be installed, or lie in a folder of PYTHONPATH"
+            ) from error
 
 
 def read_recipe(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:

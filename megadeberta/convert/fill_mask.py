@@ -13,7 +13,8 @@ from megadeberta.convert.tokenizer.sentencepiece_file import MASK
 from megadeberta.convert.tokenizer.tokenizer_json import build_tokenizer
 from megadeberta.data.tokenizer import UNK_ID, WORD_BOUNDARY
 from megadeberta.errors import CheckpointError, ConfigError, DataError
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.layers.catalogue import token_model_layers
+from megadeberta.model.whole import WholeModel
 from megadeberta.weights.source import MODEL_JSON, SPM, ModelSource, load_weights
 from megadeberta.weights.vocabulary import check_tokenizer_fits
 
@@ -56,7 +57,7 @@ def predict_masks(path: Path, text: str, *, top_k: int = 5) -> list[list[Guess]]
     ids = tokenizer.encode(text).ids
     places = [place for place, token_id in enumerate(ids) if token_id == num_pieces]
     _check_text(text, len(ids), len(places), source.config.max_position_embeddings)
-    model = WholeModel(mlm_specs(source.config)).eval()
+    model = WholeModel(token_model_layers(source.config)).eval()
     model.load_state_dict(source.weights, strict=False)  # strict would want the tied decoder twice
     input_ids = torch.tensor([ids])
     with torch.no_grad():

@@ -16,8 +16,9 @@ from megadeberta.convert.formats.hf_weights import expected_shapes
 from megadeberta.convert.formats.read_folder import ImportedModel, ReportLine, read_hf_folder
 from megadeberta.convert.published_folder import publish_folder
 from megadeberta.errors import CheckpointError
+from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.weights.source import MODEL_JSON, OBJECTIVE_JSON, SPM
 from megadeberta.weights.tensor_file import SAFETENSORS
 from megadeberta.weights.vocabulary import check_tokenizer_fits
@@ -98,7 +99,7 @@ def create_missing(imported: ImportedModel, folder: Path, *, allow_new: bool, se
             + (", or --no-mask-decoder to do without absolute positions" if imported.needs_positions else "")
         )
     log.warning("NOT FROM THE FILE but freshly drawn, untrained: %s", ", ".join(imported.missing))
-    model = WholeModel(mlm_specs(imported.config))
+    model = WholeModel(token_model_layers(imported.config))
     initialize(model, seed=seed, std=imported.config.initializer_range)
     return {name: model.get_parameter(name).detach() for name in imported.missing}
 

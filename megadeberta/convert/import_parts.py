@@ -20,8 +20,9 @@ from megadeberta.convert.formats.names import INPUT_POSITION_TABLE, WORD_TABLE, 
 from megadeberta.convert.formats.read_folder import ImportedModel, ReportLine, read_discriminator, read_hf_folder
 from megadeberta.convert.import_folder import write_import
 from megadeberta.errors import CheckpointError
+from megadeberta.layers.catalogue import rtd_layers
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, rtd_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.weights.source import SPM
 from megadeberta.weights.vocabulary import check_tokenizer_fits
 
@@ -201,7 +202,7 @@ def _draw(config: ModelConfig, rtd: RtdConfig, names: list[str], *, seed: int) -
     if not names:
         return {}
     log.warning("NOT FROM A FILE but freshly drawn, untrained: %s", ", ".join(names))
-    model = WholeModel(rtd_specs(config, rtd))
+    model = WholeModel(rtd_layers(config, rtd))
     initialize(model, seed=seed, std=config.initializer_range)
     return {name: model.get_parameter(name).detach() for name in names}
 

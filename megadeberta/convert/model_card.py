@@ -5,6 +5,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.convert.formats.hf_config import V2, FileFormat, HfLayout, ModelKind
 from megadeberta.weights.source import ModelSource
 
@@ -84,7 +85,7 @@ def _training(run: dict[str, Any]) -> str:
         return "The weights were imported, not trained by megadeberta; their history is not known here."
     config = run["config"]
     data, objective, schedule = config["data"], config["objective"], config["schedule"]
-    batch = config["deepspeed"].get("train_batch_size", "?")
+    batch = EngineSettings.of(config["deepspeed"]).global_batch or "?"
     rows = {
         "objective": f"{_OBJECTIVES[objective.get('name', 'mlm')]}, {objective['mask_rate']:.0%} of the tokens masked",
         "optimizer steps": f"{run['step']:,} of {config['training']['steps']:,}",

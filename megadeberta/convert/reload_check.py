@@ -20,7 +20,8 @@ from megadeberta.convert.formats.read_folder import CONFIG_NAMES, ImportedModel,
 from megadeberta.convert.tokenizer.tokenizer_json import TOKENIZER_JSON
 from megadeberta.data.tokenizer import CLS_ID, SEP_ID, SentencePieceTokenizer
 from megadeberta.errors import CheckpointError
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.layers.catalogue import token_model_layers
+from megadeberta.model.whole import WholeModel
 from megadeberta.weights.source import SPM
 
 OPT_IN_FILE = "modeling_megadeberta.py"
@@ -75,7 +76,7 @@ def check_export(folder: Path) -> list[Finding]:
 
 def _own_model(imported: ImportedModel) -> WholeModel:
     """Ours; what a backbone's folder lacks (the head, absolute positions) keeps its random values and is not read."""
-    model = WholeModel(mlm_specs(imported.config)).eval()
+    model = WholeModel(token_model_layers(imported.config)).eval()
     model.load_state_dict(imported.weights, strict=False)
     return model
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megadeberta.errors import ConfigError
+from megadeberta.layers.terms import TERMS
 from megadeberta.observability.metrics import CURVE_FILE, METRICS_FILE, Record, read_metrics
 from megadeberta.observability.progress import format_terms
 
@@ -45,7 +46,7 @@ def _curve_table(records: list[Record]) -> Table:
             means = {name.removeprefix(_VALID): value for name, value in valid_terms.items() if value is not None}
             valid = (
                 f"{record[VALID_LOSS]:.3f}",
-                f"{record['valid_perplexity']:.1f}",
+                f"{record['valid_perplexity']:.1f}" if record.get("valid_perplexity") is not None else "-",
                 " ".join(format_terms(means)),
             )
             rows.append((str(record["step"]), mean, *valid))
@@ -58,10 +59,13 @@ def _curve_table(records: list[Record]) -> Table:
 
 
 def _verdict(record: Record) -> str:
-    """The loss of predicted tokens beside what word frequencies alone give."""
-    name, unit = ("mlm", "a masked token") if record.get("valid_mlm_loss") is not None else ("ar", "a token")
-    loss, unigram = record.get(f"valid_{name}_loss", record[VALID_LOSS]), record.get("unigram_cross_entropy")
-    line = f"validation {name.upper()} loss {loss:.3f} nats {unit} after step {record['step']}"
+    """The loss of predicted tokens beside what word frequencies alone give; else the total."""
+    predicted = (entry for entry in TERMS.values() if entry.predicts_tokens)
+    entry = next((entry for entry in predicted if record.get(f"{_VALID}{entry.name}") is not None), None)
+    if entry is None:
+        return f"validation loss {record[VALID_LOSS]:.3f} after step {record['step']}"
+    loss, unigram = record[f"{_VALID}{entry.name}"], record.get("unigram_cross_entropy")
+    line = f"validation {entry.title} {loss:.3f} {entry.unit} after step {record['step']}"
     if unigram is None:
         return line
     return f"{line}; unigram cross-entropy of the validation text {unigram:.3f}: {unigram - loss:.3f} nats better"

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from megadeberta.config.cli import RecipeArgument
-from megadeberta.config.deepspeed_block import offloads_optimizer
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
@@ -85,7 +84,7 @@ def _print_tables(
     attention = attention_of(config, on_gpu=True)
     parts = Recipe(config)
     console.print(
-        f"{recipe}: {parts.count:,} parameters, attention {attention}, {config.deepspeed.get('train_batch_size')} "
+        f"{recipe}: {parts.count:,} parameters, attention {attention}, {config.engine.global_batch} "
         f"sequences of {config.data.sequence_length} tokens a step\n{cluster.describe()}",
         highlight=False,
     )
@@ -130,9 +129,8 @@ def _stages(search: Search, config: RunConfig) -> list[dict[str, object]]:
 
 def _way_out(config: RunConfig, cluster: Cluster, *, source: str) -> str:
     """What would make a recipe fit."""
-    if not offloads_optimizer(config.deepspeed):
-        zero = config.deepspeed.get("zero_optimization", {}) | {"offload_optimizer": {"device": "cpu"}}
-        offloaded = config.model_copy(update={"deepspeed": config.deepspeed | {"zero_optimization": zero}})
+    if not config.engine.offloads_optimizer:
+        offloaded = config.with_deepspeed({"zero_optimization.offload_optimizer.device": "cpu"})
         attention = attention_of(config, on_gpu=True)
         if search_layouts(offloaded, cluster, attention, source=source).recommended is not None:
             return "it fits with --set deepspeed.zero_optimization.offload_optimizer.device=cpu"

@@ -21,7 +21,6 @@ from megadeberta.config.objective import DISCRIMINATOR, ObjectiveConfig
 from megadeberta.config.section import Section
 from megadeberta.convert.formats.hf_weights import compare_shapes, expected_shapes
 from megadeberta.errors import CheckpointError
-from megadeberta.model.whole import RTD_HEAD
 from megadeberta.observability.metrics import read_metrics
 from megadeberta.weights.parts import split_parts
 from megadeberta.weights.tensor_file import SAFETENSORS, check_finite, read_tensor_file
@@ -62,7 +61,7 @@ class ModelSource:
         if self.objective.name != "rtd":
             return self
         found = self.discriminator_model()
-        encoder = {n: t for n, t in found.weights.items() if not (n.startswith(f"{RTD_HEAD}.") or n.endswith(".delta"))}
+        encoder = {n: t for n, t in found.weights.items() if not (n.startswith("rtd_head.") or n.endswith(".delta"))}
         return dataclasses.replace(found, weights=encoder)
 
     def discriminator_model(self) -> "ModelSource":

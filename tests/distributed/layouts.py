@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from megadeberta.assembly import Assembly, assemble
+from megadeberta.batch import Batch
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.run import RunConfig
-from megadeberta.engine.phases import Batch
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.step import Stepper
 from megadeberta.layers.cuts import ShardSlice
@@ -101,7 +101,6 @@ class Layout:
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "gradient_clipping": 1.0,
             "zero_optimization": {"stage": self.zero},
-            "steps_per_print": 1_000_000,
             "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
             **dict(self.more),
         }

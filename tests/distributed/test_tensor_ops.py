@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from megadeberta.layers.cuts import vocabulary_rows
-from megadeberta.ops import masked_cross_entropy as chunking
+from megadeberta.ops import logit_chunks
 from megadeberta.ops.masked_cross_entropy import masked_cross_entropy
 from megadeberta.ops.recompute import gelu_then
 from megadeberta.ops.tied_table import TiedGradient, lookup
@@ -82,7 +82,7 @@ def _check_pair(rank: int, ranks: int, sequence_parallel: bool) -> None:
 
 def _check_vocabulary(rank: int, ranks: int, chunk_elements: int) -> None:
     """Lookup, decoder and cross entropy share one table; its gradient is one, and the padding row gets a part of it."""
-    chunking.CHUNK_ELEMENTS = chunk_elements
+    logit_chunks.CHUNK_ELEMENTS = chunk_elements
     shard = VocabularyShard(VOCABULARY, distributed.group.WORLD)
     weight, bias = _random(VOCABULARY, D, seed=1).requires_grad_(), _random(VOCABULARY, seed=2).requires_grad_()
     ids = torch.randint(VOCABULARY, (B, L), generator=torch.Generator().manual_seed(3))

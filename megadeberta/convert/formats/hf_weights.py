@@ -23,9 +23,10 @@ from megadeberta.convert.formats.names import (
     difference_names,
 )
 from megadeberta.errors import CheckpointError
-from megadeberta.model.rtd_head import RtdHead
-from megadeberta.model.whole import WholeModel, backbone_specs, build_specs
-from megadeberta.spec import LayerSpec
+from megadeberta.layers.catalogue import backbone_layers
+from megadeberta.layers.heads import RtdHead
+from megadeberta.layers.objectives import list_layers
+from megadeberta.model.whole import WholeModel
 
 
 @functools.lru_cache(maxsize=4)
@@ -34,7 +35,7 @@ def expected_shapes(
 ) -> Mapping[str, tuple[int, ...]]:
     """Shape of every tensor by our names: of the masked-language model, or of what the objective trains."""
     with torch.device("meta"):
-        model = WholeModel(build_specs(config, objective))
+        model = WholeModel(list_layers(config, objective))
     return _shapes(model)
 
 
@@ -42,7 +43,7 @@ def expected_shapes(
 def discriminator_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
     """Shape of every tensor of a discriminator as a model of its own, with a whole word table."""
     with torch.device("meta"):
-        model = WholeModel([*backbone_specs(config), LayerSpec("rtd_head", lambda: RtdHead(config))])
+        model = WholeModel([*backbone_layers(config), RtdHead("rtd_head", config)])
     return _shapes(model)
 
 

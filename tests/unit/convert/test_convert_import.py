@@ -19,8 +19,9 @@ from megadeberta.convert.formats.hf_weights import to_hugging_face
 from megadeberta.convert.formats.read_folder import ReportLine, read_hf_folder
 from megadeberta.convert.import_folder import import_folder
 from megadeberta.errors import CheckpointError, ConfigError
+from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.initialize import give_storage, initialize
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.weights.initial import initial_values
 from megadeberta.weights.source import load_weights
 from tests.unit.convert.small_models import (
@@ -71,7 +72,7 @@ def test_importing_an_export_gives_every_tensor_back_bit_for_bit(case: str, tmp_
     assert back.tokenizer.read_bytes() == spm.read_bytes()
     assert {line.ours for line in lines if line.action == "taken"} == expected.keys()
     assert not [line for line in lines if line.action == "created"]
-    started = WholeModel(mlm_specs(back.config))
+    started = WholeModel(token_model_layers(back.config))
     give_storage(started, initial_values({name: p.shape for name, p in started.named_parameters()}, tmp_path / "back"))
     assert torch.equal(started.get_parameter("mlm_head.dense.weight"), expected["mlm_head.dense.weight"])
 
@@ -147,7 +148,7 @@ def test_what_the_file_lacks_is_drawn_only_when_asked_for_and_said_loudly(
     assert OUR_TABLE in created and len(created) == 6
     assert "NOT FROM THE FILE" in caplog.text and OUR_TABLE in caplog.text
     found = load_weights(tmp_path / "out")
-    fresh = WholeModel(mlm_specs(found.config))
+    fresh = WholeModel(token_model_layers(found.config))
     initialize(fresh, seed=5, std=found.config.initializer_range)
     assert all(torch.equal(found.weights[name], fresh.get_parameter(name)) for name in created)
     assert not torch.equal(

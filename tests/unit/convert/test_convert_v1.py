@@ -8,7 +8,8 @@ from megadeberta.convert.formats.hf_config import HfLayout, ModelKind, choose_la
 from megadeberta.convert.formats.hf_weights import to_hugging_face
 from megadeberta.convert.formats.names import backbone_names
 from megadeberta.convert.formats.split_tensors import split_tensors, take_backbone
-from megadeberta.model.whole import WholeModel, backbone_specs
+from megadeberta.layers.catalogue import backbone_layers
+from megadeberta.model.whole import WholeModel
 from tests.unit.convert.small_models import V1, small_config, small_model, weights_of
 from tests.unit.model.golden import IDS, MASK, fill, golden_config
 
@@ -42,7 +43,7 @@ def test_v1_files_have_no_key_bias_and_their_own_position_projections() -> None:
 def _filled_v1_model() -> tuple[WholeModel, int]:
     """A float64 v1 encoder whose weights are filled by rule under their names and in the packing of v1 files."""
     config = golden_config(**V1)
-    model = WholeModel(backbone_specs(config)).double().eval()
+    model = WholeModel(backbone_layers(config)).double().eval()
     ours = {backbone_names(config)[name]: parameter for name, parameter in model.named_parameters()}
     packed = v1.pack({name: parameter.detach() for name, parameter in ours.items()}, num_heads=2)
     for number, name in enumerate(sorted(packed)):
@@ -69,7 +70,7 @@ def test_v1_backbone_gives_the_golden_values_from_its_packed_file() -> None:
 def test_v1_weights_in_the_v2_layout_with_zero_key_biases_compute_the_same() -> None:
     model, _ = _filled_v1_model()
     config = golden_config(**V1 | {"key_bias": True})
-    v2 = WholeModel(backbone_specs(config)).double().eval()
+    v2 = WholeModel(backbone_layers(config)).double().eval()
     missing, unexpected = v2.load_state_dict(model.state_dict(), strict=False)
     assert not unexpected and all(name.endswith("key_proj.bias") for name in missing) and len(missing) == 4
     with torch.no_grad():

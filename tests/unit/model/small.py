@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.layers.catalogue import token_model_layers
+from megadeberta.model.whole import WholeModel
 
 VARIANTS = {
     "v3": {},
@@ -37,7 +38,7 @@ def small_config(**changes: object) -> ModelConfig:
 
 def small_model(config: ModelConfig, *, seed: int = 1) -> WholeModel:
     """Float64; LayerNorm weights around one, everything else normal(0, 0.3)."""
-    model = WholeModel(mlm_specs(config)).double().eval()
+    model = WholeModel(token_model_layers(config)).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -55,3 +56,9 @@ def batch(config: ModelConfig, *, lengths: tuple[int, ...] = (9, 6, 2), seed: in
         mask[row, :length] = 1
     ids = torch.randint(4, config.vocab_size, mask.shape, generator=generator)
     return ids * mask, mask
+
+
+def rtd_logits(model: WholeModel, ids: Tensor, mask: Tensor, document_starts: Tensor | None = None) -> Tensor:
+    """``[B, L]``: above 0 where the discriminator takes the token for a replaced one."""
+    hidden = model.encode(ids, mask, document_starts=document_starts)
+    return model.get_submodule("discriminator.rtd_head").logits(hidden, document_starts)

@@ -13,6 +13,7 @@ import torch
 from benchmarks.stopwatch import KeptTensors
 from megadeberta.config.model import ModelConfig
 from megadeberta.errors import ConfigError
+from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model import attention_backend, kernel_trial
 from megadeberta.model.attention import DisentangledSelfAttention, QueryStream
 from megadeberta.model.attention_backend import choose_attention, select_attention
@@ -21,7 +22,7 @@ from megadeberta.model.dropout import Draws, set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.kernel_trial import Trial, try_kernels
 from megadeberta.model.layer import EncoderLayer
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.mask import padding_mask
 from megadeberta.ops.attention.relative_position import rows_by_distance
 
@@ -42,7 +43,7 @@ def _losses(backend: str, *, steps: int, dropout: float) -> list[float]:
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
-    model = WholeModel(mlm_specs(config))
+    model = WholeModel(token_model_layers(config))
     initialize(model, seed=1, std=0.02)
     select_attention(model, backend, CPU)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.layers.objectives import list_layers
 from megadeberta.model.dropout import AttentionDropout, Draws, HiddenDropout, set_sites
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
 
 CONFIG = ModelConfig(
     vocab_size=32,
@@ -33,7 +34,7 @@ BATCH = {
 
 
 def _model(objective: str = "mlm", *, seed: int = 1) -> WholeModel:
-    model = WholeModel(build_specs(CONFIG, ObjectiveConfig(name=objective)))
+    model = WholeModel(list_layers(CONFIG, ObjectiveConfig(name=objective)))
     initialize(model, seed=1, std=CONFIG.initializer_range)
     set_sites(model.named_modules(), seed=seed)
     return model.double()

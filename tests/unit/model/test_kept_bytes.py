@@ -8,12 +8,13 @@ import torch
 
 from benchmarks.stopwatch import KeptTensors
 from megadeberta.config.model import ModelConfig
+from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.attention_backend import select_attention, select_recompute
 from megadeberta.model.carry import Carry, RelativePositions
 from megadeberta.model.dropout import Draws, set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.layer import EncoderLayer
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.relative_position import rows_by_distance
 
 CPU = torch.device("cpu")
@@ -54,7 +55,9 @@ def test_a_layer_keeps_few_bytes_a_token_in_bf16_with_dropout(selective: bool, m
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_making_activations_again_gives_the_same_gradients_to_the_bit(backend: str) -> None:
     sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96}
-    model = WholeModel(mlm_specs(ModelConfig(vocab_size=60, position_buckets=16, max_position_embeddings=64, **sizes)))
+    model = WholeModel(
+        token_model_layers(ModelConfig(vocab_size=60, position_buckets=16, max_position_embeddings=64, **sizes))
+    )
     initialize(model, seed=1, std=0.02)
     set_sites(model.named_modules(), seed=3)
     select_attention(model, backend, CPU)

@@ -15,7 +15,8 @@ from megadeberta.config.objective import ObjectiveConfig, RtdConfig
 from megadeberta.convert.formats.hf_config import ModelKind, choose_layout, from_hf_config
 from megadeberta.convert.formats.hf_weights import discriminator_shapes, expected_shapes, to_hugging_face
 from megadeberta.convert.formats.split_tensors import split_tensors, take_backbone
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.layers.catalogue import token_model_layers
+from megadeberta.model.whole import WholeModel
 from tests.unit.model.published import NAMES, published_config, published_counts, published_shapes
 
 RECIPES = Path(__file__).parents[3] / "ds_configs"
@@ -103,7 +104,7 @@ def _compare_outputs(values: dict[str, Any]) -> None:
     taken, dropped = take_backbone(config, split)
     assert not dropped and not split.dropped
     with torch.device("meta"):
-        ours = WholeModel(mlm_specs(config)).eval()
+        ours = WholeModel(token_model_layers(config)).eval()
     ours.load_state_dict(taken | split.mlm_head, strict=False, assign=True)
     ours.get_submodule("mlm_head.decoder").weight = ours.get_parameter("embeddings.word_embeddings.weight")
     assert not any(parameter.is_meta for parameter in ours.parameters())

@@ -5,9 +5,10 @@ import torch
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.layers.objectives import list_layers
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
 
 CONFIG = ModelConfig(
     vocab_size=32,
@@ -33,7 +34,7 @@ BATCH = {
 
 def _run(objective: str, *, recompute: bool) -> tuple[float, dict[str, torch.Tensor], int]:
     """Loss, gradients, and the number of elements of all tensors that wait for the backward pass."""
-    model = WholeModel(build_specs(CONFIG, ObjectiveConfig(name=objective)), recompute=recompute)
+    model = WholeModel(list_layers(CONFIG, ObjectiveConfig(name=objective)), recompute=recompute)
     initialize(model, seed=1, std=CONFIG.initializer_range)
     set_sites(model.named_modules(), seed=1)
     kept: dict[int, int] = {}

@@ -4,8 +4,9 @@ import torch
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import RtdConfig
+from megadeberta.layers.catalogue import rtd_layers
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, rtd_specs
+from megadeberta.model.whole import WholeModel
 
 LENGTH, MASK_ID, BATCH = 12, 31, 32
 
@@ -39,7 +40,7 @@ def test_discriminator_finds_the_tokens_that_break_the_count() -> None:
         attention_probs_dropout_prob=0.0,
         enhanced_mask_decoder=False,
     )
-    model = WholeModel(rtd_specs(config, RtdConfig(generator_layers=1, sampling_temperature=4.0)))
+    model = WholeModel(rtd_layers(config, RtdConfig(generator_layers=1, sampling_temperature=4.0)))
     initialize(model, seed=1, std=0.05)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(250):
