@@ -72,10 +72,11 @@ test-layouts: $(TEST_STAMP) ## every layout against one process, hours; LAYOUTS=
 test-nodes: $(TEST_STAMP) ## two rehearsed machines through pdsh and the deepspeed launcher; as root, with pdsh and sshd
 	$(BIN)/python tests/e2e/two_nodes.py
 
-check: $(CHECK_STAMP) ## lint and format, changing nothing
+check: $(CHECK_STAMP) ## lint, format and types, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/format_recipes.py --check
+	$(BIN)/mypy
 
 format: $(CHECK_STAMP) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
@@ -83,4 +84,4 @@ format: $(CHECK_STAMP) ## mend what ruff can mend
 	$(BIN)/python tools/format_recipes.py
 
 clean: ## remove the environment and caches; runs/ and corpora/ stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
