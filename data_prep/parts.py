@@ -114,6 +114,6 @@ class PartStore:
                 first = last
 
 
-def _update(digest: "hashlib._Hash", file: BinaryIO) -> None:
+def _update(digest: hashlib.blake2b, file: BinaryIO) -> None:
     while chunk := file.read(1 << 20):
         digest.update(chunk)

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,8 @@ def prepare(options: PrepOptions, *, console: Console, plot: Callable[[Path, np.
 
 
 def _find_sources(options: PrepOptions) -> list[Source]:
-    find = {"input_format": options.read.input_format, "outside": options.output}
-    train = find_sources(options.corpora, split="train", **find)
-    valid = find_sources(options.valid_corpora, split="valid", **find)
+    find = partial(find_sources, input_format=options.read.input_format, outside=options.output)
+    train, valid = find(options.corpora, split="train"), find(options.valid_corpora, split="valid")
     leaked = {source.path.resolve() for source in train} & {source.path.resolve() for source in valid}
     if leaked:
         raise DataError(f"{min(leaked)} is given both for training and for validation; keep them apart")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from megadeberta.config.cli import RecipeArgument
 from megadeberta.config.redact import redact
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
@@ -25,7 +26,7 @@ from megadeberta.rank.extensions import prepare_extensions_dir
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe, e.g. ds_configs/quickstart.json")],
+    recipe: RecipeArgument,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, e.g. --set optimizer.lr=5e-4; may be repeated")
     ] = None,
@@ -42,7 +43,7 @@ def train(
     Exit codes: 0 done; 2 wrong recipe, data or checkpoint; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C after saving; 77
     not finite; 79 disk; 80 another rank was lost. After 75 and 80 the same command goes on.
 
-    Example: megadeberta train ds_configs/quickstart.json --set training.steps=100
+    Example: megadeberta train quickstart --set training.steps=100
     """
     ranks = detect_ranks(os.environ)
     if dry_run:

@@ -134,7 +134,7 @@ class StepIterator(Iterator[StepBatch]):
         )
         self._dataset = batches
         self._workers = workers
-        self._steps = iter(loader)
+        self._steps: Iterator[_PackedStep | MegadebertaError] = iter(loader)
         # The workers are deaf to SIGTERM, so somebody must tell them when the interpreter ends. The reference is weak,
         # so that dropping the iterator is enough otherwise.
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))

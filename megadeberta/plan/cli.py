@@ -1,11 +1,11 @@
 """``megadeberta plan``: which layouts of a recipe fit a cluster. Torch-free: it also runs on a login node."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from megadeberta.config.cli import RecipeArgument
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
@@ -27,7 +27,7 @@ from megadeberta.plan.stages import Recipe
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file, e.g. ds_configs/deberta-large.json")],
+    recipe: RecipeArgument,
     *,
     nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of a machine")],
@@ -52,10 +52,9 @@ def plan(
 
     Examples:
 
-        megadeberta plan ds_configs/deberta-v2-xxlarge.json --nodes 8 --gpus 8 --memory 80
+        megadeberta plan deberta-v2-xxlarge --nodes 8 --gpus 8 --memory 80
 
-        megadeberta plan ds_configs/deberta-base.json --nodes 4 --gpus 16 --memory 32 --bandwidth-intra 120
-        --bandwidth-inter 6 --tflops 40
+        megadeberta plan deberta-base --nodes 4 --gpus 16 --memory 32 --tflops 40 --bandwidth-intra 120
     """
     config = load_run_config(recipe, set_ or ())
     kept_free = 1 + 0.06 * memory if reserve is None else reserve
