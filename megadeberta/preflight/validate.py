@@ -4,6 +4,7 @@ from pydantic import ValidationError
 
 from megadeberta.config import deepspeed_block
 from megadeberta.config.deepspeed_block import BatchAlgebra
+from megadeberta.config.first_problem import first_problem
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
 from megadeberta.preflight.layout import topology_of
@@ -54,8 +55,7 @@ def _check_objective(config: RunConfig, source: str) -> None:
             objective.rtd.generator(model)
         except ValidationError as error:
             raise ConfigError(
-                f"{source}: the generator is no model: {error.errors()[0]['ctx']['error']}; set "
-                "objective.rtd.generator_layers"
+                f"{source}: the generator is no model: {first_problem(error)}; set objective.rtd.generator_layers"
             ) from None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from megadeberta.config.first_problem import first_problem
 from megadeberta.config.model import ModelConfig
 from megadeberta.errors import CheckpointError
 
@@ -163,15 +164,9 @@ def from_hf_config(values: Mapping[str, Any], *, mask_decoder: bool, source: str
     try:
         return ModelConfig.model_validate(fields)
     except ValidationError as error:
-        raise CheckpointError(f"{source}: not a model that megadeberta has: {first_problem(error)}") from None
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first thing wrong with a model section, in its own words."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    own_words = first["type"] == "value_error"
-    return str(first["ctx"]["error"]) if own_words else f"{where}={first['input']!r}: {first['msg']}"
+        raise CheckpointError(
+            f"{source}: not a model that megadeberta has: {first_problem(error, show_value=True)}"
+        ) from None
 
 
 def _own_width(values: Mapping[str, Any]) -> int | None:
