@@ -16,7 +16,7 @@ from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.data_prep.parts import FOLDER
 from megadeberta.data_prep.report import REPORT
 from megadeberta.errors import DataError
-from megadeberta.storage import storage_errors, sync_folder, write_file
+from megadeberta.storage import storage_errors, sync_folder, temporary_path, write_file
 
 TOKENIZER = Path("tokenizer", "spm.model")
 VOCABULARY_LISTING = Path("tokenizer", "spm.vocab")
@@ -88,7 +88,7 @@ class OutputFolder:
         """
         with storage_errors(self.path):
             for path in self._shard_files():
-                path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
+                temporary_path(path).unlink(missing_ok=True)
 
     def begin_replacement(self) -> None:
         """Remove what marks an older set as whole, and everything of it that a new set may not have.

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from megadeberta.errors import StorageError
 
+TEMPORARY_PREFIX = ".tmp-"
+"""What is not whole yet has a name that begins so."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -56,9 +58,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _open_no_link(path: str, flags: int) -> int:
-    """A symbolic link planted under the temporary name must not lead the write elsewhere."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+def temporary_path(path: Path) -> Path:
+    """Where ``path`` is written before it is whole: beside it, so that a rename suffices."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+
+
+def _open_new(path: str, flags: int) -> int:
+    """Something left or planted under the temporary name, a symbolic link too, must not lead the write elsewhere."""
+    Path(path).unlink(missing_ok=True)
+    return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 class PendingFile:
@@ -70,9 +78,9 @@ class PendingFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._temporary = temporary_path(path)
         with storage_errors(path):
-            self._file = open(self._temporary, "wb", opener=_open_no_link)  # noqa: SIM115 - finish and discard close it
+            self._file = open(self._temporary, "wb", opener=_open_new)  # noqa: SIM115 - finish and discard close it
 
     def write(self, payload: bytes | memoryview) -> None:
         """Append ``payload``."""

@@ -66,16 +66,13 @@ def write_tensors(path: Path, entries: Sequence[Entry]) -> Digest:
     assert len(header) == len(entries)  # a rank holds at most one fragment of a parameter
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file = HashingFile(path)
-    try:
+    with HashingFile(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for entry in entries:
             values = entry.read()
             assert values.dtype == np.float32 and values.shape == (entry.fragment.size,)
             file.write(np.ascontiguousarray(values).data)
-    finally:
-        digest = file.finish()
-    return digest
+        return file.finish()
 
 
 class CheckpointContent:
