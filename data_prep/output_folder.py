@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.data_prep.parts import FOLDER
 from megadeberta.data_prep.report import REPORT
 from megadeberta.errors import DataError
-from megadeberta.storage import storage_errors, sync_folder, temporary_path, write_file
+from megadeberta.storage import storage_errors, sync_folder, take_lock, temporary_path, write_file
 
 TOKENIZER = Path("tokenizer", "spm.model")
 VOCABULARY_LISTING = Path("tokenizer", "spm.vocab")
@@ -44,13 +43,11 @@ class OutputFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not take_lock(descriptor, wait_seconds=0.0):
                 raise DataError(
                     f"--output={self.path} is in use by another `megadeberta prep`; wait for it, or choose another "
                     "folder"
-                ) from error
+                )
             yield
         finally:
             os.close(descriptor)

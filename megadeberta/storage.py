@@ -1,9 +1,11 @@
-"""Files that appear whole or not at all: written under a temporary name, synced, then renamed."""
+"""Files that appear whole or not at all (written under a temporary name, synced, then renamed), and locks on files."""
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from megadeberta.errors import StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
 """What is not whole yet has a name that begins so."""
+_LOCK_RETRY_SECONDS = 0.1
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -61,6 +64,28 @@ def sync_folder(folder: Path) -> None:
 def temporary_path(path: Path) -> Path:
     """Where ``path`` is written before it is whole: beside it, so that a rename suffices."""
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+
+
+def take_lock(descriptor: int, *, wait_seconds: float | None = None) -> bool:
+    """Take the exclusive lock of an open file or folder; whether it was free within ``wait_seconds`` (None: for ever).
+
+    The kernel releases it when the last process that shares the descriptor closes it or ends, kill -9 included.
+
+    Raises:
+        OSError: this file system has no locks.
+    """
+    if wait_seconds is None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return True
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOCK_RETRY_SECONDS)
 
 
 def _open_new(path: str, flags: int) -> int:

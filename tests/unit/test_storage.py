@@ -1,12 +1,13 @@
-"""Files that appear whole."""
+"""Files that appear whole, and the lock of a file."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from megadeberta.errors import StorageError
-from megadeberta.storage import PendingFile, temporary_path, write_file
+from megadeberta.storage import PendingFile, take_lock, temporary_path, write_file
 
 
 def test_a_replaced_file_is_whole_and_a_stale_temporary_one_is_no_obstacle(tmp_path: Path) -> None:
@@ -48,3 +49,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_says_what_is_missing(
         write_file(tmp_path / "a", b"new")
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_lock_is_held_once_and_free_when_its_descriptor_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    first, second = (os.open(tmp_path / "lock", os.O_RDONLY) for _ in range(2))
+    try:
+        assert take_lock(first)
+        began = time.monotonic()
+        assert not take_lock(second, wait_seconds=0.3)
+        assert 0.3 <= time.monotonic() - began < 5
+        os.close(first)
+        assert take_lock(second, wait_seconds=0.0)
+    finally:
+        os.close(second)
