@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from megadeberta.config.first_problem import first_problem
 from megadeberta.config.recipes import find_recipe, suggest_recipe
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
@@ -124,9 +125,7 @@ def _describe(error: ValidationError, source: str) -> str:
         return f"{source}: unknown key {location}{_did_you_mean(first['loc'])}{more}"
     if first["type"] == "missing":
         return f"{source}: {location} is required and missing; set it in the recipe or with --set {location}=...{more}"
-    if first["type"] == "value_error":
-        return f"{source}: {first['ctx']['error']}{more}"
-    return f"{source}: {location}={first['input']!r}: {first['msg']}{more}"
+    return f"{source}: {first_problem(error, show_value=True)}{more}"
 
 
 def _did_you_mean(location: tuple[int | str, ...]) -> str:

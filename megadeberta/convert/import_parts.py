@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from megadeberta.config.data import TOKENIZER_FILE
+from megadeberta.config.first_problem import first_problem
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig, RtdConfig, part_of
-from megadeberta.convert.formats.config_json import first_problem
 from megadeberta.convert.formats.names import INPUT_POSITION_TABLE, WORD_TABLE, difference_names
 from megadeberta.convert.formats.read_folder import ImportedModel, ReportLine, read_discriminator, read_hf_folder
 from megadeberta.convert.import_folder import write_import
@@ -122,7 +122,7 @@ def _joint_shape(
         rtd.generator(config)
     except ValidationError as error:
         raise CheckpointError(
-            f"{where}: no generator of this shape: {first_problem(error)}; add --no-mask-decoder"
+            f"{where}: no generator of this shape: {first_problem(error, show_value=True)}; add --no-mask-decoder"
         ) from None
     return config, rtd
 

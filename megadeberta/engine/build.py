@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from megadeberta.config.deepspeed_block import EngineSettings, Precision
+from megadeberta.config.first_problem import first_problem
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.optimizer import build_optimizer
@@ -88,6 +89,5 @@ def divider(block: Mapping[str, Any], *, mpu: ModelParallelUnit | None = None) -
 
 def _reason(error: ValidationError | DeepSpeedConfigError) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        return f"{error.title}.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        return f"{error.title}: {first_problem(error)}"
     return str(error)

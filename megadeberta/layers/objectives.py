@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from megadeberta.config.first_problem import first_problem
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig
 from megadeberta.config.run import RunConfig
@@ -121,7 +122,7 @@ class ReplacedTokens(Objective):
         try:
             settings.generator(config.model)
         except ValidationError as error:
-            reason = error.errors()[0]["ctx"]["error"]
+            reason = first_problem(error)
             raise ConfigError(f"the generator is no model: {reason}; set objective.rtd.generator_layers") from None
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from megadeberta.config.first_problem import first_problem
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert.formats.family import ExportTarget, Family, FileFormat
 from megadeberta.convert.formats.names import LEGACY_MLM_HEAD
@@ -99,15 +100,9 @@ def from_config_json(values: Mapping[str, Any], family: Family, *, mask_decoder:
     try:
         return ModelConfig.model_validate(fields)
     except ValidationError as error:
-        raise CheckpointError(f"{source}: not a model that megadeberta has: {first_problem(error)}") from None
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first thing wrong with a model section, in its own words."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    own_words = first["type"] == "value_error"
-    return str(first["ctx"]["error"]) if own_words else f"{where}={first['input']!r}: {first['msg']}"
+        raise CheckpointError(
+            f"{source}: not a model that megadeberta has: {first_problem(error, show_value=True)}"
+        ) from None
 
 
 def _own_width(values: Mapping[str, Any]) -> int | None:
