@@ -23,7 +23,7 @@ from megadeberta.model.attention_backend import select_attention, select_recompu
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel, build_specs
-from megadeberta.ops.attention.interface import IMPLEMENTATIONS
+from megadeberta.ops.attention.backends import Backend, register_backend
 
 MASK_RATE = 0.15
 REPLACED = ObjectiveConfig(name="rtd")
@@ -100,7 +100,7 @@ def bert_of(config: ModelConfig) -> ModelConfig:
 
 def build_bert(config: ModelConfig, *, backend: str, device: torch.device) -> WholeModel:
     """Out of our layers, with torch's scaled_dot_product_attention in the place of ours; all else by ``backend``."""
-    IMPLEMENTATIONS["sdpa"] = _sdpa
+    register_backend(Backend("sdpa", "torch's scaled_dot_product_attention, without positions", _sdpa))
     model = build_ours(config, backend=backend, device=device)
     for module in model.modules():
         if isinstance(module, DisentangledSelfAttention):

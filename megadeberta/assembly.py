@@ -27,9 +27,8 @@ from megadeberta.model.apex_switch import select_apex
 from megadeberta.model.attention_backend import AttentionChoice, choose_attention, select_attention, select_recompute
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import fill_parameter, give_storage
-from megadeberta.model.kernel_trial import try_kernels
+from megadeberta.model.kernel_trial import try_backend
 from megadeberta.model.whole import WholeModel, build_specs
-from megadeberta.ops.attention.interface import Backend
 from megadeberta.parallel.groups import Groups, make_groups
 from megadeberta.parallel.pipeline.packing import term_names
 from megadeberta.parallel.pipeline.stage import Stage
@@ -83,7 +82,7 @@ def assemble(config: RunConfig, topology: Topology, device: torch.device) -> Ass
     return Assembly(stepper, groups, _describe(stepper.engine.module, shapes, groups), attention.line)
 
 
-def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: Backend) -> Stepper:
+def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: str) -> Stepper:
     """All layers in one module, sharded or not, under any ZeRO stage."""
     mpu = ModelParallelUnit(tensor=groups.tensor, data=groups.data) if groups.topology.tensor > 1 else None
     with torch.device("meta"):
@@ -106,9 +105,7 @@ def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, 
     return Stepper(engine, phases=training_phases(config.objective), device=device, mpu=mpu)
 
 
-def _pipeline(
-    config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: Backend
-) -> PipelineStepper:
+def _pipeline(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: str) -> PipelineStepper:
     """The layers of this rank's stage."""
     topology, fields = groups.topology, batch_fields(config.data, config.objective)
     layers, plans = _cut(config, topology)
@@ -151,7 +148,7 @@ def _cut(config: RunConfig, topology: Topology) -> tuple[list[LayerCost], list[S
 
 
 def _make_real(
-    model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: Backend
+    model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: str
 ) -> None:
     """From the meta device to this rank's shard with its values; at no time is more than a parameter too much there."""
     if groups.topology.tensor > 1:
@@ -166,7 +163,7 @@ def _make_real(
 
 def _choose_attention(config: RunConfig, device: torch.device) -> AttentionChoice:
     trial = partial(
-        try_kernels,
+        try_backend,
         config.model,
         partial(select_attention, device=device),
         length=config.data.sequence_length,

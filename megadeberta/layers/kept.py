@@ -1,7 +1,7 @@
 """Bytes that one rank keeps for the backward pass of one micro batch, layer by layer.
 
 Each term is one tensor that autograd saves; docs/plan.md has the table, and tests/unit/plan/test_activations.py counts
-the tensors really saved. Which are kept for attention depends on its implementation (training.attention).
+the tensors really saved. Which are kept for attention depends on its backend (training.attention).
 
 Shapes: B micro batch · L length · Q query rows a sequence · D hidden size · I intermediate size · E embedding width
 P rows of the relative table in use · V vocabulary · T tensor-parallel ranks.
@@ -13,9 +13,11 @@ from typing import Literal
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.layers.cuts import vocabulary_rows
+from megadeberta.ops.attention.backends import AttentionShape, Backend, find_backend
 from megadeberta.ops.attention.distance_rows import window_size
 
-Attention = Literal["reference", "cpu", "cpu-lean", "triton"]
+Attention = str
+"""The name of an attention backend: which activations it keeps it says itself (``ops/attention/backends.py``)."""
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _PRECISE = 4  # softmax, log-sum-exp and LayerNorm statistics are fp32 at least
@@ -42,6 +44,10 @@ class Work:
     tensor: int = 1
     sequence_parallel: bool = False
     selective_recompute: bool = False
+
+    @property
+    def backend(self) -> Backend:
+        return find_backend(self.attention)
 
     @property
     def width(self) -> int:
@@ -169,8 +175,8 @@ def _stream_kept(model: ModelConfig, work: Work, rows: int, *, own: int, is_gath
 
 
 def _keys_kept(model: ModelConfig, work: Work) -> int:
-    """Keys and values; the reference makes contiguous copies of them instead, in every call."""
-    if work.attention == "reference" or work.selective_recompute:
+    """Keys and values, where the attention keeps these and not copies."""
+    if work.selective_recompute or not work.backend.keeps_projections:
         return 0
     return 2 * work.tokens * (model.hidden_size // work.tensor) * work.width
 
@@ -183,36 +189,34 @@ def _positions_kept(model: ModelConfig, work: Work) -> int:
     kept = 0
     if model.hidden_dropout_prob:
         kept += rows * (model.hidden_size * work.width + _INDEX)
-    if work.attention != "reference":
+    if work.backend.keeps_projections:
         kept += terms * rows * (model.hidden_size // work.tensor) * work.width
     return kept
 
 
 def _attention_kept(model: ModelConfig, work: Work, rows: int, *, is_gathered: bool) -> int:
-    heads, shard = model.num_attention_heads // work.tensor, model.hidden_size // work.tensor
-    queries = work.sequences * rows
-    pairs = heads * queries * work.length
-    query = queries * shard * work.width
-    if work.attention != "reference":
-        extra = {"triton": heads * queries * _PRECISE, "cpu": pairs * _PRECISE, "cpu-lean": 0}[work.attention]
-        # Queries of the target rows are projected by themselves, and kept.
-        return extra if work.selective_recompute and not is_gathered else extra + query
-    kept = pairs * (_PRECISE + work.width)  # softmax, and what multiplies the values
-    if model.attention_probs_dropout_prob:
-        kept += pairs * work.width
-    kept += 2 * queries * work.length  # which pairs are hidden, for both fills
-    terms, table = _terms(model), relative_rows(model, work.length)
-    if terms:
-        kept += _INDEX * work.length * (queries if is_gathered else rows)
-    named = model.pos_att_type if terms else ()
-    if "c2p" in named:
-        kept += heads * queries * table * work.width + query
-    if "p2c" in named:
-        kept += heads * work.tokens * table * work.width
-    kept += terms * work.sequences * table * shard * work.width
-    # Query, key, value and, for the other position term, the key again: contiguous copies.
-    copies = 3 if "p2c" in named else 2
-    return kept + query + copies * work.tokens * shard * work.width
+    shape = attention_shape(model, work, rows, is_gathered=is_gathered)
+    kept = work.backend.kept_bytes(shape)
+    # Queries of the target rows are projected by themselves, and kept.
+    if work.backend.keeps_projections and (is_gathered or not work.selective_recompute):
+        kept += shape.query_bytes
+    return kept
+
+
+def attention_shape(model: ModelConfig, work: Work, rows: int, *, is_gathered: bool = False) -> AttentionShape:
+    """One call of attention with ``rows`` query rows a sequence, as its backend counts it."""
+    return AttentionShape(
+        sequences=work.sequences,
+        rows=rows,
+        length=work.length,
+        heads=model.num_attention_heads // work.tensor,
+        head_size=model.head_size,
+        table_rows=relative_rows(model, work.length),
+        terms=tuple(model.pos_att_type) if model.relative_attention else (),
+        element_bytes=work.width,
+        dropout=model.attention_probs_dropout_prob > 0,
+        gathered=is_gathered,
+    )
 
 
 def _terms(model: ModelConfig) -> int:
@@ -230,7 +234,4 @@ def workspace(model: ModelConfig, work: Work) -> int:
     if work.selective_recompute:
         vectors += (3 * model.hidden_size + model.intermediate_size) // work.tensor
     total = work.tokens * vectors * work.width
-    if work.attention == "reference":
-        pairs = model.num_attention_heads // work.tensor * work.tokens * work.length
-        total += pairs * 2 * (_PRECISE + work.width)
-    return total
+    return total + work.backend.workspace_bytes(attention_shape(model, work, work.length))

@@ -6,14 +6,13 @@ Shapes: B batch · Lq query rows · D hidden size.
 from torch import Tensor, nn
 
 from megadeberta.model.dropout import Draws, HiddenDropout, needed
-from megadeberta.ops.attention.interface import Backend
 from megadeberta.ops.residual_norm import residual_layer_norm
 
 
 class ResidualNorm(nn.LayerNorm):
     """LayerNorm of dropout(branch) + residual. As a module, because ZeRO-3 gathers parameters when theirs runs."""
 
-    backend: Backend = "auto"
+    backend = "auto"
 
     def forward(self, branch: Tensor, residual: Tensor, keys: Tensor | None, probability: float) -> Tensor:
         """``[B, Lq, D]``. keys: ``[B, Lq]``, see ``residual_layer_norm``."""

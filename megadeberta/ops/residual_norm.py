@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megadeberta.ops.attention.interface import Backend, resolve_backend
+from megadeberta.ops.attention.backends import AUTO, resolve
 from megadeberta.ops.hidden_dropout import hidden_dropout, kept_as, kept_scale, threshold
 
 
@@ -20,7 +20,7 @@ def residual_layer_norm(
     eps: float,
     keys: Tensor | None = None,
     probability: float = 0.0,
-    backend: Backend = "auto",
+    backend: str = AUTO,
 ) -> Tensor:
     """``LayerNorm(hidden_dropout(branch) + residual)``; every backend drops the same elements.
 
@@ -33,7 +33,7 @@ def residual_layer_norm(
     Returns:
         ``[..., D]``.
     """
-    name = resolve_backend(backend, branch.device)
+    name = resolve(backend, branch.device.type).residual_norm
     if keys is None or threshold(probability) == 0:
         keys, probability = None, 0.0
     if name == "triton":
@@ -41,7 +41,7 @@ def residual_layer_norm(
         from megadeberta.ops.triton_residual_norm import triton_residual_norm
 
         return triton_residual_norm(branch, residual, weight, bias, eps=eps, keys=keys, probability=probability)
-    if name in ("cpu", "cpu-lean") and keys is not None:
+    if name == "cpu" and keys is not None:
         return _CpuResidualNorm.apply(branch, residual, weight, bias, eps, keys, probability)
     dropped = branch if keys is None else hidden_dropout(branch, keys, probability=probability)
     return functional.layer_norm(dropped + residual, weight.shape, weight, bias, eps)

@@ -12,7 +12,7 @@ from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.layers.shapes import count_backbone, count_parameters, parameter_shapes
 from megadeberta.model.whole import WholeModel, build_specs
-from megadeberta.plan.attention import attention_of
+from megadeberta.ops.attention.backends import planned_backend
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import fullest, memory_of_stages
 from megadeberta.plan.stages import Recipe
@@ -98,7 +98,7 @@ def test_recipe_is_valid_on_eight_ranks_and_fits_80_gib(path: Path) -> None:
     config = load_run_config(path)
     world = 8 if config.deepspeed["train_batch_size"] % 64 == 0 else 1
     layout = Layout.of_run(config, *validate_run(config, world_size=world, source=str(path)))
-    memory = fullest(memory_of_stages(Recipe(config), layout, attention_of(config, on_gpu=True)))
+    memory = fullest(memory_of_stages(Recipe(config), layout, planned_backend(config.training.attention, on_gpu=True)))
     assert memory.device < 75 * 2**30
 
 

@@ -12,7 +12,6 @@ from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.model.attention_backend import select_attention, select_recompute
 from megadeberta.model.whole import WholeModel, build_specs
-from megadeberta.ops.attention.interface import Backend
 from megadeberta.ops.lent_memory import LentMemory
 
 BATCH, LENGTH = 4, 96
@@ -21,7 +20,7 @@ BATCH, LENGTH = 4, 96
 def kept_bytes(
     model: ModelConfig,
     objective: ObjectiveConfig,
-    backend: Backend,
+    backend: str,
     *,
     targets: int,
     batch: int = BATCH,
