@@ -19,7 +19,7 @@ from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.formats.hf_config import ModelKind, choose_layout, to_hf_config
 from megadeberta.convert.formats.names import mlm_names
 from megadeberta.model.attention import DisentangledSelfAttention
-from megadeberta.model.attention_backend import select_attention, select_recompute
+from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel, build_specs
@@ -78,6 +78,7 @@ def build_ours(
     initialize(model, seed=0, std=config.initializer_range)
     set_sites(model.named_modules(), seed=0)
     select_attention(model, backend, device)
+    select_residual_norm(model, "auto", device, attention=backend)
     return model
 
 

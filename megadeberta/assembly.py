@@ -24,7 +24,13 @@ from megadeberta.layers.costs import LayerCost, list_layers
 from megadeberta.layers.shapes import Shapes, parameter_shapes
 from megadeberta.layers.stages import StagePlan, plan_stages, shared_parameters
 from megadeberta.model.apex_switch import select_apex
-from megadeberta.model.attention_backend import AttentionChoice, choose_attention, select_attention, select_recompute
+from megadeberta.model.attention_backend import (
+    AttentionChoice,
+    choose_attention,
+    select_attention,
+    select_recompute,
+    select_residual_norm,
+)
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import fill_parameter, give_storage
 from megadeberta.model.kernel_trial import try_backend
@@ -155,6 +161,7 @@ def _make_real(
         plan = TensorParallel(groups.tensor, config.model.vocab_size, config.parallel.sequence_parallel)
         apply_tensor_parallel(model, plan)
     select_attention(model, attention, device)
+    logger.info(select_residual_norm(model, config.training.residual_norm, device, attention=attention))
     select_recompute(model, config.training.selective_recompute)
     logger.info(select_apex(model, config.training.apex, device, agree=partial(_largest, device)))
     set_sites(model.named_modules(), seed=config.training.seed)
@@ -162,10 +169,14 @@ def _make_real(
 
 
 def _choose_attention(config: RunConfig, device: torch.device) -> AttentionChoice:
+    def select(layer: nn.Module, backend: str) -> None:
+        select_attention(layer, backend, device)
+        select_residual_norm(layer, config.training.residual_norm, device, attention=backend)
+
     trial = partial(
         try_backend,
         config.model,
-        partial(select_attention, device=device),
+        select,
         length=config.data.sequence_length,
         dtype=working_type(config.deepspeed),
         device=device,

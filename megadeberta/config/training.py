@@ -42,6 +42,9 @@ class TrainingConfig(Section):
     attention: str = Field(
         "auto", description="a backend of docs/kernels.md, same results by all; auto = the fastest here"
     )
+    residual_norm: Literal["auto", "torch", "cpu", "triton"] = Field(
+        "auto", description="what ends a block (dropout, residual, LayerNorm); auto = what goes with the attention"
+    )
     apex: Literal["auto", "on", "off"] = Field(
         "auto", description="NVIDIA apex's LayerNorm where it is built; auto = where it is measured to be faster"
     )

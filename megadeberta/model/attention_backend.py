@@ -12,10 +12,11 @@ from megadeberta.model.attention import DisentangledSelfAttention, FeedForward
 from megadeberta.model.kernel_trial import Trial
 from megadeberta.model.residual import ResidualNorm
 from megadeberta.ops.attention.backends import AUTO, backends_to_try, resolve, sure_backend
+from megadeberta.ops.residual_norm import reason_not_to_run
 
 
 def select_attention(model: nn.Module, backend: str, device: torch.device) -> None:
-    """Set the backend of every attention layer and of what ends a block of ``model``, which is to run on ``device``.
+    """Set the backend of every attention layer of ``model``, which is to run on ``device``.
 
     Raises:
         ConfigError: there is no such backend, or it does not run there.
@@ -24,8 +25,33 @@ def select_attention(model: nn.Module, backend: str, device: torch.device) -> No
     if reason:
         raise ConfigError(f"training.attention={backend}: {reason}; use auto")
     for module in model.modules():
-        if isinstance(module, DisentangledSelfAttention | ResidualNorm):
+        if isinstance(module, DisentangledSelfAttention):
             module.backend = backend
+
+
+def select_residual_norm(model: nn.Module, setting: str, device: torch.device, *, attention: str) -> str:
+    """Set what ends every block of ``model``, which is to run on ``device``.
+
+    Args:
+        setting: of ``training.residual_norm``; "auto" takes what goes with the backend ``attention``.
+
+    Returns:
+        A line for the log.
+
+    Raises:
+        ConfigError: it does not run there.
+    """
+    name = resolve(attention, device.type).residual_norm if setting == AUTO else setting
+    reason = reason_not_to_run(name, device.type)
+    if reason:
+        asked = f"{setting}, which is {name} beside attention {attention}" if setting == AUTO else name
+        raise ConfigError(f"training.residual_norm={asked}: {reason}; use torch")
+    norms = [module for module in model.modules() if isinstance(module, ResidualNorm)]
+    for norm in norms:
+        if setting != AUTO or norm.follows_attention:
+            norm.implementation = name
+    taken = sorted({norm.implementation for norm in norms})
+    return f"residual norm {setting}: {' and '.join(taken)}"
 
 
 def select_recompute(model: nn.Module, selective: bool) -> None:

@@ -14,7 +14,7 @@ from megadeberta.config.model import ModelConfig
 from megadeberta.errors import ConfigError
 from megadeberta.model import kernel_trial
 from megadeberta.model.attention import DisentangledSelfAttention, QueryStream
-from megadeberta.model.attention_backend import choose_attention, select_attention
+from megadeberta.model.attention_backend import choose_attention, select_attention, select_residual_norm
 from megadeberta.model.carry import Carry, RelativePositions
 from megadeberta.model.dropout import Draws, set_sites
 from megadeberta.model.initialize import initialize
@@ -30,8 +30,9 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def _select(model: torch.nn.Module, backend: str) -> None:
-    """On a CPU."""
+    """The backend and the residual norm that goes with it."""
     select_attention(model, backend, CPU)
+    select_residual_norm(model, "auto", CPU, attention=backend)
 
 
 def _losses(backend: str, *, steps: int, dropout: float) -> list[float]:

@@ -4,15 +4,20 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 from unittest.mock import patch
 
 import pytest
 import torch
 
+from megadeberta.config.training import TrainingConfig
 from megadeberta.errors import ConfigError
 from megadeberta.layers.kept import Work, layer_kept, workspace
-from megadeberta.model.attention_backend import choose_attention, select_attention
+from megadeberta.model.attention import DisentangledSelfAttention
+from megadeberta.model.attention_backend import choose_attention, select_attention, select_residual_norm
 from megadeberta.model.kernel_trial import Trial
+from megadeberta.model.residual import ResidualNorm
+from megadeberta.ops import residual_norm
 from megadeberta.ops.attention import interface
 from megadeberta.ops.attention.backends import (
     BACKENDS,
@@ -25,6 +30,7 @@ from megadeberta.ops.attention.backends import (
 )
 from megadeberta.ops.attention.mask import AttentionMask
 from megadeberta.ops.attention.reference import reference_attention
+from megadeberta.parallel.tensor.linear import TokenShareNorm
 from megadeberta.preflight.validate import validate_run
 from tests.unit.ops.cases import Case, largest_error
 from tests.unit.plan.small import run_config
@@ -79,6 +85,18 @@ def test_the_reference_keeps_most() -> None:
     model = run_config().model
     kept = {name: layer_kept(model, Work(4, 64, 10, "fp32", name)) for name in BACKENDS}
     assert max(kept, key=kept.get) == REFERENCE  # what is planned where the outcome of a trial is not known
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_goes_with_a_residual_norm_that_exists(name: str) -> None:
+    assert BACKENDS[name].residual_norm in residual_norm.IMPLEMENTATIONS
+
+
+def test_the_recipe_knows_every_residual_norm() -> None:
+    assert set(get_args(TrainingConfig.model_fields["residual_norm"].annotation)) == {
+        "auto",
+        *residual_norm.IMPLEMENTATIONS,
+    }
 
 
 # The setting.
@@ -182,3 +200,49 @@ def test_triton_is_imported_when_its_kernels_first_run() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+# What goes beside it.
+
+
+class _Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = DisentangledSelfAttention(run_config().model)
+        self.norm = ResidualNorm(64, 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("setting", "attention", "taken"),
+    [
+        ("auto", "cpu-lean", "cpu"),
+        ("auto", "reference", "torch"),
+        ("torch", "cpu", "torch"),
+        ("cpu", "reference", "cpu"),
+    ],
+)
+def test_the_residual_norm_goes_with_the_attention_unless_it_is_named(setting: str, attention: str, taken: str) -> None:
+    block = _Block()
+    select_attention(block, attention, CPU)
+    assert (block.attention.backend, block.norm.implementation) == (attention, "auto")
+    line = select_residual_norm(block, setting, CPU, attention=attention)
+    assert (line, block.norm.implementation) == (f"residual norm {setting}: {taken}", taken)
+
+
+def test_norms_that_are_shared_by_tokens_stay_with_torch_unless_another_is_named() -> None:
+    block = _Block()
+    block.shared = TokenShareNorm(ResidualNorm(64, 1e-7), group=None)
+    assert select_residual_norm(block, "auto", CPU, attention="cpu") == "residual norm auto: cpu and torch"
+    assert (block.norm.implementation, block.shared.implementation) == ("cpu", "torch")
+    assert select_residual_norm(block, "cpu", CPU, attention="reference") == "residual norm cpu: cpu"
+    assert block.shared.implementation == "cpu"
+
+
+def test_a_residual_norm_that_does_not_run_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ConfigError, match=r"training\.residual_norm=cpu: it runs on a CPU only.*cuda; use torch"):
+        select_residual_norm(_Block(), "cpu", CUDA, attention="reference")
+    with pytest.raises(ConfigError, match=r"training\.residual_norm=triton: .*; use torch"):
+        select_residual_norm(_Block(), "triton", CPU, attention="cpu")
+    with pytest.raises(ConfigError, match=r"residual_norm=auto, which is triton beside attention triton: "):
+        select_residual_norm(_Block(), "auto", CPU, attention="triton")

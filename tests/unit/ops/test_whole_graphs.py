@@ -12,7 +12,7 @@ from megadeberta.ops.attention.mask import padding_mask
 from megadeberta.ops.attention.position_terms import PositionTerms
 from megadeberta.ops.attention.relative_position import rows_by_distance
 from megadeberta.ops.counter_dropout import CounterDropout
-from megadeberta.ops.residual_norm import residual_layer_norm
+from megadeberta.ops.residual_norm import IMPLEMENTATIONS, residual_layer_norm
 
 
 def _check(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
@@ -48,13 +48,13 @@ def test_attention_is_one_graph(backend: str) -> None:
     _check(attend, [*content, table])
 
 
-@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-def test_dropout_residual_and_layer_norm_are_one_graph(backend: str) -> None:
+@pytest.mark.parametrize("implementation", ["auto", *IMPLEMENTATIONS])
+def test_dropout_residual_and_layer_norm_are_one_graph(implementation: str) -> None:
     torch.manual_seed(0)
     keys = torch.arange(3)
 
     def norm(branch: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        options = {"eps": 1e-5, "keys": keys, "probability": 0.1, "backend": backend}
+        options = {"eps": 1e-5, "keys": keys, "probability": 0.1, "implementation": implementation}
         return residual_layer_norm(branch, residual, weight, bias, **options)
 
     _check(norm, [torch.randn(shape, requires_grad=True) for shape in ((3, 24), (3, 24), (24,), (24,))])

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.model.attention_backend import select_attention, select_recompute
+from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm
 from megadeberta.model.whole import WholeModel, build_specs
 from megadeberta.ops.lent_memory import LentMemory
 
@@ -39,6 +39,7 @@ def kept_bytes(
         nn.init.normal_(parameter, std=0.02)
     shard(whole)
     select_attention(whole, backend, torch.device("cpu"))
+    select_residual_norm(whole, "auto", torch.device("cpu"), attention=backend)
     select_recompute(whole, selective)
     whole.train()
     inputs = _inputs(model, batch, length, targets)
