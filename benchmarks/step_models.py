@@ -22,11 +22,11 @@ from megadeberta.convert.formats.family import ModelKind
 from megadeberta.convert.formats.names import mlm_names
 from megadeberta.layers.objectives import list_layers
 from megadeberta.model.attention import DisentangledSelfAttention
-from megadeberta.model.attention_backend import select_attention, select_recompute
+from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel
-from megadeberta.ops.attention.interface import IMPLEMENTATIONS
+from megadeberta.ops.attention.backends import Backend, register_backend
 
 MASK_RATE = 0.15
 REPLACED = ObjectiveConfig(name="rtd")
@@ -81,6 +81,7 @@ def build_ours(
     initialize(model, seed=0, std=config.initializer_range)
     set_sites(model.named_modules(), seed=0)
     select_attention(model, backend, device)
+    select_residual_norm(model, "auto", device, attention=backend)
     return model
 
 
@@ -103,7 +104,7 @@ def bert_of(config: ModelConfig) -> ModelConfig:
 
 def build_bert(config: ModelConfig, *, backend: str, device: torch.device) -> WholeModel:
     """Out of our layers, with torch's scaled_dot_product_attention in the place of ours; all else by ``backend``."""
-    IMPLEMENTATIONS["sdpa"] = _sdpa
+    register_backend(Backend("sdpa", "torch's scaled_dot_product_attention, without positions", _sdpa))
     model = build_ours(config, backend=backend, device=device)
     for module in model.modules():
         if isinstance(module, DisentangledSelfAttention):

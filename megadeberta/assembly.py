@@ -24,12 +24,17 @@ from megadeberta.layers.recipe import micro_batch_of
 from megadeberta.layers.shapes import Shapes, parameter_shapes
 from megadeberta.layers.stages import plan_stages, shared_parameters
 from megadeberta.model.apex_switch import select_apex
-from megadeberta.model.attention_backend import AttentionChoice, choose_attention, select_attention, select_recompute
+from megadeberta.model.attention_backend import (
+    AttentionChoice,
+    choose_attention,
+    select_attention,
+    select_recompute,
+    select_residual_norm,
+)
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import fill_parameter, give_storage
-from megadeberta.model.kernel_trial import try_kernels
+from megadeberta.model.kernel_trial import try_backend
 from megadeberta.model.whole import WholeModel
-from megadeberta.ops.attention.interface import Backend
 from megadeberta.parallel.groups import Groups, make_groups
 from megadeberta.parallel.pipeline.packing import term_names
 from megadeberta.parallel.pipeline.stage import Stage
@@ -83,7 +88,7 @@ def assemble(config: RunConfig, topology: Topology, device: torch.device) -> Ass
     return Assembly(stepper, groups, _describe(stepper.engine.module, shapes, groups), attention.line)
 
 
-def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: Backend) -> Stepper:
+def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: str) -> Stepper:
     """All layers in one module, sharded or not, under any ZeRO stage."""
     mpu = ModelParallelUnit(tensor=groups.tensor, data=groups.data) if groups.topology.tensor > 1 else None
     with torch.device("meta"):
@@ -113,9 +118,7 @@ def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, 
     )
 
 
-def _pipeline(
-    config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: Backend
-) -> PipelineStepper:
+def _pipeline(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: str) -> PipelineStepper:
     """The layers of this rank's stage."""
     topology, fields = groups.topology, batch_fields(config.data, config.objective)
     layers = list_layers(config.model, config.objective)
@@ -148,13 +151,14 @@ def _pipeline(
 
 
 def _make_real(
-    model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: Backend
+    model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: str
 ) -> None:
     """From the meta device to this rank's shard with its values; at no time is more than a parameter too much there."""
     if groups.topology.tensor > 1:
         plan = TensorParallel(groups.tensor, config.model.vocab_size, config.parallel.sequence_parallel)
         apply_tensor_parallel(model, plan)
     select_attention(model, attention, device)
+    logger.info(select_residual_norm(model, config.training.residual_norm, device, attention=attention))
     select_recompute(model, config.training.selective_recompute)
     logger.info(select_apex(model, config.training.apex, device, agree=partial(_largest, device)))
     set_sites(model.named_modules(), seed=config.training.seed)
@@ -162,10 +166,14 @@ def _make_real(
 
 
 def _choose_attention(config: RunConfig, device: torch.device) -> AttentionChoice:
+    def select(layer: nn.Module, backend: str) -> None:
+        select_attention(layer, backend, device)
+        select_residual_norm(layer, config.training.residual_norm, device, attention=backend)
+
     trial = partial(
-        try_kernels,
+        try_backend,
         config.model,
-        partial(select_attention, device=device),
+        select,
         length=config.data.sequence_length,
         dtype=working_type(config.engine.precision),
         device=device,

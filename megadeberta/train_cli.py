@@ -13,7 +13,7 @@ from megadeberta.config.redact import redact
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
 from megadeberta.layers.shapes import count_parameters
-from megadeberta.plan.attention import attention_of
+from megadeberta.ops.attention.backends import planned_backend
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages
 from megadeberta.plan.report import gib, stages_table, wide_console
@@ -97,7 +97,7 @@ def _show_layout(config: RunConfig, layout: Layout) -> str:
     recipe = Recipe(config)
     # A recipe in half precision is meant for a GPU, wherever it is looked at.
     on_gpu = config.engine.is_half or count_local_devices(os.environ) > 0
-    attention = attention_of(config, on_gpu=on_gpu)
+    attention = planned_backend(config.training.attention, on_gpu=on_gpu)
     if layout.pipeline > 1:
         wide_console().print(stages_table(recipe, layout, attention))
     return _memory_line(fullest(memory_of_stages(recipe, layout, attention)), attention)

@@ -5,6 +5,7 @@ from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
 from megadeberta.layers.objectives import objective_of
+from megadeberta.ops.attention.backends import check_setting
 from megadeberta.preflight.layout import topology_of
 from megadeberta.topology import Topology
 
@@ -20,6 +21,7 @@ def validate_run(config: RunConfig, *, world_size: int, source: str) -> tuple[Ba
     _check_objective(config, source)
     _check_schedule(config, source)
     _check_optimizer(config, source)
+    check_setting(config.training.attention, source=source)
     topology = topology_of(config, world_size=world_size, source=source)
     return deepspeed_block.batch_algebra(config.deepspeed, data_parallel=topology.data, source=source), topology
 

@@ -192,7 +192,7 @@ class _TokenShareDropout(HiddenDropout):
         self.site = whole.site
         self.group = group
 
-    def forward(self, hidden: Tensor, draws: Draws | None) -> Tensor:
+    def keys(self, draws: Draws | None) -> Tensor | None:
         if draws is not None:
             draws = replace(draws, rows=own_tokens(draws.rows, self.group))
-        return super().forward(hidden, draws)
+        return super().keys(draws)

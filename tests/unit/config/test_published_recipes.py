@@ -15,7 +15,7 @@ from megadeberta.layers.catalogue import backbone_layers
 from megadeberta.layers.objectives import list_layers
 from megadeberta.layers.shapes import count_parameters, parameter_shapes, shapes_of
 from megadeberta.model.whole import WholeModel
-from megadeberta.plan.attention import attention_of
+from megadeberta.ops.attention.backends import planned_backend
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import fullest, memory_of_stages
 from megadeberta.plan.stages import Recipe
@@ -107,7 +107,7 @@ def test_recipe_is_valid_on_eight_ranks_and_fits_80_gib(path: Path) -> None:
     config = load_run_config(path)
     world = 8 if config.engine.global_batch % 64 == 0 else 1
     layout = Layout.of_run(config, *validate_run(config, world_size=world, source=str(path)))
-    memory = fullest(memory_of_stages(Recipe(config), layout, attention_of(config, on_gpu=True)))
+    memory = fullest(memory_of_stages(Recipe(config), layout, planned_backend(config.training.attention, on_gpu=True)))
     assert memory.device < 75 * 2**30
 
 

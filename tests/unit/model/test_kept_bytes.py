@@ -9,7 +9,7 @@ import torch
 from benchmarks.stopwatch import KeptTensors
 from megadeberta.config.model import ModelConfig
 from megadeberta.layers.catalogue import token_model_layers
-from megadeberta.model.attention_backend import select_attention, select_recompute
+from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm
 from megadeberta.model.carry import Carry, RelativePositions
 from megadeberta.model.dropout import Draws, set_sites
 from megadeberta.model.initialize import initialize
@@ -26,6 +26,7 @@ def _kept_bytes(layers: int, *, selective: bool) -> int:
     config = ModelConfig()
     stack = torch.nn.Sequential(*(EncoderLayer(config) for _ in range(layers))).bfloat16()
     select_attention(stack, "triton", CPU)
+    select_residual_norm(stack, "auto", CPU, attention="triton")
     select_recompute(stack, selective)
     rows = rows_by_distance(LENGTH, config.position_buckets, config.relative_span)
     options = {"dtype": torch.bfloat16, "requires_grad": True}
@@ -61,6 +62,7 @@ def test_making_activations_again_gives_the_same_gradients_to_the_bit(backend: s
     initialize(model, seed=1, std=0.02)
     set_sites(model.named_modules(), seed=3)
     select_attention(model, backend, CPU)
+    select_residual_norm(model, "auto", CPU, attention=backend)
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(5, 50, (2, 24), generator=generator)
     positions = torch.tensor([[1, 4, 7], [0, 5, 20]])
