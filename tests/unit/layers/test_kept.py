@@ -7,13 +7,13 @@ import pytest
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from benchmarks.kept_bytes import BATCH, LENGTH, kept_bytes
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.kept import Attention, Work
 from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel
 from megadeberta.plan.memory import forward_memory, work_of
 from megadeberta.plan.stages import Recipe
 from tests.ranks import run_ranks
-from tests.unit.plan.kept_bytes import BATCH, LENGTH, kept_bytes
 from tests.unit.plan.small import layout, run_config
 
 MODEL = {
