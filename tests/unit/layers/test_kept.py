@@ -13,8 +13,9 @@ from megadeberta.layers.kept import Attention, Work
 from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel
 from megadeberta.plan.memory import forward_memory, work_of
 from megadeberta.plan.stages import Recipe
+from tests.models import V1, V2, run_config
 from tests.ranks import run_ranks
-from tests.unit.plan.small import layout, run_config
+from tests.unit.plan.small import layout
 
 MODEL = {
     "vocab_size": 1000,
@@ -27,8 +28,8 @@ MODEL = {
 }
 SHAPES = {
     "v3": {},
-    "v1": {"key_bias": False, "share_att_key": False, "position_buckets": -1, "norm_rel_ebd": "none"},
-    "v2": {"conv_kernel_size": 3},
+    "v1": V1,
+    "v2": V2,
     "no dropout": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "input positions": {"position_biased_input": True, "enhanced_mask_decoder": False},
     "absolute": {"relative_attention": False},
@@ -43,7 +44,7 @@ CASES += [("v3", "mlm", "cpu", True), ("v2", "rtd", "reference", True)]
 
 @pytest.mark.parametrize(("shape", "objective", "backend", "recompute"), CASES)
 def test_kept_bytes_are_those_of_the_plan(shape: str, objective: str, backend: Attention, recompute: bool) -> None:
-    config = run_config(model=MODEL | SHAPES[shape], objective={"name": objective}, sequence_length=LENGTH)
+    config = run_config(model=MODEL | SHAPES[shape], objective={"name": objective}, data={"sequence_length": LENGTH})
     targets = math.ceil(config.objective.mask_rate * LENGTH)
     work = Work(BATCH, LENGTH, targets, "fp32", backend)
     recipe = Recipe(config)
@@ -56,7 +57,7 @@ def test_kept_bytes_are_those_of_the_plan(shape: str, objective: str, backend: A
 
 @pytest.mark.parametrize("backend", ["cpu", "cpu-lean", "reference"])
 def test_selective_recompute_keeps_what_the_plan_says(backend: Attention) -> None:
-    config = run_config(model=MODEL, training={"selective_recompute": True}, sequence_length=LENGTH)
+    config = run_config(model=MODEL, training={"selective_recompute": True}, data={"sequence_length": LENGTH})
     work = work_of(config, layout(micro_batch=BATCH), backend)
     assert work.selective_recompute
     recipe = Recipe(config)
@@ -84,7 +85,7 @@ def _kept_by_shards(
 @pytest.mark.parametrize("objective", ["mlm", "rtd"])
 def test_kept_bytes_of_shards_are_those_of_the_plan(objective: str, sequence_parallel: bool) -> None:
     heads = {"num_attention_heads": 4, "conv_kernel_size": 3}
-    config = run_config(model=MODEL | heads, objective={"name": objective}, sequence_length=LENGTH)
+    config = run_config(model=MODEL | heads, objective={"name": objective}, data={"sequence_length": LENGTH})
     targets = math.ceil(config.objective.mask_rate * LENGTH)
     work = Work(BATCH, LENGTH, targets, "fp32", "cpu", tensor=2, sequence_parallel=sequence_parallel)
     recipe = Recipe(config)

@@ -16,11 +16,12 @@ from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.layers.stages import balance, cuttable_items, plan_stages, shared_parameters
 from megadeberta.model.whole import POSITION_TABLE, WORD_TABLE, build_specs
 from megadeberta.observability.flops import run_flops_per_token
+from tests.models import INPUT_POSITIONS, V2, tiny_v3
 
 SHAPES = [
     {},
-    {"conv_kernel_size": 3},
-    {"position_biased_input": True, "enhanced_mask_decoder": False, "type_vocab_size": 2},
+    V2,
+    INPUT_POSITIONS,
     {"relative_attention": False},
     {"embedding_size": 128, "enhanced_mask_decoder": False},
 ]
@@ -75,8 +76,7 @@ def test_more_stages_than_layers_are_refused() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("goal", GOALS)
 def test_the_list_without_torch_is_that_of_the_specs(shape: dict[str, object], goal: dict[str, object]) -> None:
-    small = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 4}
-    model, objective = ModelConfig.model_validate(small | shape), ObjectiveConfig.model_validate(goal)
+    model, objective = tiny_v3(num_hidden_layers=4, **shape), ObjectiveConfig.model_validate(goal)
     layers = list_layers(model, objective, sequence_length=64)
     with torch.device("meta"):
         specs = build_specs(model, objective)
