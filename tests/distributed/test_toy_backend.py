@@ -12,8 +12,8 @@ from megadeberta.cli import app
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.ops.attention.backends import BACKENDS, register_backend
 from tests.distributed.layouts import Layout, train_steps
+from tests.models import recipe, write_json
 from tests.ranks import run_ranks
-from tests.unit.config.recipes import recipe, write
 
 LAYOUTS = [Layout("v3", tensor=2), Layout("v3", pipeline=2, zero=1, micro_batch=2)]
 
@@ -59,7 +59,7 @@ def _memory(path: Path, attention: str) -> tuple[str, float]:
 
 @pytest.mark.usefixtures("_registered")
 def test_a_dry_run_counts_what_it_says_it_keeps(tmp_path: Path) -> None:
-    path = write(tmp_path / "tiny.json", recipe(deepspeed={"train_micro_batch_size_per_gpu": 8}))
+    path = write_json(tmp_path / "tiny.json", recipe(deepspeed={"train_micro_batch_size_per_gpu": 8}))
     toy, of_toy = _memory(path, "toy")
     _, of_reference = _memory(path, "reference")
     assert toy.endswith("(estimated, attention toy)")
@@ -71,7 +71,7 @@ def test_a_dry_run_counts_what_it_says_it_keeps(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_registered")
 def test_a_plan_names_it(tmp_path: Path) -> None:
-    arguments = ["plan", str(write(tmp_path / "tiny.json", recipe())), "--gpus", "2", "--memory", "16"]
+    arguments = ["plan", str(write_json(tmp_path / "tiny.json", recipe())), "--gpus", "2", "--memory", "16"]
     done = CliRunner().invoke(app, [*arguments, "--set", "training.attention=toy"], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     assert "attention toy," in done.output

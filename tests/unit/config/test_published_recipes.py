@@ -20,6 +20,7 @@ from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import fullest, memory_of_stages
 from megadeberta.plan.stages import Recipe
 from megadeberta.preflight.validate import validate_run
+from tests.models import INPUT_POSITIONS, V1, V2, tiny_rtd, tiny_v3
 
 RECIPES = Path(__file__).parents[3] / "ds_configs"
 # Backbone with the word table, as transformers counts it.
@@ -111,31 +112,22 @@ def test_recipe_is_valid_on_eight_ranks_and_fits_80_gib(path: Path) -> None:
     assert memory.device < 75 * 2**30
 
 
-SMALL = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "position_buckets": 4,
-    "max_position_embeddings": 12,
-}
 SHAPES = {
     "v3": {},
-    "v1": {"key_bias": False, "share_att_key": False, "position_buckets": -1, "norm_rel_ebd": "none"},
-    "v2": {"conv_kernel_size": 3, "conv_groups": 2},
+    "v1": V1,
+    "v2": V2 | {"conv_groups": 2},
     "c2p alone, separate": {"share_att_key": False, "pos_att_type": ("c2p",)},
-    "input positions": {"position_biased_input": True, "enhanced_mask_decoder": False, "type_vocab_size": 3},
+    "input positions": INPUT_POSITIONS | {"type_vocab_size": 3},
     "narrow": {"embedding_size": 8, "enhanced_mask_decoder": False},
     "absolute only": {"relative_attention": False},
 }
-OBJECTIVES = [{"name": "mlm"}, *({"name": "rtd", "rtd": {"embedding_sharing": s}} for s in ("gdes", "es", "nes"))]
+OBJECTIVES = {"mlm": ObjectiveConfig()} | {sharing: tiny_rtd(sharing) for sharing in ("gdes", "es", "nes")}
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=["mlm", "gdes", "es", "nes"])
-def test_counted_parameters_are_those_of_the_model(shape: dict[str, object], objective: dict[str, object]) -> None:
-    model, goal = ModelConfig.model_validate(SMALL | shape), ObjectiveConfig.model_validate(objective)
+@pytest.mark.parametrize("goal", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+def test_counted_parameters_are_those_of_the_model(shape: dict[str, object], goal: ObjectiveConfig) -> None:
+    model = tiny_v3(**shape)
     with torch.device("meta"):
         built = WholeModel(list_layers(model, goal))
     found = {name: tuple(parameter.shape) for name, parameter in built.named_parameters()}

@@ -11,7 +11,7 @@ from megadeberta.config.load import load_run_config
 from megadeberta.config.recipes import FOLDER, find_recipe, recipe_names, words_for_nodes
 from megadeberta.errors import ConfigError
 from megadeberta.launcher.hosts.node_check import check
-from tests.unit.config.recipes import VALID, write
+from tests.models import RECIPE, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_recipe_is_found_by_name_in_any_folder(name: str) -> None:
 def test_file_wins_over_a_recipe_of_the_same_name_and_a_folder_does_not(empty_folder: Path) -> None:
     (empty_folder / "quickstart").mkdir()
     assert load_run_config(Path("quickstart")).name == "quickstart"
-    write(empty_folder / "small-mlm", VALID)
+    write_json(empty_folder / "small-mlm", RECIPE)
     assert load_run_config(Path("small-mlm")).name == "tiny"
 
 
@@ -62,7 +62,7 @@ def test_miss_names_the_nearest_recipe_and_how_to_see_all(asked: str, hint: str)
 
 
 def test_miss_prefers_a_file_beside_it(empty_folder: Path) -> None:
-    write(empty_folder / "quickstart-2.json", VALID)
+    write_json(empty_folder / "quickstart-2.json", RECIPE)
     with pytest.raises(ConfigError, match=r"did you mean quickstart-2\.json\?"):
         load_run_config(Path("quickstart2.json"))
 
@@ -71,14 +71,14 @@ def test_extends_takes_a_name_or_a_path_from_the_file_on(empty_folder: Path) -> 
     folder = empty_folder / "mine"
     folder.mkdir()
     child = {"extends": "deberta-v3-base", "name": "mine", "training": {"output_dir": "runs/mine"}}
-    config = load_run_config(write(folder / "mine.json", child))
+    config = load_run_config(write_json(folder / "mine.json", child))
     assert (config.name, config.objective.name, config.model.hidden_size) == ("mine", "rtd", 768)
-    write(folder / "deberta-v3-base", VALID)
+    write_json(folder / "deberta-v3-base", RECIPE)
     assert load_run_config(folder / "mine.json").model.hidden_size == 64
 
 
 def test_extends_of_a_recipe_that_does_not_exist_names_both_and_the_nearest(empty_folder: Path) -> None:
-    path = write(empty_folder / "mine.json", {"extends": "deberta-v3-bas"})
+    path = write_json(empty_folder / "mine.json", {"extends": "deberta-v3-bas"})
     with pytest.raises(
         ConfigError,
         match=rf"^{path}: extends: recipe {empty_folder}/deberta-v3-bas does not exist; did you mean deberta-v3-base\?",
@@ -87,7 +87,7 @@ def test_extends_of_a_recipe_that_does_not_exist_names_both_and_the_nearest(empt
 
 
 def test_other_machines_get_a_name_or_an_absolute_path(empty_folder: Path) -> None:
-    write(empty_folder / "mine.json", VALID)
+    write_json(empty_folder / "mine.json", RECIPE)
     assert words_for_nodes(Path("mine.json")) == str(empty_folder / "mine.json")
     assert words_for_nodes(Path("clusters/deberta-large-1x8")) == "clusters/deberta-large-1x8"
 
@@ -109,7 +109,7 @@ def test_commands_take_a_name() -> None:
 
 
 def test_slurm_script_names_a_file_by_its_absolute_path(empty_folder: Path) -> None:
-    write(empty_folder / "mine.json", VALID)
+    write_json(empty_folder / "mine.json", RECIPE)
     done = CliRunner().invoke(app, ["launch", "mine.json", "--slurm", "1", "--ranks", "2", "--set", "optimizer.lr=1"])
     assert f"megadeberta train {empty_folder}/mine.json --set optimizer.lr=1 &" in done.output
 

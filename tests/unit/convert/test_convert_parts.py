@@ -27,6 +27,7 @@ from megadeberta.model.initialize import give_storage, initialize
 from megadeberta.model.whole import WholeModel
 from megadeberta.weights.initial import initial_values
 from megadeberta.weights.source import load_weights
+from tests.models import rtd_logits
 from tests.unit.convert.small_models import (
     NO_MASK_DECODER,
     V1,
@@ -37,7 +38,6 @@ from tests.unit.convert.small_models import (
     weights_of,
     write_checkpoint,
 )
-from tests.unit.model.small import rtd_logits
 
 TABLE = "embeddings.word_embeddings"
 DELTA = f"discriminator.{TABLE}.delta"

@@ -7,6 +7,7 @@ import pytest
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from benchmarks.kept_bytes import BATCH, LENGTH, kept_bytes
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.micro_batch import MicroBatch
 from megadeberta.layers.objectives import Update
@@ -14,9 +15,9 @@ from megadeberta.ops.attention.backends import BACKENDS
 from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel
 from megadeberta.plan.memory import ForwardMemory, forward_memory
 from megadeberta.plan.stages import Recipe
+from tests.models import V1, V2, run_config
 from tests.ranks import run_ranks
-from tests.unit.plan.kept_bytes import BATCH, LENGTH, kept_bytes
-from tests.unit.plan.small import layout, run_config
+from tests.unit.plan.small import layout
 
 MODEL = {
     "vocab_size": 1000,
@@ -29,8 +30,8 @@ MODEL = {
 }
 SHAPES = {
     "v3": {},
-    "v1": {"key_bias": False, "share_att_key": False, "position_buckets": -1, "norm_rel_ebd": "none"},
-    "v2": {"conv_kernel_size": 3},
+    "v1": V1,
+    "v2": V2,
     "no dropout": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "input positions": {"position_biased_input": True, "enhanced_mask_decoder": False},
     "absolute": {"relative_attention": False},
@@ -51,7 +52,7 @@ def _forward(config: RunConfig, batch: MicroBatch) -> ForwardMemory:
 
 @pytest.mark.parametrize(("shape", "objective", "backend", "recompute"), CASES)
 def test_kept_bytes_are_those_of_the_plan(shape: str, objective: str, backend: str, recompute: bool) -> None:
-    config = run_config(model=MODEL | SHAPES[shape], objective={"name": objective}, sequence_length=LENGTH)
+    config = run_config(model=MODEL | SHAPES[shape], objective={"name": objective}, data={"sequence_length": LENGTH})
     targets = math.ceil(config.objective.mask_rate * LENGTH)
     batch = MicroBatch(BATCH, LENGTH, targets, attention=backend, activation_checkpointing=recompute)
     forward = _forward(config, batch)
@@ -62,7 +63,7 @@ def test_kept_bytes_are_those_of_the_plan(shape: str, objective: str, backend: s
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])
 def test_selective_recompute_keeps_what_the_plan_says(backend: str) -> None:
-    config = run_config(model=MODEL, training={"selective_recompute": True}, sequence_length=LENGTH)
+    config = run_config(model=MODEL, training={"selective_recompute": True}, data={"sequence_length": LENGTH})
     batch = layout(micro_batch=BATCH).micro_batch_of(config, attention=backend)
     assert batch.selective_recompute
     forward = _forward(config, batch)
@@ -72,7 +73,9 @@ def test_selective_recompute_keeps_what_the_plan_says(backend: str) -> None:
 
 def test_kept_bytes_of_the_kernels_are_those_of_the_plan() -> None:
     """Of one sequence, one head and two layers: the cases above take minutes through Triton's interpreter."""
-    config = run_config(model=MODEL | {"num_attention_heads": 1, "num_hidden_layers": 2}, sequence_length=LENGTH)
+    config = run_config(
+        model=MODEL | {"num_attention_heads": 1, "num_hidden_layers": 2}, data={"sequence_length": LENGTH}
+    )
     batch = layout(micro_batch=1).micro_batch_of(config, attention="triton")
     forward = _forward(config, batch)
     found = kept_bytes(config.model, config.objective, "triton", targets=batch.slots, batch=1)
@@ -97,7 +100,7 @@ def _kept_by_shards(
 @pytest.mark.parametrize("objective", ["mlm", "rtd"])
 def test_kept_bytes_of_shards_are_those_of_the_plan(objective: str, sequence_parallel: bool) -> None:
     heads = {"num_attention_heads": 4, "conv_kernel_size": 3}
-    config = run_config(model=MODEL | heads, objective={"name": objective}, sequence_length=LENGTH)
+    config = run_config(model=MODEL | heads, objective={"name": objective}, data={"sequence_length": LENGTH})
     targets = math.ceil(config.objective.mask_rate * LENGTH)
     batch = MicroBatch(BATCH, LENGTH, targets, attention="cpu", tensor=2, sequence_parallel=sequence_parallel)
     forward = _forward(config, batch)

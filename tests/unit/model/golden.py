@@ -12,6 +12,7 @@ from megadeberta.convert.formats.deberta_v1 import DebertaV1
 from megadeberta.convert.formats.names import backbone_names, mlm_names
 from megadeberta.layers.catalogue import backbone_layers, rtd_layers, token_model_layers
 from megadeberta.model.whole import WholeModel
+from tests.models import tiny_v3
 
 IDS = torch.tensor([[1, 5, 7, 4, 9, 2], [1, 6, 4, 2, 0, 0]])
 MASK = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]])
@@ -27,11 +28,9 @@ def golden_config(**changes: object) -> ModelConfig:
         "intermediate_size": 16,
         "position_buckets": 4,
         "max_position_embeddings": 8,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
         "enhanced_mask_decoder": False,
     }
-    return ModelConfig.model_validate(base | changes)
+    return tiny_v3(**base | changes)
 
 
 def golden_backbone(config: ModelConfig) -> tuple[WholeModel, int]:

@@ -25,6 +25,7 @@ from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention import backends
 from megadeberta.ops.attention.mask import padding_mask
 from megadeberta.ops.attention.relative_position import rows_by_distance
+from tests.models import tiny_v3
 
 TEXT = Path(__file__).parents[2] / "data" / "sotu.txt"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -38,16 +39,14 @@ def _select(model: torch.nn.Module, backend: str) -> None:
 
 def _losses(backend: str, *, steps: int, dropout: float) -> list[float]:
     """Masked language modelling of bytes with a small model."""
-    config = ModelConfig(
+    config = tiny_v3(
         vocab_size=260,
         hidden_size=48,
-        num_hidden_layers=3,
         num_attention_heads=3,
         intermediate_size=96,
         position_buckets=16,
         max_position_embeddings=64,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
+        dropout=dropout,
     )
     model = WholeModel(token_model_layers(config))
     initialize(model, seed=1, std=0.02)
@@ -160,7 +159,7 @@ def _trial(*, spoil: float = 0.0, fail: bool = False) -> Trial:
             with torch.no_grad():
                 module.self_attention.dense.weight.mul_(1 + spoil)
 
-    config = ModelConfig(hidden_size=32, num_attention_heads=2, intermediate_size=64, position_buckets=8)
+    config = tiny_v3(hidden_size=32, position_buckets=8, max_position_embeddings=64)
     return try_backend(config, select, "triton", "reference", length=40, dtype=torch.bfloat16, device=CPU)
 
 
@@ -181,7 +180,7 @@ def test_kernels_that_do_not_compile_leave_the_reference() -> None:
 def test_the_real_kernels_pass_their_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(kernel_trial, "_REPEATS", 1)
-    config = ModelConfig(hidden_size=64, num_attention_heads=2, intermediate_size=64, position_buckets=8)
+    config = tiny_v3(hidden_size=64, position_buckets=8, max_position_embeddings=64)
     found = try_backend(config, _select, "triton", "reference", length=24, dtype=torch.float32, device=CPU)
     assert not found.finding
 
@@ -210,13 +209,8 @@ def test_kernels_give_the_gradients_of_all_projections_of_hidden_states_and_tabl
     monkeypatch: pytest.MonkeyPatch, share_att_key: bool
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    config = ModelConfig(
-        hidden_size=64,
-        num_attention_heads=2,
-        position_buckets=8,
-        share_att_key=share_att_key,
-        hidden_dropout_prob=0.1,
-        attention_probs_dropout_prob=0.1,
+    config = tiny_v3(
+        hidden_size=64, position_buckets=8, max_position_embeddings=64, share_att_key=share_att_key, dropout=0.1
     )
     torch.manual_seed(0)
     attention = DisentangledSelfAttention(config)

@@ -11,8 +11,8 @@ from megadeberta.model.carry import Carry
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.relative_position import rows_by_distance
+from tests.models import rtd_logits
 from tests.unit.model.golden import IDS, MASK, golden_config
-from tests.unit.model.small import rtd_logits
 
 
 def _encoder(config: ModelConfig) -> WholeModel:

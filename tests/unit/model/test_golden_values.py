@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tests.models import rtd_logits
 from tests.unit.model.golden import (
     IDS,
     MASK,
@@ -14,7 +15,6 @@ from tests.unit.model.golden import (
     golden_mlm,
     golden_v1,
 )
-from tests.unit.model.small import rtd_logits
 
 # The values are printed with six decimals, sums over up to 80 of them: 5e-6 is the rounding of the source.
 TOLERANCE = {"abs": 5e-6, "rel": 0}

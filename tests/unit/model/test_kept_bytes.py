@@ -16,6 +16,7 @@ from megadeberta.model.initialize import initialize
 from megadeberta.model.layer import EncoderLayer
 from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.relative_position import rows_by_distance
+from tests.models import masked_batch, tiny_v3
 
 CPU = torch.device("cpu")
 LENGTH = 16
@@ -55,21 +56,17 @@ def test_a_layer_keeps_few_bytes_a_token_in_bf16_with_dropout(selective: bool, m
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_making_activations_again_gives_the_same_gradients_to_the_bit(backend: str) -> None:
-    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96}
-    model = WholeModel(
-        token_model_layers(ModelConfig(vocab_size=60, position_buckets=16, max_position_embeddings=64, **sizes))
-    )
+    config = tiny_v3(max_position_embeddings=24, dropout=0.1)
+    model = WholeModel(token_model_layers(config))
     initialize(model, seed=1, std=0.02)
     set_sites(model.named_modules(), seed=3)
     select_attention(model, backend, CPU)
     select_residual_norm(model, "auto", CPU, attention=backend)
-    generator = torch.Generator().manual_seed(2)
-    ids = torch.randint(5, 50, (2, 24), generator=generator)
-    positions = torch.tensor([[1, 4, 7], [0, 5, 20]])
+    batch = masked_batch(config, samples=2, length=24)
     gradients = []
     for selective in (False, True):
         select_recompute(model, selective)
-        terms, _ = model(ids, torch.ones_like(ids), positions, ids.gather(1, positions), torch.arange(2))
+        terms, _ = model(**batch)
         model.zero_grad()
         terms["mlm_loss"][0].backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])

@@ -17,8 +17,8 @@ from megadeberta.model.initialize import initialize
 from megadeberta.model.sampling import Sample
 from megadeberta.model.whole import WholeModel
 from megadeberta.weights.parts import split_parts
+from tests.models import rtd_logits
 from tests.unit.model.golden import golden_config
-from tests.unit.model.small import rtd_logits
 
 IDS = torch.tensor([[1, 5, 11, 4, 11, 2], [1, 6, 11, 2, 0, 0]])
 MASK = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]])

@@ -32,8 +32,8 @@ from megadeberta.ops.attention.mask import AttentionMask
 from megadeberta.ops.attention.reference import reference_attention
 from megadeberta.parallel.tensor.linear import TokenShareNorm
 from megadeberta.preflight.validate import validate_run
+from tests.models import run_config
 from tests.unit.ops.cases import Case, largest_error
-from tests.unit.plan.small import run_config
 
 ROOT = Path(__file__).parents[3]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

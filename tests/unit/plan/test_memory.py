@@ -13,7 +13,8 @@ from megadeberta.layers.shapes import count_parameters
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, forward_memory, fullest, memory_of_stages
 from megadeberta.plan.stages import Recipe
-from tests.unit.plan.small import layout, run_config
+from tests.models import run_config
+from tests.unit.plan.small import layout
 
 RECIPES = Path(__file__).parents[3] / "ds_configs"
 

@@ -14,9 +14,10 @@ from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.stages import Recipe
 from megadeberta.plan.traffic import ring_all_gather, ring_all_reduce, traffic_of_stages, zero_bytes
+from tests.models import run_config
 from tests.ranks import run_ranks
-from tests.unit.plan.small import layout, run_config
-from tests.unit.plan.tiny_engine import MODEL, RANKS, micro_batch, tiny_engine, zero_block
+from tests.unit.plan.small import layout
+from tests.unit.plan.tiny_engine import MICRO_BATCH, MODEL, RANKS, tiny_engine, zero_block
 
 # Whose tensor is the whole one, and what a ring sends of it.
 COLLECTIVES: dict[str, tuple[str, Callable[[float, int], float]]] = {
@@ -50,7 +51,7 @@ def _sent_by_a_step(rank: int, world_size: int) -> list[float]:
         for number in range(6):
             if number == 4:
                 sent[0] = 0.0
-            engine.backward(engine(**micro_batch())[0]["mlm_loss"][0])
+            engine.backward(engine(**MICRO_BATCH)[0]["mlm_loss"][0])
             engine.step()
         found.append(sent[0])
         engine.destroy()
