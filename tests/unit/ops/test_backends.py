@@ -12,7 +12,9 @@ import torch
 
 from megadeberta.config.training import TrainingConfig
 from megadeberta.errors import ConfigError
-from megadeberta.layers.kept import Work, layer_kept, workspace
+from megadeberta.layers.encoder import EncoderLayer
+from megadeberta.layers.kept import workspace
+from megadeberta.layers.micro_batch import MicroBatch
 from megadeberta.model.attention import DisentangledSelfAttention
 from megadeberta.model.attention_backend import choose_attention, select_attention, select_residual_norm
 from megadeberta.model.kernel_trial import Trial
@@ -76,14 +78,15 @@ def test_every_backend_has_a_row_in_the_documentation(name: str) -> None:
 @pytest.mark.parametrize("name", BACKENDS)
 def test_every_backend_counts_its_memory(name: str) -> None:
     model = run_config().model
-    small, large = (Work(sequences, 64, 10, "bf16", name) for sequences in (1, 4))
-    assert 0 < layer_kept(model, small) < layer_kept(model, large)
+    small, large = (MicroBatch(sequences, 64, 16, "bf16", name) for sequences in (1, 4))
+    layer = EncoderLayer("layer.0", model)
+    assert 0 < layer.kept_bytes(small) < layer.kept_bytes(large)
     assert 0 < workspace(model, small) < workspace(model, large)
 
 
 def test_the_reference_keeps_most() -> None:
-    model = run_config().model
-    kept = {name: layer_kept(model, Work(4, 64, 10, "fp32", name)) for name in BACKENDS}
+    layer = EncoderLayer("layer.0", run_config().model)
+    kept = {name: layer.kept_bytes(MicroBatch(4, 64, 16, "fp32", name)) for name in BACKENDS}
     assert max(kept, key=kept.get) == REFERENCE  # what is planned where the outcome of a trial is not known
 
 
