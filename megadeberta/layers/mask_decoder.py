@@ -25,7 +25,7 @@ class MaskDecoder(Layer, kind="mask_decoder"):
     """Keys and values of all tokens, once; queries of the target rows, in ``PASSES`` passes."""
 
     is_encoder = True
-    output = "masked_hidden"
+    writes = ("masked_hidden",)
     cuts = ENCODER_CUTS
 
     def own_parameters(self) -> Shapes:
