@@ -15,6 +15,7 @@ from functools import partial
 
 import torch
 from attention_layer import draw_inputs, our_layer, their_layer, with_backward
+from megadeberta.observability.flops import flops_per_token
 from step_models import (
     BERT,
     DECODER,
@@ -38,7 +39,6 @@ from torch import nn
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.optimizer import build_optimizer
-from megadeberta.observability.flops import flops_per_token
 
 OURS, LEAN, LEANEST = "megadeberta", "megadeberta, lean memory", "megadeberta, and selective"
 BACKENDS = {OURS: "cpu", LEAN: "cpu-lean"}

@@ -8,6 +8,7 @@ import math
 import sys
 from itertools import product
 
+from benchmarks.kept_bytes import kept_bytes
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.run import RunConfig
@@ -15,7 +16,6 @@ from megadeberta.layers.kept import Work
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import forward_memory
 from megadeberta.plan.stages import Recipe
-from tests.unit.plan.kept_bytes import kept_bytes
 
 BATCH, LENGTH = 2, 512
 SIZES = {

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.data.indexed import TokenShard, shard_file
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.data_prep.parts import FOLDER
@@ -17,7 +18,7 @@ from megadeberta.data_prep.report import REPORT
 from megadeberta.errors import DataError
 from megadeberta.storage import storage_errors, sync_folder, take_lock, temporary_path, write_file
 
-TOKENIZER = Path("tokenizer", "spm.model")
+TOKENIZER = Path("tokenizer", TOKENIZER_FILE)
 VOCABULARY_LISTING = Path("tokenizer", "spm.vocab")
 
 

@@ -91,8 +91,8 @@ class CheckpointStore:
             self._give_up(step, folder, problem, required)
             return None
         self._failures = 0
-        if self._is_first:
-            self._retain(CheckpointName.parse(committed))
+        if self._is_first and (name := CheckpointName.parse(committed)):
+            self._retain(name)
         return self.root / committed
 
     @property

@@ -25,6 +25,9 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     description: str = ""
+    plugins: tuple[str, ...] = Field(
+        (), description="Python modules that are imported first: they register objectives or attention backends"
+    )
     model: ModelConfig
     data: DataConfig
     objective: ObjectiveConfig = ObjectiveConfig()

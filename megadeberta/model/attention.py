@@ -14,7 +14,8 @@ from megadeberta.model.carry import RelativePositions
 from megadeberta.model.dropout import AttentionDropout, Draws, HiddenDropout
 from megadeberta.model.joint_linear import SideBySide
 from megadeberta.model.residual import ResidualNorm, add_and_norm
-from megadeberta.ops.attention.interface import Backend, disentangled_attention
+from megadeberta.ops.attention.backends import AUTO
+from megadeberta.ops.attention.interface import disentangled_attention
 from megadeberta.ops.attention.mask import AttentionMask
 from megadeberta.ops.attention.position_terms import PositionTerms
 from megadeberta.ops.recompute import gelu_then, made_again
@@ -67,7 +68,7 @@ class DisentangledSelfAttention(nn.Module):
         self.position_dropout = HiddenDropout(config.hidden_dropout_prob)
         self.dropout = AttentionDropout(config.attention_probs_dropout_prob)
         self.project = SideBySide()
-        self.backend: Backend = "auto"
+        self.backend = AUTO
         self.recompute = False
 
     def project_keys(

@@ -8,12 +8,10 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from megadeberta.config.model import ModelConfig
+from megadeberta.layers.mask_decoder import PASSES
 from megadeberta.model.attention import QueryStream
 from megadeberta.model.carry import Carry, gather_rows
 from megadeberta.model.layer import EncoderLayer
-
-PASSES = 2
-"""n of the paper's section A.8."""
 
 
 class EnhancedMaskDecoder(nn.Module):

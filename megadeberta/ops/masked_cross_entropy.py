@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 
 from megadeberta.ops.lent_memory import LentMemory
+from megadeberta.ops.logit_chunks import row_chunks
 from megadeberta.ops.tied_table import TiedGradient
 
 _LOGITS, _TABLE_GRADIENTS = LentMemory(), LentMemory()
-
-CHUNK_ELEMENTS = 2**27
-"""Logits of one chunk: 512 MiB in fp32. With one chunk its softmax is kept, with more each is computed again."""
 
 
 def masked_cross_entropy(
@@ -68,12 +66,6 @@ class _MaskedCrossEntropy(torch.autograd.Function):
             ctx.tied.leave(grad_weight)
             grad_weight = None
         return grad_hidden, grad_weight, grad_bias, None, None
-
-
-def row_chunks(num_rows: int, vocabulary: int) -> list[slice]:
-    """Rows in chunks of at most ``CHUNK_ELEMENTS`` logits; one empty chunk of no rows."""
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
-    return [slice(start, min(num_rows, start + size)) for start in range(0, max(1, num_rows), size)]
 
 
 def _chunk_loss(

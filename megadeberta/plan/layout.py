@@ -1,9 +1,11 @@
 """A layout of a recipe: the numbers that decide what one rank holds and sends."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.run import RunConfig
+from megadeberta.layers.micro_batch import MicroBatch
+from megadeberta.layers.recipe import micro_batch_of
 from megadeberta.topology import Topology
 
 
@@ -32,6 +34,16 @@ class Layout:
             accumulation=algebra.accumulation,
             sequence_parallel=config.parallel.sequence_parallel and topology.tensor > 1,
             activation_checkpointing=config.parallel.activation_checkpointing,
+        )
+
+    def micro_batch_of(self, config: RunConfig, *, attention: str = "reference") -> MicroBatch:
+        """One micro batch of a recipe under this layout, as one rank sees it."""
+        return replace(
+            micro_batch_of(config, attention=attention),
+            sequences=self.micro_batch,
+            tensor=self.tensor,
+            sequence_parallel=self.sequence_parallel,
+            activation_checkpointing=self.activation_checkpointing,
         )
 
     @property

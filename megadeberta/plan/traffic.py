@@ -8,9 +8,8 @@ import math
 from dataclasses import dataclass
 
 from megadeberta.config.deepspeed_block import EngineSettings
-from megadeberta.layers.kept import Work, num_chunks
+from megadeberta.layers.micro_batch import MicroBatch
 from megadeberta.layers.stages import StagePlan
-from megadeberta.layers.traffic import MicroBatch, layer_traffic
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.stages import Recipe
 
@@ -38,20 +37,20 @@ def ring_all_gather(size: float, ranks: int) -> float:
     return (ranks - 1) / ranks * size
 
 
-def traffic_of_stages(recipe: Recipe, layout: Layout, work: Work) -> list[StepTraffic]:
+def traffic_of_stages(recipe: Recipe, layout: Layout, batch: MicroBatch) -> list[StepTraffic]:
     """One entry for each pipeline stage."""
-    hidden = work.own_tokens * recipe.config.model.hidden_size * work.width
+    hidden = batch.own_tokens * recipe.config.model.hidden_size * batch.element_bytes
     found = []
     for number, stage in enumerate(recipe.stages(layout)):
         neighbours = (number > 0) + (number < layout.pipeline - 1)
         count = recipe.held(stage, layout.tensor).count
-        one_micro_batch = tensor_bytes(recipe, stage, work, recompute=layout.activation_checkpointing)
+        one_micro_batch = tensor_bytes(stage, batch)
         copied = sum(math.prod(stage.parameters[name]) for name in stage.copies)
         found.append(
             StepTraffic(
                 tensor=round(one_micro_batch * layout.accumulation),
                 # The hidden state forwards or its gradient back to each neighbour; gradients of copied tables once.
-                pipeline=hidden * neighbours * layout.accumulation + 2 * copied * work.width,
+                pipeline=hidden * neighbours * layout.accumulation + 2 * copied * batch.element_bytes,
                 data=round(zero_bytes(count, layout, recipe.config.engine)),
             )
         )
@@ -80,23 +79,8 @@ def zero_bytes(count: int, layout: Layout, settings: EngineSettings) -> float:
     return (gather + again + ring_all_gather(size, ranks)) * layout.accumulation
 
 
-def tensor_bytes(recipe: Recipe, stage: StagePlan, work: Work, *, recompute: bool) -> float:
+def tensor_bytes(stage: StagePlan, batch: MicroBatch) -> float:
     """Bytes that one rank sends within its tensor group for one micro batch."""
-    if work.tensor == 1:
+    if batch.tensor == 1:
         return 0.0
-    left_to_right = recipe.config.objective.name in ("ar", "mlm_ar")
-    shape = MicroBatch(
-        batch=work.sequences,
-        length=work.length,
-        slots=work.targets,
-        targets=(work.rows, work.rows) if left_to_right else (work.rows,),
-        element_bytes=work.width,
-        sequence_parallel=work.sequence_parallel,
-        recompute=recompute,
-    )
-    chunks = num_chunks(recipe.config.model, work)
-    return sum(
-        collective.sent_bytes(work.tensor)
-        for layer in stage.names
-        for collective in layer_traffic(layer, recipe.model_of(layer), shape, chunks=chunks)
-    )
+    return sum(item.sent_bytes(batch.tensor) for layer in stage.layers for item in layer.collectives(batch))

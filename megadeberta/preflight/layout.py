@@ -3,7 +3,8 @@
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError, ParallelError
-from megadeberta.layers.cuts import VOCABULARY_UNIT
+from megadeberta.layers.objectives import list_layers, objective_of
+from megadeberta.layers.vocabulary import VOCABULARY_UNIT
 from megadeberta.topology import Topology
 
 
@@ -22,14 +23,6 @@ def topology_of(config: RunConfig, *, world_size: int, source: str) -> Topology:
     _check_precision(config, topology, source)
     _check_pipeline(config, topology, source)
     return topology
-
-
-def num_cuttable_layers(config: RunConfig) -> int:
-    """Encoder layers, of generator and discriminator together where there are two."""
-    depth = config.model.num_hidden_layers
-    if config.objective.name != "rtd":
-        return depth
-    return depth + config.objective.rtd.generator(config.model).num_hidden_layers
 
 
 def _check_tensor(config: RunConfig, topology: Topology, source: str) -> None:
@@ -73,7 +66,8 @@ def _check_pipeline(config: RunConfig, topology: Topology, source: str) -> None:
     stages, settings = topology.pipeline, config.engine
     if stages == 1:
         return
-    layers, stage = num_cuttable_layers(config), settings.zero_stage
+    layers = sum(layer.is_encoder for layer in list_layers(config.model, config.objective))
+    stage = settings.zero_stage
     if stages > layers:
         raise ConfigError(
             f"{source}: parallel.pipeline={stages} is more than the {layers} encoder layers; use at most {layers}"
@@ -88,7 +82,7 @@ def _check_pipeline(config: RunConfig, topology: Topology, source: str) -> None:
             f"{source}: parallel.pipeline={stages} with deepspeed.zero_optimization.stage={stage}: DeepSpeed 0.19.8 "
             f"{reason}; use stage 1, or parallel.pipeline=1"
         )
-    if config.objective.name == "rtd" and config.objective.rtd.decoupled:
+    if len(objective_of(config.objective).updates(config.objective)) > 1:
         raise ConfigError(
             f"{source}: objective.rtd.decoupled=true makes two updates a step, and a pipeline runs generator and "
             f"discriminator in one; use decoupled=false, or parallel.pipeline=1"

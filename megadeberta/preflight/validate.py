@@ -1,12 +1,11 @@
 """Checks that need two sections at once, or the number of ranks. Pure: no files, no torch, no process group."""
 
-from pydantic import ValidationError
-
 from megadeberta.config import deepspeed_block
 from megadeberta.config.deepspeed_block import BatchAlgebra
-from megadeberta.config.first_problem import first_problem
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
+from megadeberta.layers.objectives import objective_of
+from megadeberta.ops.attention.backends import check_setting
 from megadeberta.preflight.layout import topology_of
 from megadeberta.topology import Topology
 
@@ -22,6 +21,7 @@ def validate_run(config: RunConfig, *, world_size: int, source: str) -> tuple[Ba
     _check_objective(config, source)
     _check_schedule(config, source)
     _check_optimizer(config, source)
+    check_setting(config.training.attention, source=source)
     topology = topology_of(config, world_size=world_size, source=source)
     return deepspeed_block.batch_algebra(config.deepspeed, data_parallel=topology.data, source=source), topology
 
@@ -37,26 +37,10 @@ def _check_sequence_length(config: RunConfig, source: str) -> None:
 
 
 def _check_objective(config: RunConfig, source: str) -> None:
-    objective, model = config.objective, config.model
-    if objective.name in ("ar", "mlm_ar") and model.conv_kernel_size:
-        raise ConfigError(
-            f"{source}: objective.name={objective.name!r} predicts the next token, and with model.conv_kernel_size="
-            f"{model.conv_kernel_size} the convolution sees it; set model.conv_kernel_size=0"
-        )
-    if objective.name == "rtd":
-        if objective.rtd.decoupled and config.engine.zero_stage == 3:
-            # DeepSpeed 0.19.8, runtime/zero/stage3.py: the flat buffer of gradient partitions is overwritten by a
-            # backward pass and never cleared, so the part without one would bring its last gradients to the norm.
-            raise ConfigError(
-                f"{source}: objective.rtd.decoupled=true does not work with deepspeed.zero_optimization.stage=3, which "
-                "keeps the gradients of the part that an update leaves alone; use stage 2, or decoupled=false"
-            )
-        try:
-            objective.rtd.generator(model)
-        except ValidationError as error:
-            raise ConfigError(
-                f"{source}: the generator is no model: {first_problem(error)}; set objective.rtd.generator_layers"
-            ) from None
+    try:
+        objective_of(config.objective).check(config)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def _check_schedule(config: RunConfig, source: str) -> None:

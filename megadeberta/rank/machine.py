@@ -44,7 +44,8 @@ def check_compiler(setting: str | None, *, search_path: str | None = None) -> No
 def _has_libaio(search_path: str | None) -> bool:
     """Whether DeepSpeed's async_io can be built, which takes CFLAGS and LDFLAGS from the environment."""
     flags = [shlex.split(os.environ.get(name, "")) for name in ("CFLAGS", "LDFLAGS")]
-    command = [shutil.which("g++", path=search_path), *flags[0], "-x", "c++", "-", *flags[1], "-laio", "-o", os.devnull]
+    compiler = shutil.which("g++", path=search_path) or "g++"
+    command = [compiler, *flags[0], "-x", "c++", "-", *flags[1], "-laio", "-o", os.devnull]
     return subprocess.run(command, input=_LIBAIO_PROGRAM, text=True, capture_output=True).returncode == 0
 
 

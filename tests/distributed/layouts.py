@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from megadeberta.assembly import Assembly, assemble
+from megadeberta.batch import Batch
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.run import RunConfig
-from megadeberta.engine.phases import Batch
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.step import Stepper
 from megadeberta.layers.cuts import ShardSlice

@@ -10,8 +10,9 @@ from megadeberta.engine.build import build_engine
 from megadeberta.engine.peer_loss import raise_peer_loss
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.errors import EXIT_PEER_LOST, PeerLostError
+from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.model.whole import WholeModel
 from tests.distributed.toy_run import CONFIG, OPTIMIZER, toy_block
 from tests.ranks import run_ranks
 
@@ -21,7 +22,7 @@ TIMEOUT = 3.0
 def _wait_for_a_silent_rank(rank: int, world_size: int) -> tuple[str, float]:
     """Rank 1 never joins the all-reduce over ZeRO's group; rank 0's error and how long it took."""
     start_process_group(60.0)
-    model = WholeModel(mlm_specs(CONFIG))
+    model = WholeModel(token_model_layers(CONFIG))
     initialize(model, seed=1, std=0.02)
     engine = build_engine(model, OPTIMIZER, block=toy_block(zero_stage=1, micro_batch=2), timeout_seconds=TIMEOUT)
     if rank == 1:

@@ -4,17 +4,18 @@ import math
 
 import torch
 
+from megadeberta.batch import Batch
 from megadeberta.config.deepspeed_block import EngineSettings, batch_algebra
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.build import build_engine
-from megadeberta.engine.phases import Batch, training_phases
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.step import Stepper
+from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
 
 GLOBAL_BATCH = 8
 LENGTH = 24
@@ -54,13 +55,19 @@ def toy_engine(
     """The process group, the model initialised by name, the engine and its stepper."""
     device = start_process_group(60.0)
     config = CONFIG.model_copy(update={"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout})
-    model = WholeModel(build_specs(config, objective))
+    model = WholeModel(list_layers(config, objective))
     initialize(model, seed=seed, std=CONFIG.initializer_range)
     set_sites(model.named_modules(), seed=seed)
     optimizer = OPTIMIZER.model_copy(update={"lr": lr[0], "discriminator_lr": lr[1]})
     engine = build_engine(model, optimizer, block=block, timeout_seconds=60.0)
     settings = EngineSettings.of(block)
-    return Stepper(engine, phases=training_phases(objective), settings=settings, device=device), model
+    return Stepper(
+        engine,
+        updates=objective_of(objective).updates(objective),
+        batch_fields=list(global_batch(0)),
+        settings=settings,
+        device=device,
+    ), model
 
 
 def global_batch(step: int) -> Batch:

@@ -13,13 +13,12 @@ from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER
 from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
 from megadeberta.checkpoint.resume import find_resumable
 from megadeberta.checkpoint.store import CheckpointStore
+from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.state.local_parameters import LocalParameter
 from megadeberta.engine.state.optimizer_state import OptimizerState
 from megadeberta.engine.state.save_load import load_checkpoint, refuse_unsaved_state, save_checkpoint
 from megadeberta.topology import Topology
-
-TOKENIZER_FILE = "spm.model"
 
 
 class RunCheckpoints:

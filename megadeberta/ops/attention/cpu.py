@@ -5,6 +5,7 @@ Shapes: B batch · N heads · H head size · Q query rows · L keys · P table r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,6 +57,9 @@ def cpu_attention(
         keep_probabilities and has_backward,
     )
     return context.transpose(1, 2)
+
+
+lean_cpu_attention = partial(cpu_attention, keep_probabilities=False)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from megadeberta.config.deepspeed_block import (
 )
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
-from tests.unit.config.recipes import recipe
+from tests.models import recipe
 
 SIZES = {"train_batch_size": 16, "train_micro_batch_size_per_gpu": 4}
 

@@ -11,14 +11,14 @@ import pytest
 from megadeberta.config.load import load_run_config, parse_run_config, read_recipe
 from megadeberta.errors import ConfigError
 from megadeberta.preflight.validate import validate_run
-from tests.unit.config.recipes import VALID, recipe, write
+from tests.models import RECIPE, recipe, write_json
 
 SHIPPED = sorted((Path(__file__).parents[3] / "ds_configs").glob("*.json"))
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return write(tmp_path / "tiny.json", VALID)
+    return write_json(tmp_path / "tiny.json", RECIPE)
 
 
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: path.name)
@@ -93,7 +93,7 @@ def test_override_with_a_number_too_long_for_python_is_one_error(path: Path) -> 
         (recipe(model={"pos_att_type": ["c2c"]}), r"model\.pos_att_type\.0='c2c': Input should be 'c2p' or 'p2c'"),
         (recipe(schedule={"name": "cosin"}), r"schedule\.name='cosin': Input should be 'linear', "),
         (
-            {k: v for k, v in VALID.items() if k != "optimizer"},
+            {k: v for k, v in RECIPE.items() if k != "optimizer"},
             r"optimizer is required and missing; .*--set opt",
         ),
         (recipe(model={"a": 1, "b": 2}), r"unknown key model\.a; .* \(and 1 more\)"),
@@ -105,7 +105,7 @@ def test_override_with_a_number_too_long_for_python_is_one_error(path: Path) -> 
     ],
 )
 def test_wrong_value_names_file_path_and_what_is_allowed(tmp_path: Path, values: dict, message: str) -> None:
-    path = write(tmp_path / "tiny.json", values)
+    path = write_json(tmp_path / "tiny.json", values)
     with pytest.raises(ConfigError, match=message) as raised:
         load_run_config(path)
     assert str(raised.value).startswith(f"{path}: ")
@@ -113,11 +113,11 @@ def test_wrong_value_names_file_path_and_what_is_allowed(tmp_path: Path, values:
 
 def test_extends_merges_objects_and_replaces_values(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    write(tmp_path / "base.json", recipe(deepspeed={"zero_optimization": {"stage": 1, "overlap_comm": False}}))
+    write_json(tmp_path / "base.json", recipe(deepspeed={"zero_optimization": {"stage": 1, "overlap_comm": False}}))
     child = {"extends": "../base.json", "name": "child", "deepspeed": {"zero_optimization": {"stage": 2}}}
     grandchild = {"extends": "child.json", "model": {"pos_att_type": ["c2p"]}}
-    write(tmp_path / "sub" / "child.json", child)
-    config = load_run_config(write(tmp_path / "sub" / "grandchild.json", grandchild))
+    write_json(tmp_path / "sub" / "child.json", child)
+    config = load_run_config(write_json(tmp_path / "sub" / "grandchild.json", grandchild))
     assert config.name == "child"
     assert config.deepspeed["zero_optimization"] == {"stage": 2, "overlap_comm": False}
     assert config.model.pos_att_type == ("c2p",)
@@ -125,8 +125,8 @@ def test_extends_merges_objects_and_replaces_values(tmp_path: Path) -> None:
 
 
 def test_circle_of_extends_is_shown(tmp_path: Path) -> None:
-    write(tmp_path / "a.json", {"extends": "b.json"})
-    write(tmp_path / "b.json", {"extends": "a.json"})
+    write_json(tmp_path / "a.json", {"extends": "b.json"})
+    write_json(tmp_path / "b.json", {"extends": "a.json"})
     with pytest.raises(ConfigError, match=r"extends goes round in a circle: .*a\.json -> .*b\.json -> .*a\.json"):
         read_recipe(tmp_path / "a.json")
 
@@ -139,7 +139,7 @@ def test_circle_of_extends_is_shown(tmp_path: Path) -> None:
         ('{"name": 1,\n}', r"r\.json:2: not valid JSON"),
         ("", r"r\.json:1: not valid JSON"),
         ("[1]", r"a recipe is one JSON object, found list"),
-        ('{"extends": 5}', r"extends must be the path of another recipe, found 5"),
+        ('{"extends": 5}', r"extends must be the path or name of another recipe, found 5"),
         ("[" * 200_000, r"not a usable recipe"),
         ('{"name": ' + "9" * 5000 + "}", r"not a usable recipe: Exceeds the limit"),
         ('\ufeff{"name": 1}', r"r\.json:1: not valid JSON: Unexpected UTF-8 BOM"),
@@ -163,7 +163,7 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_missing_file_names_the_nearest_one(path: Path) -> None:
     with pytest.raises(ConfigError, match=r"recipe .*tiny2\.json does not exist; did you mean .*tiny\.json\?"):
         load_run_config(path.with_name("tiny2.json"))
-    with pytest.raises(ConfigError, match=r"qqq\.toml does not exist$"):
+    with pytest.raises(ConfigError, match=r"qqq\.toml does not exist; `megadeberta recipes` lists"):
         load_run_config(path.with_name("qqq.toml"))
     with pytest.raises(ConfigError, match=r"does not exist; the folder .*none does not exist either"):
         load_run_config(path.parent / "none" / "r.json")
@@ -179,7 +179,7 @@ def test_five_hundred_mutated_recipes_are_accepted_or_refused_and_never_crash(tm
     junk = [None, True, -1, 0, 1, 2**70, 1e400, -1e-9, math.nan, "", "x", "\ud800", [], {}, [[]], {"a": {}}, [1, "b"]]
     outcomes = {"accepted": 0, "refused": 0}
     for number in range(500):
-        values = json.loads(json.dumps(VALID))
+        values = json.loads(json.dumps(RECIPE))
         for _ in range(draw.randint(1, 2)):
             section = draw.choice(list(values))
             node = values[section] if isinstance(values[section], dict) and draw.random() < 0.8 else values
@@ -188,7 +188,7 @@ def test_five_hundred_mutated_recipes_are_accepted_or_refused_and_never_crash(tm
                 node.pop(key, None)
             else:
                 node[key] = draw.choice(junk)
-        path = write(tmp_path / f"{number}.json", values)
+        path = write_json(tmp_path / f"{number}.json", values)
         try:
             validate_run(load_run_config(path), world_size=draw.choice([1, 2, 3]), source=str(path))
             outcomes["accepted"] += 1

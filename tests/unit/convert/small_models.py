@@ -18,15 +18,16 @@ from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.layers.objectives import list_layers
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
+from tests.models import V1, padded_ids, tiny_v3
 
 SOTU = Path(__file__).parents[2] / "data" / "sotu.txt"
 NUM_PIECES = 1000
 
 MASK_DECODER = {}
 NO_MASK_DECODER = {"enhanced_mask_decoder": False}
-V1 = {"key_bias": False, "share_att_key": False, "position_buckets": -1, "norm_rel_ebd": "none"}
 CASES = {
     "v3": MASK_DECODER,
     "v3 without mask decoder": NO_MASK_DECODER,
@@ -51,19 +52,18 @@ def small_config(**changes: object) -> ModelConfig:
     base = {
         "vocab_size": NUM_PIECES + 8,
         "hidden_size": 24,
-        "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "intermediate_size": 40,
-        "position_buckets": 6,
         "max_position_embeddings": 32,
         "max_relative_positions": 16,
+        "dropout": 0.1,
     }
-    return ModelConfig.model_validate(base | changes)
+    return tiny_v3(**base | changes)
 
 
 def small_model(config: ModelConfig, *, seed: int = 1, objective: ObjectiveConfig = ObjectiveConfig()) -> WholeModel:
     """Random weights in every tensor, biases and LayerNorms too: a swapped name must change the output."""
-    model = WholeModel(build_specs(config, objective)).eval()
+    model = WholeModel(list_layers(config, objective)).eval()
     initialize(model, seed=seed, std=0.2)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -150,9 +150,4 @@ def train_vocabulary(path: Path, *, extra: Iterable[str] = (), **options: object
 
 def padded_batch(config: ModelConfig, *, length: int = 13) -> tuple[Tensor, Tensor]:
     """Ids ``[3, length]`` and a mask: a whole row, one padded to 8, one to 3."""
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(4, config.vocab_size, (3, length), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[1, 8:] = 0
-    mask[2, 3:] = 0
-    return ids * mask, mask
+    return padded_ids(config, lengths=(length, 8, 3), seed=3)

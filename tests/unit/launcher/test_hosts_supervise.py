@@ -13,7 +13,7 @@ from megadeberta.errors import ParallelError, StorageError
 from megadeberta.launcher.hosts import pdsh, supervise
 from megadeberta.launcher.hosts.supervise import check_hosts, launch_hosts
 from megadeberta.launcher.verdict import Verdict
-from tests.unit.config.recipes import recipe, write
+from tests.models import recipe, write_json
 from tests.unit.launcher.fake_hosts import install_pdsh, runner_command
 
 HOSTS = ["nodeA", "nodeB"]
@@ -147,7 +147,7 @@ def test_third_interrupt_kills_ranks_that_do_not_listen(machines: Path) -> None:
 def tiny(machines: Path, prepared: Path) -> list[str]:
     """Words of a recipe that runs."""
     data = {"train": str(prepared / "train"), "tokenizer": str(prepared / "tokenizer" / "spm.model")}
-    return [str(write(machines / "tiny.json", recipe(data=data, training={"output_dir": str(machines / "run")})))]
+    return [str(write_json(machines / "tiny.json", recipe(data=data, training={"output_dir": str(machines / "run")})))]
 
 
 def _check(words: list[str]) -> None:

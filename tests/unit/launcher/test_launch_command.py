@@ -11,7 +11,7 @@ import megadeberta.launcher.cli
 from megadeberta.cli import app
 from megadeberta.errors import ConfigError, ParallelError
 from megadeberta.launcher.verdict import Verdict
-from tests.unit.config.recipes import recipe, write
+from tests.models import recipe, write_json
 from tests.unit.launcher.fake_hosts import install_pdsh
 
 
@@ -20,7 +20,7 @@ def path(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """A valid recipe, whose shards exist, in an otherwise empty working folder."""
     monkeypatch.chdir(tmp_path)
     data = {"train": str(prepared / "train"), "tokenizer": str(prepared / "tokenizer" / "spm.model")}
-    return write(tmp_path / "tiny.json", recipe(data=data, training={"output_dir": str(tmp_path / "run")}))
+    return write_json(tmp_path / "tiny.json", recipe(data=data, training={"output_dir": str(tmp_path / "run")}))
 
 
 @pytest.fixture

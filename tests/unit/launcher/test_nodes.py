@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megadeberta.launcher.hosts.node_check import check
 from megadeberta.launcher.hosts.node_signal import signal_job
-from tests.unit.config.recipes import recipe, write
+from tests.models import recipe, write_json
 
 # A rank with a data worker, both of which say that they run and how they ended.
 RANK = """
@@ -65,7 +65,7 @@ def test_deepspeeds_node_launcher_is_no_rank() -> None:
 
 def test_check_gives_what_must_be_the_same_everywhere(tmp_path: Path, prepared: Path) -> None:
     data = {"train": str(prepared / "train"), "tokenizer": str(prepared / "tokenizer" / "spm.model")}
-    path = write(tmp_path / "r.json", recipe(data=data, training={"output_dir": str(tmp_path / "run")}))
+    path = write_json(tmp_path / "r.json", recipe(data=data, training={"output_dir": str(tmp_path / "run")}))
     facts = check(path, [], world_size=2)["facts"]
     assert set(facts) == {"megadeberta", "torch", "deepspeed", "Python", "recipe", "training data", "tokenizer"}
     other = check(path, ["optimizer.lr=5e-4"], world_size=2)["facts"]

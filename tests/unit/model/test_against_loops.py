@@ -8,37 +8,31 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig, RtdConfig
+from megadeberta.layers.catalogue import rtd_layers
+from megadeberta.layers.objectives import list_layers
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, build_specs, rtd_specs
+from megadeberta.model.whole import WholeModel
+from tests.models import INPUT_POSITIONS, V1, V2, tiny_v3
 from tests.unit.model.naive import Naive, binary_cross_entropy, cross_entropy
 
-BASE = {
+SIZES = {
     "vocab_size": 12,
     "hidden_size": 8,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
     "intermediate_size": 12,
     "position_buckets": 4,
     "max_position_embeddings": 8,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
 }
-V1 = {"key_bias": False, "share_att_key": False, "position_buckets": -1, "norm_rel_ebd": "none"}
 MODELS = {
     "v3": {},
-    "v2 with convolution": {"conv_kernel_size": 3},
-    "v2 with grouped tanh convolution": {"conv_kernel_size": 3, "conv_groups": 2, "conv_act": "tanh"},
+    "v2 with convolution": V2,
+    "v2 with grouped tanh convolution": V2 | {"conv_groups": 2, "conv_act": "tanh"},
     "v1": V1,
     "separate projections": {"share_att_key": False},
     "c2p only": {"pos_att_type": ("c2p",)},
     "p2c only": {"pos_att_type": ("p2c",), "share_att_key": False},
     "no position terms": {"pos_att_type": ()},
     "no relative attention": {"relative_attention": False},
-    "input positions and types": {
-        "position_biased_input": True,
-        "enhanced_mask_decoder": False,
-        "type_vocab_size": 2,
-    },
+    "input positions and types": INPUT_POSITIONS,
     "narrow embeddings": {"embedding_size": 6, "enhanced_mask_decoder": False},
     "no mask decoder": {"enhanced_mask_decoder": False},
 }
@@ -83,8 +77,8 @@ def _targets(batch: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 def test_masked_language_modelling_equals_the_loops(changes: dict[str, object]) -> None:
-    config = ModelConfig.model_validate(BASE | changes)
-    model = _model(build_specs(config, ObjectiveConfig()))
+    config = tiny_v3(**SIZES | changes)
+    model = _model(list_layers(config, ObjectiveConfig()))
     terms, _ = model(IDS, MASK, POSITIONS, LABELS)
     naive = _naive(model, config)
     loops = torch.zeros((), dtype=torch.float64)
@@ -99,8 +93,8 @@ def test_masked_language_modelling_equals_the_loops(changes: dict[str, object]) 
 @pytest.mark.parametrize("prefix", [0, 3, 6])
 @pytest.mark.parametrize("changes", [{}, V1], ids=["v3", "v1"])
 def test_left_to_right_and_prefix_attention_equals_the_loops(changes: dict[str, object], prefix: int) -> None:
-    config = ModelConfig.model_validate(BASE | changes)
-    model = _model(build_specs(config, ObjectiveConfig()))
+    config = tiny_v3(**SIZES | changes)
+    model = _model(list_layers(config, ObjectiveConfig()))
     terms, _ = model(IDS, MASK, POSITIONS, LABELS, prefix_lengths=torch.tensor([prefix, prefix]))
     naive = _naive(model, config)
     loops = torch.zeros((), dtype=torch.float64)
@@ -120,8 +114,8 @@ def test_left_to_right_and_prefix_attention_equals_the_loops(changes: dict[str, 
     ids=["decoder positions and convolution", "input positions"],
 )
 def test_packed_documents_equal_the_loops(changes: dict[str, object]) -> None:
-    config = ModelConfig.model_validate(BASE | changes)
-    model = _model(build_specs(config, ObjectiveConfig()))
+    config = tiny_v3(**SIZES | changes)
+    model = _model(list_layers(config, ObjectiveConfig()))
     ids, mask = torch.tensor([[1, 5, 2, 1, 3, 8, 2, 0]]), torch.tensor([[1] * 7 + [0]])
     starts = [0, 0, 0, 3, 3, 3, 3, 3]
     terms, _ = model(ids, mask, torch.tensor([[1, 4]]), torch.tensor([[6, 7]]), document_starts=torch.tensor([starts]))
@@ -134,9 +128,9 @@ def test_packed_documents_equal_the_loops(changes: dict[str, object]) -> None:
 @pytest.mark.parametrize("sharing", ["gdes", "es", "nes"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_joint_replaced_token_detection_equals_the_loops(sharing: str, packed: bool) -> None:
-    config = ModelConfig.model_validate(BASE)
+    config = tiny_v3(**SIZES)
     rtd = RtdConfig(embedding_sharing=sharing, generator_layers=2)
-    model = _model(rtd_specs(config, rtd))
+    model = _model(rtd_layers(config, rtd))
     starts = [0, 0, 0, 3, 3, 3] if packed else [0] * 6
     more = {"document_starts": torch.tensor([starts, [0] * 6])} if packed else {}
     keys = torch.tensor([11, 12])

@@ -4,36 +4,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.layers.objectives import list_layers
 from megadeberta.model.dropout import AttentionDropout, Draws, HiddenDropout, set_sites
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
+from tests.models import masked_batch, tiny_v2
 
-CONFIG = ModelConfig(
-    vocab_size=32,
-    hidden_size=16,
-    num_hidden_layers=4,
-    num_attention_heads=2,
-    intermediate_size=32,
-    position_buckets=4,
-    max_position_embeddings=16,
-    hidden_dropout_prob=0.3,
-    attention_probs_dropout_prob=0.3,
-    initializer_range=0.3,
-    conv_kernel_size=3,
-)
-BATCH = {
-    "input_ids": torch.randint(4, 30, (4, 12), generator=torch.Generator().manual_seed(0)),
-    "attention_mask": torch.ones(4, 12, dtype=torch.int64),
-    "masked_positions": torch.tensor([[1, 5], [2, 3], [9, 0], [4, 11]]),
-    "masked_labels": torch.tensor([[7, 8], [9, 10], [11, 0], [12, 13]]),
-    "sample_numbers": (5 << 32) + torch.arange(4),
-}
+CONFIG = tiny_v2(num_hidden_layers=4, dropout=0.3, initializer_range=0.3)
+BATCH = masked_batch(CONFIG, step=5)
 
 
 def _model(objective: str = "mlm", *, seed: int = 1) -> WholeModel:
-    model = WholeModel(build_specs(CONFIG, ObjectiveConfig(name=objective)))
+    model = WholeModel(list_layers(CONFIG, ObjectiveConfig(name=objective)))
     initialize(model, seed=1, std=CONFIG.initializer_range)
     set_sites(model.named_modules(), seed=seed)
     return model.double()

@@ -5,15 +5,15 @@ import torch
 from torch.nn import functional
 
 from megadeberta.model.carry import Carry
-from tests.unit.model.small import VARIANTS, batch, small_config, small_model
+from tests.models import VARIANTS, padded_ids, random_model, tiny_v3
 
 
 @pytest.mark.parametrize("variant", ["v3", "input positions"])
 @pytest.mark.parametrize("width", [16, 6])
 def test_embeddings_are_summed_projected_normalized_then_masked(variant: str, width: int) -> None:
-    config = small_config(**VARIANTS[variant] | {"embedding_size": width, "enhanced_mask_decoder": False})
-    layer = small_model(config).embeddings
-    ids, mask = batch(config)
+    config = tiny_v3(**VARIANTS[variant] | {"embedding_size": width, "enhanced_mask_decoder": False})
+    layer = random_model(config).embeddings
+    ids, mask = padded_ids(config)
     types = torch.arange(ids.numel()).view(ids.shape) % 2 if config.type_vocab_size else None
     expected = layer.word_embeddings.weight[ids]
     if config.position_biased_input:
@@ -29,17 +29,17 @@ def test_embeddings_are_summed_projected_normalized_then_masked(variant: str, wi
 
 
 def test_embeddings_at_padding_are_exactly_zero() -> None:
-    config = small_config()
-    ids, mask = batch(config)
-    hidden = small_model(config).embeddings(Carry(ids, mask.bool())).hidden
+    config = tiny_v3()
+    ids, mask = padded_ids(config)
+    hidden = random_model(config).embeddings(Carry(ids, mask.bool())).hidden
     assert not hidden[~mask.bool()].any()
     assert (hidden[mask.bool()].abs().amax(-1) > 0).all()
 
 
 def test_the_padding_row_is_trained_through_the_decoder_only() -> None:
-    config = small_config()
-    model = small_model(config)
-    ids, mask = batch(config)
+    config = tiny_v3()
+    model = random_model(config)
+    ids, mask = padded_ids(config)
     loss_sum, _ = model(ids, mask, torch.tensor([[1], [2], [0]]), torch.tensor([[7], [9], [0]]))[0]["mlm_loss"]
     gradient = torch.autograd.grad(loss_sum, model.get_parameter("embeddings.word_embeddings.weight"))[0]
     assert gradient[0].abs().max() > 0
@@ -51,9 +51,9 @@ def test_the_padding_row_is_trained_through_the_decoder_only() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_ids_at_padding_never_change_real_tokens(variant: str) -> None:
-    config = small_config(**VARIANTS[variant])
-    model = small_model(config)
-    ids, mask = batch(config)
+    config = tiny_v3(**VARIANTS[variant])
+    model = random_model(config)
+    ids, mask = padded_ids(config)
     real = mask.bool()
     other = torch.where(real, ids, torch.full_like(ids, 17))
     for run in (model.encode, model.mlm_logits):
@@ -62,9 +62,9 @@ def test_ids_at_padding_never_change_real_tokens(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_padded_run_equals_each_sequence_alone(variant: str) -> None:
-    config = small_config(**VARIANTS[variant])
-    model = small_model(config)
-    ids, mask = batch(config)
+    config = tiny_v3(**VARIANTS[variant])
+    model = random_model(config)
+    ids, mask = padded_ids(config)
     for run in (model.encode, model.mlm_logits):
         together = run(ids, mask)
         for row, length in enumerate(mask.sum(1).tolist()):
@@ -73,9 +73,9 @@ def test_a_padded_run_equals_each_sequence_alone(variant: str) -> None:
 
 
 def test_a_sequence_without_any_real_token_gives_zeros_loss_zero_and_finite_gradients() -> None:
-    config = small_config()
-    model = small_model(config)
-    ids, mask = batch(config)
+    config = tiny_v3()
+    model = random_model(config)
+    ids, mask = padded_ids(config)
     mask[1] = 0
     hidden = model.encode(ids, mask)
     assert torch.isfinite(hidden).all()
@@ -86,9 +86,9 @@ def test_a_sequence_without_any_real_token_gives_zeros_loss_zero_and_finite_grad
 
 
 def test_row_zero_of_the_bucketed_table_gets_no_gradient_in_training() -> None:
-    config = small_config()
-    model = small_model(config)
-    ids, mask = batch(config, lengths=(12, 12))
+    config = tiny_v3()
+    model = random_model(config)
+    ids, mask = padded_ids(config, lengths=(12, 12))
     positions = torch.arange(12).expand(2, 12)
     loss_sum, _ = model(ids, mask, positions, ids)[0]["mlm_loss"]
     gradient = torch.autograd.grad(loss_sum, model.get_parameter("relative.embedding.weight"))[0]

@@ -8,13 +8,15 @@ import torch
 
 from benchmarks.stopwatch import KeptTensors
 from megadeberta.config.model import ModelConfig
-from megadeberta.model.attention_backend import select_attention, select_recompute
+from megadeberta.layers.catalogue import token_model_layers
+from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm
 from megadeberta.model.carry import Carry, RelativePositions
 from megadeberta.model.dropout import Draws, set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.layer import EncoderLayer
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.relative_position import rows_by_distance
+from tests.models import masked_batch, tiny_v3
 
 CPU = torch.device("cpu")
 LENGTH = 16
@@ -25,6 +27,7 @@ def _kept_bytes(layers: int, *, selective: bool) -> int:
     config = ModelConfig()
     stack = torch.nn.Sequential(*(EncoderLayer(config) for _ in range(layers))).bfloat16()
     select_attention(stack, "triton", CPU)
+    select_residual_norm(stack, "auto", CPU, attention="triton")
     select_recompute(stack, selective)
     rows = rows_by_distance(LENGTH, config.position_buckets, config.relative_span)
     options = {"dtype": torch.bfloat16, "requires_grad": True}
@@ -53,18 +56,17 @@ def test_a_layer_keeps_few_bytes_a_token_in_bf16_with_dropout(selective: bool, m
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_making_activations_again_gives_the_same_gradients_to_the_bit(backend: str) -> None:
-    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96}
-    model = WholeModel(mlm_specs(ModelConfig(vocab_size=60, position_buckets=16, max_position_embeddings=64, **sizes)))
+    config = tiny_v3(max_position_embeddings=24, dropout=0.1)
+    model = WholeModel(token_model_layers(config))
     initialize(model, seed=1, std=0.02)
     set_sites(model.named_modules(), seed=3)
     select_attention(model, backend, CPU)
-    generator = torch.Generator().manual_seed(2)
-    ids = torch.randint(5, 50, (2, 24), generator=generator)
-    positions = torch.tensor([[1, 4, 7], [0, 5, 20]])
+    select_residual_norm(model, "auto", CPU, attention=backend)
+    batch = masked_batch(config, samples=2, length=24)
     gradients = []
     for selective in (False, True):
         select_recompute(model, selective)
-        terms, _ = model(ids, torch.ones_like(ids), positions, ids.gather(1, positions), torch.arange(2))
+        terms, _ = model(**batch)
         model.zero_grad()
         terms["mlm_loss"][0].backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])

@@ -12,7 +12,7 @@ from megadeberta.model.attention import QueryStream
 from megadeberta.model.carry import Carry
 from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.mask import padding_mask
-from tests.unit.model.small import VARIANTS, batch, small_config, small_model
+from tests.models import VARIANTS, padded_ids, random_model, tiny_v3
 
 WITH_DECODER = {name: changes for name, changes in VARIANTS.items() if "enhanced_mask_decoder" not in changes}
 POSITIONS = torch.tensor([[4, 0, 8], [2, 5, 0], [1, 0, 0]])
@@ -22,7 +22,7 @@ CLOSE = {"rtol": 0, "atol": 1e-11}
 
 def full_length_decoder(model: WholeModel, ids: Tensor, mask: Tensor, *, passes: int = 2) -> Tensor:
     """Microsoft's form: add positions to all rows, run the whole last layer on all of them; ``[B, L, D]``."""
-    carry = model.run(Carry(ids, mask.bool()), [name for name in model.layer_names if name != "mlm_head"])
+    carry = model.run(Carry(ids, mask.bool()), [layer for layer in model.layers if not layer.is_head])
     below = _states_below_the_last_layer(model, ids, mask)
     decoder = model.mask_decoder
     query = below + decoder.position_embeddings.weight[: ids.size(1)]
@@ -34,8 +34,8 @@ def full_length_decoder(model: WholeModel, ids: Tensor, mask: Tensor, *, passes:
 
 def _states_below_the_last_layer(model: WholeModel, ids: Tensor, mask: Tensor) -> Tensor:
     carry = Carry(ids, mask.bool())
-    for name in model.layer_names[:-2]:
-        carry = model.get_submodule(name)(carry)
+    for layer in model.layers[:-2]:
+        carry = model.get_submodule(layer.name)(carry)
     return carry.hidden
 
 
@@ -45,9 +45,9 @@ def _gathered(rows: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("variant", WITH_DECODER)
 def test_gathered_rows_equal_the_full_length_run(variant: str) -> None:
-    config = small_config(**WITH_DECODER[variant])
-    model = small_model(config)
-    ids, mask = batch(config)
+    config = tiny_v3(**WITH_DECODER[variant])
+    model = random_model(config)
+    ids, mask = padded_ids(config)
     logits = model.mlm_logits(ids, mask, POSITIONS)
     expected = model.mlm_head.logits(_gathered(full_length_decoder(model, ids, mask)))
     slots = LABELS != 0
@@ -56,9 +56,9 @@ def test_gathered_rows_equal_the_full_length_run(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", WITH_DECODER)
 def test_loss_and_every_gradient_equal_the_full_length_run(variant: str) -> None:
-    config = small_config(**WITH_DECODER[variant])
-    model = small_model(config)
-    ids, mask = batch(config)
+    config = tiny_v3(**WITH_DECODER[variant])
+    model = random_model(config)
+    ids, mask = padded_ids(config)
     loss_sum, count = model(ids, mask, POSITIONS, LABELS)[0]["mlm_loss"]
     logits = model.mlm_head.logits(_gathered(full_length_decoder(model, ids, mask)))
     log_probabilities = logits.log_softmax(-1)
@@ -74,9 +74,9 @@ def test_loss_and_every_gradient_equal_the_full_length_run(variant: str) -> None
 
 
 def test_only_masked_rows_of_the_absolute_table_get_gradient() -> None:
-    config = small_config()
-    model = small_model(config)
-    ids, mask = batch(config)
+    config = tiny_v3()
+    model = random_model(config)
+    ids, mask = padded_ids(config)
     positions, labels = torch.tensor([[4, 8], [2, 5], [1, 0]]), torch.tensor([[7, 9], [5, 6], [8, 0]])
     loss_sum, _ = model(ids, mask, positions, labels)[0]["mlm_loss"]
     gradient = torch.autograd.grad(loss_sum, model.get_parameter("mask_decoder.position_embeddings.weight"))[0]
@@ -84,9 +84,9 @@ def test_only_masked_rows_of_the_absolute_table_get_gradient() -> None:
 
 
 def test_empty_slots_change_nothing() -> None:
-    config = small_config()
-    model = small_model(config)
-    ids, mask = batch(config)
+    config = tiny_v3()
+    model = random_model(config)
+    ids, mask = padded_ids(config)
     once = model(ids, mask, POSITIONS[:, :2], LABELS[:, :2])
     padded = [torch.cat([part[:, :2], torch.zeros(3, 5, dtype=torch.long)], 1) for part in (POSITIONS, LABELS)]
     twice = model(ids, mask, *padded)
@@ -94,11 +94,11 @@ def test_empty_slots_change_nothing() -> None:
 
 
 def test_one_pass_without_positions_is_the_last_layer_and_two_passes_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_config()
-    model = small_model(config)
+    config = tiny_v3()
+    model = random_model(config)
     with torch.no_grad():
         model.get_parameter("mask_decoder.position_embeddings.weight").zero_()
-    ids, mask = batch(config)
+    ids, mask = padded_ids(config)
     real = mask.bool()
     last_layer = model.mlm_head.logits(model.encode(ids, mask))
     assert (model.mlm_logits(ids, mask) - last_layer)[real].abs().max() > 0.05
@@ -108,9 +108,9 @@ def test_one_pass_without_positions_is_the_last_layer_and_two_passes_are_not(mon
 
 def test_the_decoder_takes_its_keys_from_the_states_without_positions() -> None:
     """Positions of rows that are not masked have no influence at all."""
-    config = small_config()
-    model = small_model(config)
-    ids, mask = batch(config)
+    config = tiny_v3()
+    model = random_model(config)
+    ids, mask = padded_ids(config)
     before = model.mlm_logits(ids, mask, torch.tensor([[4], [2], [1]]))
     with torch.no_grad():
         model.get_parameter("mask_decoder.position_embeddings.weight")[[0, 3, 5, 6, 7, 8]] += 3.0

@@ -2,10 +2,11 @@
 
 import torch
 
-from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import RtdConfig
+from megadeberta.layers.catalogue import rtd_layers
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, rtd_specs
+from megadeberta.model.whole import WholeModel
+from tests.models import hide, tiny_v3
 
 LENGTH, MASK_ID, BATCH = 12, 31, 32
 
@@ -16,30 +17,14 @@ def _batch(step: int) -> dict[str, torch.Tensor]:
     ids = 4 + (starts + torch.arange(LENGTH)) % 26
     ids[:, 0], ids[:, -1] = 1, 2
     positions = torch.stack([torch.randperm(LENGTH - 2, generator=generator)[:2] + 1 for _ in range(BATCH)])
-    labels = ids.gather(1, positions)
-    return {
-        "input_ids": ids.scatter(1, positions, MASK_ID),
-        "attention_mask": torch.ones_like(ids),
-        "masked_positions": positions,
-        "masked_labels": labels,
-        "sample_numbers": torch.arange(BATCH) + step * BATCH,
-    }
+    return hide(ids, positions, mask_id=MASK_ID, step=step)
 
 
 def test_discriminator_finds_the_tokens_that_break_the_count() -> None:
-    config = ModelConfig(
-        vocab_size=32,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        position_buckets=4,
-        max_position_embeddings=LENGTH,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        enhanced_mask_decoder=False,
+    config = tiny_v3(
+        vocab_size=32, hidden_size=32, num_hidden_layers=2, intermediate_size=64, enhanced_mask_decoder=False
     )
-    model = WholeModel(rtd_specs(config, RtdConfig(generator_layers=1, sampling_temperature=4.0)))
+    model = WholeModel(rtd_layers(config, RtdConfig(generator_layers=1, sampling_temperature=4.0)))
     initialize(model, seed=1, std=0.05)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(250):

@@ -5,10 +5,11 @@ import torch
 from torch.nn import functional
 
 from megadeberta.config.model import ModelConfig
+from megadeberta.layers.catalogue import backbone_layers, token_model_layers
 from megadeberta.model.attention import QueryStream
 from megadeberta.model.carry import Carry
-from megadeberta.model.whole import WholeModel, backbone_specs, mlm_specs
-from tests.unit.model.small import batch, small_config, small_model
+from megadeberta.model.whole import WholeModel
+from tests.models import padded_ids, random_model, tiny_v3
 
 V1 = {"vocab_size": 50265, "position_buckets": -1, "norm_rel_ebd": "none", "share_att_key": False, "key_bias": False}
 XLARGE = {"hidden_size": 1536, "num_attention_heads": 24, "intermediate_size": 6144, "conv_kernel_size": 3}
@@ -41,23 +42,23 @@ def test_parameter_counts_are_exactly_those_of_published_models(name: str) -> No
     changes, backbone, with_head = PUBLISHED[name]
     config = ModelConfig.model_validate({"enhanced_mask_decoder": False} | changes)
     with torch.device("meta"):
-        assert _count(WholeModel(backbone_specs(config))) == backbone
-        assert _count(WholeModel(mlm_specs(config))) == with_head
-        decoder = WholeModel(mlm_specs(ModelConfig.model_validate(changes)))
+        assert _count(WholeModel(backbone_layers(config))) == backbone
+        assert _count(WholeModel(token_model_layers(config))) == with_head
+        decoder = WholeModel(token_model_layers(ModelConfig.model_validate(changes)))
     assert _count(decoder) == with_head + config.max_position_embeddings * config.hidden_size
 
 
 def test_shared_projections_have_no_parameters_of_their_own_and_use_the_content_biases() -> None:
-    shared = {name for name, _ in small_model(small_config()).named_parameters()}
-    separate = {name for name, _ in small_model(small_config(share_att_key=False)).named_parameters()}
+    shared = {name for name, _ in random_model(tiny_v3()).named_parameters()}
+    separate = {name for name, _ in random_model(tiny_v3(share_att_key=False)).named_parameters()}
     assert not any("pos_" in name for name in shared)
     attention = [name for name in separate - shared if name.startswith("layer.0.")]
     parts = ("pos_key_proj.weight", "pos_key_proj.bias", "pos_query_proj.weight", "pos_query_proj.bias")
     assert sorted(attention) == sorted(f"layer.0.self_attention.attention.{part}" for part in parts)
 
-    config = small_config()
-    model = small_model(config)
-    ids, mask = batch(config)
+    config = tiny_v3()
+    model = random_model(config)
+    ids, mask = padded_ids(config)
     carry = model.relative(model.embeddings(Carry(ids, mask.bool())))
     attention = model.get_submodule("layer.0.self_attention.attention")
     projected = attention.project_keys(carry.hidden, carry.relative, None)
@@ -82,22 +83,22 @@ def test_shared_projections_have_no_parameters_of_their_own_and_use_the_content_
     ],
 )
 def test_what_a_configuration_leaves_out_has_no_parameters(changes: dict, absent: str) -> None:
-    names = [name for name, _ in small_model(small_config(**changes)).named_parameters()]
+    names = [name for name, _ in random_model(tiny_v3(**changes)).named_parameters()]
     assert not [name for name in names if absent in name]
-    full = [name for name, _ in small_model(small_config(share_att_key=False)).named_parameters()]
+    full = [name for name, _ in random_model(tiny_v3(share_att_key=False)).named_parameters()]
     assert [name for name in full if absent in name]
 
 
 def test_the_decoder_of_the_head_is_the_word_table_itself() -> None:
-    model = small_model(small_config())
+    model = random_model(tiny_v3())
     assert model.mlm_head.decoder.weight is model.embeddings.word_embeddings.weight
     names = [name for name, _ in model.named_parameters()]
     assert "mlm_head.decoder.weight" not in names and "mlm_head.decoder.bias" in names
 
 
 def test_the_head_is_dense_gelu_norm_and_the_word_table() -> None:
-    config = small_config(enhanced_mask_decoder=False, embedding_size=6)
-    model = small_model(config)
+    config = tiny_v3(enhanced_mask_decoder=False, embedding_size=6)
+    model = random_model(config)
     hidden = torch.randn(4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     head = model.mlm_head
     inner = functional.gelu(hidden @ head.dense.weight.T + head.dense.bias)  # [4, 6]
@@ -108,9 +109,9 @@ def test_the_head_is_dense_gelu_norm_and_the_word_table() -> None:
 
 @pytest.mark.parametrize("activation", ["gelu", "tanh"])
 def test_the_convolution_reads_the_embeddings_and_replaces_the_first_layers_output(activation: str) -> None:
-    config = small_config(conv_kernel_size=3, conv_act=activation)
-    model = small_model(config)
-    ids, mask = batch(config)
+    config = tiny_v3(conv_kernel_size=3, conv_act=activation)
+    model = random_model(config)
+    ids, mask = padded_ids(config)
     carry = model.relative(model.embeddings(Carry(ids, mask.bool())))
     layer = model.get_submodule("layer.0")
     plain = layer.attend(QueryStream(carry.hidden, carry.visibility, None), layer.project_keys(carry))
@@ -133,9 +134,9 @@ def test_the_convolution_reads_the_embeddings_and_replaces_the_first_layers_outp
 
 
 def test_loss_is_a_sum_so_micro_batches_add_up() -> None:
-    config = small_config()
-    model = small_model(config)
-    ids, mask = batch(config)
+    config = tiny_v3()
+    model = random_model(config)
+    ids, mask = padded_ids(config)
     positions, labels = torch.tensor([[4, 8], [2, 5], [1, 0]]), torch.tensor([[7, 9], [5, 6], [8, 0]])
     whole, _ = model(ids, mask, positions, labels)
     parts = [model(*(part[row : row + 1] for part in (ids, mask, positions, labels)))[0] for row in range(3)]
@@ -146,9 +147,9 @@ def test_loss_is_a_sum_so_micro_batches_add_up() -> None:
 
 
 def test_correct_predictions_are_counted_at_targets_only() -> None:
-    config = small_config()
-    model = small_model(config)
-    ids, mask = batch(config)
+    config = tiny_v3()
+    model = random_model(config)
+    ids, mask = padded_ids(config)
     positions = torch.tensor([[4, 8], [2, 5], [1, 0]])
     best = model.mlm_logits(ids, mask, positions)[..., 1:].argmax(-1) + 1
     labels = best.clone()

@@ -4,81 +4,57 @@ import pytest
 import torch
 from torch import Tensor
 
+from megadeberta.batch import Batch
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.engine.phases import Batch
-from megadeberta.layers.costs import list_layers
-from megadeberta.layers.shapes import parameter_shapes
+from megadeberta.layers.micro_batch import MicroBatch
+from megadeberta.layers.objectives import list_layers
 from megadeberta.layers.stages import StagePlan, cuttable_items, plan_stages
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.parallel.pipeline.packing import term_names
 from megadeberta.parallel.pipeline.stage import Stage
+from tests.models import (
+    INPUT_POSITIONS,
+    V1,
+    V2,
+    masked_batch,
+    pack_two,
+    read_left_to_right,
+    tiny_rtd,
+    tiny_v3,
+)
 
 LENGTH = 12
-SMALL = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "position_buckets": 4,
-    "max_position_embeddings": 16,
-    "hidden_dropout_prob": 0.2,
-    "attention_probs_dropout_prob": 0.2,
-    "initializer_range": 0.2,
-}
-V1 = {
-    "position_biased_input": True,
-    "enhanced_mask_decoder": False,
-    "type_vocab_size": 2,
-    "key_bias": False,
-    "share_att_key": False,
-    "position_buckets": -1,
-    "norm_rel_ebd": "none",
-}
+SIZES = {"dropout": 0.2, "initializer_range": 0.2}
+V1_AT_INPUT = V1 | INPUT_POSITIONS
 CASES = {
-    "v3": ({}, {}),
-    "v2 with convolution": ({"conv_kernel_size": 3}, {}),
-    "v1": (V1, {}),
-    "narrow words": ({"enhanced_mask_decoder": False, "embedding_size": 8}, {}),
-    "no relative attention": ({"relative_attention": False}, {}),
-    "left to right": ({}, {"name": "mlm_ar"}),
-    "gdes": ({}, {"name": "rtd", "rtd": {"generator_layers": 2}}),
-    "gdes v1": (V1, {"name": "rtd", "rtd": {"generator_layers": 2}}),
-    "es": ({}, {"name": "rtd", "rtd": {"embedding_sharing": "es", "generator_layers": 2}}),
-    "nes": ({}, {"name": "rtd", "rtd": {"embedding_sharing": "nes", "generator_layers": 2}}),
+    "v3": ({}, ObjectiveConfig()),
+    "v2 with convolution": (V2, ObjectiveConfig()),
+    "v1": (V1_AT_INPUT, ObjectiveConfig()),
+    "narrow words": ({"enhanced_mask_decoder": False, "embedding_size": 8}, ObjectiveConfig()),
+    "no relative attention": ({"relative_attention": False}, ObjectiveConfig()),
+    "left to right": ({}, ObjectiveConfig(name="mlm_ar")),
+    "gdes": ({}, tiny_rtd()),
+    "gdes v1": (V1_AT_INPUT, tiny_rtd()),
+    "es": ({}, tiny_rtd("es")),
+    "nes": ({}, tiny_rtd("nes")),
 }
 
 
-def _batch(objective: ObjectiveConfig, *, packed: bool) -> Batch:
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(4, 40, (3, LENGTH), generator=generator)
-    ids[1, 9:] = 0
-    positions = torch.tensor([[1, 4, 6], [2, 3, 0], [5, 0, 0]])
-    labels = torch.tensor([[7, 9, 11], [13, 15, 0], [17, 0, 0]])
-    batch = {
-        "input_ids": ids,
-        "attention_mask": (ids != 0).long(),
-        "masked_positions": positions,
-        "masked_labels": labels,
-        "sample_numbers": (5 << 32) + torch.arange(3),
-    }
+def _batch(model: ModelConfig, objective: ObjectiveConfig, *, packed: bool) -> Batch:
+    batch = masked_batch(model, samples=3, length=LENGTH, step=5)
     if objective.name == "mlm_ar":
-        batch["prefix_lengths"] = torch.tensor([LENGTH, 0, 4])
-    if packed:
-        batch["document_starts"] = torch.where(torch.arange(LENGTH) < 5, 0, 5).expand(3, LENGTH).contiguous()
-    return batch
+        batch = read_left_to_right(batch, LENGTH, 0, 4)
+    return pack_two(batch, 5) if packed else batch
 
 
 def _stages(
     model: ModelConfig, objective: ObjectiveConfig, count: int, *, fields: list[str], recompute: bool
 ) -> tuple[list[Stage], list[StagePlan]]:
-    layers = list_layers(model, objective, sequence_length=LENGTH)
-    plans = plan_stages(layers, parameter_shapes(model, objective), count)
-    specs = build_specs(model, objective)
-    stages = [Stage(specs, plans, n, batch_fields=fields, recompute=recompute) for n in range(count)]
+    plans = plan_stages(list_layers(model, objective), MicroBatch(1, LENGTH, 8), count)
+    stages = [Stage(plans, n, batch_fields=fields, recompute=recompute) for n in range(count)]
     for stage in stages:
         _fill(stage)
     return stages, plans
@@ -125,18 +101,18 @@ def _gradients(stages: list[torch.nn.Module]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("case", "recompute"), [*((case, False) for case in CASES), ("v3", True), ("gdes", True)])
 def test_two_three_or_most_stages_are_the_whole_model(case: str, recompute: bool) -> None:
-    shape, goal = CASES[case]
-    model, objective = ModelConfig.model_validate(SMALL | shape), ObjectiveConfig.model_validate(goal)
-    batch = _batch(objective, packed=case in ("v3", "gdes", "v2 with convolution"))
+    shape, objective = CASES[case]
+    model = tiny_v3(**SIZES | shape)
+    batch = _batch(model, objective, packed=case in ("v3", "gdes", "v2 with convolution"))
     fields = list(batch)
-    whole = WholeModel(build_specs(model, objective))
+    whole = WholeModel(list_layers(model, objective))
     _fill(whole)
     expected, _ = whole(**batch)
     _loss(expected).backward()
-    for count in (2, 3, len(cuttable_items(list_layers(model, objective, sequence_length=LENGTH)))):
+    for count in (2, 3, len(cuttable_items(whole.layers))):
         stages, _ = _stages(model, objective, count, fields=fields, recompute=recompute)
         terms, _ = _run(stages, batch, fields)
-        assert list(terms) == list(expected) == list(term_names(whole.layer_names, fields))
+        assert list(terms) == list(expected) == list(term_names(whole.layers))
         for name, (total, number) in expected.items():
             # The same operations in float64; only the order in which gradients are added differs.
             torch.testing.assert_close(terms[name][0].double(), total.double(), rtol=1e-12, atol=1e-12)
@@ -148,9 +124,9 @@ def test_two_three_or_most_stages_are_the_whole_model(case: str, recompute: bool
 
 
 def test_stages_have_the_global_names_and_values(subtests: pytest.Subtests) -> None:
-    for case, (shape, goal) in CASES.items():
-        model, objective = ModelConfig.model_validate(SMALL | shape), ObjectiveConfig.model_validate(goal)
-        whole = WholeModel(build_specs(model, objective))
+    for case, (shape, objective) in CASES.items():
+        model = tiny_v3(**SIZES | shape)
+        whole = WholeModel(list_layers(model, objective))
         _fill(whole)
         wanted = dict(whole.named_parameters())
         for count in (2, 3, 4):
@@ -166,13 +142,14 @@ def test_stages_have_the_global_names_and_values(subtests: pytest.Subtests) -> N
 
 
 def test_only_hidden_states_a_loss_and_numbers_pass_between_stages() -> None:
-    rtd = {"name": "rtd", "rtd": {"generator_layers": 2}}
-    model, objective = ModelConfig.model_validate(SMALL), ObjectiveConfig.model_validate(rtd)
-    batch = _batch(objective, packed=False)
+    model, objective = tiny_v3(**SIZES), tiny_rtd()
+    batch = _batch(model, objective, packed=False)
     stages, _ = _stages(model, objective, 4, fields=list(batch), recompute=False)
     _, inputs = _run(stages, batch, list(batch))
     for tensors in inputs[1:]:
         floats = [tuple(tensor.shape) for tensor in tensors if tensor.is_floating_point()]
-        # [B, L, D] or [B, Q, D], and from the generator's head on its loss; never [B, Q, V].
-        assert floats[0] in ((3, LENGTH, 16), (3, 3, 16)) and floats[1:] in ([], [(1,)])
+        # [B, L, D] or [B, Q, D], but for a cut right behind the draw, and behind the generator's head its loss; never
+        # [B, Q, V].
+        assert floats in [[*states, *loss] for states in ([(3, LENGTH, 16)], [(3, 3, 16)], []) for loss in ([], [(1,)])]
+        assert floats
         assert all(tensor.size(-1) <= LENGTH for tensor in tensors if not tensor.is_floating_point())

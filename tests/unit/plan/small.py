@@ -1,17 +1,9 @@
-"""A small recipe and layouts of it."""
+"""Small layouts to plan."""
 
 from dataclasses import replace
 from typing import Any
 
-from megadeberta.config.run import RunConfig
 from megadeberta.plan.layout import Layout
-from tests.unit.config.recipes import recipe
-
-
-def run_config(*, sequence_length: int = 64, **sections: Any) -> RunConfig:
-    """The valid small recipe with values of some sections replaced."""
-    data = {"sequence_length": sequence_length}
-    return RunConfig.model_validate(recipe(data=data, **sections))
 
 
 def layout(**changes: Any) -> Layout:

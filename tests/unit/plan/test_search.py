@@ -10,7 +10,7 @@ from megadeberta.plan.layout import Layout
 from megadeberta.plan.report import launch_command, reason
 from megadeberta.plan.search import CLOSE, Search, search_layouts
 from megadeberta.preflight.validate import validate_run
-from tests.unit.plan.small import run_config
+from tests.models import run_config
 
 BLOCK = {"train_batch_size": 96, "train_micro_batch_size_per_gpu": 4, "bf16": {"enabled": True}}
 MODEL = {"num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 128, "intermediate_size": 256}

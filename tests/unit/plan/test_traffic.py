@@ -12,12 +12,12 @@ from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.plan.cluster import Cluster
-from megadeberta.plan.memory import work_of
 from megadeberta.plan.stages import Recipe
 from megadeberta.plan.traffic import ring_all_gather, ring_all_reduce, traffic_of_stages, zero_bytes
+from tests.models import run_config
 from tests.ranks import run_ranks
-from tests.unit.plan.small import layout, run_config
-from tests.unit.plan.tiny_engine import MODEL, RANKS, micro_batch, tiny_engine, zero_block
+from tests.unit.plan.small import layout
+from tests.unit.plan.tiny_engine import MICRO_BATCH, MODEL, RANKS, tiny_engine, zero_block
 
 # Whose tensor is the whole one, and what a ring sends of it.
 COLLECTIVES: dict[str, tuple[str, Callable[[float, int], float]]] = {
@@ -51,7 +51,7 @@ def _sent_by_a_step(rank: int, world_size: int) -> list[float]:
         for number in range(6):
             if number == 4:
                 sent[0] = 0.0
-            engine.backward(engine(**micro_batch())[0]["mlm_loss"][0])
+            engine.backward(engine(**MICRO_BATCH)[0]["mlm_loss"][0])
             engine.step()
         found.append(sent[0])
         engine.destroy()
@@ -71,7 +71,7 @@ def test_stages_send_hidden_states_on_and_gradients_back() -> None:
     config = run_config(model={"num_hidden_layers": 6}, deepspeed={"train_batch_size": 64})
     cut = layout(pipeline=3, zero_stage=1, micro_batch=4, accumulation=8)
     recipe = Recipe(config)
-    first, middle, last = traffic_of_stages(recipe, cut, work_of(config, cut, "triton"))
+    first, middle, last = traffic_of_stages(recipe, cut, cut.micro_batch_of(config))
     hidden = 4 * 64 * config.model.hidden_size * 4  # sequences, tokens, width, bytes of fp32
     tables = [sum(math.prod(s.parameters[n]) for n in s.copies) for s in recipe.stages(cut)]
     assert [tables[0], tables[1] > 0, tables[2] > tables[1]] == [0, True, True]

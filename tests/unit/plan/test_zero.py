@@ -13,7 +13,7 @@ from megadeberta.engine.process_group import start_process_group
 from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.plan.zero import zero_memory
 from tests.ranks import run_ranks
-from tests.unit.plan.tiny_engine import MODEL, RANKS, micro_batch, tiny_engine, zero_block
+from tests.unit.plan.tiny_engine import MICRO_BATCH, MODEL, RANKS, tiny_engine, zero_block
 
 
 def _live_bytes() -> int:
@@ -48,7 +48,7 @@ def _fullest_moments(rank: int, world_size: int, precision: str) -> list[int]:
         engine = tiny_engine(precision, stage)
         fullest = 0
         for _ in range(4):  # two updates of two micro batches
-            engine.backward(engine(**micro_batch())[0]["mlm_loss"][0])
+            engine.backward(engine(**MICRO_BATCH)[0]["mlm_loss"][0])
             fullest = max(fullest, _settled_bytes())
             engine.step()
         found.append(fullest)

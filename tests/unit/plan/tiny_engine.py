@@ -1,16 +1,16 @@
 """A small model in a DeepSpeed engine: what memory and traffic of ZeRO are measured on."""
 
 import deepspeed
-import torch
 
-from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.build import build_engine
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.layers.objectives import list_layers
+from megadeberta.model.whole import WholeModel
+from tests.models import masked_batch, tiny_v3
 
 RANKS = 2
-MODEL = ModelConfig(
+MODEL = tiny_v3(
     vocab_size=512,
     hidden_size=128,
     num_hidden_layers=2,
@@ -18,7 +18,9 @@ MODEL = ModelConfig(
     intermediate_size=512,
     position_buckets=8,
     max_position_embeddings=32,
+    dropout=0.1,
 )
+MICRO_BATCH = masked_batch(MODEL, samples=1, length=16)
 
 
 def zero_block(precision: str, stage: int) -> dict[str, object]:
@@ -35,18 +37,6 @@ def zero_block(precision: str, stage: int) -> dict[str, object]:
 
 def tiny_engine(precision: str, stage: int) -> deepspeed.DeepSpeedEngine:
     """An engine around a new model."""
-    whole = WholeModel(build_specs(MODEL, ObjectiveConfig()))
+    whole = WholeModel(list_layers(MODEL, ObjectiveConfig()))
     block = zero_block(precision, stage)
     return build_engine(whole, OptimizerConfig(lr=1e-3), block=block, timeout_seconds=60.0)
-
-
-def micro_batch() -> dict[str, torch.Tensor]:
-    """One sequence with three targets."""
-    ids = torch.randint(5, 500, (1, 16))
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "masked_positions": torch.arange(3).unsqueeze(0),
-        "masked_labels": ids[:, :3],
-        "sample_numbers": torch.zeros(1, dtype=torch.int64),
-    }

@@ -8,7 +8,7 @@ from megadeberta.config.load import parse_run_config
 from megadeberta.errors import ConfigError
 from megadeberta.preflight.layout import topology_of
 from megadeberta.topology import Topology
-from tests.unit.config.recipes import recipe
+from tests.models import recipe
 
 BLOCK = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 1}}
 CUT_NOTHING = {"pipe_partitioned": False, "grad_partitioned": False}

@@ -8,7 +8,7 @@ from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.load import parse_run_config
 from megadeberta.errors import ConfigError
 from megadeberta.preflight.validate import validate_run
-from tests.unit.config.recipes import recipe
+from tests.models import recipe
 
 
 def _validate(world_size: int = 1, **sections: Any) -> BatchAlgebra:
