@@ -24,7 +24,7 @@ _PRECISE = 4  # softmax, log-sum-exp and LayerNorm statistics are fp32 at least
 _INDEX = 8  # int64
 _DECODER_PASSES = 2
 CHUNK_ELEMENTS = 2**27
-"""Logits that exist at once (``ops/masked_cross_entropy.py``): with more rows than that they are computed again."""
+"""Logits that exist at once (``ops/masked_cross_entropy.py``): with more rows than that they are recomputed."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Work:
 
     targets: slots of a sequence that are predicted. tensor: ranks that share heads, feed-forward and vocabulary; with
     ``sequence_parallel`` also the tokens between them. selective_recompute: queries, keys, values and what the gelu
-    reads are made again in the backward pass.
+    reads are recomputed in the backward pass.
     """
 
     sequences: int

@@ -1,4 +1,4 @@
-"""What a layer keeps for backward with the kernels, and that making it again changes nothing.
+"""What a layer keeps for backward with the kernels, and that recomputing it changes nothing.
 
 Shapes: B batch · L length · D hidden size.
 """
@@ -53,7 +53,7 @@ def test_a_layer_keeps_few_bytes_a_token_in_bf16_with_dropout(selective: bool, m
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_making_activations_again_gives_the_same_gradients_to_the_bit(backend: str) -> None:
+def test_recomputed_activations_give_the_same_gradients_to_the_bit(backend: str) -> None:
     sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96}
     model = WholeModel(mlm_specs(ModelConfig(vocab_size=60, position_buckets=16, max_position_embeddings=64, **sizes)))
     initialize(model, seed=1, std=0.02)
