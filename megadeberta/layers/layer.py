@@ -107,8 +107,12 @@ class Layer:
         """Matrix products of the forward pass that all sequences of a micro batch share."""
         return 0.0
 
+    def repeated_multiply_adds(self, batch: MicroBatch) -> float:
+        """Matrix products of the forward pass that are made again although the result was there."""
+        return 0.0
+
     def extra_operations(self, batch: MicroBatch) -> float:
-        """Operations of training besides the products above, forward and backward."""
+        """Operations of training besides the products of a forward pass and their gradients."""
         return 0.0
 
     def operations(self, batch: MicroBatch) -> float:
@@ -121,7 +125,7 @@ class Layer:
         if batch.activation_checkpointing and self.is_encoder:
             passes += FORWARD_OPERATIONS
         products = self.multiply_adds(batch, rows=batch.rows) + self.table_multiply_adds(batch)
-        return passes * products + self.extra_operations(batch)
+        return passes * (products + self.repeated_multiply_adds(batch)) + self.extra_operations(batch)
 
     def kept_bytes(self, batch: MicroBatch) -> int:
         """What autograd keeps for the backward pass, without logits over the vocabulary."""
