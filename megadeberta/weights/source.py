@@ -59,9 +59,9 @@ class ModelSource:
         """The model whose encoder is what training was for: of two parts, the discriminator, with whole tables."""
         if self.objective.name != "rtd":
             return self
-        found = self.discriminator_model()
-        encoder = {n: t for n, t in found.weights.items() if not (n.startswith(f"{RTD_HEAD}.") or n.endswith(".delta"))}
-        return dataclasses.replace(found, weights=encoder)
+        whole = self.discriminator_model()
+        encoder = {n: t for n, t in whole.weights.items() if not (n.startswith(f"{RTD_HEAD}.") or n.endswith(".delta"))}
+        return dataclasses.replace(whole, weights=encoder)
 
     def discriminator_model(self) -> "ModelSource":
         """The discriminator with its head, whole tables, and its differences from the generator's beside them.
@@ -98,7 +98,7 @@ def load_weights(path: Path) -> ModelSource:
         config, weights = _read_json(path / MODEL_JSON, ModelConfig), _imported_weights(path / SAFETENSORS)
         return _complete(path, config, objective or ObjectiveConfig(), weights=weights, run={})
     folder, manifest = (path, verify_checkpoint(path)) if (path / MANIFEST_NAME).is_file() else _newest_sound(path)
-    config, objective = _shape_of(manifest, folder)
+    config, objective = _sections_of(manifest, folder)
     run = {"step": manifest.step, "config": manifest.run.config}
     weights = {name: torch.from_numpy(values) for name, values in CheckpointContent(folder).whole()}
     return _complete(folder, config, objective, weights=weights, run=run)
@@ -132,7 +132,7 @@ def _newest_sound(output_dir: Path) -> tuple[Path, Manifest]:
     raise CheckpointError(f"{root}: none of {len(names)} checkpoints is sound, the newest: {problems[0]}")
 
 
-def _shape_of(manifest: Manifest, folder: Path) -> tuple[ModelConfig, ObjectiveConfig]:
+def _sections_of(manifest: Manifest, folder: Path) -> tuple[ModelConfig, ObjectiveConfig]:
     try:
         recipe = manifest.run.config
         return ModelConfig.model_validate(recipe["model"]), ObjectiveConfig.model_validate(recipe.get("objective", {}))

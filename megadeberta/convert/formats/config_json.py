@@ -87,7 +87,7 @@ def from_config_json(values: Mapping[str, Any], family: Family, *, mask_decoder:
     fields = {name: values[name] for name in names if values.get(name) is not None}
     fields = _ABSENT | {"key_bias": family.key_bias} | fields
     if not fields.get("conv_kernel_size"):
-        del fields["conv_act"]  # of nothing
+        del fields["conv_act"]  # there is no convolution that it would be of
     terms = values.get("pos_att_type") or ()
     fields["pos_att_type"] = terms if isinstance(terms, str) else tuple(terms)
     if isinstance(fields["norm_rel_ebd"], str):
@@ -105,7 +105,7 @@ def from_config_json(values: Mapping[str, Any], family: Family, *, mask_decoder:
 def first_problem(error: ValidationError) -> str:
     """The first thing wrong with a model section, in its own words."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(key) for key in first["loc"])
     own_words = first["type"] == "value_error"
     return str(first["ctx"]["error"]) if own_words else f"{where}={first['input']!r}: {first['msg']}"
 
