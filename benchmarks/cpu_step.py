@@ -15,12 +15,11 @@ from functools import partial
 
 import torch
 from attention_layer import draw_inputs, our_layer, their_layer, with_backward
-from megadeberta.observability.flops import flops_per_token
 from step_models import (
     BERT,
     DECODER,
     EAGER,
-    MASK_RATE,
+    MASKED,
     REPLACED,
     TOY,
     Variant,
@@ -39,6 +38,7 @@ from torch import nn
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.optimizer import build_optimizer
+from megadeberta.layers.flops import run_flops_per_token
 
 OURS, LEAN, LEANEST = "megadeberta", "megadeberta, lean memory", "megadeberta, and selective"
 BACKENDS = {OURS: "cpu", LEAN: "cpu-lean"}
@@ -68,7 +68,7 @@ def bench_step(shape: tuple[int, int], config: ModelConfig, models: dict[str, Va
     rate, tokens = gemm_rate(torch.device("cpu"), torch.float32), batch.ids.numel()
     notes = {}
     for name, values in seconds.items():
-        flops = flops_per_token(models[name].config, sequence_length=shape[1], mask_rate=MASK_RATE) * tokens
+        flops = run_flops_per_token(models[name].config, MASKED, sequence_length=shape[1]) * tokens
         of_bert = statistics.median(a / b for a, b in zip(values, seconds[BERT], strict=True))
         notes[name] = f"  {statistics.median(values) * rate / flops:5.2f} x its products  {of_bert:5.2f} x BERT"
     print_ratios(seconds, EAGER, notes)

@@ -29,6 +29,7 @@ from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.backends import Backend, register_backend
 
 MASK_RATE = 0.15
+MASKED = ObjectiveConfig(mask_rate=MASK_RATE)
 REPLACED = ObjectiveConfig(name="rtd")
 EAGER = "transformers eager"
 BERT = "same-size BERT, SDPA"

@@ -28,6 +28,10 @@ class Embeddings(Layer, kind="embeddings"):
         f"embeddings.word_embeddings.{name}": "vocabulary" for name in ("weight", "base", "delta")
     }
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ()
+
     def own_parameters(self) -> Shapes:
         model, shapes = self.model, Shapes()
         size, width = model.hidden_size, model.embedding_width

@@ -49,7 +49,7 @@ class EncoderLayer(Layer, kind="layer"):
     def multiply_adds(self, batch: MicroBatch, *, rows: float) -> float:
         """Per token: projections, feed-forward, content scores and values, position scores; and the convolution."""
         model = self.model
-        token = key_products(model) + query_products(model, batch.length)
+        token = key_products(model) + query_products(model, batch.length) + key_position_products(model, batch.length)
         if self.convolution:
             token += model.conv_kernel_size * model.hidden_size**2 // model.conv_groups
         return batch.tokens * token
@@ -114,11 +114,16 @@ def key_products(model: ModelConfig) -> int:
 def query_products(model: ModelConfig, length: int) -> int:
     """Multiply-adds per row that attends to a sequence of ``length``: query, scores and values, output, feed-forward.
 
-    Each position term is one product with the rows of the relative table that the sequence reads.
+    The content-to-position term is a product with the rows of the relative table that the sequence reads.
     """
     size = model.hidden_size
-    scores = 2 * length + len(position_terms(model)) * relative_rows(model, length)
+    scores = 2 * length + ("c2p" in position_terms(model)) * relative_rows(model, length)
     return 2 * size**2 + 2 * size * model.intermediate_size + scores * size
+
+
+def key_position_products(model: ModelConfig, length: int) -> int:
+    """Multiply-adds per key for the position-to-content term: it does not depend on the rows that attend."""
+    return ("p2c" in position_terms(model)) * relative_rows(model, length) * model.hidden_size
 
 
 def table_products(model: ModelConfig, length: int) -> int:

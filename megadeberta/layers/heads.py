@@ -28,7 +28,12 @@ class MlmHead(Layer, kind="mlm_head"):
     """A generator's: its logits are handed on, to be drawn from."""
 
     is_head = True
+    writes = ()
     cuts: ClassVar[Mapping[str, Cut]] = {f"mlm_head.decoder.{name}": "vocabulary" for name in ("weight", "bias")}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("masked_hidden",) if self.model.enhanced_mask_decoder else ("hidden",)
 
     def own_parameters(self) -> Shapes:
         width = self.model.embedding_width
@@ -96,9 +101,14 @@ class Sample(Layer, kind="sample"):
 
     is_head = True
     joins_previous = True
-    output = None
+    writes = ()
     adds = ("replaced",)
     drops = ("masked_positions", "masked_labels")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Of activations that travel; the logits of the head before it do not."""
+        return ()
 
     def extra_operations(self, batch: MicroBatch) -> float:
         """The noise."""
@@ -112,6 +122,7 @@ class RtdHead(Layer, kind="rtd_head"):
     """Dense and classifier on every token: was it replaced?"""
 
     is_head = True
+    writes = ()
 
     def own_parameters(self) -> Shapes:
         size = self.model.hidden_size

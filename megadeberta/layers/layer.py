@@ -59,8 +59,8 @@ class Layer:
     """Cheap and read by many: every pipeline stage that needs it holds a copy."""
     joins_previous: ClassVar[bool] = False
     """No pipeline cut may be made before it: what it reads is too large to travel."""
-    output: ClassVar[str | None] = "hidden"
-    """The activations that later layers read, a field of ``Carry``; None = none."""
+    writes: ClassVar[tuple[str, ...]] = ("hidden",)
+    """The activations that it makes for later layers: fields of ``Carry``."""
     adds: ClassVar[tuple[str, ...]] = ()
     """Fields of the batch that it makes for later layers."""
     drops: ClassVar[tuple[str, ...]] = ()
@@ -87,6 +87,11 @@ class Layer:
         return part_of(self.name)
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """The activations of earlier layers that it reads: fields of ``Carry``."""
+        return ("hidden",)
+
+    @property
     def tied(self) -> tuple[str, ...]:
         """Global names of the parameters of other layers that it shares."""
         return tuple(tie.source for tie in self.ties)
@@ -107,8 +112,12 @@ class Layer:
         """Matrix products of the forward pass that all sequences of a micro batch share."""
         return 0.0
 
+    def repeated_multiply_adds(self, batch: MicroBatch) -> float:
+        """Matrix products of the forward pass that are made again although the result was there."""
+        return 0.0
+
     def extra_operations(self, batch: MicroBatch) -> float:
-        """Operations of training besides the products above, forward and backward."""
+        """Operations of training besides the products of a forward pass and their gradients."""
         return 0.0
 
     def operations(self, batch: MicroBatch) -> float:
@@ -121,7 +130,7 @@ class Layer:
         if batch.activation_checkpointing and self.is_encoder:
             passes += FORWARD_OPERATIONS
         products = self.multiply_adds(batch, rows=batch.rows) + self.table_multiply_adds(batch)
-        return passes * products + self.extra_operations(batch)
+        return passes * (products + self.repeated_multiply_adds(batch)) + self.extra_operations(batch)
 
     def kept_bytes(self, batch: MicroBatch) -> int:
         """What autograd keeps for the backward pass, without logits over the vocabulary."""

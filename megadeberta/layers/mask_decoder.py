@@ -4,7 +4,14 @@ Shapes: B batch · L length · Q target rows per sequence · D hidden size.
 """
 
 from megadeberta.layers.collectives import Collective, column_then_row, whole_sequences, with_recompute
-from megadeberta.layers.encoder import ENCODER_CUTS, block_parameters, key_products, query_products, table_products
+from megadeberta.layers.encoder import (
+    ENCODER_CUTS,
+    block_parameters,
+    key_position_products,
+    key_products,
+    query_products,
+    table_products,
+)
 from megadeberta.layers.kept import keys_kept, positions_kept, stream_kept
 from megadeberta.layers.layer import Layer
 from megadeberta.layers.micro_batch import INDEX_BYTES, MicroBatch
@@ -18,7 +25,7 @@ class MaskDecoder(Layer, kind="mask_decoder"):
     """Keys and values of all tokens, once; queries of the target rows, in ``PASSES`` passes."""
 
     is_encoder = True
-    output = "masked_hidden"
+    writes = ("masked_hidden",)
     cuts = ENCODER_CUTS
 
     def own_parameters(self) -> Shapes:
@@ -26,8 +33,13 @@ class MaskDecoder(Layer, kind="mask_decoder"):
         return prefixed("layer", block_parameters(self.model)) | {"position_embeddings.weight": positions}
 
     def multiply_adds(self, batch: MicroBatch, *, rows: float) -> float:
-        """Keys and values once per token, all else in each pass per target row."""
-        return batch.tokens * key_products(self.model) + PASSES * rows * query_products(self.model, batch.length)
+        """Keys, values and their position scores once per token, all else in each pass per target row."""
+        key = key_products(self.model) + key_position_products(self.model, batch.length)
+        return batch.tokens * key + PASSES * rows * query_products(self.model, batch.length)
+
+    def repeated_multiply_adds(self, batch: MicroBatch) -> float:
+        """The position scores of the keys, in every pass after the first."""
+        return (PASSES - 1) * batch.tokens * key_position_products(self.model, batch.length)
 
     def table_multiply_adds(self, batch: MicroBatch) -> float:
         return table_products(self.model, batch.length)

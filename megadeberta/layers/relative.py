@@ -27,6 +27,11 @@ class RelativeTable(Layer, kind="relative"):
     """The embedding of distances, its LayerNorm, and the window of rows that the sequences read."""
 
     is_copied = True
+    writes = ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ()
 
     def own_parameters(self) -> Shapes:
         size = self.model.hidden_size

@@ -1,13 +1,17 @@
 """What `pip install` gives: one top-level name with code, recipes and examples, and metadata that keep their word."""
 
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 # The folders that the checkout has at its top and the package inside itself.
@@ -86,3 +90,47 @@ def test_sdist_has_one_top_level_name_without_links_and_builds_the_same_wheel(
     }
     assert not any(member.issym() or member.islnk() for member, _ in members)
     assert _content(_build(sdist, tmp_path)) == _content(wheel)
+
+
+def _project() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
+    """The dependencies, and those of every extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: list(map(Requirement, lines)) for name, lines in project["optional-dependencies"].items()}
+    return list(map(Requirement, project["dependencies"])), extras
+
+
+def test_extras_that_texts_and_messages_name_are_those_that_exist() -> None:
+    files = [
+        ROOT / "README.md",
+        ROOT / "Makefile",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "megadeberta").rglob("*.py"),
+    ]
+    named = {
+        extra
+        for path in files
+        for extras in re.findall(r"(?:megadeberta|'\.)\[([a-z,]+)\]'", path.read_text(encoding="utf-8"))
+        for extra in extras.split(",")
+    }
+    assert named == set(_project()[1])
+
+
+def test_readme_gives_the_range_of_torch() -> None:
+    (torch,) = (requirement for requirement in _project()[0] if requirement.name == "torch")
+    lowest, highest = sorted(str(torch.specifier).split(","), reverse=True)
+    assert f"torch{lowest},{highest}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_constraints_pin_every_dependency_inside_its_range() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))
+    dependencies, extras = _project()
+    for requirement in chain(dependencies, *extras.values()):
+        if requirement.name not in ("megadeberta", "triton"):  # a CUDA build of torch pins Triton itself
+            assert pins[requirement.name] in requirement.specifier, requirement
+
+
+def test_running_needs_no_triton() -> None:
+    dependencies, extras = _project()
+    assert "triton" not in {requirement.name for requirement in dependencies}
+    assert [name for name, found in extras.items() if "triton" in {one.name for one in found}] == ["gpu"]

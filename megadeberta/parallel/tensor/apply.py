@@ -1,6 +1,6 @@
 """A plain model becomes this rank's shard of it: parameters are cut by the plan, and the layers that read them swapped.
 
-The model says nothing about parallelism but for a few named places that do nothing (``nn.Identity``, ``SideBySide``,
+The model says nothing about parallelism but for a few named places that do nothing (``nn.Identity``, ``JointLinear``,
 ``Sample.draw``); what is put there communicates.
 
 With sequence parallelism, hidden states between the embeddings and the keys of the last layer hold this rank's tokens

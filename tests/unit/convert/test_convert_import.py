@@ -289,7 +289,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 
 
 BAD_CONFIGS = {
-    "another architecture": ({"model_type": "bert"}, "model_type is 'bert'; only 'deberta'"),
+    "another architecture": ({"model_type": "gpt2"}, r"model_type is 'gpt2'; only .*'deberta' \(v1\)"),
     "a missing size": ({"hidden_size": None}, "hidden_size is missing"),
     "talking heads": ({"talking_head": True}, "talking_head=true is not supported"),
     "untied tables": ({"tie_word_embeddings": False}, "tie_word_embeddings=false is not supported"),

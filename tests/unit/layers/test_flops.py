@@ -85,9 +85,10 @@ def test_targets_are_those_of_a_full_sequence() -> None:
 
 def test_mask_decoder_counts_masked_rows_of_the_last_layer_only() -> None:
     dense, attention = 12 * 768**2, (2 * 512 + 2 * 511) * 768  # multiply-adds of one layer for one token
+    of_keys = 511 * 768  # the position-to-content scores: of every key, whatever attends
     keys_and_values = 2 * 768**2
     head = 0.15 * (768 * 128_100 + 768**2)
-    masked_rows = 2 * 0.15 * (dense - keys_and_values + attention)
-    expected = 6 * (11 * (dense + attention) + keys_and_values + masked_rows + head)
+    masked_rows = 2 * 0.15 * (dense - keys_and_values + attention - of_keys)
+    expected = 6 * (11 * (dense + attention) + keys_and_values + of_keys + masked_rows + head)
     model = _model(enhanced_mask_decoder=True)
     assert flops_per_token(model, sequence_length=512, mask_rate=0.15) == pytest.approx(expected)
