@@ -15,17 +15,18 @@ from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.first_problem import first_problem
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig, RtdConfig, part_of
-from megadeberta.convert.formats.names import INPUT_POSITION_TABLE, WORD_TABLE, difference_names
+from megadeberta.convert.formats.names import difference_names
 from megadeberta.convert.formats.read_folder import ImportedModel, ReportLine, read_discriminator, read_hf_folder
 from megadeberta.convert.import_folder import draw_initial_values, write_import
 from megadeberta.errors import CheckpointError
 from megadeberta.layers.catalogue import rtd_layers
+from megadeberta.layers.embeddings import POSITION_TABLE, WORD_TABLE
 from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 Sharing = Literal["gdes", "es", "nes"]
 Weights = dict[str, Tensor]
-TABLES = (WORD_TABLE, INPUT_POSITION_TABLE)
+TABLES = (WORD_TABLE, POSITION_TABLE)
 _STALE = 0.05
 """Microsoft's sum is that of the last forward pass, one optimizer step behind its terms: a step moves a table by less
 than this fraction of its mean absolute value, while the table of another model differs by all of it."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, part_of
+from megadeberta.layers.embeddings import POSITION_TABLE, WORD_TABLE
 
 _DIFFERENCE = ".delta"
 
@@ -25,7 +26,7 @@ def split_parts(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
             table = f"{name.removesuffix(_DIFFERENCE)}.weight"
             discriminator[table] = generator[table] + difference
             del discriminator[name]
-    for name in ("embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"):
+    for name in (WORD_TABLE, POSITION_TABLE):
         if name in generator and name not in discriminator:  # one table for both
             discriminator[name] = generator[name].clone()
     return generator, discriminator

@@ -19,7 +19,7 @@ from megadeberta.convert.formats.families import FAMILIES, choose_target, family
 from megadeberta.convert.formats.family import ExportTarget, Family, FileFormat, ModelKind
 from megadeberta.convert.formats.split_tensors import split_tensors, take_backbone
 from megadeberta.errors import CheckpointError
-from megadeberta.model import mask_decoder
+from megadeberta.layers import mask_decoder
 from tests.unit.convert.small_models import CASES, V1, small_config, small_model, weights_of
 
 CONVERT = Path(megadeberta.convert.__file__).parent
