@@ -3,6 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+TEST_STAMP := $(VENV)/.complete-test
+CHECK_STAMP := $(VENV)/.complete-check
 # The first Python that is new enough; another one: make test PYTHON=/path/to/python3.12
 ifndef PYTHON
 PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -16,7 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-venv: $(STAMP) ## the environment: .venv with the versions of constraints.txt
+venv: $(STAMP) ## the environment to run: .venv with the versions of constraints.txt
 
 # torch first: DeepSpeed's build looks at the torch that is installed, so it must not get an isolated build either.
 $(STAMP): pyproject.toml constraints.txt
@@ -28,12 +30,21 @@ $(STAMP): pyproject.toml constraints.txt
 	"$(PYTHON)" -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) setuptools wheel ninja
-	$(PIP) --no-build-isolation --editable '.[dev,mpi]'
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+# Triton alone is a gigabyte: what only tests and checks need is added when they are run.
+$(TEST_STAMP): $(STAMP)
+	$(PIP) --no-build-isolation --editable '.[test]'
+	@touch $@
+
+$(CHECK_STAMP): $(STAMP)
+	$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 CORPUS := corpora/wikitext2
 SHARDS := corpora/wikitext2-shards
-RECIPE := ds_configs/quickstart.json
+RECIPE := quickstart
 RUN := runs/quickstart
 # Seconds until the first start is stopped with SIGTERM, as a scheduler would: it saves, and the second start goes on.
 STOP_AFTER := 120
@@ -49,25 +60,28 @@ run: venv ## the main job on WikiText-2: shards, training that is stopped and re
 	$(BIN)/python docs/examples/fill_mask_with_transformers.py $(RUN)/export
 	$(BIN)/megadeberta report $(RUN)
 
-test: venv ## the default tests, minutes on two cores
+test: $(TEST_STAMP) ## the default tests, minutes on two cores
 	$(BIN)/python -m pytest -q -m 'not campaign'
 
-test-faults: venv ## the long fault campaigns: kill -9, snapshots, bit flips
+test-faults: $(TEST_STAMP) ## the long fault campaigns: kill -9, snapshots, bit flips
 	$(BIN)/python -m pytest -q -m campaign
 
-test-layouts: venv ## every layout against one process, hours; LAYOUTS="--variant v3 --every 10" for a part
+test-layouts: $(TEST_STAMP) ## every layout against one process, hours; LAYOUTS="--variant v3 --every 10" for a part
 	$(BIN)/python -m tests.distributed.layout_matrix $(LAYOUTS)
 
-test-nodes: venv ## two rehearsed machines through pdsh and the deepspeed launcher; as root, with pdsh and sshd
+test-nodes: $(TEST_STAMP) ## two rehearsed machines through pdsh and the deepspeed launcher; as root, with pdsh and sshd
 	$(BIN)/python tests/e2e/two_nodes.py
 
-check: venv ## lint and format, changing nothing
+check: $(CHECK_STAMP) ## lint, format and types, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/format_recipes.py --check
+	$(BIN)/mypy
 
-format: venv ## mend what ruff can mend
+format: $(CHECK_STAMP) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python tools/format_recipes.py
 
 clean: ## remove the environment and caches; runs/ and corpora/ stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

@@ -29,7 +29,8 @@ from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.state.local_parameters import whole_parameters
 from megadeberta.engine.state.optimizer_state import OptimizerState
 from megadeberta.engine.state.save_load import load_checkpoint, save_checkpoint
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.layers.objectives import list_layers
+from megadeberta.model.whole import WholeModel
 
 RUN = RunRecord(
     world=WorldLayout(world_size=1, data_parallel=1, zero_stage=1, precision="fp32"),
@@ -115,9 +116,8 @@ def _engine(hidden: int, layers: int) -> deepspeed.DeepSpeedEngine:
         "train_batch_size": 1,
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {"stage": 1},
-        "steps_per_print": 1_000_000,
     }
-    model = WholeModel(build_specs(config, ObjectiveConfig()))
+    model = WholeModel(list_layers(config, ObjectiveConfig()))
     engine = build_engine(model, OptimizerConfig(lr=1e-4), block=block, timeout_seconds=600.0)
     loss = torch.stack([parameter.square().sum() for parameter in engine.module.parameters()]).sum()
     engine.backward(loss)

@@ -19,7 +19,7 @@ from step_models import (
     BERT,
     DECODER,
     EAGER,
-    MASK_RATE,
+    MASKED,
     REPLACED,
     TOY,
     Variant,
@@ -38,7 +38,7 @@ from torch import nn
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.optimizer import build_optimizer
-from megadeberta.observability.flops import flops_per_token
+from megadeberta.layers.flops import run_flops_per_token
 
 OURS, LEAN, LEANEST = "megadeberta", "megadeberta, lean memory", "megadeberta, and selective"
 BACKENDS = {OURS: "cpu", LEAN: "cpu-lean"}
@@ -68,7 +68,7 @@ def bench_step(shape: tuple[int, int], config: ModelConfig, models: dict[str, Va
     rate, tokens = gemm_rate(torch.device("cpu"), torch.float32), batch.ids.numel()
     notes = {}
     for name, values in seconds.items():
-        flops = flops_per_token(models[name].config, sequence_length=shape[1], mask_rate=MASK_RATE) * tokens
+        flops = run_flops_per_token(models[name].config, MASKED, sequence_length=shape[1]) * tokens
         of_bert = statistics.median(a / b for a, b in zip(values, seconds[BERT], strict=True))
         notes[name] = f"  {statistics.median(values) * rate / flops:5.2f} x its products  {of_bert:5.2f} x BERT"
     print_ratios(seconds, EAGER, notes)
@@ -89,7 +89,7 @@ def bench_optimizer(shape: tuple[int, int], config: ModelConfig, models: dict[st
         if name == EAGER:
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, foreach=True)
         else:
-            optimizer = build_optimizer(model, OptimizerConfig(lr=1e-5), deepspeed_block={})
+            optimizer = build_optimizer(model, OptimizerConfig(lr=1e-5), offloaded=False)
         label = f"{name} + {'AdamW' if name == EAGER else 'fused AdamW'}"
         runs[label] = lambda m=model, n=name, o=optimizer: (compared[n].step(m, batch), o.step())
     seconds = interleave(runs, repeats)

@@ -17,7 +17,7 @@ import gpu_attention
 import torch
 from attention_layer import draw_inputs, our_layer, their_layer, with_backward
 from step_models import (
-    MASK_RATE,
+    MASKED,
     TOY,
     Variant,
     build_ours,
@@ -34,7 +34,8 @@ from stopwatch import device_seconds, draw_bars, gemm_rate, peak_memory
 from torch import nn
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.observability.flops import device_peak_flops, flops_per_token
+from megadeberta.layers.flops import run_flops_per_token
+from megadeberta.observability.device_peaks import device_peak_flops
 
 SIZES: dict[str, dict[str, int]] = {
     "base": {},
@@ -134,7 +135,7 @@ def measure(name: str, variant: Variant, run: Run, rate: float) -> float:
         update = device_seconds(optimizer.step, run.device, run.repeats)
         most = peak()
     kept_kib = variant.kept_bytes(model, batch) / run.tokens / run.config.num_hidden_layers / 1024
-    flops = flops_per_token(variant.config, sequence_length=run.shape[1], mask_rate=MASK_RATE)
+    flops = run_flops_per_token(variant.config, MASKED, sequence_length=run.shape[1])
     useful = flops * run.tokens / whole
     sheet = device_peak_flops(torch.cuda.get_device_name(run.device)) if run.device.type == "cuda" else None
     of_sheet = "" if sheet is None else f"{useful / sheet:.1%} of the data sheet, "

@@ -10,10 +10,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.model.attention_backend import select_attention, select_recompute
-from megadeberta.model.whole import WholeModel, build_specs
-from megadeberta.ops.attention.interface import Backend
-from megadeberta.ops.lent_memory import LentMemory
+from megadeberta.layers.objectives import list_layers
+from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm
+from megadeberta.model.whole import WholeModel
+from megadeberta.ops.recycled_buffer import RecycledBuffer
 
 BATCH, LENGTH = 4, 96
 
@@ -21,7 +21,7 @@ BATCH, LENGTH = 4, 96
 def kept_bytes(
     model: ModelConfig,
     objective: ObjectiveConfig,
-    backend: Backend,
+    backend: str,
     *,
     targets: int,
     batch: int = BATCH,
@@ -32,19 +32,20 @@ def kept_bytes(
 ) -> int:
     """Of one training pass in fp32 with all targets filled.
 
-    Autograd's hooks would not do: activations that are made again are held by functions, not by autograd.
+    Autograd's hooks would not do: activations that are recomputed are held by functions, not by autograd.
     """
     torch.manual_seed(0)
-    whole = WholeModel(build_specs(model, objective), recompute=recompute)
+    whole = WholeModel(list_layers(model, objective), recompute=recompute)
     for parameter in whole.parameters():
         nn.init.normal_(parameter, std=0.02)
     shard(whole)
     select_attention(whole, backend, torch.device("cpu"))
+    select_residual_norm(whole, "auto", torch.device("cpu"), attention=backend)
     select_recompute(whole, selective)
     whole.train()
     inputs = _inputs(model, batch, length, targets)
-    # Memory that is lent again is not allocated again, and is the same memory.
-    with patch.object(LentMemory, "room", return_value=None):
+    # A buffer that is taken again is not allocated again.
+    with patch.object(RecycledBuffer, "take", return_value=None):
         whole(**inputs)  # what is made once and for all
         gc.collect()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

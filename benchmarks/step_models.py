@@ -16,16 +16,20 @@ from transformers import DebertaV2Config, DebertaV2ForMaskedLM
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.convert.formats.hf_config import ModelKind, choose_layout, to_hf_config
+from megadeberta.convert.formats.config_json import to_config_json
+from megadeberta.convert.formats.families import choose_target
+from megadeberta.convert.formats.family import ModelKind
 from megadeberta.convert.formats.names import mlm_names
+from megadeberta.layers.objectives import list_layers
 from megadeberta.model.attention import DisentangledSelfAttention
-from megadeberta.model.attention_backend import select_attention, select_recompute
+from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, build_specs
-from megadeberta.ops.attention.interface import IMPLEMENTATIONS
+from megadeberta.model.whole import WholeModel
+from megadeberta.ops.attention.backends import Backend, register_backend
 
 MASK_RATE = 0.15
+MASKED = ObjectiveConfig(mask_rate=MASK_RATE)
 REPLACED = ObjectiveConfig(name="rtd")
 EAGER = "transformers eager"
 BERT = "same-size BERT, SDPA"
@@ -67,17 +71,18 @@ def draw_batch(batch: int, length: int, vocabulary: int, *, device: torch.device
 
 def build_theirs(config: ModelConfig) -> DebertaV2ForMaskedLM:
     torch.manual_seed(0)
-    return DebertaV2ForMaskedLM(DebertaV2Config(**to_hf_config(config, choose_layout(config, ModelKind.MLM))))
+    return DebertaV2ForMaskedLM(DebertaV2Config(**to_config_json(config, choose_target(config, ModelKind.MLM))))
 
 
 def build_ours(
     config: ModelConfig, *, backend: str, device: torch.device, objective: ObjectiveConfig | None = None
 ) -> WholeModel:
     """Of masked tokens unless another objective is given."""
-    model = WholeModel(build_specs(config, objective or ObjectiveConfig()))
+    model = WholeModel(list_layers(config, objective or ObjectiveConfig()))
     initialize(model, seed=0, std=config.initializer_range)
     set_sites(model.named_modules(), seed=0)
     select_attention(model, backend, device)
+    select_residual_norm(model, "auto", device, attention=backend)
     return model
 
 
@@ -100,7 +105,7 @@ def bert_of(config: ModelConfig) -> ModelConfig:
 
 def build_bert(config: ModelConfig, *, backend: str, device: torch.device) -> WholeModel:
     """Out of our layers, with torch's scaled_dot_product_attention in the place of ours; all else by ``backend``."""
-    IMPLEMENTATIONS["sdpa"] = _sdpa
+    register_backend(Backend("sdpa", "torch's scaled_dot_product_attention, without positions", _sdpa))
     model = build_ours(config, backend=backend, device=device)
     for module in model.modules():
         if isinstance(module, DisentangledSelfAttention):

@@ -97,7 +97,7 @@ class BlockCutter:
     def _unpack(self, number: int, source: Source, cut: re.Pattern[bytes] | None) -> Iterator[Block]:
         stream = UnpackedStream(source, max_expansion=self._read.max_expansion)
         offset = consumed = 0
-        carry = b""
+        carry: bytes | None = b""
         try:
             while carry is not None:
                 path = self._spool / f"spool-{self._number:06d}"

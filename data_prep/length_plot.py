@@ -25,7 +25,7 @@ def plot_lengths(folder: Path, lengths: np.ndarray) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     edges = np.unique(np.geomspace(1, max(int(lengths.max()), 2) + 1, 50).round())
-    axes.hist(lengths, bins=edges, color="tab:blue")
+    axes.hist(lengths, bins=edges.tolist(), color="tab:blue")
     axes.axvline(float(np.median(lengths)), color="tab:orange", label=f"median {np.median(lengths):.0f}")
     axes.set(xscale="log", xlabel="tokens a document", ylabel="documents", title=f"{len(lengths)} documents")
     axes.legend()

@@ -4,21 +4,21 @@
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.data.indexed import TokenShard, shard_file
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.data_prep.parts import FOLDER
 from megadeberta.data_prep.report import REPORT
 from megadeberta.errors import DataError
-from megadeberta.storage import storage_errors, sync_folder, write_file
+from megadeberta.storage import storage_errors, sync_folder, take_lock, temporary_path, write_file
 
-TOKENIZER = Path("tokenizer", "spm.model")
+TOKENIZER = Path("tokenizer", TOKENIZER_FILE)
 VOCABULARY_LISTING = Path("tokenizer", "spm.vocab")
 
 
@@ -44,13 +44,11 @@ class OutputFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not take_lock(descriptor, wait_seconds=0.0):
                 raise DataError(
                     f"--output={self.path} is in use by another `megadeberta prep`; wait for it, or choose another "
                     "folder"
-                ) from error
+                )
             yield
         finally:
             os.close(descriptor)
@@ -88,7 +86,7 @@ class OutputFolder:
         """
         with storage_errors(self.path):
             for path in self._shard_files():
-                path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
+                temporary_path(path).unlink(missing_ok=True)
 
     def begin_replacement(self) -> None:
         """Remove what marks an older set as whole, and everything of it that a new set may not have.

@@ -11,12 +11,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from megadeberta.data_prep.bad_lines import Tally
-from megadeberta.storage import storage_errors
+from megadeberta.storage import storage_errors, temporary_path
 
 DOCUMENT_RECORD = np.dtype([("length", "<i4"), ("key", "<u8")])
 FOLDER = ".parts"
@@ -73,7 +73,7 @@ class PartStore:
             digest = hashlib.blake2b()
             for suffix in ("tokens", "documents"):
                 with self.path(number, suffix).open("rb") as file:
-                    _update(digest, file)
+                    hashlib.file_digest(file, lambda: digest)
             if digest.hexdigest() != fields.pop("digest"):
                 return None
             return Part(**{**fields, "tally": Tally.from_json(fields["tally"])})
@@ -88,15 +88,15 @@ class PartStore:
         """
         digest = hashlib.blake2b()
         mark = self.path(part.number, "json")
-        draft = mark.with_suffix(".draft")
         with storage_errors(mark):
             with tokens.open("rb") as file:
-                _update(digest, file)
+                hashlib.file_digest(file, lambda: digest)
             tokens.replace(self.path(part.number, "tokens"))
             self.path(part.number, "documents").write_bytes(documents.tobytes())
             digest.update(documents.tobytes())
-            draft.write_bytes(part.mark(digest.hexdigest()))
-            draft.replace(mark)
+            # Not synced: what a power cut takes away no longer matches the digest, and is made again.
+            temporary_path(mark).write_bytes(part.mark(digest.hexdigest()))
+            temporary_path(mark).replace(mark)
 
     def documents(self, number: int) -> np.ndarray:
         """``[D]`` records of a part: length and key of each document."""
@@ -112,8 +112,3 @@ class PartStore:
                 last = max(int(np.searchsorted(ends, before + _GROUP_TOKENS, side="right")), first + 1)
                 yield slice(first, last), np.fromfile(file, dtype=self._dtype, count=int(ends[last - 1]) - before)
                 first = last
-
-
-def _update(digest: "hashlib._Hash", file: BinaryIO) -> None:
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)

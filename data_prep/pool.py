@@ -14,7 +14,9 @@ from typing import Any
 from megadeberta.errors import DataError
 
 
-def run_in_order(function: Callable[..., Any], items: Iterable[tuple], *, context: Any, workers: int) -> Iterator[Any]:
+def run_in_order(
+    function: Callable[..., Any], items: Iterable[tuple[Any, ...]], *, context: Any, workers: int
+) -> Iterator[Any]:
     """Yield ``function(context, *item)`` for every item, in order; items are taken only as results are consumed.
 
     One worker runs in this process. More are spawned, get ``context`` once, and end when this process does.
@@ -32,7 +34,7 @@ def run_in_order(function: Callable[..., Any], items: Iterable[tuple], *, contex
         initializer=_start_worker,
         initargs=(function, context),
     )
-    waiting: deque[Future] = deque()
+    waiting: deque[Future[Any]] = deque()
     try:
         for item in items:
             waiting.append(pool.submit(_call, item))
@@ -68,7 +70,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _call(item: tuple) -> Any:
+def _call(item: tuple[Any, ...]) -> Any:
     assert _WORK is not None
     function, context = _WORK
     return function(context, *item)

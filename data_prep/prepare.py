@@ -5,12 +5,14 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.data.index_layout import smallest_dtype
 from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
@@ -72,9 +74,8 @@ def prepare(options: PrepOptions, *, console: Console, plot: Callable[[Path, np.
 
 
 def _find_sources(options: PrepOptions) -> list[Source]:
-    find = {"input_format": options.read.input_format, "outside": options.output}
-    train = find_sources(options.corpora, split="train", **find)
-    valid = find_sources(options.valid_corpora, split="valid", **find)
+    find = partial(find_sources, input_format=options.read.input_format, outside=options.output)
+    train, valid = find(options.corpora, split="train"), find(options.valid_corpora, split="valid")
     leaked = {source.path.resolve() for source in train} & {source.path.resolve() for source in valid}
     if leaked:
         raise DataError(f"{min(leaked)} is given both for training and for validation; keep them apart")
@@ -121,7 +122,7 @@ class _Run:
         dtype = smallest_dtype(tokenizer.vocab_size_needed)
         store = PartStore(self._options.output, self._parts_key, dtype=dtype)
         context = EncodeContext(
-            tuple(self._sources), self._options.read, self._scratch.folder / "spm.model", store, dtype
+            tuple(self._sources), self._options.read, self._scratch.folder / TOKENIZER_FILE, store, dtype
         )
         parts, tally = self._timed("encode", lambda: self._encode(context))
         report = {
@@ -144,7 +145,7 @@ class _Run:
 
     def _vocabulary(self) -> Path:
         """Put the vocabulary beside the parts: the given one, the one a killed run left, or a new one."""
-        path = self._scratch.folder / "spm.model"
+        path = self._scratch.folder / TOKENIZER_FILE
         given = self._options.vocabulary.tokenizer
         if given:
             write_file(path, given.read_bytes())

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.data.index_layout import smallest_dtype
 from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.shard_manifest import ShardManifest, ShardSource
@@ -72,7 +73,7 @@ class Publication:
                 valid = stack.enter_context(ShardWriter(output.valid, dtype=self._dtype))
             self._fill(train, valid, rule=rule, advance=stages.advance)
             output.begin_replacement()
-            model = (self._store.folder / "spm.model").read_bytes()
+            model = (self._store.folder / TOKENIZER_FILE).read_bytes()
             output.write_tokenizer(model, vocabulary_listing(model))
             valid_manifest = self._commit(valid, "valid") if valid else None
             described = {

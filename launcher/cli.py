@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from megadeberta.config.cli import RecipeArgument
 from megadeberta.config.load import load_run_config
+from megadeberta.config.recipes import words_for_nodes
 from megadeberta.errors import ConfigError, ParallelError
 from megadeberta.launcher.hosts.environment import check_variables
 from megadeberta.launcher.hosts.hostfile import build_command, read_hostfile
@@ -19,14 +21,13 @@ from megadeberta.preflight.validate import validate_run
 from megadeberta.rank.devices import count_local_devices
 from megadeberta.rank.environment import DEFAULT_MASTER_PORT, detect_ranks
 
-Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file, e.g. ds_configs/deberta-v3-base-mlm.json")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override a value; may be repeated")
 ]
 
 
 def launch(
-    recipe: Recipe,
+    recipe: RecipeArgument,
     extra: Annotated[
         list[str] | None, typer.Argument(metavar="-- EXTRA", help="passed on to `megadeberta train`")
     ] = None,
@@ -56,13 +57,13 @@ def launch(
 
     Examples:
 
-        megadeberta launch ds_configs/deberta-v3-base-mlm.json --ranks 8
+        megadeberta launch deberta-v3-base-mlm --ranks 8
 
-        megadeberta launch ds_configs/quickstart.json --ranks 2 --set optimizer.lr=5e-4
+        megadeberta launch quickstart --ranks 2 --set optimizer.lr=5e-4
 
-        megadeberta launch ds_configs/deberta-v3-base-mlm.json --hostfile hosts.txt
+        megadeberta launch deberta-v3-base-mlm --hostfile hosts.txt
 
-        megadeberta launch ds_configs/deberta-v3-base-mlm.json --slurm 4 --ranks 8 > job.sh && sbatch job.sh
+        megadeberta launch deberta-v3-base-mlm --slurm 4 --ranks 8 > job.sh && sbatch job.sh
     """
     _refuse_inside_a_launcher()
     if hostfile is not None and (ranks is not None or slurm is not None):
@@ -73,7 +74,7 @@ def launch(
     if slurm is not None:
         validate_run(config, world_size=slurm * local_ranks, source=str(recipe))
         job = SlurmJob(name=config.name, nodes=slurm, tasks_per_node=local_ranks)
-        typer.echo(render_sbatch(job, ["megadeberta", "train", *words]), nl=False)
+        typer.echo(render_sbatch(job, ["megadeberta", "train", words_for_nodes(recipe), *words[1:]]), nl=False)
         return
     if hostfile is not None:
         hosts = read_hostfile(hostfile)

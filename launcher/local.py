@@ -122,6 +122,7 @@ class _LocalJob:
         self._running[rank] = process
         if process.stdout is not None:
             self._relay.add(rank, process.stdout, _STDOUT, hold_errors=False)
+        assert process.stderr is not None
         self._relay.add(rank, process.stderr, _STDERR, hold_errors=True)
 
     def _forward_signals(self) -> None:

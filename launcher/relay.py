@@ -3,7 +3,7 @@
 import os
 import selectors
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import IO
 
 from megadeberta.launcher.verdict import ERROR_PREFIX
 
@@ -14,7 +14,7 @@ _LONGEST_LINE = 1 << 20
 @dataclass
 class _Stream:
     rank: int
-    source: BinaryIO
+    source: IO[bytes]
     target: int
     hold_errors: bool
     rest: bytes = b""
@@ -30,7 +30,7 @@ class Relay:
     errors: dict[int, list[str]] = field(default_factory=dict)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
-    def add(self, rank: int, source: BinaryIO, target: int, *, hold_errors: bool) -> None:
+    def add(self, rank: int, source: IO[bytes], target: int, *, hold_errors: bool) -> None:
         """Relay ``source`` of ``rank`` to the file descriptor ``target``."""
         os.set_blocking(source.fileno(), False)
         self._selector.register(source, selectors.EVENT_READ, _Stream(rank, source, target, hold_errors))

@@ -1,7 +1,9 @@
 """The signals that a launcher passes on to its ranks: noted when they arrive, taken when the launcher looks."""
 
 import signal
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 # SIGINT becomes SIGTERM: Python's own answer to SIGINT, before the ranks have installed theirs, is a traceback each.
 _FORWARDED = {
@@ -11,6 +13,7 @@ _FORWARDED = {
     signal.SIGUSR1: signal.SIGUSR1,
 }
 _INTERRUPTS_UNTIL_KILL = 3
+_Handler = Callable[[int, FrameType | None], Any] | int | None
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -19,7 +22,7 @@ class SignalInbox:
 
     def __init__(self) -> None:
         self._received: list[int] = []
-        self._previous: dict[int, signal.Handlers] = {}
+        self._previous: dict[int, _Handler] = {}
         self.forwarded: set[int] = set()
         """What ``take`` has given so far, SIGKILL apart."""
         self.interrupts = 0

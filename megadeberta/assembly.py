@@ -11,25 +11,30 @@ from functools import partial
 import torch
 from torch import distributed, nn
 
+from megadeberta.batch import batch_fields
 from megadeberta.config.run import RunConfig
-from megadeberta.data.loader import batch_fields
 from megadeberta.engine.build import build_engine, divider, working_type
 from megadeberta.engine.mpu import ModelParallelUnit
-from megadeberta.engine.phases import training_phases
 from megadeberta.engine.pipeline import build_pipeline_engine
 from megadeberta.engine.pipeline_step import PipelineStepper
 from megadeberta.engine.state.local_parameters import LocalParameter, TensorSlice
 from megadeberta.engine.step import Stepper
-from megadeberta.layers.costs import LayerCost, list_layers
+from megadeberta.layers.objectives import list_layers, objective_of
+from megadeberta.layers.recipe import micro_batch_of
 from megadeberta.layers.shapes import Shapes, parameter_shapes
-from megadeberta.layers.stages import StagePlan, plan_stages, shared_parameters
+from megadeberta.layers.stages import plan_stages, shared_parameters
 from megadeberta.model.apex_switch import select_apex
-from megadeberta.model.attention_backend import AttentionChoice, choose_attention, select_attention, select_recompute
+from megadeberta.model.attention_backend import (
+    AttentionChoice,
+    choose_attention,
+    select_attention,
+    select_recompute,
+    select_residual_norm,
+)
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import fill_parameter, give_storage
-from megadeberta.model.kernel_trial import try_kernels
-from megadeberta.model.whole import WholeModel, build_specs
-from megadeberta.ops.attention.interface import Backend
+from megadeberta.model.kernel_trial import try_backend
+from megadeberta.model.whole import WholeModel
 from megadeberta.parallel.groups import Groups, make_groups
 from megadeberta.parallel.pipeline.packing import term_names
 from megadeberta.parallel.pipeline.stage import Stage
@@ -83,12 +88,12 @@ def assemble(config: RunConfig, topology: Topology, device: torch.device) -> Ass
     return Assembly(stepper, groups, _describe(stepper.engine.module, shapes, groups), attention.line)
 
 
-def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: Backend) -> Stepper:
+def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: str) -> Stepper:
     """All layers in one module, sharded or not, under any ZeRO stage."""
     mpu = ModelParallelUnit(tensor=groups.tensor, data=groups.data) if groups.topology.tensor > 1 else None
     with torch.device("meta"):
-        specs = build_specs(config.model, config.objective)
-        model = WholeModel(specs, recompute=config.parallel.activation_checkpointing)
+        layers = list_layers(config.model, config.objective)
+        model = WholeModel(layers, recompute=config.parallel.activation_checkpointing)
     divide = divider(config.deepspeed, mpu=mpu)
 
     def fill_and_divide(name: str, parameter: nn.Parameter) -> None:
@@ -103,18 +108,23 @@ def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, 
         timeout_seconds=config.parallel.timeout_seconds,
         mpu=mpu,
     )
-    return Stepper(engine, phases=training_phases(config.objective), device=device, mpu=mpu)
+    return Stepper(
+        engine,
+        updates=objective_of(config.objective).updates(config.objective),
+        batch_fields=batch_fields(config.data, config.objective),
+        settings=config.engine,
+        device=device,
+        mpu=mpu,
+    )
 
 
-def _pipeline(
-    config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: Backend
-) -> PipelineStepper:
+def _pipeline(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: str) -> PipelineStepper:
     """The layers of this rank's stage."""
     topology, fields = groups.topology, batch_fields(config.data, config.objective)
-    layers, plans = _cut(config, topology)
+    layers = list_layers(config.model, config.objective)
+    plans = plan_stages(layers, micro_batch_of(config), topology.pipeline)
     with torch.device("meta"):
         stage = Stage(
-            build_specs(config.model, config.objective),
             plans,
             groups.place.stage,
             batch_fields=fields,
@@ -131,33 +141,24 @@ def _pipeline(
     )
     return PipelineStepper(
         engine,
-        phases=training_phases(config.objective),
+        updates=objective_of(config.objective).updates(config.objective),
+        settings=config.engine,
         device=device,
         topology=topology,
         batch_fields=fields,
-        terms=term_names([layer.name for layer in layers], fields),
+        terms=term_names(layers),
     )
-
-
-def _cut(config: RunConfig, topology: Topology) -> tuple[list[LayerCost], list[StagePlan]]:
-    layers = list_layers(
-        config.model,
-        config.objective,
-        sequence_length=config.data.sequence_length,
-        micro_batch=config.deepspeed["train_micro_batch_size_per_gpu"],
-        recompute=config.parallel.activation_checkpointing,
-    )
-    return layers, plan_stages(layers, parameter_shapes(config.model, config.objective), topology.pipeline)
 
 
 def _make_real(
-    model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: Backend
+    model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: str
 ) -> None:
     """From the meta device to this rank's shard with its values; at no time is more than a parameter too much there."""
     if groups.topology.tensor > 1:
         plan = TensorParallel(groups.tensor, config.model.vocab_size, config.parallel.sequence_parallel)
         apply_tensor_parallel(model, plan)
     select_attention(model, attention, device)
+    logger.info(select_residual_norm(model, config.training.residual_norm, device, attention=attention))
     select_recompute(model, config.training.selective_recompute)
     logger.info(select_apex(model, config.training.apex, device, agree=partial(_largest, device)))
     set_sites(model.named_modules(), seed=config.training.seed)
@@ -165,12 +166,16 @@ def _make_real(
 
 
 def _choose_attention(config: RunConfig, device: torch.device) -> AttentionChoice:
+    def select(layer: nn.Module, backend: str) -> None:
+        select_attention(layer, backend, device)
+        select_residual_norm(layer, config.training.residual_norm, device, attention=backend)
+
     trial = partial(
-        try_kernels,
+        try_backend,
         config.model,
-        partial(select_attention, device=device),
+        select,
         length=config.data.sequence_length,
-        dtype=working_type(config.deepspeed),
+        dtype=working_type(config.engine.precision),
         device=device,
     )
     return choose_attention(config.training.attention, device, trial, agree=partial(_largest, device))

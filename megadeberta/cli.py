@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 import megadeberta.checkpoint.cli
+import megadeberta.config.cli
 import megadeberta.convert.cli
 from megadeberta import __version__
 from megadeberta.data_prep.cli import prep, verify
@@ -39,7 +40,7 @@ app = typer.Typer(
 
     1. `megadeberta fetch wikitext2`
     2. `megadeberta prep --help`
-    3. `megadeberta launch ds_configs/quickstart.json --ranks 2`
+    3. `megadeberta launch quickstart --ranks 2`
     4. `megadeberta convert export runs/quickstart exported`
     """,
     epilog="Exit codes: 0 done; 2 something to change; 75 saved on a signal; 77 not finite; 79 storage; 80 a rank was "
@@ -53,6 +54,7 @@ app = typer.Typer(
 app.command(rich_help_panel=DATA)(fetch)
 app.command(rich_help_panel=DATA)(prep)
 app.command(rich_help_panel=DATA)(verify)
+app.command(rich_help_panel=TRAINING)(megadeberta.config.cli.recipes)
 app.command(rich_help_panel=TRAINING)(launch)
 app.command(rich_help_panel=TRAINING)(train)
 app.command(rich_help_panel=TRAINING)(report)

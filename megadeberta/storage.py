@@ -1,14 +1,19 @@
-"""Files that appear whole or not at all: written under a temporary name, synced, then renamed."""
+"""Files that appear whole or not at all (written under a temporary name, synced, then renamed), and locks on files."""
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from megadeberta.errors import StorageError
 
+TEMPORARY_PREFIX = ".tmp-"
+"""What is not whole yet has a name that begins so."""
+_LOCK_RETRY_SECONDS = 0.1
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -56,9 +61,37 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _open_no_link(path: str, flags: int) -> int:
-    """A symbolic link planted under the temporary name must not lead the write elsewhere."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+def temporary_path(path: Path) -> Path:
+    """Where ``path`` is written before it is whole: beside it, so that a rename suffices."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+
+
+def take_lock(descriptor: int, *, wait_seconds: float | None = None) -> bool:
+    """Take the exclusive lock of an open file or folder; whether it was free within ``wait_seconds`` (None: for ever).
+
+    The kernel releases it when the last process that shares the descriptor closes it or ends, kill -9 included.
+
+    Raises:
+        OSError: this file system has no locks.
+    """
+    if wait_seconds is None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return True
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOCK_RETRY_SECONDS)
+
+
+def _open_new(path: str, flags: int) -> int:
+    """Something left or planted under the temporary name, a symbolic link too, must not lead the write elsewhere."""
+    Path(path).unlink(missing_ok=True)
+    return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 class PendingFile:
@@ -70,9 +103,9 @@ class PendingFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._temporary = temporary_path(path)
         with storage_errors(path):
-            self._file = open(self._temporary, "wb", opener=_open_no_link)  # noqa: SIM115 - finish and discard close it
+            self._file = open(self._temporary, "wb", opener=_open_new)  # noqa: SIM115 - finish and discard close it
 
     def write(self, payload: bytes | memoryview) -> None:
         """Append ``payload``."""

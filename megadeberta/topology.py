@@ -68,20 +68,3 @@ class Topology:
             for stage in range(self.pipeline)
             for tensor in range(self.tensor)
         ]
-
-    @property
-    def pipeline_groups(self) -> list[list[int]]:
-        """Ranks that hold the stages of one pipeline, first stage first."""
-        return [
-            [self.rank(Coordinates(stage, data, tensor)) for stage in range(self.pipeline)]
-            for data in range(self.data)
-            for tensor in range(self.tensor)
-        ]
-
-    @property
-    def model_groups(self) -> list[list[int]]:
-        """Ranks that together hold one whole model: all stages and shards of one data-parallel share."""
-        return [
-            [self.rank(Coordinates(stage, data, t)) for stage in range(self.pipeline) for t in range(self.tensor)]
-            for data in range(self.data)
-        ]

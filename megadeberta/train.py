@@ -14,7 +14,6 @@ from torch import Tensor, distributed
 
 from megadeberta.assembly import assemble
 from megadeberta.checkpoint.lock import SharedOutputLock
-from megadeberta.config.deepspeed_block import zero_stage
 from megadeberta.data.indexed import TokenShard
 from megadeberta.data.loader import StepBatch, steps_without_data, training_batches, validation_batches
 from megadeberta.data.unigram import unigram_cross_entropy
@@ -148,4 +147,4 @@ def _describe_layout(prepared: PreparedRun) -> str:
     topology, parallel = prepared.topology, prepared.config.parallel
     options = [name for name in ("sequence_parallel", "activation_checkpointing") if getattr(parallel, name)]
     sizes = f"{topology.data} data x {topology.tensor} tensor x {topology.pipeline} pipeline"
-    return f"layout {sizes}, ZeRO {zero_stage(prepared.config.deepspeed)}" + "".join(f", {name}" for name in options)
+    return f"layout {sizes}, ZeRO {prepared.config.engine.zero_stage}" + "".join(f", {name}" for name in options)

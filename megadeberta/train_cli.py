@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from megadeberta.config.cli import RecipeArgument
 from megadeberta.config.redact import redact
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
 from megadeberta.layers.shapes import count_parameters
-from megadeberta.plan.attention import attention_of
+from megadeberta.ops.attention.backends import planned_backend
 from megadeberta.plan.layout import Layout
-from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages, precision_of
+from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages
 from megadeberta.plan.report import gib, stages_table, wide_console
 from megadeberta.plan.stages import Recipe
 from megadeberta.preflight.run import check_recipe, missing_data, prepare_run
@@ -22,11 +23,10 @@ from megadeberta.rank.devices import count_local_devices
 from megadeberta.rank.ending import expect_group_threads
 from megadeberta.rank.environment import apply, detect_ranks
 from megadeberta.rank.extensions import prepare_extensions_dir
-from megadeberta.rank.machine import needs_compiler
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe, e.g. ds_configs/quickstart.json")],
+    recipe: RecipeArgument,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, e.g. --set optimizer.lr=5e-4; may be repeated")
     ] = None,
@@ -43,7 +43,7 @@ def train(
     Exit codes: 0 done; 2 wrong recipe, data or checkpoint; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C after saving; 77
     not finite; 79 disk; 80 another rank was lost. After 75 and 80 the same command goes on.
 
-    Example: megadeberta train ds_configs/quickstart.json --set training.steps=100
+    Example: megadeberta train quickstart --set training.steps=100
     """
     ranks = detect_ranks(os.environ)
     if dry_run:
@@ -56,7 +56,7 @@ def train(
         )
     prepared = prepare_run(recipe, set_ or [], world_size=ranks.world_size)
     os.environ.update(apply(os.environ))
-    if needs_compiler(prepared.config.deepspeed):
+    if prepared.config.engine.needs_compiler:
         os.environ["TORCH_EXTENSIONS_DIR"] = str(prepare_extensions_dir(os.environ))
     # After the checks: importing torch and deepspeed takes seconds, a wrong recipe should not.
     from megadeberta.train import train as run_training
@@ -96,8 +96,8 @@ def _show_layout(config: RunConfig, layout: Layout) -> str:
     """Print the stages of a pipeline; give the memory of the fullest rank as a line."""
     recipe = Recipe(config)
     # A recipe in half precision is meant for a GPU, wherever it is looked at.
-    on_gpu = precision_of(config) != "fp32" or count_local_devices(os.environ) > 0
-    attention = attention_of(config, on_gpu=on_gpu)
+    on_gpu = config.engine.is_half or count_local_devices(os.environ) > 0
+    attention = planned_backend(config.training.attention, on_gpu=on_gpu)
     if layout.pipeline > 1:
         wide_console().print(stages_table(recipe, layout, attention))
     return _memory_line(fullest(memory_of_stages(recipe, layout, attention)), attention)

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megadeberta.batch import Batch
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.run import RunConfig
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.layers.objectives import list_layers
+from megadeberta.model.whole import WholeModel
 
-Batch = dict[str, Tensor]
 Changes = dict[str, object]
 
 MASK_ID = 3
@@ -96,7 +97,7 @@ def tiny_rtd(sharing: str = "gdes", **changes: object) -> ObjectiveConfig:
 
 def random_model(config: ModelConfig, *, seed: int = 1) -> WholeModel:
     """Of masked tokens, in float64; LayerNorm weights around one, everything else normal(0, 0.3)."""
-    model = WholeModel(build_specs(config, ObjectiveConfig())).double().eval()
+    model = WholeModel(list_layers(config, ObjectiveConfig())).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -104,6 +105,12 @@ def random_model(config: ModelConfig, *, seed: int = 1) -> WholeModel:
             if name.endswith("layer_norm.weight"):
                 parameter += 1.0
     return model
+
+
+def rtd_logits(model: WholeModel, ids: Tensor, mask: Tensor, document_starts: Tensor | None = None) -> Tensor:
+    """``[B, L]``: above 0 where the discriminator takes the token for a replaced one."""
+    hidden = model.encode(ids, mask, document_starts=document_starts)
+    return model.get_submodule("discriminator.rtd_head").logits(hidden, document_starts)
 
 
 # Batches

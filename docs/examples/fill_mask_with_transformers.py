@@ -45,7 +45,7 @@ def main() -> None:
             logits = model(inputs.input_ids, attention_mask=inputs.attention_mask).logits[0, position]
         best = torch.topk(logits.softmax(-1), 5)
         guesses = ", ".join(
-            f"{tokenizer.decode([token]).strip()} {probability:.2f}"
+            f"{str(tokenizer.decode([token])).strip()} {probability:.2f}"
             for probability, token in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
         print(f"{text}\n    {guesses}")

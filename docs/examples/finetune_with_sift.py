@@ -11,6 +11,7 @@ Shapes: B batch · L length · D hidden size · C classes.
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ class Sift:
     def __init__(self, model: PreTrainedModel, *, start: float = 1e-2, step: float = 1e-4) -> None:
         self.start, self.step = start, step
         self.delta: Tensor | None = None
-        self.normalised: Tensor | None = None
+        self.normalised = torch.empty(0)
         layer_norm = getattr(model, model.base_model_prefix).embeddings.LayerNorm
         self._hook = layer_norm.register_forward_pre_hook(self._normalise_and_perturb)
 
@@ -78,6 +79,11 @@ def symmetric_divergence(logits: Tensor, others: Tensor) -> Tensor:
     return -(log_q.exp().detach() * log_p).sum(-1) - (log_p.exp().detach() * log_q).sum(-1)
 
 
+def predict(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Logits ``[B, C]`` of one batch."""
+    return model(**inputs).logits
+
+
 def fine_tune(folder: Path, sentences: list[str], labels: list[int], options: argparse.Namespace) -> PreTrainedModel:
     """The encoder in ``folder`` with a fresh classification head, trained on the labelled sentences."""
     torch.manual_seed(options.seed)
@@ -91,9 +97,9 @@ def fine_tune(folder: Path, sentences: list[str], labels: list[int], options: ar
             texts = [sentences[i] for i in chosen.tolist()]
             batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            logits = model(**inputs).logits
+            logits = predict(model, inputs)
             loss = functional.cross_entropy(logits, torch.tensor([labels[i] for i in chosen.tolist()]))
-            loss = loss + options.weight * sift.loss(lambda inputs=inputs: model(**inputs).logits, logits)
+            loss = loss + options.weight * sift.loss(partial(predict, model, inputs), logits)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

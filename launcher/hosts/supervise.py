@@ -121,15 +121,16 @@ class _HostsJob:
 
     def _watch(self, runner: subprocess.Popen[bytes]) -> None:
         """Pass the runner's standard error on, and act on signals, ends of machines and deadlines, until it ends."""
-        rest = b""
-        os.set_blocking(runner.stderr.fileno(), False)
+        rest, errors = b"", runner.stderr
+        assert errors is not None
+        os.set_blocking(errors.fileno(), False)
         with selectors.DefaultSelector() as selector:
-            selector.register(runner.stderr, selectors.EVENT_READ)
+            selector.register(errors, selectors.EVENT_READ)
             while True:
                 running = runner.poll() is None
                 data = None
                 if selector.select(_POLL_SECONDS if running else 0):
-                    data = runner.stderr.read(_READ_SIZE)
+                    data = errors.read(_READ_SIZE)
                     *lines, rest = (rest + (data or b"")).split(b"\n")
                     for line in lines:
                         self._take_line(line)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from megadeberta.checkpoint.durable import Digest, HashingFile
 from megadeberta.checkpoint.folder import rank_file_name, tensor_file_name
 from megadeberta.checkpoint.fragments import Fragment, overlaps
+from megadeberta.config.first_problem import first_problem
 from megadeberta.config.section import Section
 from megadeberta.errors import CheckpointError
 
@@ -65,16 +66,13 @@ def write_tensors(path: Path, entries: Sequence[Entry]) -> Digest:
     assert len(header) == len(entries)  # a rank holds at most one fragment of a parameter
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file = HashingFile(path)
-    try:
+    with HashingFile(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for entry in entries:
             values = entry.read()
             assert values.dtype == np.float32 and values.shape == (entry.fragment.size,)
             file.write(np.ascontiguousarray(values).data)
-    finally:
-        digest = file.finish()
-    return digest
+        return file.finish()
 
 
 class CheckpointContent:
@@ -209,13 +207,8 @@ def _read_index(path: Path) -> RankContent:
     try:
         return RankContent.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        detail = error.strerror if isinstance(error, OSError) else _first(error)
+        detail = error.strerror if isinstance(error, OSError) else first_problem(error)
         raise CheckpointError(f"{path}: is no index of tensors ({detail}); {_ADVICE}") from None
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
 
 
 _ADVICE = "the checkpoint is damaged; use an older one"

@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from megadeberta.checkpoint.durable import read_small_file, replace_file
+from megadeberta.checkpoint.durable import read_small_file
 from megadeberta.errors import CheckpointError
+from megadeberta.storage import TEMPORARY_PREFIX, write_file
 
 CHECKPOINTS_FOLDER = "checkpoints"
 POINTER_NAME = "latest"
-TEMPORARY_PREFIX = ".tmp-"
 TRASH_PREFIX = ".trash-"
 _CHECKPOINT_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})(?:-([2-9]|[1-9][0-9]{1,8}))?")
 _TAG = re.compile(r"[A-Za-z0-9_.-]+")
@@ -103,5 +103,9 @@ def read_pointer(root: Path) -> str | None:
 
 
 def write_pointer(root: Path, name: CheckpointName) -> None:
-    """Let ``latest`` name this checkpoint, in one durable step."""
-    replace_file(root / POINTER_NAME, f"{name}\n".encode())
+    """Let ``latest`` name this checkpoint, in one durable step.
+
+    Raises:
+        StorageError: the file system refused; ``latest`` is as it was.
+    """
+    write_file(root / POINTER_NAME, f"{name}\n".encode())

@@ -1,11 +1,9 @@
 """One job per output folder: a lock that the kernel releases when its holder dies, kill -9 included."""
 
-import fcntl
 import json
 import logging
 import os
 import socket
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +12,11 @@ from typing import Self
 from megadeberta.checkpoint.collectives import Collectives
 from megadeberta.checkpoint.shared_folder import check_shared
 from megadeberta.errors import CheckpointError, StorageError
+from megadeberta.storage import take_lock
 
 log = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
-_RETRY_SECONDS = 0.1
 
 
 class OutputLock:
@@ -61,21 +59,16 @@ class OutputLock:
         self._close()
 
     def _take(self) -> None:
-        deadline = time.monotonic() + self._wait_seconds
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise CheckpointError(
-                        f"output folder {self._path.parent} is in use by {self._holder()}; "
-                        "wait for it, stop it, or choose another training.output_dir"
-                    ) from None
-                time.sleep(_RETRY_SECONDS)
-            except OSError as error:
-                log.warning("%s: this file system has no locks (%s); start one job per folder", self._path, error)
-                return
+        try:
+            is_ours = take_lock(self._fd, wait_seconds=self._wait_seconds)
+        except OSError as error:
+            log.warning("%s: this file system has no locks (%s); start one job per folder", self._path, error)
+            return
+        if not is_ours:
+            raise CheckpointError(
+                f"output folder {self._path.parent} is in use by {self._holder()}; "
+                "wait for it, stop it, or choose another training.output_dir"
+            )
 
     def _sign(self) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")

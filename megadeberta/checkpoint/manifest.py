@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from megadeberta.checkpoint.durable import Digest, read_small_file
+from megadeberta.config.first_problem import first_problem
 from megadeberta.config.section import Section
 from megadeberta.errors import CheckpointError
 
@@ -113,8 +114,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise CheckpointError(f"{path}: {where}: {error.errors()[0]['msg']}; {advice}") from error
+        raise CheckpointError(f"{path}: {first_problem(error)}; {advice}") from error
 
 
 def _canonical(content: dict[str, Any]) -> bytes:

@@ -38,24 +38,22 @@ def find_resumable(
     *,
     collectives: Collectives,
     run: RunRecord,
-    name: str | None = None,
     required: bool = False,
 ) -> ResumePoint | None:
     """Find, verify and check the checkpoint to resume from; the same on every rank. Broadcasts and all-gathers text.
 
-    Without ``name``: the one that the pointer names; if that is not sound, the newest sound one, with one warning per
-    rejected one. None when there is nothing that looks like a checkpoint, unless ``required``.
+    The one that the pointer names; if that is not sound, the newest sound one, with one warning per rejected one. None
+    when there is nothing that looks like a checkpoint, unless ``required``.
 
     Args:
         root: ``OUTPUT/checkpoints``.
         run: the run that wants to resume; its fingerprint must equal that in the manifest.
-        name: only this one, such as ``step-400``.
 
     Raises:
-        CheckpointError: the named one is not sound; there are checkpoints but none is sound; none at all and
-            ``required``; or it belongs to another run.
+        CheckpointError: there are checkpoints but none is sound; none at all and ``required``; or it belongs to
+            another run.
     """
-    plan = _plan(root, name, run) if collectives.rank == 0 else None
+    plan = _plan(root, run) if collectives.rank == 0 else None
     names, complaints, refusal = json.loads(collectives.broadcast_text(plan))
     if refusal:
         raise CheckpointError(refusal)
@@ -117,9 +115,9 @@ def _layout(run: RunRecord) -> str:
     )
 
 
-def _plan(root: Path, name: str | None, run: RunRecord) -> str:
+def _plan(root: Path, run: RunRecord) -> str:
     """Rank 0 alone: the names to try in order, complaints about the pointer, and why not to try at all, as JSON."""
-    names, complaints = ([name], []) if name is not None else _order(root)
+    names, complaints = _order(root)
     for candidate in names:
         try:
             saved = read_manifest(checkpoint_path(root, candidate)).run

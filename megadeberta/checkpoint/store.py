@@ -18,7 +18,6 @@ from typing import Any
 from megadeberta.checkpoint.collectives import Collectives
 from megadeberta.checkpoint.durable import Digest, format_bytes, remove_tree, write_new_file
 from megadeberta.checkpoint.folder import (
-    TEMPORARY_PREFIX,
     TRASH_PREFIX,
     CheckpointName,
     list_checkpoints,
@@ -38,7 +37,7 @@ from megadeberta.checkpoint.manifest import (
     read_manifest,
 )
 from megadeberta.errors import CheckpointError, StorageError
-from megadeberta.storage import sync_folder
+from megadeberta.storage import TEMPORARY_PREFIX, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +91,8 @@ class CheckpointStore:
             self._give_up(step, folder, problem, required)
             return None
         self._failures = 0
-        if self._is_first:
-            self._retain(CheckpointName.parse(committed))
+        if self._is_first and (name := CheckpointName.parse(committed)):
+            self._retain(name)
         return self.root / committed
 
     @property

@@ -7,6 +7,9 @@ from pydantic import Field
 
 from megadeberta.config.section import Section
 
+TOKENIZER_FILE = "spm.model"
+"""The SentencePiece model, in every folder this package writes: of prepared data, of a checkpoint, of weights."""
+
 
 class DataConfig(Section):
     """Where the token shards are and how they are cut into sequences. Relative paths start at the working folder."""

@@ -1,9 +1,13 @@
-"""What this project reads from, and requires of, the deepspeed block: batch algebra, ZeRO stage, precision."""
+"""What this project reads from, and requires of, the deepspeed block: batch algebra, ZeRO stage, precision.
+
+The only reader of its keys; ``engine/build.py`` hands the block to DeepSpeed as it stands.
+"""
 
 import difflib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 from megadeberta.errors import ConfigError
 
@@ -33,6 +37,97 @@ OURS = {
     "elasticity": "nothing: DeepSpeed 0.19.8 refuses it",
 }
 
+Precision = Literal["fp32", "bf16", "fp16"]
+Device = Literal["none", "cpu", "nvme"]
+"""Where ZeRO keeps something: where the computation is, in the host's memory, in files."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """The facts that this project takes from a deepspeed block; defaults are those of DeepSpeed 0.19.8.
+
+    Reading never fails: a value that ``check_keys``, ``batch_algebra`` or DeepSpeed refuses counts as not given.
+    """
+
+    precision: Precision
+    """Of weights and activations in forward and backward; the optimizer's own weights are fp32."""
+    zero_stage: int
+    global_batch: int
+    """Sequences of one optimizer step; 0 = not given."""
+    micro_batch: int
+    """Sequences of one forward pass on one rank; 0 = not given."""
+    accumulation: int | None
+    """Micro batches of one optimizer step as the recipe gives them; None = to be derived (``batch_algebra``)."""
+    accumulates_in_fp32: bool
+    """Whether bf16 gradients are added up in fp32, in a second buffer (runtime/bf16_optimizer.py)."""
+    optimizer_device: Device
+    parameter_device: Device
+    allows_untested_optimizer: bool
+    reduce_bucket_size: int
+    """In elements, as the two sizes of stage 3 below."""
+    contiguous_gradients: bool
+    overlaps_communication: bool
+    max_reuse_distance: int
+    prefetch_bucket_size: int
+    partitions_activations: bool
+    """Whether tensor-parallel ranks share out what passes between two pipeline stages."""
+    partitions_gradients: bool
+
+    @classmethod
+    def of(cls, block: Mapping[str, Any]) -> "EngineSettings":
+        """Read a block, checked or not."""
+        zero, pipeline = _section(block, "zero_optimization"), _section(block, "pipeline")
+        stage, precision = zero.get("stage", 0), _precision(block)
+        wide = _section(block, "data_types").get("grad_accum_dtype") in ("fp32", "float32")
+        return cls(
+            precision=precision,
+            zero_stage=int(stage) if stage in _STAGES else 0,
+            global_batch=_count(block, "train_batch_size"),
+            micro_batch=_count(block, "train_micro_batch_size_per_gpu"),
+            accumulation=_count(block, "gradient_accumulation_steps") or None,
+            accumulates_in_fp32=precision == "bf16" and wide,
+            optimizer_device=_device(zero, "offload_optimizer"),
+            parameter_device=_device(zero, "offload_param"),
+            allows_untested_optimizer=bool(block.get("zero_allow_untested_optimizer", False)),
+            contiguous_gradients=bool(zero.get("contiguous_gradients", True)),
+            overlaps_communication=bool(zero.get("overlap_comm", False)),
+            reduce_bucket_size=_elements(zero, "reduce_bucket_size", 5 * 10**8),
+            max_reuse_distance=_elements(zero, "stage3_max_reuse_distance", 10**9),
+            prefetch_bucket_size=_elements(zero, "stage3_prefetch_bucket_size", 5 * 10**7),
+            partitions_activations=bool(pipeline.get("pipe_partitioned", True)),
+            partitions_gradients=bool(pipeline.get("grad_partitioned", True)),
+        )
+
+    @property
+    def is_half(self) -> bool:
+        """Whether forward and backward are in 16 bits."""
+        return self.precision != "fp32"
+
+    @property
+    def element_bytes(self) -> int:
+        """Of a weight, an activation or a gradient of forward and backward."""
+        return 2 if self.is_half else 4
+
+    @property
+    def offloads_optimizer(self) -> bool:
+        return self.optimizer_device != "none"
+
+    @property
+    def needs_compiler(self) -> str | None:
+        """The setting that makes DeepSpeed build a C++ extension at the start, with its value, if there is one.
+
+        DeepSpeed 0.19.8 builds cpu_adam for ``offload_optimizer`` and async_io for NVMe (ops/adam/cpu_adam.py,
+        runtime/swap_tensor/); everything else this project uses runs without a compiler.
+        """
+        if self.offloads_optimizer:
+            return f"deepspeed.zero_optimization.offload_optimizer.device={self.optimizer_device!r}"
+        if self.parameter_device == "nvme":
+            return f"deepspeed.zero_optimization.offload_param.device={self.parameter_device!r}"
+        return None
+
+
+_STAGES = (0, 1, 2, 3)
+
 
 @dataclass(frozen=True)
 class BatchAlgebra:
@@ -58,10 +153,11 @@ def check_keys(block: Mapping[str, Any], *, source: str) -> None:
             raise ConfigError(f"{source}: deepspeed.{key} must be an object, found {block[key]!r}")
     for key in ("offload_optimizer", "offload_param"):
         _check_offload(block.get("zero_optimization", {}), key, source)
-    if is_enabled(block, "bf16") and is_enabled(block, "fp16"):
+    if _is_enabled(block, "bf16") and _is_enabled(block, "fp16"):
         raise ConfigError(f"{source}: deepspeed.bf16 and deepspeed.fp16 are both enabled; choose one")
-    if zero_stage(block) not in (0, 1, 2, 3):
-        raise ConfigError(f"{source}: deepspeed.zero_optimization.stage={zero_stage(block)!r} must be 0, 1, 2 or 3")
+    stage = block.get("zero_optimization", {}).get("stage", 0)
+    if stage not in _STAGES:
+        raise ConfigError(f"{source}: deepspeed.zero_optimization.stage={stage!r} must be 0, 1, 2 or 3")
 
 
 def _check_offload(zero: Mapping[str, Any], key: str, source: str) -> None:
@@ -113,18 +209,48 @@ def batch_algebra(block: Mapping[str, Any], *, data_parallel: int, source: str) 
     return BatchAlgebra(global_batch, micro_batch, accumulation, data_parallel)
 
 
-def zero_stage(block: Mapping[str, Any]) -> Any:
-    return block.get("zero_optimization", {}).get("stage", 0)
+def with_values(block: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the block with other values, by dotted key: ``{"zero_optimization.stage": 2}``.
+
+    What should be a section and is none stays, for ``check_keys`` to refuse.
+    """
+    changed = dict(block)
+    for key, value in values.items():
+        changed = _with_value(changed, key.split("."), value)
+    return changed
 
 
-def is_enabled(block: Mapping[str, Any], precision: str) -> bool:
-    return bool(block.get(precision, {}).get("enabled", False))
+def _with_value(section: Any, path: Sequence[str], value: Any) -> Any:
+    if not isinstance(section, Mapping):
+        return section
+    name, *below = path
+    return {**section, name: _with_value(section.get(name, {}), below, value) if below else value}
 
 
-def offloads_optimizer(block: Mapping[str, Any]) -> bool:
-    return optimizer_device(block) != "none"
+def _section(block: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    section = block.get(key)
+    return section if isinstance(section, Mapping) else {}
 
 
-def optimizer_device(block: Mapping[str, Any]) -> str:
-    """Where ZeRO keeps the optimizer's states: none (where the parameters are), cpu or nvme."""
-    return block.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+def _precision(block: Mapping[str, Any]) -> Precision:
+    return next((name for name in get_args(Precision) if _is_enabled(block, name)), "fp32")
+
+
+def _is_enabled(block: Mapping[str, Any], precision: str) -> bool:
+    return bool(_section(block, precision).get("enabled", False))
+
+
+def _count(block: Mapping[str, Any], key: str) -> int:
+    value = block.get(key)
+    return value if type(value) is int and value > 0 else 0
+
+
+def _device(zero: Mapping[str, Any], key: str) -> Device:
+    device = _section(zero, key).get("device", "none")
+    return cast(Device, device) if device in get_args(Device) else "none"
+
+
+def _elements(zero: Mapping[str, Any], key: str, default: int) -> int:
+    """JSON has 5e8 as a float, and DeepSpeed takes that too."""
+    value = zero.get(key)
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) else default

@@ -1,6 +1,7 @@
 """Recipe file -> RunConfig: ``extends``, ``--set`` overrides, and errors that name file, path and nearest key."""
 
 import difflib
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from megadeberta.config.first_problem import first_problem
+from megadeberta.config.recipes import find_recipe, suggest_recipe
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
 
 
 def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read ``recipe``, resolve ``extends``, apply ``section.key=value`` overrides and validate.
+    """Read ``recipe`` (a file, or a shipped recipe's name), resolve ``extends``, apply overrides and validate.
 
     Raises:
         ConfigError: with the file, the dotted path and, for an unknown key, the nearest known one.
@@ -26,22 +29,42 @@ def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def parse_run_config(values: Mapping[str, Any], *, source: str) -> RunConfig:
     """Validate plain values as a RunConfig; ``source`` names them in errors."""
+    load_plugins(values.get("plugins", ()), source=source)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_describe(error, source)) from None
 
 
+def load_plugins(modules: Any, *, source: str) -> None:
+    """Import the modules of a recipe's ``plugins``.
+
+    Raises:
+        ConfigError: it is no list of names, or one of them cannot be imported.
+    """
+    if not isinstance(modules, list | tuple) or not all(isinstance(module, str) for module in modules):
+        raise ConfigError(f"{source}: plugins must be a list of Python modules, found {modules!r}")
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a module of the user's may raise anything
+            raise ConfigError(
+                f"{source}: the module {module!r} of plugins cannot be imported ({type(error).__name__}: {error}); it "
+                "must be installed, or lie in a folder of PYTHONPATH"
+            ) from error
+
+
 def read_recipe(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """One JSON object, merged over the recipe that its ``extends`` names (relative to the file)."""
-    path = Path(path)
+    """One JSON object, merged over the recipe that ``extends`` names: a path from the file on, or a shipped name."""
+    path = find_recipe(path)
     resolved = path.resolve()
     if resolved in _chain:
         raise ConfigError(f"{path}: extends goes round in a circle: {' -> '.join(str(p) for p in (*_chain, resolved))}")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"recipe {path} does not exist{_nearest_file(path)}") from None
+        child = f"{_chain[-1]}: extends: " if _chain else ""
+        raise ConfigError(f"{child}recipe {path} does not exist{suggest_recipe(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} cannot be read: {error}") from None
     try:
@@ -56,8 +79,8 @@ def read_recipe(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     if parent is None:
         return values
     if not isinstance(parent, str):
-        raise ConfigError(f"{path}: extends must be the path of another recipe, found {parent!r}")
-    return _merge(read_recipe(path.parent / parent, (*_chain, resolved)), values)
+        raise ConfigError(f"{path}: extends must be the path or name of another recipe, found {parent!r}")
+    return _merge(read_recipe(find_recipe(parent, folder=path.parent), (*_chain, resolved)), values)
 
 
 def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -102,9 +125,7 @@ def _describe(error: ValidationError, source: str) -> str:
         return f"{source}: unknown key {location}{_did_you_mean(first['loc'])}{more}"
     if first["type"] == "missing":
         return f"{source}: {location} is required and missing; set it in the recipe or with --set {location}=...{more}"
-    if first["type"] == "value_error":
-        return f"{source}: {first['ctx']['error']}{more}"
-    return f"{source}: {location}={first['input']!r}: {first['msg']}{more}"
+    return f"{source}: {first_problem(error, show_value=True)}{more}"
 
 
 def _did_you_mean(location: tuple[int | str, ...]) -> str:
@@ -119,10 +140,3 @@ def _did_you_mean(location: tuple[int | str, ...]) -> str:
 def _section_type(annotation: Any) -> type[BaseModel]:
     candidates = (annotation, *get_args(annotation))
     return next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-
-
-def _nearest_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"; the folder {path.parent} does not exist either"
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.json")], n=1, cutoff=0.4)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -57,8 +57,10 @@ class AutoregressiveConfig(Section):
 class ObjectiveConfig(Section):
     """What is predicted. With ``rtd`` every chosen piece becomes [MASK], by itself, unless told otherwise."""
 
-    name: Literal["mlm", "rtd", "ar", "mlm_ar"] = Field(
-        "mlm", description="masked tokens; replaced tokens (v3); next tokens; masked and next tokens"
+    name: str = Field(
+        "mlm",
+        description="mlm: masked tokens; rtd: replaced tokens (v3); ar: next tokens; mlm_ar: masked and next tokens; "
+        "or one that a module of `plugins` registers",
     )
     mask_rate: float = Field(0.15, gt=0, lt=1, description="share of the tokens that become targets")
     mask_token_prob: float = Field(0.8, ge=0, le=1, description="share of the targets replaced by [MASK]")
@@ -84,16 +86,6 @@ class ObjectiveConfig(Section):
                 "which is more than 1; what is left over is the share of targets kept unchanged"
             )
         return self
-
-    @property
-    def loss_weights(self) -> dict[str, float]:
-        """Weight of every loss term in the total."""
-        return {
-            "mlm": {"mlm_loss": 1.0},
-            "rtd": {"mlm_loss": 1.0, "rtd_loss": self.rtd.loss_weight},
-            "ar": {"ar_loss": 1.0},
-            "mlm_ar": {"mlm_loss": 1.0, "ar_loss": self.autoregressive.loss_weight},
-        }[self.name]
 
 
 def part_of(parameter: str) -> str:

@@ -1,10 +1,12 @@
 """One run: the whole recipe."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
 from megadeberta.config.data import DataConfig
+from megadeberta.config.deepspeed_block import EngineSettings, with_values
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.section import Section
@@ -23,6 +25,9 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     description: str = ""
+    plugins: tuple[str, ...] = Field(
+        (), description="Python modules that are imported first: they register objectives or attention backends"
+    )
     model: ModelConfig
     data: DataConfig
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -33,3 +38,12 @@ class RunConfig(Section):
     logging: LoggingConfig = LoggingConfig()
     parallel: ParallelConfig = ParallelConfig()
     deepspeed: dict[str, Any] = Field(description="passed to deepspeed.initialize as it stands")
+
+    @property
+    def engine(self) -> EngineSettings:
+        """What this project knows of the deepspeed block. Not cached: ``model_copy`` would keep what was read here."""
+        return EngineSettings.of(self.deepspeed)
+
+    def with_deepspeed(self, values: Mapping[str, Any]) -> "RunConfig":
+        """The recipe with other values in its deepspeed block, by dotted key: ``{"zero_optimization.stage": 2}``."""
+        return self.model_copy(update={"deepspeed": with_values(self.deepspeed, values)})

@@ -39,9 +39,11 @@ class TrainingConfig(Section):
     output_dir: Path
     init_from: Path | None = Field(None, description="weights of `megadeberta convert import` to start from")
     eval_interval: int = Field(1000, gt=0, description="steps between validations; the last step validates too")
-    attention: Literal["auto", "reference", "cpu", "cpu-lean", "triton"] = Field(
-        "auto",
-        description="implementation, same results: auto = fastest; cpu-lean keeps less memory",
+    attention: str = Field(
+        "auto", description="a backend of docs/kernels.md, same results by all; auto = the fastest here"
+    )
+    residual_norm: Literal["auto", "torch", "cpu", "triton"] = Field(
+        "auto", description="what ends a block (dropout, residual, LayerNorm); auto = what goes with the attention"
     )
     apex: Literal["auto", "on", "off"] = Field(
         "auto", description="NVIDIA apex's LayerNorm where it is built; auto = where it is measured to be faster"
@@ -66,7 +68,7 @@ class LoggingConfig(Section):
     """What is written beside the checkpoints."""
 
     interval: int = Field(1, gt=0, description="optimizer steps between progress lines; every step is in metrics.jsonl")
-    tensorboard: bool = True
+    tensorboard: bool = Field(True, description="curves in OUTPUT/tensorboard too, where the package is installed")
     plot: bool = Field(True, description="loss_curve.png, redrawn at every validation")
     peak_tflops: float | None = Field(None, gt=0, description="device peak for MFU; null = table, or measured on a CPU")
 

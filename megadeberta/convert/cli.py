@@ -43,7 +43,7 @@ def export_command(
     Example: megadeberta convert export runs/quickstart exported
     """
     from megadeberta.convert.export import export_checkpoint
-    from megadeberta.convert.formats.hf_config import FileFormat, ModelKind
+    from megadeberta.convert.formats.family import FileFormat, ModelKind
 
     findings = export_checkpoint(
         checkpoint, out, kind=ModelKind(model), file_format=FileFormat(file_format), overwrite=overwrite

@@ -9,21 +9,22 @@ import safetensors.torch
 import torch
 
 from megadeberta.checkpoint.manifest import MANIFEST_NAME
-from megadeberta.convert.formats.hf_config import V2, FileFormat, HfLayout, ModelKind, choose_layout, to_hf_config
-from megadeberta.convert.formats.hf_weights import to_hugging_face
+from megadeberta.config.data import TOKENIZER_FILE
+from megadeberta.convert.formats.config_json import HF_CONFIG, MICROSOFT_CONFIG, to_config_json
+from megadeberta.convert.formats.export_tensors import export_tensors
+from megadeberta.convert.formats.families import choose_target
+from megadeberta.convert.formats.family import ExportTarget, FileFormat, ModelKind
 from megadeberta.convert.formats.names import RELATIVE_TABLE
-from megadeberta.convert.formats.read_folder import CONFIG_NAMES, read_discriminator, read_hf_folder
+from megadeberta.convert.formats.read_folder import read_discriminator, read_hf_folder
 from megadeberta.convert.model_card import write_model_card
 from megadeberta.convert.published_folder import publish_folder
-from megadeberta.convert.reload_check import OPT_IN_FILE, Finding, check_export, opt_in_source
+from megadeberta.convert.reload_check import Finding, check_export
 from megadeberta.convert.tokenizer.tokenizer_json import write_tokenizer
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import CheckpointError, ConfigError
-from megadeberta.weights.source import SPM, ModelSource, load_weights
+from megadeberta.weights.source import ModelSource, load_weights
 from megadeberta.weights.tensor_file import PICKLED, SAFETENSORS
 from megadeberta.weights.vocabulary import check_tokenizer_fits
-
-HF_CONFIG, MICROSOFT_CONFIG = CONFIG_NAMES
 
 
 def export_checkpoint(
@@ -57,15 +58,15 @@ def export_checkpoint(
     loaded = load_weights(checkpoint)
     source = _source_of(loaded, kind)
     if source.tokenizer is None:
-        raise CheckpointError(f"{source.folder / SPM}: is missing; put the tokenizer of these weights there")
+        raise CheckpointError(f"{source.folder / TOKENIZER_FILE}: is missing; put the tokenizer of these weights there")
     check_tokenizer_fits(source.tokenizer, source.config)
-    layout = choose_layout(source.config, kind, file_format)
+    target = choose_target(source.config, kind, file_format)
     findings: list[Finding] = []
 
-    def fill(target: Path) -> None:
-        _write_files(target, source, layout)
-        findings.append(_check_round_trip(target, source, kind))
-        findings.extend(check_export(target))
+    def fill(folder: Path) -> None:
+        _write_files(folder, source, target)
+        findings.append(_check_round_trip(folder, source, kind))
+        findings.extend(check_export(folder))
 
     publish_folder(out, fill, overwrite=overwrite)
     return findings
@@ -77,22 +78,23 @@ def _source_of(loaded: ModelSource, kind: ModelKind) -> ModelSource:
     return loaded.token_model() if kind == ModelKind.MLM else loaded.encoder_model()
 
 
-def _write_files(target: Path, source: ModelSource, layout: HfLayout) -> None:
-    found = to_hugging_face(source.config, source.weights, layout)
+def _write_files(folder: Path, source: ModelSource, target: ExportTarget) -> None:
+    found = export_tensors(source.config, source.weights, target)
     tensors = {name: tensor.contiguous() for name, tensor in found.items()}
-    config = to_hf_config(source.config, layout)
-    _write_json(target / HF_CONFIG, config)
-    if layout.file_format == FileFormat.MICROSOFT:
-        torch.save(tensors, target / PICKLED)
-        _write_json(target / MICROSOFT_CONFIG, config)
+    config = to_config_json(source.config, target)
+    _write_json(folder / HF_CONFIG, config)
+    if target.file_format == FileFormat.MICROSOFT:
+        torch.save(tensors, folder / PICKLED)
+        _write_json(folder / MICROSOFT_CONFIG, config)
     else:
-        safetensors.torch.save_file(tensors, target / SAFETENSORS, metadata={"format": "pt"})
-        write_tokenizer(source.tokenizer, target, max_length=source.config.max_position_embeddings)
-        if layout.kind == ModelKind.MLM and source.config.enhanced_mask_decoder and layout.model_type == V2:
-            (target / OPT_IN_FILE).write_bytes(opt_in_source())
-    shutil.copyfile(source.tokenizer, target / SPM)
+        safetensors.torch.save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
+        write_tokenizer(source.tokenizer, folder, max_length=source.config.max_position_embeddings)
+        opt_in = target.family.opt_in
+        if target.kind == ModelKind.MLM and source.config.enhanced_mask_decoder and opt_in is not None:
+            (folder / opt_in.file_name).write_bytes(opt_in.source())
+    shutil.copyfile(source.tokenizer, folder / TOKENIZER_FILE)
     num_tokens = SentencePieceTokenizer.load(source.tokenizer).vocab_size_needed
-    (target / "README.md").write_text(write_model_card(source, layout, num_tokens=num_tokens), encoding="utf-8")
+    (folder / "README.md").write_text(write_model_card(source, target, num_tokens=num_tokens), encoding="utf-8")
 
 
 def _check_round_trip(target: Path, source: ModelSource, kind: ModelKind) -> Finding:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 
+from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.convert.formats.read_folder import config_path, read_hf_folder
 from megadeberta.convert.tokenizer.sentencepiece_file import MASK
 from megadeberta.convert.tokenizer.tokenizer_json import build_tokenizer
 from megadeberta.data.tokenizer import UNK_ID, WORD_BOUNDARY
 from megadeberta.errors import CheckpointError, ConfigError, DataError
-from megadeberta.model.whole import WholeModel, mlm_specs
-from megadeberta.weights.source import MODEL_JSON, SPM, ModelSource, load_weights
+from megadeberta.layers.catalogue import token_model_layers
+from megadeberta.model.whole import WholeModel
+from megadeberta.weights.source import MODEL_JSON, ModelSource, load_weights
 from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 
@@ -47,7 +49,7 @@ def predict_masks(path: Path, text: str, *, top_k: int = 5) -> list[list[Guess]]
     """
     source = _load(path)
     if source.tokenizer is None:
-        raise CheckpointError(f"{source.folder / SPM}: is missing; put the tokenizer of these weights there")
+        raise CheckpointError(f"{source.folder / TOKENIZER_FILE}: is missing; put the tokenizer of these weights there")
     check_tokenizer_fits(source.tokenizer, source.config)
     tokenizer = build_tokenizer(source.tokenizer)
     num_pieces = tokenizer.token_to_id(MASK)
@@ -56,7 +58,7 @@ def predict_masks(path: Path, text: str, *, top_k: int = 5) -> list[list[Guess]]
     ids = tokenizer.encode(text).ids
     places = [place for place, token_id in enumerate(ids) if token_id == num_pieces]
     _check_text(text, len(ids), len(places), source.config.max_position_embeddings)
-    model = WholeModel(mlm_specs(source.config)).eval()
+    model = WholeModel(token_model_layers(source.config)).eval()
     model.load_state_dict(source.weights, strict=False)  # strict would want the tied decoder twice
     input_ids = torch.tensor([ids])
     with torch.no_grad():
@@ -78,7 +80,7 @@ def _load(path: Path) -> ModelSource:
         raise CheckpointError(
             f"{path}: has no {imported.missing[0]}, without which nothing can be predicted; export with --model mlm"
         )
-    tokenizer = path / SPM
+    tokenizer = path / TOKENIZER_FILE
     return ModelSource(path, imported.config, imported.weights, tokenizer if tokenizer.is_file() else None)
 
 

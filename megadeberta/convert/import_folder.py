@@ -10,15 +10,17 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.convert.formats.hf_weights import expected_shapes
 from megadeberta.convert.formats.read_folder import ImportedModel, ReportLine, read_hf_folder
 from megadeberta.convert.published_folder import publish_folder
 from megadeberta.errors import CheckpointError
+from megadeberta.layers.catalogue import token_model_layers
+from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, mlm_specs
-from megadeberta.weights.source import MODEL_JSON, OBJECTIVE_JSON, SPM
+from megadeberta.model.whole import WholeModel
+from megadeberta.weights.source import MODEL_JSON, OBJECTIVE_JSON
 from megadeberta.weights.tensor_file import SAFETENSORS
 from megadeberta.weights.vocabulary import check_tokenizer_fits
 
@@ -50,12 +52,12 @@ def import_folder(
         CheckpointError: the weights are missing, damaged, unsafe, not finite or not those of the configuration.
     """
     imported = read_hf_folder(folder, mask_decoder=mask_decoder)
-    check_tokenizer_fits(folder / SPM, imported.config)
+    check_tokenizer_fits(folder / TOKENIZER_FILE, imported.config)
     created = create_missing(imported, folder, allow_new=allow_new, seed=seed)
     reason = f"not in the file: drawn from seed {seed} and its name, untrained"
     lines = imported.lines + [ReportLine("created", name, None, reason) for name in created]
     weights = imported.weights | created
-    write_import(out, imported.config, weights, lines, spm=folder / SPM, overwrite=overwrite)
+    write_import(out, imported.config, weights, lines, spm=folder / TOKENIZER_FILE, overwrite=overwrite)
     return lines
 
 
@@ -72,14 +74,14 @@ def write_import(
     """Write the folder, which appears whole or not at all: weights, configuration, report and, if there, tokenizer."""
 
     def fill(target: Path) -> None:
-        ordered = {name: weights[name] for name in expected_shapes(config, objective or ObjectiveConfig())}
+        ordered = {name: weights[name] for name in parameter_shapes(config, objective or ObjectiveConfig())}
         safetensors.torch.save_file(ordered, target / SAFETENSORS, metadata={"format": "pt"})
         _write_json(target / MODEL_JSON, config.model_dump(mode="json"))
         if objective is not None:
             _write_json(target / OBJECTIVE_JSON, objective.model_dump(mode="json"))
         _write_json(target / REPORT, [vars(line) for line in lines])
         if spm.is_file():
-            shutil.copyfile(spm, target / SPM)
+            shutil.copyfile(spm, target / TOKENIZER_FILE)
 
     publish_folder(out, fill, overwrite=overwrite, marker=MODEL_JSON)
 
@@ -98,7 +100,7 @@ def create_missing(imported: ImportedModel, folder: Path, *, allow_new: bool, se
             + (", or --no-mask-decoder to do without absolute positions" if imported.needs_positions else "")
         )
     log.warning("NOT FROM THE FILE but freshly drawn, untrained: %s", ", ".join(imported.missing))
-    model = WholeModel(mlm_specs(imported.config))
+    model = WholeModel(token_model_layers(imported.config))
     initialize(model, seed=seed, std=imported.config.initializer_range)
     return {name: model.get_parameter(name).detach() for name in imported.missing}
 

@@ -12,17 +12,18 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from megadeberta.config.data import TOKENIZER_FILE
+from megadeberta.config.first_problem import first_problem
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig, RtdConfig, part_of
-from megadeberta.convert.formats.hf_config import first_problem
-from megadeberta.convert.formats.hf_weights import expected_shapes
 from megadeberta.convert.formats.names import INPUT_POSITION_TABLE, WORD_TABLE, difference_names
 from megadeberta.convert.formats.read_folder import ImportedModel, ReportLine, read_discriminator, read_hf_folder
 from megadeberta.convert.import_folder import write_import
 from megadeberta.errors import CheckpointError
+from megadeberta.layers.catalogue import rtd_layers
+from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, rtd_specs
-from megadeberta.weights.source import SPM
+from megadeberta.model.whole import WholeModel
 from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def import_parts(
     for table in TABLES:
         if table in judge.weights or difference_names(table)[0] in judge.differences:
             lines += _share(table, weights, judge, sharing=sharing, where=where)
-    missing = sorted(expected_shapes(config, objective).keys() - weights.keys())
+    missing = sorted(parameter_shapes(config, objective).keys() - weights.keys())
     needs_consent = [name for name in missing if maker is not None or part_of(name) == DISCRIMINATOR]
     if needs_consent and not allow_new:
         raise CheckpointError(
@@ -121,7 +122,7 @@ def _joint_shape(
         rtd.generator(config)
     except ValidationError as error:
         raise CheckpointError(
-            f"{where}: no generator of this shape: {first_problem(error)}; add --no-mask-decoder"
+            f"{where}: no generator of this shape: {first_problem(error, show_value=True)}; add --no-mask-decoder"
         ) from None
     return config, rtd
 
@@ -201,14 +202,14 @@ def _draw(config: ModelConfig, rtd: RtdConfig, names: list[str], *, seed: int) -
     if not names:
         return {}
     log.warning("NOT FROM A FILE but freshly drawn, untrained: %s", ", ".join(names))
-    model = WholeModel(rtd_specs(config, rtd))
+    model = WholeModel(rtd_layers(config, rtd))
     initialize(model, seed=seed, std=config.initializer_range)
     return {name: model.get_parameter(name).detach() for name in names}
 
 
 def _common_vocabulary(folders: list[Path]) -> Path:
     """The tokenizer beside the weights; a path that does not exist if no folder has one."""
-    found = [folder / SPM for folder in folders if (folder / SPM).is_file()]
+    found = [folder / TOKENIZER_FILE for folder in folders if (folder / TOKENIZER_FILE).is_file()]
     if any(path.read_bytes() != found[0].read_bytes() for path in found[1:]):
         raise CheckpointError(f"{found[0]} and {found[1]} differ: generator and discriminator need one vocabulary")
-    return found[0] if found else folders[0] / SPM
+    return found[0] if found else folders[0] / TOKENIZER_FILE

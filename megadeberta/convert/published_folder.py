@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megadeberta.checkpoint.durable import remove_tree
 from megadeberta.errors import ConfigError, StorageError
-from megadeberta.storage import sync_folder
+from megadeberta.storage import TEMPORARY_PREFIX, sync_folder
 
 
 def publish_folder(
@@ -29,7 +29,7 @@ def publish_folder(
     _check_free(out, overwrite, marker)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{out.name}-", dir=out.parent))
     except OSError as error:
         raise StorageError(f"cannot create {out}: {error.strerror}; choose another folder") from error
     try:

@@ -4,31 +4,29 @@ Shapes: B batch · L length · V vocabulary.
 """
 
 import contextlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
+from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.model import ModelConfig
-from megadeberta.convert.formats.hf_config import V2
-from megadeberta.convert.formats.modeling_megadeberta import DebertaV2ForMaskedLMWithMaskDecoder
-from megadeberta.convert.formats.read_folder import CONFIG_NAMES, ImportedModel, read_hf_folder
+from megadeberta.convert.formats.config_json import MICROSOFT_CONFIG
+from megadeberta.convert.formats.family import Family, OptIn
+from megadeberta.convert.formats.read_folder import ImportedModel, read_hf_folder
 from megadeberta.convert.tokenizer.tokenizer_json import TOKENIZER_JSON
 from megadeberta.data.tokenizer import CLS_ID, SEP_ID, SentencePieceTokenizer
 from megadeberta.errors import CheckpointError
-from megadeberta.model.whole import WholeModel, mlm_specs
-from megadeberta.weights.source import SPM
+from megadeberta.layers.catalogue import token_model_layers
+from megadeberta.model.whole import WholeModel
 
-OPT_IN_FILE = "modeling_megadeberta.py"
 TOLERANCE = 1e-5
 """Relative to the largest value, or absolute below one: fp32 through tens of layers of two implementations."""
 _BATCH, _LENGTH = 2, 24
-_HEADS = re.compile(r"mask_predictions\.|lm_predictions\.|.*_embeddings\._weight$")
-"""What the encoder's class has no use for, and transformers therefore calls unexpected."""
 _TEXTS = (
     "Two  spaces, a\ttab, a new\nline and a non\u00a0breaking space.",
     "Ligatures \ufb01 \ufb02, full width \uff21\uff22\uff11, half width \uff76\uff9e, fractions \u00bd, \u2460.",
@@ -55,19 +53,21 @@ def check_export(folder: Path) -> list[Finding]:
         CheckpointError: missing or unexpected tensors, other outputs, or other token ids.
     """
     imported = read_hf_folder(folder)
-    config, is_microsoft = imported.config, (folder / CONFIG_NAMES[1]).is_file()
-    buildable = not is_microsoft or config.embedding_width == config.hidden_size
-    if imported.has_head and buildable:
+    config, family = imported.config, imported.family
+    is_microsoft = (folder / MICROSOFT_CONFIG).is_file()
+    # transformers builds the head of Microsoft's files as H -> H.
+    has_head_class = not is_microsoft or config.embedding_width == config.hidden_size
+    if imported.has_head and has_head_class:
         model = _load(transformers.AutoModelForMaskedLM, folder)
-        findings = [_compare_backbone(folder, imported, model.deberta)]
+        findings = [_compare_backbone(folder, imported, model.base_model)]
         if not config.enhanced_mask_decoder:
             findings.append(_compare_logits(folder, imported, model))
-        elif model.config.model_type == V2:
+        elif family.opt_in is not None:
             if not is_microsoft:
-                _check_opt_in_file(folder / OPT_IN_FILE)
-            findings.append(_compare_logits(folder, imported, _load(DebertaV2ForMaskedLMWithMaskDecoder, folder)))
+                _check_opt_in_file(folder, family.opt_in)
+            findings.append(_compare_logits(folder, imported, _load(family.opt_in.load_class(), folder)))
     else:
-        findings = [_compare_backbone(folder, imported, _load(transformers.AutoModel, folder, unread=_HEADS))]
+        findings = [_compare_backbone(folder, imported, _load(transformers.AutoModel, folder, encoder_of=family))]
     if (folder / TOKENIZER_JSON).is_file():
         findings.append(_check_tokenizer(folder))
     return findings
@@ -75,7 +75,7 @@ def check_export(folder: Path) -> list[Finding]:
 
 def _own_model(imported: ImportedModel) -> WholeModel:
     """Ours; what a backbone's folder lacks (the head, absolute positions) keeps its random values and is not read."""
-    model = WholeModel(mlm_specs(imported.config)).eval()
+    model = WholeModel(token_model_layers(imported.config)).eval()
     model.load_state_dict(imported.weights, strict=False)
     return model
 
@@ -96,28 +96,29 @@ def _compare_logits(folder: Path, imported: ImportedModel, theirs: torch.nn.Modu
     return _compare(ours, other, mask, f"{type(theirs).__name__} logits", folder)
 
 
-def _check_opt_in_file(path: Path) -> None:
-    if not path.is_file() or path.read_bytes() != opt_in_source():
+def _check_opt_in_file(folder: Path, opt_in: OptIn) -> None:
+    path = folder / opt_in.file_name
+    if not path.is_file() or path.read_bytes() != opt_in.source():
         raise CheckpointError(f"{path}: is missing or is not this megadeberta's; export the model again")
 
 
-def opt_in_source() -> bytes:
-    """The modelling file that exports with a mask decoder carry."""
-    return (Path(__file__).parent / OPT_IN_FILE).read_bytes()
+def _load(model_class: Any, folder: Path, *, encoder_of: Family | None = None) -> Any:
+    """The model; nothing may be missing and nothing unexpected.
 
-
-def _load(auto_class: type, folder: Path, *, unread: re.Pattern[str] | None = None) -> torch.nn.Module:
-    """The model; nothing may be missing, and nothing unexpected but names that match ``unread``."""
+    Args:
+        encoder_of: the class is this family's encoder, which has no use for heads and may have tensors of its own.
+    """
     with _quiet():
         try:
-            model, info = auto_class.from_pretrained(
+            model, info = model_class.from_pretrained(
                 folder, output_loading_info=True, local_files_only=True, trust_remote_code=False, dtype=torch.float32
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise CheckpointError(f"{folder}: transformers cannot load it: {error}") from error
     found = {kind: sorted(map(str, names)) for kind, names in info.items()}
-    if unread is not None:
-        found["unexpected_keys"] = [name for name in found["unexpected_keys"] if not unread.match(name)]
+    if encoder_of is not None:
+        found["unexpected_keys"] = [name for name in found["unexpected_keys"] if not _is_of_a_head(name, encoder_of)]
+        found["missing_keys"] = [n for n in found["missing_keys"] if not n.startswith(encoder_of.newly_drawn)]
     problems = {kind: names for kind, names in found.items() if names}
     if problems:
         kind, names = next(iter(problems.items()))
@@ -126,6 +127,12 @@ def _load(auto_class: type, folder: Path, *, unread: re.Pattern[str] | None = No
             f"first {names[0]}"
         )
     return model.eval()
+
+
+def _is_of_a_head(name: str, family: Family) -> bool:
+    """Whether a folder's tensor belongs to a head, or to what a discriminator adds to its generator's tables."""
+    heads = {theirs for names in (*family.mlm_heads, *family.rtd_heads) for theirs in names.values()}
+    return name in heads or name.endswith("_embeddings._weight")
 
 
 def _batch(config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -148,15 +155,15 @@ def _compare(ours: Tensor, theirs: Tensor, mask: Tensor, what: str, folder: Path
 
 
 def _check_tokenizer(folder: Path) -> Finding:
-    reference = SentencePieceTokenizer.load(folder / SPM)
+    reference = SentencePieceTokenizer.load(folder / TOKENIZER_FILE)
     with _quiet():
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         for text in _TEXTS:
             if tokenizer(text)["input_ids"] != [CLS_ID, *reference.encode(text), SEP_ID]:
-                raise CheckpointError(f"{folder}: AutoTokenizer and {SPM} give different ids for {text!r}")
+                raise CheckpointError(f"{folder}: AutoTokenizer and {TOKENIZER_FILE} give different ids for {text!r}")
     if tokenizer.mask_token_id != reference.mask_id:
         raise CheckpointError(f"{folder}: [MASK] is {tokenizer.mask_token_id}, expected {reference.mask_id}")
-    return Finding(f"AutoTokenizer ({type(tokenizer).__name__})", f"ids of {SPM} on {len(_TEXTS)} odd texts")
+    return Finding(f"AutoTokenizer ({type(tokenizer).__name__})", f"ids of {TOKENIZER_FILE} on {len(_TEXTS)} odd texts")
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def random_words(keys: Words, counters: NDArray[np.integer]) -> Words:
 
 def uniform(keys: Words, counters: NDArray[np.integer]) -> NDArray[np.float64]:
     """Uniform multiples of 2**-53 in ``[0, 1)``, one for each (key, counter); the two broadcast."""
-    return (random_words(keys, counters) >> np.uint64(11)) * 2.0**-53
+    return (random_words(keys, counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def integers(keys: Words, counters: NDArray[np.integer], bound: int) -> NDArray[np.int64]:

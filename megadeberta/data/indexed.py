@@ -134,7 +134,7 @@ class TokenShard:
         """Read the bytes of ``target`` from ``offset``; a short read is an error, never old memory."""
         if self._descriptor < 0:
             raise DataError(f"{self._path}: the shard was closed; open it again to read")
-        buffer = memoryview(target).cast("B") if len(target) else memoryview(b"")
+        buffer = target.data.cast("B") if len(target) else memoryview(b"")
         done = 0
         while done < len(buffer):
             try:
@@ -155,7 +155,7 @@ class TokenShard:
         for start in range(0, self.num_tokens, step):
             tokens = np.empty(min(step, self.num_tokens - start), dtype=self.dtype)
             self._fill(tokens, start * self.dtype.itemsize)
-            digest.update(memoryview(tokens).cast("B"))
+            digest.update(tokens.data.cast("B"))
             largest = max(largest, _largest(tokens))
         if digest.hexdigest() != self.manifest.bin_sha256:
             raise DataError(
@@ -336,7 +336,7 @@ class ShardWriter:
     def _write(self, tokens: np.ndarray) -> None:
         if len(tokens) == 0:
             return
-        payload = memoryview(np.ascontiguousarray(tokens)).cast("B")
+        payload = np.ascontiguousarray(tokens).data.cast("B")
         self._digest.update(payload)
         self._bin.write(payload)
         self._largest = max(self._largest, _largest(tokens))
@@ -350,16 +350,16 @@ class ShardWriter:
             "idx_sha256": hashlib.sha256(index).hexdigest(),
             "tokenizer_sha256": tokenizer_sha256,
         }
-        return ShardManifest(
-            dtype=self._dtype.name,
-            num_tokens=self._num_tokens,
-            num_documents=len(self._document_index) - 1,
-            num_sequences=len(self._lengths),
-            max_token_id=self._largest,
-            tokenizer_pieces=tokenizer_pieces,
-            bin_bytes=self._num_tokens * self._dtype.itemsize,
-            idx_bytes=len(index),
-            content=content_fingerprint(dtype=self._dtype.name, **hashes),
-            options=options,
-            **hashes,
-        )
+        values = {
+            "dtype": self._dtype.name,
+            "num_tokens": self._num_tokens,
+            "num_documents": len(self._document_index) - 1,
+            "num_sequences": len(self._lengths),
+            "max_token_id": self._largest,
+            "tokenizer_pieces": tokenizer_pieces,
+            "bin_bytes": self._num_tokens * self._dtype.itemsize,
+            "idx_bytes": len(index),
+            "content": content_fingerprint(dtype=self._dtype.name, **hashes),
+            "options": options,
+        }
+        return ShardManifest.model_validate(values | hashes)

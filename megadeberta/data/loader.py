@@ -9,8 +9,9 @@ had.
 
 import atexit
 import functools
+import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,15 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from megadeberta.batch import FIELDS, SAMPLE_NUMBERS, Batch, batch_fields
 from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.counter_random import stream_key
-from megadeberta.data.masking import MaskedBatch
-from megadeberta.data.next_token import Targets, load_targets
 from megadeberta.data.packing import PackedReader, document_starts
 from megadeberta.data.sample_order import SampleOrder
 from megadeberta.data.sequences import ChunkReader, open_reader
+from megadeberta.data.targets import Targets, load_targets
 from megadeberta.data.tokenizer import PAD_ID, SentencePieceTokenizer
 from megadeberta.data.workers import leave_with_the_rank, tells_of_a_dead_worker, worker_context
 from megadeberta.errors import MegadebertaError, PeerLostError
@@ -38,17 +39,13 @@ _VALIDATION_SEED = 0  # not the run's: losses of runs with other seeds stay comp
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One rank's share of an optimizer step: ``accumulation`` micro batches.
+    """One rank's sequences of an optimizer step: ``accumulation`` micro batches, each with the fields of ``batch.py``.
 
-    A micro batch holds int64 ``input_ids`` and ``attention_mask`` ``[B, L]``, ``masked_positions`` and
-    ``masked_labels`` ``[B, Q]`` (label 0 = empty slot). Q differs between micro batches. Where the objective or the
-    packing needs them: ``prefix_lengths`` ``[B]``, ``document_starts`` ``[B, L]``. ``sample_numbers`` ``[B]`` is
-    ``step * 2**32 + place in the global batch``: dropout and sampling are functions of it.
+    Q differs between micro batches.
     """
 
     step: int
-    sample_range: tuple[int, int]  # first and last global sample of the step, over all ranks
-    micro_batches: list[dict[str, Tensor]]
+    micro_batches: list[Batch]
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class _PackedStep:
 
     step: int
     slots: tuple[int, ...]  # Q of each micro batch
-    words: Tensor  # int32: for each micro batch the ids, positions, labels and prefix lengths, flattened
+    words: Tensor  # int32: for each micro batch the fields that are made with the targets, flattened
 
 
 class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
@@ -72,6 +69,8 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
         self._algebra = algebra
         self._data_rank = data_rank
         self._targets = _load_targets(data, objective)
+        self._fields = batch_fields(data, objective)
+        self._sent = tuple(name for name in self._fields if FIELDS[name].from_targets)
         self._reader: ChunkReader | PackedReader | None = None
 
     def __getitem__(self, step: int) -> _PackedStep | MegadebertaError:
@@ -81,9 +80,6 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
         except MegadebertaError as error:
             return error
 
-    def sample_range(self, step: int) -> tuple[int, int]:
-        return step * self._algebra.global_batch, (step + 1) * self._algebra.global_batch - 1
-
     def samples(self, step: int) -> NDArray[np.int64]:
         """This rank's global samples at a step, in the order of its micro batches: ``[N]``."""
         algebra = self._algebra
@@ -92,21 +88,23 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
         return samples.reshape(-1)
 
     def unpack(self, packed: _PackedStep) -> StepBatch:
-        batch, length = self._algebra.micro_batch, self._data.sequence_length
-        sizes = [batch * width for slots in packed.slots for width in (length, slots, slots, 1)]
-        parts = [part.view(batch, -1).long() for part in packed.words.split(sizes)]
+        batch = self._algebra.micro_batch
+        shapes = [self._shape(name, slots) for slots in packed.slots for name in self._sent]
+        sent = packed.words.long().split([math.prod(shape) for shape in shapes])
+        parts = iter([part.view(shape) for part, shape in zip(sent, shapes, strict=True)])
         places = self.samples(packed.step) - packed.step * self._algebra.global_batch
-        numbers = (packed.step << 32) + places
+        numbers = ((packed.step << 32) + places).reshape(-1, batch)
         micro_batches = [
-            _as_model_inputs(
-                self._data,
-                self._objective,
-                fields=parts[4 * number : 4 * number + 4],
-                numbers=numbers[number * batch : (number + 1) * batch],
-            )
-            for number in range(len(packed.slots))
+            _complete({name: next(parts) for name in self._sent}, self._fields, numbers=of_batch)
+            for of_batch in numbers
         ]
-        return StepBatch(packed.step, self.sample_range(packed.step), micro_batches)
+        return StepBatch(packed.step, micro_batches)
+
+    def _shape(self, name: str, slots: int) -> tuple[int, ...]:
+        batch = self._algebra.micro_batch
+        return {"token": (batch, self._data.sequence_length), "slot": (batch, slots), "sample": (batch,)}[
+            FIELDS[name].axis
+        ]
 
     def _pack(self, step: int) -> _PackedStep:
         if self._reader is None:
@@ -115,8 +113,8 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
         made = self._targets(self._reader.read(chunks), stream_key(self._seed, "mask", epochs, chunks))
         size = self._algebra.micro_batch
         batches = [made.rows(start, start + size) for start in range(0, len(chunks), size)]
-        fields = [field for batch in batches for field in _fields(batch)]
-        words = np.concatenate([field.reshape(-1) for field in fields], dtype=np.int32, casting="same_kind")
+        fields = [batch.field(name).reshape(-1) for batch in batches for name in self._sent]
+        words = np.concatenate(fields, dtype=np.int32, casting="same_kind")
         return _PackedStep(step, tuple(batch.masked_labels.shape[1] for batch in batches), torch.from_numpy(words))
 
 
@@ -136,7 +134,7 @@ class StepIterator(Iterator[StepBatch]):
         )
         self._dataset = batches
         self._workers = workers
-        self._steps = iter(loader)
+        self._steps: Iterator[_PackedStep | MegadebertaError] = iter(loader)
         # The workers are deaf to SIGTERM, so somebody must tell them when the interpreter ends. The reference is weak,
         # so that dropping the iterator is enough otherwise.
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
@@ -192,7 +190,7 @@ def training_batches(
 
 def validation_batches(
     data: DataConfig, objective: ObjectiveConfig, *, eval_sequences: int, algebra: BatchAlgebra, data_rank: int
-) -> list[dict[str, Tensor]]:
+) -> list[Batch]:
     """This rank's share of the first ``eval_sequences`` validation chunks, masked alike at every call and in every run.
 
     Ranks may get different numbers of batches, or none; the last batch may be smaller than the micro batch.
@@ -210,31 +208,18 @@ def validation_batches(
         made = _load_targets(data, objective)(reader.read(chunks), keys)
     finally:
         reader.close()
-    size = algebra.micro_batch
-    return [
-        _as_model_inputs(
-            data,
-            objective,
-            fields=[torch.tensor(field) for field in _fields(made.rows(start, start + size))],
-            numbers=chunks[start : start + size],
-        )
-        for start in range(0, len(chunks), size)
-    ]
+    size, fields = algebra.micro_batch, batch_fields(data, objective)
+    found = []
+    for start in range(0, len(chunks), size):
+        rows = made.rows(start, start + size)
+        sent = {name: torch.tensor(rows.field(name)) for name in fields if FIELDS[name].from_targets}
+        found.append(_complete(sent, fields, numbers=chunks[start : start + size]))
+    return found
 
 
 def steps_without_data(*, start_step: int, total_steps: int) -> Iterator[StepBatch]:
     """The same steps for a rank that is sent what it needs by other ranks."""
-    return (StepBatch(step, (0, 0), []) for step in range(start_step, total_steps))
-
-
-def batch_fields(data: DataConfig, objective: ObjectiveConfig) -> tuple[str, ...]:
-    """Names of the tensors of every batch that these sections make."""
-    fields = ["input_ids", "attention_mask", "masked_positions", "masked_labels", "sample_numbers"]
-    if objective.name in ("ar", "mlm_ar"):
-        fields.append("prefix_lengths")
-    if data.packing == "documents":
-        fields.append("document_starts")
-    return tuple(fields)
+    return (StepBatch(step, []) for step in range(start_step, total_steps))
 
 
 def _load_targets(data: DataConfig, objective: ObjectiveConfig) -> Targets:
@@ -242,30 +227,15 @@ def _load_targets(data: DataConfig, objective: ObjectiveConfig) -> Targets:
     return load_targets(objective, tokenizer.piece_kinds(), mask_id=tokenizer.mask_id)
 
 
-def _fields(batch: MaskedBatch) -> tuple[NDArray[np.int64], ...]:
-    """Ids, positions, labels and prefix lengths (all of the sequence where attention has no direction)."""
-    prefix = batch.prefix_lengths
-    if prefix is None:
-        prefix = np.full(len(batch.input_ids), batch.input_ids.shape[1])
-    return batch.input_ids, batch.masked_positions, batch.masked_labels, prefix
-
-
-def _as_model_inputs(
-    data: DataConfig, objective: ObjectiveConfig, *, fields: Sequence[Tensor], numbers: NDArray[np.int64]
-) -> dict[str, Tensor]:
-    input_ids, masked_positions, masked_labels, prefix_lengths = fields
-    inputs = {
-        "input_ids": input_ids,
-        "attention_mask": (input_ids != PAD_ID).long(),
-        "masked_positions": masked_positions,
-        "masked_labels": masked_labels,
-        "sample_numbers": torch.from_numpy(numbers),
+def _complete(sent: Mapping[str, Tensor], fields: Sequence[str], *, numbers: NDArray[np.int64]) -> Batch:
+    """The batch of these fields: those made with the targets, and what follows from them and the sample numbers."""
+    ids = sent["input_ids"]
+    derived: dict[str, Callable[[], Tensor]] = {
+        "attention_mask": lambda: (ids != PAD_ID).long(),
+        SAMPLE_NUMBERS: lambda: torch.from_numpy(numbers),
+        "document_starts": lambda: torch.from_numpy(document_starts(ids.numpy())),
     }
-    if objective.name in ("ar", "mlm_ar"):
-        inputs["prefix_lengths"] = prefix_lengths.view(-1)
-    if data.packing == "documents":
-        inputs["document_starts"] = torch.from_numpy(document_starts(input_ids.numpy()))
-    return inputs
+    return {name: sent[name] if name in sent else derived[name]() for name in fields}
 
 
 def _close_if_alive(reference: "weakref.ref[StepIterator]") -> None:

@@ -7,7 +7,8 @@ replacement may be a special token. Here n-grams tile the sequence and are visit
 
 # B sequences · L tokens · Q slots for masked tokens · K most tokens a row can have masked
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,10 @@ from numpy.typing import NDArray
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.counter_random import Words, integers, random_words, uniform
 from megadeberta.data.tokenizer import PAD_ID, PieceKind
+from megadeberta.layers.slots import masked_tokens, slots_for
 
 MAX_WORD_PIECES = 16
 """A longer word is cut: text without spaces would otherwise be one word, masked whole."""
-SLOT_MULTIPLE = 8
-"""Q is a multiple of this, so that a run sees few different shapes."""
 
 _BLOCK_TOKENS = 2**14  # the working arrays of a block of rows stay in the processor's cache
 _GRAM, _ORDER, _CORRUPTION, _REPLACEMENT = range(4)  # the four streams of a sequence
@@ -30,10 +30,10 @@ class MaskedBatch:
     """Inputs and targets, all int64. A slot with label 0 is empty, and its position is 0."""
 
     input_ids: NDArray[np.int64]  # [B, L]
-    attention_mask: NDArray[np.int64]  # [B, L]
     masked_positions: NDArray[np.int64]  # [B, Q], ascending in a row; empty slots come last
     masked_labels: NDArray[np.int64]  # [B, Q]
-    prefix_lengths: NDArray[np.int64] | None = None  # [B], where sequences differ in what may attend what
+    more: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Other fields that the objective needs, ``[B]`` or ``[B, L]``."""
 
     def rows(self, start: int, stop: int) -> "MaskedBatch":
         """Some of the sequences, with as many slots as these need."""
@@ -41,11 +41,14 @@ class MaskedBatch:
         slots = slots_needed(labels != 0)
         return MaskedBatch(
             self.input_ids[start:stop],
-            self.attention_mask[start:stop],
             self.masked_positions[start:stop, :slots],
             labels[:, :slots],
-            None if self.prefix_lengths is None else self.prefix_lengths[start:stop],
+            {name: values[start:stop] for name, values in self.more.items()},
         )
+
+    def field(self, name: str) -> NDArray[np.int64]:
+        """A field by its name in the batch of the model."""
+        return self.more[name] if name in self.more else getattr(self, name)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class MlmMasker:
 
     def __call__(self, tokens: NDArray[np.int64], sample_keys: Words) -> MaskedBatch:
         """Mask ``tokens [B, L]`` with ``sample_keys [B]``; Q is what the row with the most masked tokens needs."""
+        # A block of rows after the other gives what all at once would: every draw has its own row's key.
         rows = max(1, _BLOCK_TOKENS // tokens.shape[1])
         chosen = np.concatenate(
             [
@@ -93,21 +97,21 @@ class MlmMasker:
         visits |= positions.astype(np.uint64)
         visits[~units.is_candidate] |= ~low_bits
         visits.sort(axis=1)
-        most = min(length, self._budget(np.array(length)) + MAX_WORD_PIECES)
+        rate = self._objective.mask_rate
+        # The last unit that is taken may go on beyond the budget, by less than a word's longest.
+        most = min(length, int(masked_tokens(rate, length)) + MAX_WORD_PIECES)
         visited = (visits[:, :most] & low_bits).astype(np.int64)  # [B, L] -> [B, K]
 
-        # A unit is taken whole if its first token comes before the budget is used up.
+        # A unit is taken whole if its first token comes before the budget is used up. Its tokens are neighbours in the
+        # order of visits, so that the first one's rank is this one's less its place in the unit.
         ranks = positions[:most]
         first_ranks = ranks - np.take_along_axis(units.offset, visited, axis=1)
-        budgets = self._budget(np.count_nonzero(tokens != PAD_ID, axis=1))[:, None]
+        budgets = masked_tokens(rate, np.count_nonzero(tokens != PAD_ID, axis=1))[:, None]
         candidates = np.count_nonzero(units.is_candidate, axis=1)[:, None]
+        # L stands behind every position, so that sorting brings empty places to the end.
         chosen = np.where((first_ranks < budgets) & (ranks < candidates), visited, length)
         chosen.sort(axis=1)
         return chosen
-
-    def _budget(self, num_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens to mask among ``num_tokens``, [CLS] and [SEP] counted; ties to even, as Python's ``round``."""
-        return np.maximum(1, np.rint(self._objective.mask_rate * num_tokens).astype(np.int64))
 
     def _corrupt(self, tokens: NDArray[np.int64], chosen: NDArray[np.int64], sample_keys: Words) -> MaskedBatch:
         objective, length = self._objective, tokens.shape[1]
@@ -117,6 +121,8 @@ class MlmMasker:
         positions = np.where(filled, chosen, 0)
         labels = np.where(filled, np.take_along_axis(tokens, positions, axis=1), 0)
 
+        # One uniform number decides between mask, random token and the token itself. Both it and the random token are
+        # drawn for every slot, by position: what one target becomes does not depend on how many there are.
         share = uniform(_stream(sample_keys, _CORRUPTION), positions)
         drawn = integers(_stream(sample_keys, _REPLACEMENT), positions, len(self._replacements))
         shown = np.where(
@@ -124,9 +130,10 @@ class MlmMasker:
         )
         shown = np.where(share < objective.mask_token_prob, self._mask_id, shown)
         input_ids = tokens.copy()
+        # Filled slots alone, as flat places: the position of an empty slot is 0, and would overwrite the first token.
         row_starts = np.arange(len(tokens))[:, None] * length
         input_ids.reshape(-1)[(positions + row_starts)[filled]] = shown[filled]
-        return MaskedBatch(input_ids, (tokens != PAD_ID).astype(np.int64), positions, labels)
+        return MaskedBatch(input_ids, positions, labels)
 
 
 def find_units(kinds: NDArray[np.uint8], *, whole_word: bool) -> Units:
@@ -143,8 +150,9 @@ def find_units(kinds: NDArray[np.uint8], *, whole_word: bool) -> Units:
     starts = kinds != PieceKind.CONTINUATION  # special tokens too: what follows them opens a unit
     starts[:, 1:] |= ~is_candidate[:, :-1]
     positions = np.arange(kinds.shape[1])
+    # The running maximum of start positions is the start of the word that a token is in.
     offset = positions - np.maximum.accumulate(np.where(starts, positions, 0), axis=1)
-    offset %= MAX_WORD_PIECES
+    offset %= MAX_WORD_PIECES  # each further piece of a long word is a unit of its own
     return Units(is_candidate, is_candidate & (offset == 0), offset)
 
 
@@ -158,13 +166,15 @@ def tile_segments(opens: NDArray[np.bool_], keys: Words, *, max_gram: int) -> ND
     Returns:
         The index of every token's segment in its row, ``[B, L]``.
     """
-    units = np.cumsum(opens, axis=1) - 1
+    units = np.cumsum(opens, axis=1) - 1  # number of every token's unit; -1 before the first
     if max_gram == 1:
         return units
+    # A length for every unit, as if each opened a segment: more than are needed, but all rows in one draw.
     weights = np.cumsum(1 / np.arange(1, max_gram + 1))
     most_units = int(units.max()) + 1
     shares = uniform(keys, np.arange(most_units))
     grams = 1 + np.searchsorted(weights[:-1] / weights[-1], shares, side="right")
+    # Segment s ends where the first s + 1 lengths do; what ends behind the last unit falls into one spare column.
     ends = np.minimum(np.cumsum(grams, axis=1), most_units)
     is_first = np.zeros((len(opens), most_units + 1), np.int64)
     np.put_along_axis(is_first, ends, 1, axis=1)
@@ -179,5 +189,4 @@ def _stream(sample_keys: Words, stream: int) -> Words:
 
 def slots_needed(is_masked: NDArray[np.bool_]) -> int:
     """Q for rows whose targets are marked in ``is_masked [B, K]``."""
-    most = int(np.count_nonzero(is_masked, axis=1).max())
-    return max(1, -(-most // SLOT_MULTIPLE)) * SLOT_MULTIPLE
+    return slots_for(int(np.count_nonzero(is_masked, axis=1).max()))

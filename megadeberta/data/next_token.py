@@ -13,17 +13,20 @@ from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.counter_random import Words, random_words, uniform
 from megadeberta.data.masking import MaskedBatch, MlmMasker, slots_needed
 from megadeberta.data.tokenizer import CLS_ID, PAD_ID, SEP_ID
+from megadeberta.layers.objectives import objective_of
 
 _KIND, _PREFIX, _PREFIX_LENGTH = range(16, 19)  # streams of a sequence; masking has the first ones
 
 
 class NextTokenTargets:
-    """Makes batches for the objectives ``ar`` and ``mlm_ar``."""
+    """Makes batches of sequences that are read left to right, alone or beside masked ones."""
 
-    def __init__(self, objective: ObjectiveConfig, masker: MlmMasker) -> None:
+    def __init__(self, objective: ObjectiveConfig, piece_kinds: NDArray[np.uint8], *, mask_id: int) -> None:
+        """See ``MlmMasker``. Without a weight for masked tokens every sequence is read left to right."""
         self._config = objective.autoregressive
-        self._share = 1.0 if objective.name == "ar" else self._config.share
-        self._masker = masker
+        has_masked = "mlm_loss" in objective_of(objective).loss_weights(objective)
+        self._share = self._config.share if has_masked else 1.0
+        self._masker = MlmMasker(objective, piece_kinds, mask_id=mask_id)
 
     def __call__(self, tokens: NDArray[np.int64], sample_keys: Words) -> MaskedBatch:
         """Targets for ``tokens [B, L]`` with ``sample_keys [B]``.
@@ -50,7 +53,7 @@ class NextTokenTargets:
         sources = np.where(left_to_right[:, None], following, _scatter_labels(masked, length))
         labels = np.where(filled, np.take_along_axis(sources, positions, axis=1), 0)
         input_ids = np.where(left_to_right[:, None], tokens, masked.input_ids)
-        return MaskedBatch(input_ids, masked.attention_mask, positions, labels, prefix)
+        return MaskedBatch(input_ids, positions, labels, {"prefix_lengths": prefix})
 
     def _prefix_lengths(self, tokens: NDArray[np.int64], sample_keys: Words) -> NDArray[np.int64]:
         """0, or a length from 1 to half of the tokens: ``[B]``."""
@@ -76,12 +79,3 @@ def _scatter_labels(masked: MaskedBatch, length: int) -> NDArray[np.int64]:
     targets = np.where(masked.masked_labels != 0, masked.masked_positions, length)
     np.put_along_axis(labels, targets, masked.masked_labels, axis=1)
     return labels[:, :length]
-
-
-Targets = NextTokenTargets | MlmMasker
-
-
-def load_targets(objective: ObjectiveConfig, piece_kinds: NDArray[np.uint8], *, mask_id: int) -> Targets:
-    """What the objective makes of sequences."""
-    masker = MlmMasker(objective, piece_kinds, mask_id=mask_id)
-    return NextTokenTargets(objective, masker) if objective.name in ("ar", "mlm_ar") else masker

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from megadeberta.config.first_problem import first_problem
 from megadeberta.errors import DataError
 
 _Hash = Field(pattern="^[0-9a-f]{64}$")
@@ -79,9 +80,7 @@ def read_manifest(path: Path) -> ShardManifest:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DataError(f"{path}: {place}: {first['msg']}; run `megadeberta prep` again") from error
+        raise DataError(f"{path}: {first_problem(error)}; run `megadeberta prep` again") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({_one_line(error)}); run `megadeberta prep` again") from error
     expected = content_fingerprint(

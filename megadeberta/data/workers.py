@@ -45,5 +45,7 @@ def tells_of_a_dead_worker(error: Exception) -> bool:
 
 
 def _wait_for_the_rank() -> None:
-    multiprocessing.parent_process().join()
+    rank = multiprocessing.parent_process()
+    assert rank is not None
+    rank.join()
     os._exit(1)

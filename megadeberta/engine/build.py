@@ -9,14 +9,18 @@ from deepspeed.runtime.config import DeepSpeedConfigError
 from pydantic import ValidationError
 from torch import nn
 
-from megadeberta.config.deepspeed_block import is_enabled, zero_stage
+from megadeberta.config.deepspeed_block import EngineSettings, Precision
+from megadeberta.config.first_problem import first_problem
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.optimizer import build_optimizer
 from megadeberta.engine.process_group import apply_timeout
 from megadeberta.errors import ConfigError
 
-_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_TYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# DeepSpeed 0.19.8's pipeline divides by it without asking whether it is there (runtime/pipe/engine.py); the journal has
+# the lines that it would print. A recipe's own value wins.
+_NEVER_PRINT = {"steps_per_print": 1_000_000_000}
 
 
 def build_engine(
@@ -40,8 +44,8 @@ def build_engine(
     try:
         engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=build_optimizer(model, optimizer, deepspeed_block=block),
-            config=dict(block),
+            optimizer=build_optimizer(model, optimizer, offloaded=EngineSettings.of(block).offloads_optimizer),
+            config=_NEVER_PRINT | dict(block),
             mpu=mpu,
             dist_init_required=False,
         )
@@ -51,9 +55,9 @@ def build_engine(
     return engine
 
 
-def working_type(block: Mapping[str, Any]) -> torch.dtype:
+def working_type(precision: Precision) -> torch.dtype:
     """Of the parameters that forward and backward use."""
-    return next((dtype for key, dtype in _PRECISIONS.items() if is_enabled(block, key)), torch.float32)
+    return _TYPES[precision]
 
 
 def divider(block: Mapping[str, Any], *, mpu: ModelParallelUnit | None = None) -> Callable[[nn.Parameter], None]:
@@ -61,14 +65,15 @@ def divider(block: Mapping[str, Any], *, mpu: ModelParallelUnit | None = None) -
 
     Broadcasts over the data-parallel ranks; every rank must pass the same parameters in the same order.
     """
-    if zero_stage(block) != 3:
+    settings = EngineSettings.of(block)
+    if settings.zero_stage != 3:
         return lambda parameter: None
     divided: list[nn.Parameter] = []
-    precision = working_type(block)
+    dtype = working_type(settings.precision)
 
     def divide(parameter: nn.Parameter) -> None:
         # DeepSpeed takes parameters that are divided already for cast already (runtime/engine.py).
-        parameter.data = parameter.data.to(precision)
+        parameter.data = parameter.data.to(dtype)
         if divided:
             divided[0].convert_to_zero_parameters(param_list=[parameter])
             return
@@ -84,6 +89,5 @@ def divider(block: Mapping[str, Any], *, mpu: ModelParallelUnit | None = None) -
 
 def _reason(error: ValidationError | DeepSpeedConfigError) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        return f"{error.title}.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        return f"{error.title}: {first_problem(error)}"
     return str(error)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from megadeberta.config.deepspeed_block import offloads_optimizer
 from megadeberta.config.objective import DISCRIMINATOR, part_of
 from megadeberta.config.training import OptimizerConfig
 
@@ -68,14 +67,12 @@ def parameter_groups(
     ]
 
 
-def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, *, deepspeed_block: Mapping[str, Any]
-) -> torch.optim.Optimizer:
-    """The optimizer that DeepSpeed wraps. With an offloaded optimizer it must be DeepSpeed's own CPU kernel."""
+def build_optimizer(model: nn.Module, config: OptimizerConfig, *, offloaded: bool) -> torch.optim.Optimizer:
+    """The optimizer that DeepSpeed wraps. ``offloaded``, to the host or to files, it must be DeepSpeed's CPU kernel."""
     part_lr = {DISCRIMINATOR: (config.discriminator_lr or config.lr) / config.lr}
     groups = parameter_groups(model.named_parameters(), weight_decay=config.weight_decay, part_lr=part_lr)
     common = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
-    if offloads_optimizer(deepspeed_block):
+    if offloaded:
         # Imported here because it compiles a C++ kernel the first time it is used.
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 

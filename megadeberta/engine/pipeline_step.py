@@ -1,6 +1,6 @@
 """One optimizer step, and validation, of a pipeline: what ``Stepper`` does, by DeepSpeed's schedule.
 
-Shapes: B micro batch · L length · Q target rows a sample.
+Shapes: B micro batch · L length · Q target rows per sequence.
 """
 
 import itertools
@@ -10,10 +10,11 @@ import torch
 from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.pipe.schedule import InferenceSchedule, OptimizerStep, PipeInstruction, TrainSchedule
 from torch import Tensor, distributed
-from torch.nn import functional
 
-from megadeberta.engine.phases import Batch, Phase
-from megadeberta.engine.step import EvalResult, Stepper, add_terms, as_terms
+from megadeberta.batch import Batch, equal_shapes
+from megadeberta.config.deepspeed_block import EngineSettings
+from megadeberta.engine.step import BLANK_LENGTH, EvalResult, Stepper, add_terms, as_terms
+from megadeberta.layers.objectives import Update
 from megadeberta.topology import Topology
 
 
@@ -28,7 +29,8 @@ class PipelineStepper(Stepper):
         self,
         engine: PipelineEngine,
         *,
-        phases: Sequence[Phase],
+        updates: Sequence[Update],
+        settings: EngineSettings,
         device: torch.device,
         topology: Topology,
         batch_fields: Sequence[str],
@@ -39,14 +41,13 @@ class PipelineStepper(Stepper):
             batch_fields: names of a batch's tensors, in the order in which the first stage takes them.
             terms: names of all terms that the last stage makes.
         """
-        super().__init__(engine, phases=phases, device=device)
+        super().__init__(engine, updates=updates, batch_fields=batch_fields, settings=settings, device=device)
         self.data_parallel = topology.data
         place = topology.coordinates(distributed.get_rank())
         # Tensor-parallel ranks have the same samples and the same terms: one of them counts.
         self._counts_targets = place.stage == 0 and place.tensor == 0
         self._counts_terms = place.stage == topology.pipeline - 1 and place.tensor == 0
-        self._batch_fields = tuple(batch_fields)
-        self._blank_length = 8 * topology.tensor  # ranks may share the tokens
+        self._blank_length = BLANK_LENGTH * topology.tensor
         self._terms = tuple(terms)
         self._sums: dict[str, Tensor] = {}
         self._loss_of: Callable[[Mapping[str, tuple[Tensor, Tensor]]], Tensor] = self._no_loss
@@ -58,17 +59,17 @@ class PipelineStepper(Stepper):
         return super().share_counts(micro_batches if self._counts_targets else (), stop_requested=stop_requested)
 
     def _update(
-        self, phase: Phase, batches: Sequence[Batch], *, step: int, targets: Mapping[str, int]
+        self, update: Update, batches: Sequence[Batch], *, step: int, targets: Mapping[str, int]
     ) -> tuple[dict[str, Tensor], float, bool, list[Batch]]:
         engine = self.engine
         sums: dict[str, Tensor] = {}
 
         def before_update() -> None:
             sums.update(self._share_terms())
-            self._check_loss(sums, phase, step)
+            self._check_loss(sums, update, step)
 
         # DeepSpeed divides the loss by the number of micro batches; the global count is the divisor wanted here.
-        self._loss_of = lambda terms: self._loss(phase, terms, targets) * engine.micro_batches
+        self._loss_of = lambda terms: self._loss(update, terms, targets) * engine.micro_batches
         schedule = _CheckedSchedule(engine.micro_batches, engine.num_stages, engine.stage_id)
         schedule.before_update = before_update
         self._run(schedule, batches)
@@ -88,12 +89,14 @@ class PipelineStepper(Stepper):
         distributed.all_reduce(passes, op=distributed.ReduceOp.MAX)
         self._loss_of = self._no_loss
         filled = [self._to_device(batch) for batch in batches]
-        blank = {name: torch.zeros_like(tensor) for name, tensor in (filled[0] if filled else self._blank()).items()}
+        blank = {
+            name: torch.zeros_like(tensor) for name, tensor in (filled[0] if filled else self._blank_batch()).items()
+        }
         filled += [blank] * (int(passes) - len(filled))
         if passes:
             self._run(InferenceSchedule(int(passes), self.engine.num_stages, self.engine.stage_id), filled)
         result = as_terms(self._share_terms())
-        return EvalResult(result.total(self.phases), result)
+        return EvalResult(result.total(self.updates), result)
 
     def _run(self, schedule: TrainSchedule | InferenceSchedule, batches: Sequence[Batch]) -> None:
         """Run the schedule over these micro batches, or over those that the stage before sends."""
@@ -126,16 +129,6 @@ class PipelineStepper(Stepper):
         distributed.all_reduce(stacked)
         return dict(zip(self._terms, stacked, strict=True))
 
-    def _blank(self) -> Batch:
-        """One sequence of padding."""
-        of_samples = ("sample_numbers", "prefix_lengths")
-        return {
-            name: torch.zeros(
-                1 if name in of_samples else (1, self._blank_length), dtype=torch.int64, device=self.device
-            )
-            for name in self._batch_fields
-        }
-
 
 class _CheckedSchedule(TrainSchedule):
     """DeepSpeed's 1F1B schedule, with a call between the reduction of the gradients and the update."""
@@ -149,18 +142,3 @@ class _CheckedSchedule(TrainSchedule):
             if update:
                 self.before_update()
                 yield update
-
-
-def equal_shapes(batches: Sequence[Batch]) -> list[Batch]:
-    """The batches padded to the most sequences and the most slots of any: [PAD], no token, no target."""
-    if not batches:
-        return []
-    sizes = {
-        name: [max(size) for size in zip(*(batch[name].shape for batch in batches), strict=True)] for name in batches[0]
-    }
-    return [{name: _grown(tensor, sizes[name]) for name, tensor in batch.items()} for batch in batches]
-
-
-def _grown(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
-    margins = [(0, wanted - found) for wanted, found in zip(sizes, tensor.shape, strict=True)]
-    return functional.pad(tensor, [side for margin in reversed(margins) for side in margin])

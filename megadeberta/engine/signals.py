@@ -23,17 +23,12 @@ class StopFlag:
     def __init__(self, signals: Iterable[signal.Signals] = STOP_SIGNALS) -> None:
         self._signals = tuple(signals)
         self._previous: dict[signal.Signals, object] = {}
-        self._received: signal.Signals | None = None
+        self._requested = False
 
     @property
     def requested(self) -> bool:
         """Whether a stop signal has arrived in this process."""
-        return self._received is not None
-
-    @property
-    def name(self) -> str:
-        """The signal that arrived first, such as ``SIGTERM``; empty before."""
-        return self._received.name if self._received is not None else ""
+        return self._requested
 
     def __enter__(self) -> Self:
         for number in self._signals:
@@ -49,5 +44,4 @@ class StopFlag:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # Nothing but the flag: the interrupted line may be in the middle of a save or a collective.
-        if self._received is None:
-            self._received = signal.Signals(number)
+        self._requested = True

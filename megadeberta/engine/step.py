@@ -1,6 +1,6 @@
 """One optimizer step, and validation, with losses that do not depend on how the batch is cut.
 
-Shapes: B micro batch · L length · Q masked rows a sample.
+Shapes: B micro batch · L length · Q target rows per sequence.
 """
 
 import math
@@ -11,13 +11,18 @@ import deepspeed
 import torch
 from torch import Tensor, distributed
 
-from megadeberta.config.deepspeed_block import is_enabled, zero_stage
+from megadeberta.batch import Batch, blank_batch
+from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.engine.mpu import ModelParallelUnit
-from megadeberta.engine.phases import Batch, Phase, Terms, count_targets
+from megadeberta.engine.terms import Terms
 from megadeberta.errors import DivergenceError
+from megadeberta.layers.objectives import Update
+from megadeberta.layers.terms import term
 
 MAX_SKIPPED_IN_A_ROW = 8
 """fp16 steps that may overflow one after the other before the run is called diverged."""
+BLANK_LENGTH = 8
+"""Tokens of a blank batch on each tensor-parallel rank: these may share them."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,22 @@ class Stepper:
         self,
         engine: deepspeed.DeepSpeedEngine,
         *,
-        phases: Sequence[Phase],
+        updates: Sequence[Update],
+        batch_fields: Sequence[str],
+        settings: EngineSettings,
         device: torch.device,
         mpu: ModelParallelUnit | None = None,
     ) -> None:
-        """``mpu``: as for ``build_engine``."""
+        """
+        Args:
+            updates: of one optimizer step, in order.
+            batch_fields: names of a batch's tensors.
+            settings: of the block that the engine was built with.
+            mpu: as for ``build_engine``.
+        """
         self.engine = engine
-        self.phases = phases
+        self.updates = updates
+        self._batch_fields = tuple(batch_fields)
         self.device = device
         # Taken now: a resumed optimizer brings the groups' settings of the run that saved it.
         self._lr_scales = [group["lr_scale"] for group in engine.optimizer.param_groups]
@@ -69,17 +83,17 @@ class Stepper:
         self._data_group = None if mpu is None else mpu.get_data_parallel_group()
         self._tensor_parallel = 1 if mpu is None else mpu.get_tensor_model_parallel_world_size()
         self.data_parallel = distributed.get_world_size() // self._tensor_parallel
-        block = engine.config
-        self._fp16 = is_enabled(block, "fp16")
+        self._blank_length = BLANK_LENGTH * self._tensor_parallel
+        self._fp16 = settings.precision == "fp16"
         # DeepSpeed's ZeRO and 16-bit optimizers refuse to step on a gradient that is not finite; plain fp32 does not.
-        self._unguarded = zero_stage(block) == 0 and not (self._fp16 or is_enabled(block, "bf16"))
+        self._unguarded = settings.zero_stage == 0 and not settings.is_half
         self._skipped_in_a_row = 0
 
     def share_counts(self, micro_batches: Sequence[Batch], *, stop_requested: bool) -> tuple[dict[str, int], bool]:
         """Targets of every loss term in the global batch, and whether any rank was asked to stop. One all-reduce over
         the world, in which ranks that share a model count the same samples."""
-        names = [name for phase in self.phases for name in phase.weights]
-        mine = [sum(int(count_targets(name, batch)) for batch in micro_batches) for name in names]
+        names = [name for update in self.updates for name in update.weights]
+        mine = [sum(int(_count_targets(name, batch)) for batch in micro_batches) for name in names]
         shared = torch.tensor([*mine, int(stop_requested)], device=self.device)
         distributed.all_reduce(shared)
         *counts, stop = shared.tolist()
@@ -88,7 +102,7 @@ class Stepper:
     def train_step(
         self, micro_batches: Sequence[Batch], *, step: int, targets: Mapping[str, int], lr: float
     ) -> StepResult:
-        """Forward, backward and update for global step ``step`` (counted from 0), once for every phase.
+        """Forward, backward and update for global step ``step`` (counted from 0), once for every update of it.
 
         Args:
             targets: of every loss term, from ``share_counts``.
@@ -101,33 +115,33 @@ class Stepper:
         batches = [self._to_device(batch) for batch in micro_batches]
         terms: dict[str, Tensor] = {}
         norms, applied = {}, True
-        for phase in self.phases:
+        for update in self.updates:
             for group, scale in zip(self.engine.optimizer.param_groups, self._lr_scales, strict=True):
                 group["lr"] = lr * scale
-                group["active"] = phase.part in (None, group["part"])
-            found, norm, was_applied, batches = self._update(phase, batches, step=step, targets=targets)
+                group["active"] = update.part in (None, group["part"])
+            found, norm, was_applied, batches = self._update(update, batches, step=step, targets=targets)
             terms |= found
-            norms[phase.part or ""] = norm
+            norms[update.part or ""] = norm
             applied = applied and was_applied
         result = as_terms(terms)
-        return StepResult(result.total(self.phases), result, norms, applied)
+        return StepResult(result.total(self.updates), result, norms, applied)
 
     def _update(
-        self, phase: Phase, batches: Sequence[Batch], *, step: int, targets: Mapping[str, int]
+        self, update: Update, batches: Sequence[Batch], *, step: int, targets: Mapping[str, int]
     ) -> tuple[dict[str, Tensor], float, bool, list[Batch]]:
-        """One phase: its terms over all ranks, gradient norm, whether it was applied, and the next phase's batches."""
+        """One update: its terms over all ranks, gradient norm, whether it was applied, and the next one's batches."""
         sums: dict[str, Tensor] = {}
         handed_on = []
         last = len(batches) - 1
         grad_norm = math.nan
         for number, batch in enumerate(batches):
-            terms, more = self.engine(**batch, part=phase.part)
+            terms, more = self.engine(**batch, part=update.part)
             handed_on.append(more)
-            self.engine.backward(self._loss(phase, terms, targets), scale_wrt_gas=False)
+            self.engine.backward(self._loss(update, terms, targets), scale_wrt_gas=False)
             add_terms(sums, terms)
             if number == last:
                 self._add_over_ranks(sums)
-                self._check_loss(sums, phase, step)
+                self._check_loss(sums, update, step)
                 if self._unguarded:
                     grad_norm = self._check_gradient(step)
             self.engine.step()
@@ -137,12 +151,12 @@ class Stepper:
             self._check_applied(applied, step)
         return sums, grad_norm, applied, handed_on
 
-    def _loss(self, phase: Phase, terms: Mapping[str, tuple[Tensor, Tensor]], targets: Mapping[str, int]) -> Tensor:
+    def _loss(self, update: Update, terms: Mapping[str, tuple[Tensor, Tensor]], targets: Mapping[str, int]) -> Tensor:
         """What a micro batch adds to the loss of the step."""
         # DeepSpeed averages gradients over data-parallel ranks; the global count is the divisor wanted here.
         parts = [
             terms[name][0] * (weight * self.data_parallel / max(1, targets[name]))
-            for name, weight in phase.weights.items()
+            for name, weight in update.weights.items()
         ]
         return torch.stack(parts).sum()
 
@@ -160,23 +174,11 @@ class Stepper:
             add_terms(sums, terms)
         self._add_over_ranks(sums)
         result = as_terms(sums)
-        return EvalResult(result.total(self.phases), result)
+        return EvalResult(result.total(self.updates), result)
 
     def _blank_batch(self) -> Batch:
-        """One sequence of padding: takes part in collectives, has every term and adds nothing to any."""
-        padding = torch.zeros(1, 8 * self._tensor_parallel, dtype=torch.int64)  # ranks may share the tokens too
-        empty, none = padding[:, :1], padding[0, :1]
-        batch = {
-            "input_ids": padding,
-            "attention_mask": padding,
-            "masked_positions": empty,
-            "masked_labels": empty,
-            "sample_numbers": none,
-        }
-        names = [name for phase in self.phases for name in phase.weights]
-        if "ar_loss" in names:
-            batch["prefix_lengths"] = none
-        return batch
+        """What a rank without a batch passes forward."""
+        return blank_batch(self._batch_fields, length=self._blank_length, device=self.device)
 
     def _add_over_ranks(self, sums: dict[str, Tensor]) -> None:
         """Sum over the data-parallel ranks, all terms in one call; every rank has the same terms in the same order,
@@ -190,11 +192,11 @@ class Stepper:
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
-    def _check_loss(self, sums: Mapping[str, Tensor], phase: Phase, step: int) -> None:
-        for name in phase.weights:
+    def _check_loss(self, sums: Mapping[str, Tensor], update: Update, step: int) -> None:
+        for name in update.weights:
             loss_sum = float(sums[name][0])
             if not math.isfinite(loss_sum):
-                where = f" of the {phase.part}" if phase.part else ""
+                where = f" of the {update.part}" if update.part else ""
                 raise DivergenceError(
                     f"step {step + 1}: the loss ({name}) is {loss_sum}; no weight{where} was changed at this step. "
                     "Lower optimizer.lr, lengthen the warm-up or use bf16, and start again: the run resumes from its "
@@ -235,6 +237,13 @@ class Stepper:
     def _reported_norm(self) -> float:
         norm = self.engine.get_global_grad_norm()
         return math.nan if norm is None else float(norm)
+
+
+def _count_targets(name: str, batch: Batch) -> Tensor:
+    """Targets of a loss term in a batch: a scalar."""
+    count = term(name).count_targets
+    assert count is not None, f"{name} is no loss"
+    return count(batch)
 
 
 def _bad_gradient(step: int, norm: float) -> str:

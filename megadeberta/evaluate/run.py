@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megadeberta.config.data import DataConfig
+from megadeberta.config.data import TOKENIZER_FILE, DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.data.check import check_data
 from megadeberta.data.loader import validation_batches
@@ -13,14 +13,14 @@ from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import CheckpointError, ConfigError, DataError
 from megadeberta.evaluate.sequences import Scores, score_by_mask_kind, score_terms
 from megadeberta.evaluate.texts import score_left_to_right, score_pseudo_perplexity
+from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.model.dropout import set_sites
-from megadeberta.model.whole import WholeModel, build_specs
-from megadeberta.weights.source import SPM, ModelSource, load_weights
+from megadeberta.model.whole import WholeModel
+from megadeberta.weights.source import ModelSource, load_weights
 from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 _SEED = 1234
 """Of the generator's samples, for weights that are of no run."""
-_LEFT_TO_RIGHT = ("ar", "mlm_ar")
 
 
 def evaluate(
@@ -46,7 +46,7 @@ def evaluate(
     """
     source = load_weights(path)
     if source.tokenizer is None:
-        raise CheckpointError(f"{source.folder / SPM}: is missing; put the tokenizer of these weights there")
+        raise CheckpointError(f"{source.folder / TOKENIZER_FILE}: is missing; put the tokenizer of these weights there")
     check_tokenizer_fits(source.tokenizer, source.config)
     data = _data_section(source, source.tokenizer, shard=shard, length=_sequence_length(source, length))
     tokenizer = SentencePieceTokenizer.load(source.tokenizer)
@@ -59,9 +59,10 @@ def evaluate(
         raise ConfigError(f"{path}: these weights name no validation shard; give --data PREFIX or --text FILE")
     if text is not None:
         content, ids = _read_text(text, tokenizer)
-        if source.objective.name in _LEFT_TO_RIGHT:
+        losses = _losses(source)
+        if "ar_loss" in losses:
             scores |= score_left_to_right(model, content, ids, length=data.sequence_length)
-        if source.objective.name != "ar":
+        if "mlm_loss" in losses:
             scores |= score_pseudo_perplexity(
                 model, content, ids, mask_id=tokenizer.mask_id, length=data.sequence_length, batch_size=batch_size
             )
@@ -78,12 +79,18 @@ def _score_shard(
     device = next(model.parameters()).device
     batches: list[dict[str, Tensor]] = [{name: t.to(device) for name, t in batch.items()} for batch in found]
     scores: Scores = {}
-    if source.objective.name != "ar":
+    losses = _losses(source)
+    if "mlm_loss" in losses:
         scores |= score_by_mask_kind(model, batches, mask_id=mask_id)
-    if source.objective.name != "mlm":
+    if losses != {"mlm_loss"}:
         known = scores.keys()
         scores |= {name: value for name, value in score_terms(model, batches).items() if name not in known}
     return scores
+
+
+def _losses(source: ModelSource) -> set[str]:
+    """Names of the loss terms that the weights were trained on."""
+    return set(objective_of(source.objective).loss_weights(source.objective))
 
 
 def _data_section(source: ModelSource, tokenizer: Path, *, shard: Path | None, length: int) -> DataConfig:
@@ -109,7 +116,7 @@ def _sequence_length(source: ModelSource, asked: int | None) -> int:
 
 
 def _model(source: ModelSource) -> WholeModel:
-    model = WholeModel(build_specs(source.config, source.objective)).eval()
+    model = WholeModel(list_layers(source.config, source.objective)).eval()
     model.load_state_dict(source.weights, strict=False)  # strict would want tied tables twice
     # The generator samples as in the run's own validation, so that its losses come out again.
     set_sites(model.named_modules(), seed=source.run["config"]["training"]["seed"] if source.run else _SEED)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from megadeberta.batch import attention_rules
 from megadeberta.model.whole import WholeModel
 
 Scores = dict[str, float]
-_ATTENTION = ("prefix_lengths", "document_starts")
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def score_by_mask_kind(model: WholeModel, batches: Iterable[Mapping[str, Tensor]
     sums: dict[str, Tensor] = {}
     for batch in batches:
         positions, labels = batch["masked_positions"], batch["masked_labels"]
-        rules = {name: batch[name] for name in _ATTENTION if name in batch}
+        rules = attention_rules(batch)
         logits = model.mlm_logits(batch["input_ids"], batch["attention_mask"], positions, **rules).float()
         losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
         correct = logits.argmax(-1) == labels

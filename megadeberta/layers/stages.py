@@ -1,6 +1,6 @@
-"""Where to cut the list of layers, so that the slowest stage is as fast as can be.
+"""Where to cut the list of layers into pipeline stages, so that the slowest stage is as fast as can be.
 
-Pure arithmetic on names and costs; every rank comes to the same cuts.
+Pure arithmetic on the catalogue; every rank comes to the same cuts.
 """
 
 import itertools
@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megadeberta.errors import ParallelError
-from megadeberta.layers.costs import LayerCost
-from megadeberta.layers.shapes import Shapes
+from megadeberta.layers.layer import Layer
+from megadeberta.layers.micro_batch import MicroBatch
+from megadeberta.layers.parameters import Shapes
+from megadeberta.layers.shapes import shapes_of
 
 Fits = Callable[[int, int, int], bool]
 """(stage, first item, end): may this stage hold these items?"""
@@ -21,8 +23,8 @@ _Way = tuple[float, float, tuple[int, ...]]
 class StagePlan:
     """One stage of a pipeline."""
 
-    names: tuple[str, ...]
-    """Its layers in order; a relative table comes before the first layer that reads it."""
+    layers: tuple[Layer, ...]
+    """In order; a relative table comes before the first layer that reads it."""
     operations: float
     """Of one micro batch, forward and backward."""
     parameters: Shapes
@@ -30,45 +32,49 @@ class StagePlan:
     copies: frozenset[str]
     """Those of them that an earlier stage holds too, and is the owner of."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its layers."""
+        return tuple(layer.name for layer in self.layers)
+
 
 def plan_stages(
-    layers: Sequence[LayerCost], shapes: Shapes, stages: int, *, fits: Fits | None = None
+    layers: Sequence[Layer], batch: MicroBatch, stages: int, *, fits: Fits | None = None
 ) -> list[StagePlan]:
-    """Cut the layers into slices.
+    """Cut the layers into stages of consecutive ones.
 
-    A generator's head and the sampling stay together: logits over the vocabulary never travel. A relative table is
+    A generator's head and the draw stay together: logits over the vocabulary never travel. A relative table is
     no item of its own, as every stage that reads it has a copy.
 
     Args:
-        layers: of ``list_layers``.
-        shapes: of ``parameter_shapes``, for the same recipe.
+        layers: of the whole model.
+        batch: one micro batch, which decides what each layer costs.
         fits: may the stage hold ``cuttable_items(layers)[first:end]``? All may, without it.
 
     Raises:
         ParallelError: there are fewer items than stages, or no cut fits.
     """
-    items = cuttable_items(layers)
-    bounds = balance([sum(layer.operations for layer in item) for item in items], stages, fits=fits)
+    items, shapes = cuttable_items(layers), shapes_of(layers)
+    bounds = balance([sum(layer.operations(batch) for layer in item) for item in items], stages, fits=fits)
+    tables = {layer.name: layer for layer in layers if layer.is_copied}
     plans: list[StagePlan] = []
     for start, end in bounds:
-        here = [layer for item in items[start:end] for layer in item]
-        names = _with_tables(here)
+        here = _with_tables([layer for item in items[start:end] for layer in item], tables)
         tied = {name for layer in here for name in layer.tied}
-        prefixes = tuple(f"{name}." for name in names)
+        prefixes = tuple(f"{layer.name}." for layer in here)
         parameters = {name: shape for name, shape in shapes.items() if name in tied or name.startswith(prefixes)}
         copies = frozenset(name for name in parameters if any(name in plan.parameters for plan in plans))
-        plans.append(StagePlan(names, sum(layer.operations for layer in here), parameters, copies))
+        plans.append(StagePlan(here, sum(layer.operations(batch) for layer in here), parameters, copies))
     return plans
 
 
-def cuttable_items(layers: Sequence[LayerCost]) -> list[list[LayerCost]]:
+def cuttable_items(layers: Sequence[Layer]) -> list[list[Layer]]:
     """The layers between which a cut may be made; those in one list stay together."""
-    tables = {layer.table for layer in layers}
-    items: list[list[LayerCost]] = []
+    items: list[list[Layer]] = []
     for layer in layers:
-        if layer.name.endswith(".sample"):
+        if layer.joins_previous:
             items[-1].append(layer)
-        elif layer.name not in tables:
+        elif not layer.is_copied:
             items.append([layer])
     return items
 
@@ -119,10 +125,11 @@ def _best_way(best: Mapping[int, _Way], end: int, stage: int, costs: Sequence[fl
     return min(ways, default=None)
 
 
-def _with_tables(layers: Sequence[LayerCost]) -> tuple[str, ...]:
-    names: list[str] = []
+def _with_tables(layers: Sequence[Layer], tables: Mapping[str, Layer]) -> tuple[Layer, ...]:
+    """The layers, each relative table before the first that reads it."""
+    found: list[Layer] = []
     for layer in layers:
-        if layer.table is not None and layer.table not in names:
-            names.append(layer.table)
-        names.append(layer.name)
-    return tuple(names)
+        if layer.relative is not None and tables[layer.relative] not in found:
+            found.append(tables[layer.relative])
+        found.append(layer)
+    return tuple(found)

@@ -1,7 +1,6 @@
 """Which implementation of the ops a model runs, and what it keeps for backward: no effect on parameters or results."""
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,24 +11,52 @@ from megadeberta.errors import ConfigError
 from megadeberta.model.attention import DisentangledSelfAttention, FeedForward
 from megadeberta.model.kernel_trial import Trial
 from megadeberta.model.residual import ResidualNorm
-from megadeberta.ops.attention.interface import Backend, has_triton, resolve_backend
+from megadeberta.ops.attention.backends import AUTO, backends_to_try, resolve, sure_backend
+from megadeberta.ops.residual_norm import reason_not_to_run
 
 
-def select_attention(model: nn.Module, backend: Backend, device: torch.device) -> None:
-    """Set the backend of every attention layer and of what ends a block of ``model``, which is to run on ``device``.
+def select_attention(model: nn.Module, backend: str, device: torch.device) -> None:
+    """Set the backend of every attention layer of ``model``, which is to run on ``device``.
 
     Raises:
-        ConfigError: that backend does not run there.
+        ConfigError: there is no such backend, or it does not run there.
     """
-    _check_runs(backend, device)
+    reason = resolve(backend, device.type).reason_not_to_run(device.type)
+    if reason:
+        raise ConfigError(f"training.attention={backend}: {reason}; use auto")
     for module in model.modules():
-        if isinstance(module, DisentangledSelfAttention | ResidualNorm):
+        if isinstance(module, DisentangledSelfAttention):
             module.backend = backend
+
+
+def select_residual_norm(model: nn.Module, setting: str, device: torch.device, *, attention: str) -> str:
+    """Set what ends every block of ``model``, which is to run on ``device``.
+
+    Args:
+        setting: of ``training.residual_norm``; "auto" takes what goes with the backend ``attention``.
+
+    Returns:
+        A line for the log.
+
+    Raises:
+        ConfigError: it does not run there.
+    """
+    name = resolve(attention, device.type).residual_norm if setting == AUTO else setting
+    reason = reason_not_to_run(name, device.type)
+    if reason:
+        asked = f"{setting}, which is {name} beside attention {attention}" if setting == AUTO else name
+        raise ConfigError(f"training.residual_norm={asked}: {reason}; use torch")
+    norms = [module for module in model.modules() if isinstance(module, ResidualNorm)]
+    for norm in norms:
+        if setting != AUTO or norm.follows_attention:
+            norm.implementation = name
+    taken = sorted({norm.implementation for norm in norms})
+    return f"residual norm {setting}: {' and '.join(taken)}"
 
 
 def select_recompute(model: nn.Module, selective: bool) -> None:
     """Let every layer of ``model`` keep its queries, keys and values and the feed-forward's first product for backward,
-    or make them again there."""
+    or recompute them there."""
     for module in model.modules():
         if isinstance(module, DisentangledSelfAttention | FeedForward):
             module.recompute = selective
@@ -37,47 +64,47 @@ def select_recompute(model: nn.Module, selective: bool) -> None:
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """The implementation of a run, and one line for the log: what was asked for, what it means here and why."""
+    """The backend of a run, and one line for the log: what was asked for, what it means here and why."""
 
-    backend: Backend
+    backend: str
     line: str
 
 
 def choose_attention(
-    switch: Backend, device: torch.device, trial: Callable[[], Trial], *, agree: Callable[[float], float] = float
+    setting: str,
+    device: torch.device,
+    trial: Callable[[str, str], Trial],
+    *,
+    agree: Callable[[float], float] = float,
 ) -> AttentionChoice:
     """What ``training.attention`` means on ``device``.
 
-    On a GPU, auto takes the kernels if a trial finds them right there and faster than the reference.
+    auto takes a backend that needs a trial, such as the kernels on a GPU, where the trial finds it right and faster
+    than what auto takes without one.
 
     Args:
-        trial: of ``try_kernels``; runs only where it decides something.
-        agree: makes one share of time of those of all ranks, the largest, so that all decide alike.
+        trial: of ``try_backend``, for a candidate and its rival; runs only where it decides something.
+        agree: makes one time ratio of those of all ranks, the largest, so that all decide alike.
+
+    Raises:
+        ConfigError: there is no such backend.
     """
-    if switch != "auto" or device.type == "cpu":
-        backend = resolve_backend(switch, device)
-        return AttentionChoice(backend, f"attention {switch}: {backend} on {device.type}")
-    if not has_triton():
-        return AttentionChoice("reference", f"attention auto: reference on {device.type}, as Triton is not installed")
-    outcome = trial()
-    share = agree(outcome.share)
-    backend = "triton" if share < 1 else "reference"
-    reason = f"of the kernels, {outcome.finding}" if outcome.finding else "on another rank the kernels are not right"
-    if share < math.inf:
-        reason = f"the kernels are right here and take {share:.2f} of the reference's time"
-    return AttentionChoice(backend, f"attention auto: {backend} on {device.type}; {reason}")
+    best, least, reasons = resolve(setting, device.type).name, 1.0, []
+    rival = sure_backend(device.type).name
+    for candidate in backends_to_try(device.type) if setting == AUTO else []:
+        missing = candidate.reason_not_to_run(device.type)
+        # A rank where it does not run takes part in the agreement: another rank may have tried it.
+        outcome = Trial(math.inf, missing) if missing else trial(candidate.name, rival)
+        ratio = agree(outcome.ratio)
+        reasons.append(_reason(candidate.name, rival, outcome, ratio))
+        if ratio < least:
+            best, least = candidate.name, ratio
+    return AttentionChoice(best, "; ".join([f"attention {setting}: {best} on {device.type}", *reasons]))
 
 
-def _check_runs(backend: Backend, device: torch.device) -> None:
-    on_cpu = device.type == "cpu"
-    if backend in ("cpu", "cpu-lean") and not on_cpu:
-        raise ConfigError(f"training.attention={backend} runs on a CPU only, and this is {device.type}; use auto")
-    if backend == "triton" and not has_triton():
-        raise ConfigError(
-            "training.attention=triton: Triton is not installed; pip install 'megadeberta[gpu]', or use auto"
-        )
-    if backend == "triton" and on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ConfigError(
-            "training.attention=triton needs a GPU, and this is a CPU; use auto, or set TRITON_INTERPRET=1 to test "
-            "the kernels slowly"
-        )
+def _reason(candidate: str, rival: str, outcome: Trial, ratio: float) -> str:
+    if outcome.finding:
+        return f"{candidate}: {outcome.finding}"
+    if ratio == math.inf:
+        return f"{candidate}: not right on another rank"
+    return f"{candidate} is right here and takes {ratio:.2f} of the time of {rival}"

@@ -6,9 +6,11 @@ V vocabulary.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
+from megadeberta.batch import SAMPLE_NUMBERS, as_read
 from megadeberta.model.dropout import Draws
 from megadeberta.ops.attention.mask import AttentionMask, padding_mask, prefix_mask
 from megadeberta.ops.tied_table import TiedGradient
@@ -52,6 +54,27 @@ class Carry:
     masked_logits: Tensor | None = None  # [B, Q, V], detached
     replaced: Tensor | None = None  # [B, L] bool: a sample stands there that is not the original token
     terms: Mapping[str, Term] = field(default_factory=dict)
+    more: Mapping[str, Tensor] = field(default_factory=dict)  # fields of a batch that were registered beside these
+
+    @classmethod
+    def of_batch(cls, batch: Mapping[str, Tensor], **more: Any) -> "Carry":
+        """A carry that starts with a batch, whose fields are those of ``batch.py``; and other fields of the carry."""
+        fields = as_read(batch)
+        numbers = fields.pop(SAMPLE_NUMBERS, None)
+        own = {name: fields.pop(name) for name in list(fields) if name in cls.__dataclass_fields__}
+        draws = None if numbers is None else Draws.of(numbers, batch["input_ids"].size(1))
+        return cls(**own, draws=draws, more=fields, **more)
+
+    def field(self, name: str) -> Tensor:
+        """A field of the batch by its name.
+
+        Raises:
+            KeyError: the batch has none.
+        """
+        found = self.more[name] if name in self.more else getattr(self, name)
+        if found is None:
+            raise KeyError(name)
+        return found
 
     @property
     def visibility(self) -> AttentionMask:

@@ -63,11 +63,14 @@ class HiddenDropout(nn.Module):
     def is_active(self) -> bool:
         return self.training and threshold(self.probability) > 0
 
+    def keys(self, draws: Draws | None) -> Tensor | None:
+        """What each row is drawn from, int64 ``[B, Lq]`` (see ``hidden_dropout``); None when nothing is dropped."""
+        return needed(draws).rows ^ self.site if self.is_active else None
+
     def forward(self, hidden: Tensor, draws: Draws | None) -> Tensor:
         """``[B, Lq, D]``, rows as in ``draws``."""
-        if not self.is_active:
-            return hidden
-        return hidden_dropout(hidden, needed(draws).rows ^ self.site, probability=self.probability)
+        keys = self.keys(draws)
+        return hidden if keys is None else hidden_dropout(hidden, keys, probability=self.probability)
 
     def of_table(self, table: Tensor, draws: Draws | None) -> Tensor:
         """``[P, D]`` of a table that all samples share: one mask for a whole optimizer step."""

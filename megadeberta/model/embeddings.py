@@ -16,14 +16,23 @@ from megadeberta.ops.attention.relative_position import rows_by_distance
 from megadeberta.ops.tied_table import TiedGradient, lookup
 
 
-class WordTable(nn.Embedding):
-    """An embedding whose gradient may be joined with that of the decoder that shares its table."""
+class WordTable(nn.Module):
+    """Word vectors, whose gradient may be joined with that of the decoder that shares their table."""
+
+    def __init__(self, rows: int, width: int, padding_idx: int | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Embedding(rows, width, padding_idx).weight
+        # Sizes are not read from the weight: under ZeRO-3 it is flat and empty outside its module's forward.
+        self.rows, self.width, self.padding_idx = rows, width, padding_idx
 
     def forward(self, ids: Tensor, tied: TiedGradient | None = None) -> Tensor:
         """``[...]`` -> ``[..., E]``."""
         if tied is None or tied.of(self.weight) is None:
-            return super().forward(ids)
+            return functional.embedding(ids, self.weight, self.padding_idx)
         return lookup(self.weight, ids, padding=self.padding_idx, tied=tied)
+
+    def extra_repr(self) -> str:
+        return f"{self.rows}, {self.width}, padding_idx={self.padding_idx}"
 
 
 class Embeddings(nn.Module):

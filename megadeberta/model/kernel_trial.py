@@ -1,4 +1,4 @@
-"""Whether a device's kernels are right and fast there: one encoder layer by them and by the reference, before a run.
+"""Whether an attention backend is right and fast on a device: one encoder layer by it and by others, before a run.
 
 Shapes: B batch · L length · D hidden size.
 """
@@ -16,46 +16,51 @@ from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import Carry, RelativePositions
 from megadeberta.model.dropout import Draws, set_sites
 from megadeberta.model.layer import EncoderLayer
+from megadeberta.ops.attention.backends import REFERENCE
 from megadeberta.ops.attention.relative_position import rows_by_distance
 
 _BATCH, _LONGEST, _REPEATS = 2, 1024, 5
 _STD = 0.05
 """Of all random values: scores are neither flat nor one-hot."""
 _TIMES_WORSE = 4.0
-"""How much further than the reference in that precision the kernels may be from the reference in fp32."""
+"""How much further than the reference in that precision a backend may be from the reference in fp32."""
 _ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
 class Trial:
-    """share: the kernels' time over the reference's, forward and backward; infinite if they are not right or fail.
+    """What a trial of a backend found.
 
-    finding: what was wrong, for the log; empty if nothing was.
+    ratio: its time over its rival's, forward and backward; infinite if it is not right or fails. finding: what was
+    wrong, for the log; empty if nothing was.
     """
 
-    share: float
+    ratio: float
     finding: str = ""
 
 
-def try_kernels(
+def try_backend(
     config: ModelConfig,
     select: Callable[[nn.Module, str], None],
+    candidate: str,
+    rival: str,
     *,
     length: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Trial:
-    """Compare and time a layer of the model's shape, dropout included. Takes seconds, most of them compiling.
+    """Compare a layer of the model's shape, dropout included, by ``candidate`` with the reference, and time it against
+    ``rival``. Takes seconds, most of them compiling.
 
     Args:
-        select: sets a module's implementation: ``triton`` or ``reference``.
+        select: sets a module's attention backend, and what goes with it.
     """
     try:
         layer, carry = _layer(config, min(length, _LONGEST), device)
-        select(layer, "reference")
+        select(layer, REFERENCE)
         truth = _pass(layer, carry, torch.float32)()
         results, seconds = {}, {}
-        for name in ("reference", "triton"):
+        for name in dict.fromkeys((REFERENCE, rival, candidate)):
             select(layer, name)
             run = _pass(layer, carry, dtype)
             results[name] = run()
@@ -64,13 +69,13 @@ def try_kernels(
                 run()
             seconds[name] = time.perf_counter() - started
     except Exception as error:  # what a compiler or a driver raises has no common class
-        return Trial(math.inf, f"they failed with {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+        return Trial(math.inf, f"failed with {type(error).__name__}: {str(error).splitlines()[0][:200]}")
     for name, right in truth.items():
-        allowed = _TIMES_WORSE * _distance(results["reference"][name], right) + _ROUNDING * float(right.norm())
-        found = _distance(results["triton"][name], right)
+        allowed = _TIMES_WORSE * _distance(results[REFERENCE][name], right) + _ROUNDING * float(right.norm())
+        found = _distance(results[candidate][name], right)
         if not found <= allowed:
             return Trial(math.inf, f"{name} is {found:.2g} away from the reference; rounding is {allowed:.2g}")
-    return Trial(seconds["triton"] / seconds["reference"])
+    return Trial(seconds[candidate] / seconds[rival])
 
 
 def _layer(config: ModelConfig, length: int, device: torch.device) -> tuple[EncoderLayer, Carry]:

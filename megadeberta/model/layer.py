@@ -43,14 +43,21 @@ class EncoderLayer(nn.Module):
         return self.feed_forward(self.self_attention(query, keys), query.draws)
 
 
-class TokenConvolution(nn.Conv1d):
+class TokenConvolution(nn.Module):
     """Convolution over tokens, of each document by itself where a sequence holds several."""
+
+    def __init__(self, size: int, kernel_size: int, *, groups: int) -> None:
+        super().__init__()
+        convolution = nn.Conv1d(size, size, kernel_size, groups=groups)
+        self.weight, self.bias = convolution.weight, convolution.bias  # [D, D / groups, K] and [D]
+        self.size, self.kernel_size, self.groups = size, kernel_size, groups
 
     def forward(self, hidden: Tensor, document_starts: Tensor | None) -> Tensor:
         """``[B, L, D]`` -> ``[B, L, D]``."""
         if document_starts is None:
-            return super().forward(hidden.mT).mT
-        half, length = self.kernel_size[0] // 2, hidden.size(1)
+            padding = (self.kernel_size - 1) // 2
+            return functional.conv1d(hidden.mT, self.weight, self.bias, padding=padding, groups=self.groups).mT
+        half, length = self.kernel_size // 2, hidden.size(1)
         places = torch.arange(length, device=hidden.device)
         windows = []
         for offset in range(-half, half + 1):
@@ -58,8 +65,11 @@ class TokenConvolution(nn.Conv1d):
             is_own = (document_starts[:, source] == document_starts) & (places + offset == source)
             windows.append(hidden[:, source] * is_own.unsqueeze(-1))
         spread = torch.stack(windows, dim=2).flatten(1, 2)  # K x [B, L, D] -> [B, L * K, D]: a window for each token
-        size = self.kernel_size[0]
-        return functional.conv1d(spread.mT, self.weight, self.bias, stride=size, groups=self.groups).mT
+        convolved = functional.conv1d(spread.mT, self.weight, self.bias, stride=self.kernel_size, groups=self.groups)
+        return convolved.mT
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, kernel_size={self.kernel_size}, groups={self.groups}"
 
 
 class ConvolutionBranch(nn.Module):
@@ -67,8 +77,8 @@ class ConvolutionBranch(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        size, kernel = config.hidden_size, config.conv_kernel_size
-        self.conv = TokenConvolution(size, size, kernel, padding=(kernel - 1) // 2, groups=config.conv_groups)
+        size = config.hidden_size
+        self.conv = TokenConvolution(size, config.conv_kernel_size, groups=config.conv_groups)
         self.layer_norm = nn.LayerNorm(size, config.layer_norm_eps)
         self.dropout = HiddenDropout(config.hidden_dropout_prob)
         self.activation = _ACTIVATIONS[config.conv_act]

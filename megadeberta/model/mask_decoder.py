@@ -8,12 +8,10 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from megadeberta.config.model import ModelConfig
+from megadeberta.layers.mask_decoder import PASSES
 from megadeberta.model.attention import QueryStream
 from megadeberta.model.carry import Carry, gather_rows
 from megadeberta.model.layer import EncoderLayer
-
-PASSES = 2
-"""n of the paper's section A.8."""
 
 
 class EnhancedMaskDecoder(nn.Module):
@@ -32,10 +30,10 @@ class EnhancedMaskDecoder(nn.Module):
 
     def forward(self, carry: Carry) -> Carry:
         """Fill ``masked_hidden``; with no masked positions in the carry, run the layer in its ordinary way."""
-        carry = replace(carry, hidden=self.all_tokens(carry.hidden))
+        whole = replace(carry, hidden=self.all_tokens(carry.hidden))
         if carry.masked_positions is None:
-            return self.layer(carry)
-        return replace(carry, masked_hidden=self.decode(carry, carry.masked_positions))
+            return self.layer(whole)
+        return replace(carry, masked_hidden=self.decode(whole, carry.masked_positions))
 
     def decode(self, carry: Carry, positions: Tensor) -> Tensor:
         """Decoder states ``[B, Q, D]`` at ``positions`` ``[B, Q]``."""

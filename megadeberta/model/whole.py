@@ -1,18 +1,20 @@
-"""All layer specs as one module: what a single process, or ZeRO without a pipeline, trains.
+"""The catalogue's layers as one module: what a single process, or ZeRO without a pipeline, trains.
 
-Shapes: B batch · L length · Q target rows a sample · D hidden size · V vocabulary.
+Shapes: B batch · L length · Q target rows per sequence · D hidden size · V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from megadeberta.config.model import ModelConfig
-from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig, RtdConfig, part_of
+from megadeberta.batch import SAMPLE_NUMBERS, Batch
+from megadeberta.config.objective import GENERATOR
+from megadeberta.layers import embeddings, encoder, heads, mask_decoder, relative
+from megadeberta.layers.layer import Layer
 from megadeberta.model.carry import Carry, Term, gather_rows
-from megadeberta.model.dropout import Draws
 from megadeberta.model.embeddings import Embeddings, RelativeTable
 from megadeberta.model.layer import EncoderLayer
 from megadeberta.model.mask_decoder import EnhancedMaskDecoder
@@ -21,94 +23,56 @@ from megadeberta.model.rtd_head import RtdHead
 from megadeberta.model.sampling import Sample
 from megadeberta.ops.recompute import suspended_twice
 from megadeberta.ops.tied_table import TiedGradient
-from megadeberta.spec import LayerSpec, Tie
 
-WORD_TABLE = "embeddings.word_embeddings.weight"
-POSITION_TABLE = "embeddings.position_embeddings.weight"
-SAMPLE = f"{GENERATOR}.sample"
-MLM_HEAD, RTD_HEAD = "mlm_head", "rtd_head"
+_WORDS = f".{embeddings.WORD_TABLE.removeprefix('embeddings.')}"
+
+MODULES: dict[str, Callable[[Any], nn.Module]] = {
+    embeddings.Embeddings.kind: lambda layer: Embeddings(layer.model, differences=layer.table == "delta"),
+    relative.RelativeTable.kind: lambda layer: RelativeTable(layer.model),
+    encoder.EncoderLayer.kind: lambda layer: EncoderLayer(layer.model, convolution=layer.convolution),
+    mask_decoder.MaskDecoder.kind: lambda layer: EnhancedMaskDecoder(layer.model),
+    heads.MlmHead.kind: lambda layer: MlmHead(layer.model, for_sampling=layer.for_sampling),
+    heads.Sample.kind: lambda layer: Sample(layer.temperature),
+    heads.RtdHead.kind: lambda layer: RtdHead(layer.model),
+}
+"""The torch module of a layer, by its kind. Register others with ``register_module``."""
 
 
-def build_specs(model: ModelConfig, objective: ObjectiveConfig) -> list[LayerSpec]:
-    """Every layer that the objective trains, in order."""
-    return rtd_specs(model, objective.rtd) if objective.name == "rtd" else mlm_specs(model)
-
-
-def backbone_specs(config: ModelConfig, *, prefix: str = "", embeddings: LayerSpec | None = None) -> list[LayerSpec]:
-    """The encoder. With the enhanced mask decoder, the last layer belongs to the decoder's spec.
+def register_module(kind: str, build: Callable[[Any], nn.Module]) -> None:
+    """Add the module of a new kind of layer; a module of ``plugins`` calls it.
 
     Args:
-        prefix: ahead of every name, e.g. ``generator.``.
-        embeddings: in place of tables of the encoder's own.
+        build: given the layer of the catalogue, makes a module whose ``forward`` takes and returns a ``Carry``.
     """
-    specs = [embeddings or LayerSpec(f"{prefix}embeddings", lambda: Embeddings(config))]
-    if config.relative_attention:
-        specs.append(LayerSpec(f"{prefix}relative", lambda: RelativeTable(config)))
-    plain_layers = config.num_hidden_layers - (1 if config.enhanced_mask_decoder else 0)
-    for i in range(plain_layers):
-        convolution = i == 0 and config.conv_kernel_size > 0
-        specs.append(LayerSpec(f"{prefix}layer.{i}", lambda c=convolution: EncoderLayer(config, convolution=c)))
-    if config.enhanced_mask_decoder:
-        specs.append(LayerSpec(f"{prefix}mask_decoder", lambda: EnhancedMaskDecoder(config)))
-    return specs
+    MODULES[kind] = build
 
 
-def mlm_specs(config: ModelConfig, *, prefix: str = "") -> list[LayerSpec]:
-    """Encoder, decoder and head that predict tokens: masked ones, or next ones. A generator is sampled from."""
-    ties = (Tie("decoder.weight", f"{prefix}{WORD_TABLE}"),)
-    is_generator = part_of(prefix) == GENERATOR
-    head = LayerSpec(f"{prefix}{MLM_HEAD}", lambda: MlmHead(config, for_sampling=is_generator), ties=ties)
-    return [*backbone_specs(config, prefix=prefix), head]
-
-
-def rtd_specs(config: ModelConfig, rtd: RtdConfig) -> list[LayerSpec]:
-    """Generator, sampling, discriminator and its head: one list, so that it can be cut anywhere."""
-    discriminator = rtd.discriminator(config)
-    prefix = f"{DISCRIMINATOR}."
-    return [
-        *mlm_specs(rtd.generator(config), prefix=f"{GENERATOR}."),
-        LayerSpec(SAMPLE, lambda: Sample(rtd.sampling_temperature)),
-        *backbone_specs(discriminator, prefix=prefix, embeddings=_discriminator_embeddings(discriminator, rtd)),
-        LayerSpec(f"{prefix}{RTD_HEAD}", lambda: RtdHead(discriminator)),
-    ]
-
-
-def _discriminator_embeddings(config: ModelConfig, rtd: RtdConfig) -> LayerSpec:
-    """NES: tables of its own. ES: the generator's. GDES: the generator's, without gradient, plus a difference.
-
-    Shared are the word and the absolute position table, nothing else (microsoft/DeBERTa ``rtd_task.py``).
-    """
-    sharing = rtd.embedding_sharing
-    tables = [WORD_TABLE, POSITION_TABLE] if config.position_biased_input else [WORD_TABLE]
-    ties: tuple[Tie, ...] = ()
-    if sharing != "nes":
-        owned = "base" if sharing == "gdes" else "weight"
-        attributes = [table.removeprefix("embeddings.").replace("weight", owned) for table in tables]
-        ties = tuple(Tie(a, f"{GENERATOR}.{t}") for a, t in zip(attributes, tables, strict=True))
-    return LayerSpec(f"{DISCRIMINATOR}.embeddings", lambda: Embeddings(config, differences=sharing == "gdes"), ties)
+def build_module(layer: Layer) -> nn.Module:
+    """The torch module of a layer; tied parameters are not there yet."""
+    return MODULES[layer.kind](layer)
 
 
 class WholeModel(nn.Module):
-    """Runs a list of specs in order, in one process.
+    """Runs a list of layers in order, in one process.
 
-    Parameter names are ``<spec name>.<name inside the layer>``: the same under every layout.
+    Parameter names are ``<layer name>.<name inside the layer>``: the same under every layout.
     """
 
-    def __init__(self, specs: Sequence[LayerSpec], *, recompute: bool = False) -> None:
+    def __init__(self, layers: Sequence[Layer], *, recompute: bool = False) -> None:
         """``recompute``: activation checkpointing, see ``run_layers``."""
         super().__init__()
         self.recompute = recompute
-        self.layer_names = [spec.name for spec in specs]
-        for spec in specs:
-            layer = spec.build()
-            for tie in spec.ties:
+        self.layers = tuple(layers)
+        for layer in layers:
+            module = build_module(layer)
+            for tie in layer.ties:
                 owner, _, attribute = tie.attribute.rpartition(".")
-                setattr(layer.get_submodule(owner), attribute, self.get_parameter(tie.source))
-            attach_layer(self, spec.name, layer)
+                setattr(module.get_submodule(owner), attribute, self.get_parameter(tie.source))
+            attach_module(self, layer.name, module)
 
-    def run(self, carry: Carry, names: Sequence[str] | None = None) -> Carry:
-        """Pass the carry through the layers of these names, or through all."""
-        return run_layers(self, self.layer_names if names is None else names, carry, recompute=self.recompute)
+    def run(self, carry: Carry, layers: Sequence[Layer] | None = None) -> Carry:
+        """Pass the carry through these layers, or through all."""
+        return run_layers(self, self.layers if layers is None else layers, carry, recompute=self.recompute)
 
     def forward(
         self,
@@ -130,47 +94,55 @@ class WholeModel(nn.Module):
             masked_labels: ``[B, Q]``, ids to predict, 0 in empty slots.
             sample_numbers: ``[B]`` int64, see ``Draws``; without them there is no dropout and no sampling.
             part: run the generator or the discriminator only; the latter needs ``replaced``.
-            more: other fields of ``Carry``.
+            more: other fields of the batch.
 
         Returns:
             Terms by name, each a (sum, count) over this micro batch; and, after the generator alone, the
             discriminator's inputs.
         """
-        # Input and output of the word table are both in this module, so their gradients can be one. With a
-        # discriminator the table may have a third use, and autograd adds them up.
-        table = f"{GENERATOR}.{WORD_TABLE}" if self._has_parts else WORD_TABLE
-        reads_words = part != DISCRIMINATOR and table.removesuffix(".word_embeddings.weight") in self.layer_names
-        tied = TiedGradient(self.get_parameter(table)) if reads_words else None
-        carry = Carry(
-            input_ids,
-            attention_mask.bool(),
-            masked_positions=masked_positions,
-            masked_labels=masked_labels,
-            draws=None if sample_numbers is None else Draws.of(sample_numbers, input_ids.size(1)),
-            tied_gradient=tied,
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "masked_positions": masked_positions,
+            "masked_labels": masked_labels,
+            SAMPLE_NUMBERS: sample_numbers,
             **more,
-        )
-        names = None if part is None else [name for name in self.layer_names if part_of(name) == part]
-        done = self.run(carry, names)
-        handed_on = {}
-        if part == GENERATOR:
-            handed_on = {"input_ids": done.input_ids, "attention_mask": done.attention_mask, "replaced": done.replaced}
-            if sample_numbers is not None:
-                handed_on["sample_numbers"] = sample_numbers
-            if done.document_starts is not None:
-                handed_on["document_starts"] = done.document_starts
+        }
+        batch = {name: tensor for name, tensor in given.items() if tensor is not None}
+        carry = Carry.of_batch(batch, tied_gradient=self._tied_gradient(part))
+        layers = None if part is None else [layer for layer in self.layers if layer.part == part]
+        done = self.run(carry, layers)
+        handed_on = {} if part != GENERATOR else self._handed_on(batch, done)
         return dict(done.terms), handed_on
+
+    def _tied_gradient(self, part: str | None) -> TiedGradient | None:
+        """What joins the gradients of the word table's uses as input and as output, where both are in this pass.
+
+        With a discriminator the table may have a third use, and autograd adds them up.
+        """
+        sources = {tie.source for layer in self.layers if isinstance(layer, heads.MlmHead) for tie in layer.ties}
+        names = [layer.name for layer in self.layers if part in (None, layer.part)]
+        table = next((source for source in sources if source.removesuffix(_WORDS) in names), None)
+        return None if table is None else TiedGradient(self.get_parameter(table))
+
+    def _handed_on(self, batch: Batch, done: Carry) -> Batch:
+        """The batch as the layers behind the generator read it."""
+        drops = {name for layer in self.layers if layer.part == GENERATOR for name in layer.drops}
+        adds = [name for layer in self.layers if layer.part == GENERATOR for name in layer.adds]
+        fields = [name for name in batch if name not in drops and name != SAMPLE_NUMBERS]
+        numbers = {SAMPLE_NUMBERS: batch[SAMPLE_NUMBERS]} if SAMPLE_NUMBERS in batch else {}
+        return {name: done.field(name) for name in (*fields, *adds)} | numbers
 
     def encode(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, **more: Tensor
     ) -> Tensor:
-        """Last hidden state ``[B, L, D]`` of the backbone, of the discriminator if there is one: what fine-tuning uses.
+        """Last hidden state ``[B, L, D]`` of the backbone, the last part's if there are several: for fine-tuning.
 
         Args:
             more: fields of ``Carry`` that limit attention.
         """
         carry = Carry(input_ids, attention_mask.bool(), token_type_ids, **more)
-        return self.run(carry, self._backbone(DISCRIMINATOR if self._has_parts else "")).hidden
+        return self.run(carry, self._backbone(self.layers[-1].part)).hidden
 
     def mlm_logits(
         self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None, **more: Tensor
@@ -179,50 +151,39 @@ class WholeModel(nn.Module):
         batch, length = input_ids.shape
         if positions is None:
             positions = torch.arange(length, device=input_ids.device).expand(batch, length)
-        part = GENERATOR if self._has_parts else ""
+        head = next(layer for layer in self.layers if isinstance(layer, heads.MlmHead))
         carry = Carry(input_ids, attention_mask.bool(), masked_positions=positions, **more)
-        done = self.run(carry, self._backbone(part))
+        done = self.run(carry, self._backbone(head.part))
         rows = done.masked_hidden
         if rows is None:
             rows = gather_rows(done.hidden, positions)
-        return self.get_submodule(f"{part}.{MLM_HEAD}" if part else MLM_HEAD).logits(rows)
+        return self.get_submodule(head.name).logits(rows)
 
-    def rtd_logits(self, input_ids: Tensor, attention_mask: Tensor, document_starts: Tensor | None = None) -> Tensor:
-        """``[B, L]``: above 0 where the discriminator takes the token for a replaced one."""
-        carry = Carry(input_ids, attention_mask.bool(), document_starts=document_starts)
-        hidden = self.run(carry, self._backbone(DISCRIMINATOR)).hidden
-        return self.get_submodule(f"{DISCRIMINATOR}.{RTD_HEAD}").logits(hidden, document_starts)
-
-    @property
-    def _has_parts(self) -> bool:
-        return SAMPLE in self.layer_names
-
-    def _backbone(self, part: str) -> list[str]:
-        heads = (MLM_HEAD, RTD_HEAD, "sample")
-        return [n for n in self.layer_names if part_of(n) == part and n.rpartition(".")[2] not in heads]
+    def _backbone(self, part: str) -> list[Layer]:
+        return [layer for layer in self.layers if layer.part == part and not layer.is_head]
 
 
-def run_layers(root: nn.Module, names: Sequence[str], carry: Carry, *, recompute: bool = False) -> Carry:
-    """Pass the carry through the modules of these names under ``root``.
+def run_layers(root: nn.Module, layers: Sequence[Layer], carry: Carry, *, recompute: bool = False) -> Carry:
+    """Pass the carry through the modules of these layers under ``root``.
 
     Args:
         recompute: keep only the input of each encoder layer and run it again in the backward pass. Dropout is a
             function of the batch, so both runs drop the same.
     """
-    for name in names:
-        layer = root.get_submodule(name)
-        if recompute and torch.is_grad_enabled() and isinstance(layer, EncoderLayer | EnhancedMaskDecoder):
-            carry = checkpoint(layer, carry, use_reentrant=False, preserve_rng_state=False, context_fn=suspended_twice)
+    for layer in layers:
+        module = root.get_submodule(layer.name)
+        if recompute and layer.is_encoder and torch.is_grad_enabled():
+            carry = checkpoint(module, carry, use_reentrant=False, preserve_rng_state=False, context_fn=suspended_twice)
         else:
-            carry = layer(carry)
+            carry = module(carry)
     return carry
 
 
-def attach_layer(root: nn.Module, name: str, layer: nn.Module) -> None:
-    """Add ``layer`` under a dotted name, making the containers on the way."""
+def attach_module(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Add ``module`` under a dotted name, making the containers on the way."""
     *containers, leaf = name.split(".")
     for container in containers:
         if not hasattr(root, container):
             root.add_module(container, nn.Module())
         root = root.get_submodule(container)
-    root.add_module(leaf, layer)
+    root.add_module(leaf, module)

@@ -10,7 +10,10 @@ import torch
 
 from megadeberta.config.redact import redact
 from megadeberta.config.run import RunConfig
-from megadeberta.observability.flops import device_peak_flops, run_flops_per_token
+from megadeberta.layers.flops import run_flops_per_token
+from megadeberta.layers.objectives import objective_of
+from megadeberta.layers.terms import term
+from megadeberta.observability.device_peaks import device_peak_flops
 from megadeberta.observability.gemm_rate import measure_gemm_rate
 from megadeberta.observability.metrics import CURVE_FILE, METRICS_FILE, RECIPE_FILE, TENSORBOARD_FOLDER, MetricsFile
 from megadeberta.observability.plot import plot_loss_curve
@@ -22,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class TermMeans(Protocol):
-    """Named means over a global batch; see ``engine.phases.Terms``."""
+    """Named means over a global batch; see ``engine.terms.Terms``."""
 
     counts: Mapping[str, int]
 
@@ -90,7 +93,7 @@ class WritingJournal(Journal):
         self._unigram = unigram
 
     def step(self, step: int, facts: StepFacts, *, lr: float, seconds: float) -> None:
-        tokens = self._config.deepspeed["train_batch_size"] * self._config.data.sequence_length
+        tokens = self._config.engine.global_batch * self._config.data.sequence_length
         values = {
             "loss": facts.loss,
             **facts.terms.means,
@@ -116,15 +119,16 @@ class WritingJournal(Journal):
             return
         values: dict[str, Any] = {f"valid_{name}": value for name, value in {"loss": facts.loss, **means}.items()}
         values |= {f"valid_{name}": count for name, count in _targets(facts.terms).items()}
-        token_loss = means.get("mlm_loss", means.get("ar_loss", math.nan))
-        values["valid_perplexity"] = math.exp(min(token_loss, 700.0))
+        token_loss = next((mean for name, mean in means.items() if term(name).predicts_tokens), None)
+        if token_loss is not None:
+            values["valid_perplexity"] = math.exp(min(token_loss, 700.0))
         if self._unigram is not None:
             values["unigram_cross_entropy"] = self._unigram
         self._metrics.write(step, values)
         beside = "" if self._unigram is None else f" (unigram cross-entropy {self._unigram:.3f})"
+        perplexity = f" perplexity {values['valid_perplexity']:.1f}" if token_loss is not None else ""
         shown = " ".join(format_terms(means))
-        perplexity = values["valid_perplexity"]
-        log.info("step %d validation loss %.3f%s perplexity %.1f %s", step, facts.loss, beside, perplexity, shown)
+        log.info("step %d validation loss %.3f%s%s %s", step, facts.loss, beside, perplexity, shown)
         if self._tracker is not None:
             self._tracker.log(step, values, prefix="valid")
             self._tracker.flush()
@@ -154,13 +158,13 @@ class WritingJournal(Journal):
     def _draw(self) -> None:
         if self._config.logging.plot:
             output = self._config.training.output_dir
-            weights = self._config.objective.loss_weights
+            objective = self._config.objective
             plot_loss_curve(
                 output / METRICS_FILE,
                 output / CURVE_FILE,
                 title=self._config.name,
                 unigram=self._unigram,
-                losses=list(weights),
+                losses=list(objective_of(objective).loss_weights(objective)),
             )
 
 
@@ -181,7 +185,7 @@ def open_journal(
     metrics_path = output / METRICS_FILE
     speedometer = Speedometer(
         total_steps=config.training.steps,
-        tokens_per_step=config.deepspeed["train_batch_size"] * config.data.sequence_length,
+        tokens_per_step=config.engine.global_batch * config.data.sequence_length,
         flops_per_token=run_flops_per_token(
             config.model, config.objective, sequence_length=config.data.sequence_length
         ),
@@ -200,11 +204,7 @@ def open_journal(
 
 def _targets(terms: TermMeans) -> dict[str, int]:
     """How many targets each loss was averaged over: ``mlm_targets`` for ``mlm_loss``."""
-    return {
-        name.replace("_loss", "_targets"): count
-        for name, count in terms.counts.items()
-        if name.endswith("_loss") and count
-    }
+    return {term(name).targets_name: count for name, count in terms.counts.items() if term(name).is_loss and count}
 
 
 def _peak_flops(config: RunConfig, device: torch.device, world_size: int) -> float | None:

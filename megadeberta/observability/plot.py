@@ -10,29 +10,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from megadeberta.errors import StorageError
+from megadeberta.layers.terms import term
 from megadeberta.observability.metrics import Record, read_metrics
 from megadeberta.storage import write_file
 
 logger = logging.getLogger(__name__)
 
-_TITLES = {
-    "loss": "MLM loss (nats a masked token)",
-    "mlm_loss": "MLM loss (nats a masked token)",
-    "ar_loss": "next-token loss (nats a token)",
-    "rtd_loss": "RTD loss (nats a token)",
-}
 _SMOOTHING_SHARE = 50  # the moving average spans a fiftieth of the run
 
 
 def plot_loss_curve(
-    metrics: Path, picture: Path, *, title: str, unigram: float | None = None, losses: Sequence[str] = ("loss",)
+    metrics: Path, picture: Path, *, title: str, losses: Sequence[str], unigram: float | None = None
 ) -> bool:
-    """Draw the curves of a metrics file, a panel for each loss; replaces ``picture`` in one step. False when it was not
-    drawn.
+    """Draw the curves of a metrics file, one panel per loss; replaces ``picture`` at once. False when it was not drawn.
 
     Args:
+        losses: names of loss terms; validation values are under ``valid_`` and the same name.
         unigram: cross-entropy of the validation text under its word frequencies, in nats.
-        losses: names in the metrics file; validation values are under ``valid_`` and the same name.
     """
     records = read_metrics(metrics)
     if not any(_points(records, name) for name in losses):
@@ -42,9 +36,10 @@ def plot_loss_curve(
     for number, name in enumerate(losses, start=1):
         panel = figure.add_subplot(len(losses), 1, number)
         _draw_panel(panel, _points(records, name), _points(records, f"valid_{name}"))
-        if unigram is not None and number == 1:
+        entry = term(name)
+        if unigram is not None and entry.predicts_tokens:
             panel.axhline(unigram, color="tab:gray", linestyle="--", label=f"unigram cross-entropy {unigram:.3f}")
-        panel.set(title=title if number == 1 else "", xlabel="optimizer step", ylabel=_TITLES[name])
+        panel.set(title=title if number == 1 else "", xlabel="optimizer step", ylabel=f"{entry.title} ({entry.unit})")
         panel.grid(alpha=0.3)
         panel.legend(frameon=False)
     image = io.BytesIO()

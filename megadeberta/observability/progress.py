@@ -9,15 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-_SHOWN_AS = {
-    "mlm_loss": "mlm",
-    "mlm_accuracy": "acc",
-    "ar_loss": "ar",
-    "ar_accuracy": "acc",
-    "rtd_loss": "rtd",
-    "rtd_precision": "prec",
-    "rtd_recall": "rec",
-}
+from megadeberta.layers.terms import TERMS
 
 
 @dataclass(frozen=True)
@@ -105,10 +97,11 @@ def format_progress(
 
 
 def format_terms(terms: Mapping[str, float]) -> list[str]:
-    """The terms that a line shows, e.g. ``acc 0.182``."""
-    one_loss = sum(name.endswith("_loss") for name in terms) == 1
-    hidden = {name for name in terms if one_loss and name.endswith("_loss")}
-    return [f"{_SHOWN_AS[name]} {mean:.3f}" for name, mean in terms.items() if name in _SHOWN_AS.keys() - hidden]
+    """The terms that a line shows, e.g. ``acc 0.182``; a loss that is all of the total is not shown again."""
+    known = {name: TERMS[name] for name in terms if name in TERMS}
+    one_loss = sum(entry.is_loss for entry in known.values()) == 1
+    shown = {name: entry.label for name, entry in known.items() if entry.label and not (one_loss and entry.is_loss)}
+    return [f"{label} {terms[name]:.3f}" for name, label in shown.items()]
 
 
 def format_count(value: float) -> str:

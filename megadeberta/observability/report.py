@@ -1,12 +1,15 @@
 """`megadeberta report`: how a run went, from its metrics file."""
 
+import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from megadeberta.config.load import load_plugins
 from megadeberta.errors import ConfigError
-from megadeberta.observability.metrics import CURVE_FILE, METRICS_FILE, Record, read_metrics
+from megadeberta.layers.terms import TERMS
+from megadeberta.observability.metrics import CURVE_FILE, METRICS_FILE, RECIPE_FILE, Record, read_metrics
 from megadeberta.observability.progress import format_terms
 
 ROWS_SHOWN = 8
@@ -20,6 +23,7 @@ def print_report(output_dir: Path, console: Console) -> None:
     Raises:
         ConfigError: the folder holds no metrics of a training run.
     """
+    load_plugins(_plugins(output_dir / RECIPE_FILE), source=str(output_dir / RECIPE_FILE))
     records = read_metrics(output_dir / METRICS_FILE)
     if not any(TRAIN_LOSS in record for record in records):
         raise ConfigError(f"{output_dir} holds no {METRICS_FILE} with training steps; give a run's training.output_dir")
@@ -30,6 +34,14 @@ def print_report(output_dir: Path, console: Console) -> None:
     picture = output_dir / CURVE_FILE
     if picture.exists():
         console.print(f"loss curve: {picture}", soft_wrap=True)
+
+
+def _plugins(recipe: Path) -> list[str]:
+    """The modules that the run's objective and its terms are registered by."""
+    try:
+        return json.loads(recipe.read_bytes()).get("plugins", [])
+    except (OSError, ValueError):
+        return []  # an older run, or a folder that holds metrics alone
 
 
 def _curve_table(records: list[Record]) -> Table:
@@ -45,7 +57,7 @@ def _curve_table(records: list[Record]) -> Table:
             means = {name.removeprefix(_VALID): value for name, value in valid_terms.items() if value is not None}
             valid = (
                 f"{record[VALID_LOSS]:.3f}",
-                f"{record['valid_perplexity']:.1f}",
+                f"{record['valid_perplexity']:.1f}" if record.get("valid_perplexity") is not None else "-",
                 " ".join(format_terms(means)),
             )
             rows.append((str(record["step"]), mean, *valid))
@@ -58,10 +70,13 @@ def _curve_table(records: list[Record]) -> Table:
 
 
 def _verdict(record: Record) -> str:
-    """The loss of predicted tokens beside what word frequencies alone give."""
-    name, unit = ("mlm", "a masked token") if record.get("valid_mlm_loss") is not None else ("ar", "a token")
-    loss, unigram = record.get(f"valid_{name}_loss", record[VALID_LOSS]), record.get("unigram_cross_entropy")
-    line = f"validation {name.upper()} loss {loss:.3f} nats {unit} after step {record['step']}"
+    """The loss of predicted tokens beside what word frequencies alone give; else the total."""
+    predicted = (entry for entry in TERMS.values() if entry.predicts_tokens)
+    entry = next((entry for entry in predicted if record.get(f"{_VALID}{entry.name}") is not None), None)
+    if entry is None:
+        return f"validation loss {record[VALID_LOSS]:.3f} after step {record['step']}"
+    loss, unigram = record[f"{_VALID}{entry.name}"], record.get("unigram_cross_entropy")
+    line = f"validation {entry.title} {loss:.3f} {entry.unit} after step {record['step']}"
     if unigram is None:
         return line
     return f"{line}; unigram cross-entropy of the validation text {unigram:.3f}: {unigram - loss:.3f} nats better"

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,8 +54,17 @@ class Tracker:
             return None
 
 
-def tensorboard_tracker(folder: Path, *, done: int) -> Tracker:
-    """A tracker into ``folder``. After a resume, points of steps later than ``done`` are hidden from the curves."""
+def tensorboard_tracker(folder: Path, *, done: int) -> Tracker | None:
+    """A tracker into ``folder``; None, and a line in the log, without the package.
+
+    After a resume, points of steps later than ``done`` are hidden from the curves.
+    """
+    if find_spec("tensorboard") is None:
+        logger.info(
+            "TensorBoard is not installed, so the curves are in metrics.jsonl and loss_curve.png alone; "
+            "pip install 'megadeberta[tensorboard]' brings it"
+        )
+        return None
 
     def open_writer() -> Writer:
         # Optional at run time: tensorboard fails to import beside some protobuf versions.

@@ -6,13 +6,11 @@ Shapes: M masked rows · R rows of a chunk · E embedding width · V vocabulary.
 import torch
 from torch import Tensor
 
-from megadeberta.ops.lent_memory import LentMemory
+from megadeberta.ops.logit_chunks import row_chunks
+from megadeberta.ops.recycled_buffer import RecycledBuffer
 from megadeberta.ops.tied_table import TiedGradient
 
-_LOGITS, _TABLE_GRADIENTS = LentMemory(), LentMemory()
-
-CHUNK_ELEMENTS = 2**27
-"""Logits of one chunk: 512 MiB in fp32. With one chunk its softmax is kept, with more each is computed again."""
+_LOGITS, _TABLE_GRADIENTS = RecycledBuffer(), RecycledBuffer()
 
 
 def masked_cross_entropy(
@@ -70,12 +68,6 @@ class _MaskedCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None
 
 
-def row_chunks(num_rows: int, vocabulary: int) -> list[slice]:
-    """Rows in chunks of at most ``CHUNK_ELEMENTS`` logits; one empty chunk of no rows."""
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
-    return [slice(start, min(num_rows, start + size)) for start in range(0, max(1, num_rows), size)]
-
-
 def _chunk_loss(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, precise: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,7 +88,7 @@ def _chunk_loss(
 
 def decode(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Logits ``[R, V]``."""
-    return torch.addmm(bias, hidden, weight.mT, out=_LOGITS.room(hidden.size(0), weight.size(0), like=weight))
+    return torch.addmm(bias, hidden, weight.mT, out=_LOGITS.take(hidden.size(0), weight.size(0), like=weight))
 
 
 def prepare_error(error: Tensor, factor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -127,5 +119,5 @@ def table_gradients(
         bias = (error.mT @ factor).squeeze(1)
     if so_far is not None:
         return so_far[0].addmm_(error.mT, hidden), so_far[1].add_(bias)
-    room = _TABLE_GRADIENTS.room(error.size(1), hidden.size(1), like=error)
-    return torch.mm(error.mT, hidden, out=room), bias
+    buffer = _TABLE_GRADIENTS.take(error.size(1), hidden.size(1), like=error)
+    return torch.mm(error.mT, hidden, out=buffer), bias

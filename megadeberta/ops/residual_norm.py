@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megadeberta.ops.attention.interface import Backend, resolve_backend
+from megadeberta.ops.attention.backends import AUTO, reason_without_triton
 from megadeberta.ops.hidden_dropout import hidden_dropout, kept_as, kept_scale, threshold
 
 
@@ -20,31 +20,54 @@ def residual_layer_norm(
     eps: float,
     keys: Tensor | None = None,
     probability: float = 0.0,
-    backend: Backend = "auto",
+    implementation: str = AUTO,
 ) -> Tensor:
-    """``LayerNorm(hidden_dropout(branch) + residual)``; every backend drops the same elements.
+    """``LayerNorm(hidden_dropout(branch) + residual)``; every implementation drops the same elements.
 
     Args:
         branch, residual: ``[..., D]``.
         weight, bias: ``[D]``.
         keys: int64 ``[...]``, random words of the rows, see ``hidden_dropout``; None drops nothing.
-        backend: as for ``disentangled_attention``.
+        implementation: a name of ``IMPLEMENTATIONS``, or "auto": "cpu" on a CPU and "torch" elsewhere.
 
     Returns:
         ``[..., D]``.
     """
-    name = resolve_backend(backend, branch.device)
+    if implementation == AUTO:
+        implementation = "cpu" if branch.device.type == "cpu" else "torch"
     if keys is None or threshold(probability) == 0:
         keys, probability = None, 0.0
-    if name == "triton":
-        # Triton is an optional dependency, and importing it takes a second.
-        from megadeberta.ops.triton_residual_norm import triton_residual_norm
+    run = IMPLEMENTATIONS[implementation]
+    return run(branch, residual, weight, bias, eps=eps, keys=keys, probability=probability)
 
-        return triton_residual_norm(branch, residual, weight, bias, eps=eps, keys=keys, probability=probability)
-    if name in ("cpu", "cpu-lean") and keys is not None:
-        return _CpuResidualNorm.apply(branch, residual, weight, bias, eps, keys, probability)
+
+def reason_not_to_run(implementation: str, device_type: str) -> str:
+    """Why an implementation does not run on a device of that type here, for the user; empty if it does."""
+    if implementation == "cpu" and device_type != "cpu":
+        return f"it runs on a CPU only, and this is {device_type}"
+    return reason_without_triton(device_type) if implementation == "triton" else ""
+
+
+def _torch(branch: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, eps, keys, probability) -> Tensor:
     dropped = branch if keys is None else hidden_dropout(branch, keys, probability=probability)
     return functional.layer_norm(dropped + residual, weight.shape, weight, bias, eps)
+
+
+def _cpu(branch: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, eps, keys, probability) -> Tensor:
+    if keys is None:  # without a mask there is nothing to join
+        return _torch(branch, residual, weight, bias, eps=eps, keys=None, probability=probability)
+    return _CpuResidualNorm.apply(branch, residual, weight, bias, eps, keys, probability)
+
+
+def _triton(*inputs: Tensor, **options) -> Tensor:
+    # Triton is an optional dependency, and importing it takes a second.
+    from megadeberta.ops.triton_residual_norm import triton_residual_norm
+
+    return triton_residual_norm(*inputs, **options)
+
+
+IMPLEMENTATIONS = {"torch": _torch, "cpu": _cpu, "triton": _triton}
+"""By the name that ``training.residual_norm`` and a backend's ``residual_norm`` use."""
 
 
 class _CpuResidualNorm(torch.autograd.Function):

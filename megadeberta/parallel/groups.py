@@ -14,16 +14,13 @@ from megadeberta.topology import Coordinates, Topology
 class Groups:
     """The groups that this rank is a member of.
 
-    tensor: shards of the same layers for the same samples. data: the same parameters, other samples. pipeline: the
-    stages of one pipeline, first stage first. model: all that hold one whole model together.
+    tensor: shards of the same layers for the same samples. data: the same parameters, other samples.
     """
 
     topology: Topology
     place: Coordinates
     tensor: ProcessGroup
     data: ProcessGroup
-    pipeline: ProcessGroup
-    model: ProcessGroup
 
 
 def make_groups(topology: Topology, *, timeout_seconds: float) -> Groups:
@@ -48,6 +45,4 @@ def make_groups(topology: Topology, *, timeout_seconds: float) -> Groups:
         topology.coordinates(rank),
         tensor=mine(topology.tensor_groups),
         data=mine(topology.data_groups),
-        pipeline=mine(topology.pipeline_groups),
-        model=mine(topology.model_groups),
     )

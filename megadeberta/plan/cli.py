@@ -1,16 +1,15 @@
 """``megadeberta plan``: which layouts of a recipe fit a cluster. Torch-free: it also runs on a login node."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from megadeberta.config.deepspeed_block import offloads_optimizer
+from megadeberta.config.cli import RecipeArgument
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
-from megadeberta.plan.attention import attention_of
+from megadeberta.ops.attention.backends import planned_backend
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.report import (
     describe_layout,
@@ -28,7 +27,7 @@ from megadeberta.plan.stages import Recipe
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file, e.g. ds_configs/deberta-large.json")],
+    recipe: RecipeArgument,
     *,
     nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of a machine")],
@@ -53,17 +52,18 @@ def plan(
 
     Examples:
 
-        megadeberta plan ds_configs/deberta-v2-xxlarge.json --nodes 8 --gpus 8 --memory 80
+        megadeberta plan deberta-v2-xxlarge --nodes 8 --gpus 8 --memory 80
 
-        megadeberta plan ds_configs/deberta-base.json --nodes 4 --gpus 16 --memory 32 --bandwidth-intra 120
-        --bandwidth-inter 6 --tflops 40
+        megadeberta plan deberta-base --nodes 4 --gpus 16 --memory 32 --tflops 40 --bandwidth-intra 120
     """
     config = load_run_config(recipe, set_ or ())
     kept_free = 1 + 0.06 * memory if reserve is None else reserve
     if kept_free >= memory:
         raise ConfigError(f"--reserve {kept_free:g} leaves nothing of --memory {memory:g}; reserve less")
     cluster = Cluster(nodes, gpus, memory, kept_free, bandwidth_intra, bandwidth_inter, tflops)
-    search = search_layouts(config, cluster, attention_of(config, on_gpu=True), source=str(recipe))
+    search = search_layouts(
+        config, cluster, planned_backend(config.training.attention, on_gpu=True), source=str(recipe)
+    )
     if as_json:
         _print_json(search, config, cluster, recipe=str(recipe), stages=stages)
     else:
@@ -83,10 +83,10 @@ def _print_tables(
     search: Search, config: RunConfig, cluster: Cluster, *, recipe: str, limit: int, stages: bool
 ) -> None:
     console = wide_console()
-    attention = attention_of(config, on_gpu=True)
+    attention = planned_backend(config.training.attention, on_gpu=True)
     parts = Recipe(config)
     console.print(
-        f"{recipe}: {parts.count:,} parameters, attention {attention}, {config.deepspeed.get('train_batch_size')} "
+        f"{recipe}: {parts.count:,} parameters, attention {attention}, {config.engine.global_batch} "
         f"sequences of {config.data.sequence_length} tokens a step\n{cluster.describe()}",
         highlight=False,
     )
@@ -114,7 +114,7 @@ def _print_tables(
 def _own_line(config: RunConfig, cluster: Cluster, *, recipe: str) -> str:
     """What the recipe asks for itself, on this cluster."""
     try:
-        own = as_it_is(config, cluster, attention_of(config, on_gpu=True), source=recipe)
+        own = as_it_is(config, cluster, planned_backend(config.training.attention, on_gpu=True), source=recipe)
     except ConfigError as error:
         return f"the recipe as it is does not run here: {error}"
     verdict = "fits" if own.fits else "does not fit"
@@ -126,15 +126,16 @@ def _own_line(config: RunConfig, cluster: Cluster, *, recipe: str) -> str:
 
 def _stages(search: Search, config: RunConfig) -> list[dict[str, object]]:
     assert search.recommended is not None
-    return stage_rows(Recipe(config), search.recommended.layout, attention_of(config, on_gpu=True))
+    return stage_rows(
+        Recipe(config), search.recommended.layout, planned_backend(config.training.attention, on_gpu=True)
+    )
 
 
 def _way_out(config: RunConfig, cluster: Cluster, *, source: str) -> str:
     """What would make a recipe fit."""
-    if not offloads_optimizer(config.deepspeed):
-        zero = config.deepspeed.get("zero_optimization", {}) | {"offload_optimizer": {"device": "cpu"}}
-        offloaded = config.model_copy(update={"deepspeed": config.deepspeed | {"zero_optimization": zero}})
-        attention = attention_of(config, on_gpu=True)
+    if not config.engine.offloads_optimizer:
+        offloaded = config.with_deepspeed({"zero_optimization.offload_optimizer.device": "cpu"})
+        attention = planned_backend(config.training.attention, on_gpu=True)
         if search_layouts(offloaded, cluster, attention, source=source).recommended is not None:
             return "it fits with --set deepspeed.zero_optimization.offload_optimizer.device=cpu"
     return "use more GPUs or larger ones"

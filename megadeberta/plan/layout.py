@@ -1,9 +1,11 @@
 """A layout of a recipe: the numbers that decide what one rank holds and sends."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from megadeberta.config.deepspeed_block import BatchAlgebra, zero_stage
+from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.run import RunConfig
+from megadeberta.layers.micro_batch import MicroBatch
+from megadeberta.layers.recipe import micro_batch_of
 from megadeberta.topology import Topology
 
 
@@ -27,11 +29,21 @@ class Layout:
             tensor=topology.tensor,
             pipeline=topology.pipeline,
             data=topology.data,
-            zero_stage=zero_stage(config.deepspeed),
+            zero_stage=config.engine.zero_stage,
             micro_batch=algebra.micro_batch,
             accumulation=algebra.accumulation,
             sequence_parallel=config.parallel.sequence_parallel and topology.tensor > 1,
             activation_checkpointing=config.parallel.activation_checkpointing,
+        )
+
+    def micro_batch_of(self, config: RunConfig, *, attention: str = "reference") -> MicroBatch:
+        """One micro batch of a recipe under this layout, as one rank sees it."""
+        return replace(
+            micro_batch_of(config, attention=attention),
+            sequences=self.micro_batch,
+            tensor=self.tensor,
+            sequence_parallel=self.sequence_parallel,
+            activation_checkpointing=self.activation_checkpointing,
         )
 
     @property
@@ -53,49 +65,40 @@ class Layout:
 
     def applied_to(self, config: RunConfig) -> RunConfig:
         """``config`` with this layout."""
-        zero = config.deepspeed.get("zero_optimization", {}) | {"stage": self.zero_stage}
-        block = config.deepspeed | {
-            "zero_optimization": zero,
-            "train_micro_batch_size_per_gpu": self.micro_batch,
-            **_pipeline_block(self),
-        }
-        block.pop("gradient_accumulation_steps", None)
-        parallel = config.parallel.model_copy(
-            update={
-                "tensor": self.tensor,
-                "pipeline": self.pipeline,
-                "sequence_parallel": self.sequence_parallel,
-                "activation_checkpointing": self.activation_checkpointing,
-            }
+        parallel, block = (
+            {name: value for name, (_, value) in settings.items()}
+            for settings in (self._parallel(config), self._deepspeed(config))
         )
-        return config.model_copy(update={"deepspeed": block, "parallel": parallel})
+        return config.with_deepspeed(block).model_copy(update={"parallel": config.parallel.model_copy(update=parallel)})
 
     def overrides(self, config: RunConfig) -> list[str]:
         """The ``--set`` options that turn the recipe into this layout; only what it does not say already."""
-        block, parallel = config.deepspeed, config.parallel
-        wanted = {
-            "parallel.tensor": (parallel.tensor, self.tensor),
-            "parallel.pipeline": (parallel.pipeline, self.pipeline),
-            "parallel.sequence_parallel": (parallel.sequence_parallel, self.sequence_parallel),
-            "parallel.activation_checkpointing": (parallel.activation_checkpointing, self.activation_checkpointing),
-            "deepspeed.zero_optimization.stage": (zero_stage(block), self.zero_stage),
-            "deepspeed.train_micro_batch_size_per_gpu": (
-                block.get("train_micro_batch_size_per_gpu"),
-                self.micro_batch,
-            ),
+        sections = {"parallel": self._parallel(config), "deepspeed": self._deepspeed(config)}
+        return [
+            f"{section}.{name}={_json(value)}"
+            for section, settings in sections.items()
+            for name, (now, value) in settings.items()
+            if now != value
+        ]
+
+    def _parallel(self, config: RunConfig) -> dict[str, tuple[object, object]]:
+        """The settings of the parallel section: as the recipe has them, and as the layout wants them."""
+        names = ("tensor", "pipeline", "sequence_parallel", "activation_checkpointing")
+        return {name: (getattr(config.parallel, name), getattr(self, name)) for name in names}
+
+    def _deepspeed(self, config: RunConfig) -> dict[str, tuple[object, object]]:
+        """The same of the deepspeed block, by dotted key."""
+        settings = config.engine
+        wanted: dict[str, tuple[object, object]] = {
+            "zero_optimization.stage": (settings.zero_stage, self.zero_stage),
+            "train_micro_batch_size_per_gpu": (settings.micro_batch, self.micro_batch),
         }
-        changed = [f"{key}={_json(value)}" for key, (now, value) in wanted.items() if now != value]
-        for section, values in _pipeline_block(self).items():
-            now = block.get(section, {})
-            changed += [f"deepspeed.{section}.{k}={_json(v)}" for k, v in values.items() if now.get(k) != v]
-        return changed
-
-
-def _pipeline_block(layout: Layout) -> dict[str, dict[str, bool]]:
-    """What DeepSpeed must be told where tensor parallelism meets a pipeline (see preflight/layout.py)."""
-    if layout.pipeline == 1 or layout.tensor == 1:
-        return {}
-    return {"pipeline": {"pipe_partitioned": False, "grad_partitioned": False}}
+        if settings.accumulation is not None:  # else it is derived
+            wanted["gradient_accumulation_steps"] = (settings.accumulation, self.accumulation)
+        if self.pipeline > 1 and self.tensor > 1:  # see preflight/layout.py
+            wanted["pipeline.pipe_partitioned"] = (settings.partitions_activations, False)
+            wanted["pipeline.grad_partitioned"] = (settings.partitions_gradients, False)
+        return wanted
 
 
 def _json(value: object) -> str:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from megadeberta.config.run import RunConfig
-from megadeberta.layers.kept import Attention
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, memory_of_stages
@@ -60,7 +59,7 @@ def layouts_table(candidates: Sequence[Candidate]) -> Table:
     return table
 
 
-def stages_table(recipe: Recipe, layout: Layout, attention: Attention) -> Table:
+def stages_table(recipe: Recipe, layout: Layout, attention: str) -> Table:
     """One row a pipeline stage: its layers, its parameters and the memory of its ranks."""
     title = f"stages of {describe_layout(layout)}"
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
@@ -82,7 +81,7 @@ def stages_table(recipe: Recipe, layout: Layout, attention: Attention) -> Table:
     return table
 
 
-def stage_rows(recipe: Recipe, layout: Layout, attention: Attention) -> list[dict[str, Any]]:
+def stage_rows(recipe: Recipe, layout: Layout, attention: str) -> list[dict[str, Any]]:
     """The same as plain values; operations are those of one micro batch on all tensor-parallel ranks together."""
     memories = memory_of_stages(recipe, layout, attention)
     return [

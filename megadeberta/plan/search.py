@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError, ParallelError
-from megadeberta.layers.kept import Attention
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.layout import Layout
-from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages, work_of
+from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages
 from megadeberta.plan.stages import Recipe
 from megadeberta.plan.timing import StepTime, step_time
 from megadeberta.plan.traffic import StepTraffic, traffic_of_stages
@@ -68,7 +67,7 @@ class Search:
         return min(self.candidates, key=lambda candidate: candidate.memory.device)
 
 
-def search_layouts(config: RunConfig, cluster: Cluster, attention: Attention, *, source: str) -> Search:
+def search_layouts(config: RunConfig, cluster: Cluster, attention: str, *, source: str) -> Search:
     """Try every layout that divides the cluster.
 
     Raises:
@@ -77,7 +76,7 @@ def search_layouts(config: RunConfig, cluster: Cluster, attention: Attention, *,
     recipe = Recipe(config)
     found, refused = [], []
     for family in _families(config, cluster):
-        layouts = list(_micro_batches(family, config.deepspeed.get("train_batch_size", 0)))
+        layouts = list(_micro_batches(family, config.engine.global_batch))
         try:
             candidate = _best(recipe, layouts, cluster, attention, source=source)
         except (ConfigError, ParallelError) as error:
@@ -92,7 +91,7 @@ def search_layouts(config: RunConfig, cluster: Cluster, attention: Attention, *,
     return Search(tuple(found), tuple(dict.fromkeys(refused)))
 
 
-def as_it_is(config: RunConfig, cluster: Cluster, attention: Attention, *, source: str) -> Candidate:
+def as_it_is(config: RunConfig, cluster: Cluster, attention: str, *, source: str) -> Candidate:
     """The layout that the recipe asks for itself.
 
     Raises:
@@ -102,10 +101,10 @@ def as_it_is(config: RunConfig, cluster: Cluster, attention: Attention, *, sourc
     return assess(Recipe(config), Layout.of_run(config, algebra, topology), cluster, attention)
 
 
-def assess(recipe: Recipe, layout: Layout, cluster: Cluster, attention: Attention) -> Candidate:
+def assess(recipe: Recipe, layout: Layout, cluster: Cluster, attention: str) -> Candidate:
     """Memory, traffic and time of one layout."""
     memory = fullest(memory_of_stages(recipe, layout, attention))
-    traffic = traffic_of_stages(recipe, layout, work_of(recipe.config, layout, attention))
+    traffic = traffic_of_stages(recipe, layout, layout.micro_batch_of(recipe.config))
     return Candidate(
         layout,
         memory,
@@ -116,7 +115,7 @@ def assess(recipe: Recipe, layout: Layout, cluster: Cluster, attention: Attentio
 
 
 def _best(
-    recipe: Recipe, layouts: Sequence[Layout], cluster: Cluster, attention: Attention, *, source: str
+    recipe: Recipe, layouts: Sequence[Layout], cluster: Cluster, attention: str, *, source: str
 ) -> Candidate | None:
     """The fastest that fits of layouts with rising micro batches; the first if none fits."""
     tried: list[Candidate] = []

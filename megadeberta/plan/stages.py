@@ -3,12 +3,11 @@
 import math
 from dataclasses import dataclass
 
-from megadeberta.config.model import ModelConfig
-from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, part_of
 from megadeberta.config.run import RunConfig
-from megadeberta.layers.costs import list_layers
 from megadeberta.layers.cuts import shard_slice
-from megadeberta.layers.shapes import Shapes, parameter_shapes
+from megadeberta.layers.objectives import list_layers
+from megadeberta.layers.parameters import Shapes
+from megadeberta.layers.shapes import shapes_of
 from megadeberta.layers.stages import StagePlan, plan_stages
 from megadeberta.plan.layout import Layout
 
@@ -26,11 +25,8 @@ class Recipe:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.shapes = parameter_shapes(config.model, config.objective)
-        self._models = {"": config.model}
-        if config.objective.name == "rtd":
-            rtd = config.objective.rtd
-            self._models |= {GENERATOR: rtd.generator(config.model), DISCRIMINATOR: rtd.discriminator(config.model)}
+        self.layers = list_layers(config.model, config.objective)
+        self.shapes = shapes_of(self.layers)
         self._cuts: dict[tuple[int, int, bool], list[StagePlan]] = {}
         self._held: dict[tuple[tuple[str, ...], int], Held] = {}
 
@@ -38,10 +34,6 @@ class Recipe:
     def count(self) -> int:
         """Parameters of the whole model."""
         return sum(_sizes(self.shapes))
-
-    def model_of(self, layer: str) -> ModelConfig:
-        """The shape of the model that a layer belongs to: generator, discriminator or the only one."""
-        return self._models[part_of(layer)]
 
     def stages(self, layout: Layout) -> list[StagePlan]:
         """The stages of a layout, as the run cuts them.
@@ -51,14 +43,7 @@ class Recipe:
         """
         key = (layout.pipeline, layout.micro_batch, layout.activation_checkpointing)
         if key not in self._cuts:
-            layers = list_layers(
-                self.config.model,
-                self.config.objective,
-                sequence_length=self.config.data.sequence_length,
-                micro_batch=layout.micro_batch,
-                recompute=layout.activation_checkpointing,
-            )
-            self._cuts[key] = plan_stages(layers, self.shapes, layout.pipeline)
+            self._cuts[key] = plan_stages(self.layers, layout.micro_batch_of(self.config), layout.pipeline)
         return self._cuts[key]
 
     def held(self, stage: StagePlan, tensor: int) -> Held:

@@ -58,4 +58,4 @@ def step_time(
 
 
 def _num_layers(stage: StagePlan) -> int:
-    return sum(".layer." in f".{name}" or name.endswith("mask_decoder") for name in stage.names)
+    return sum(layer.is_encoder for layer in stage.layers)

@@ -5,16 +5,13 @@ or a reduce-scatter half of that.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from megadeberta.layers.kept import Work, num_chunks
+from megadeberta.config.deepspeed_block import EngineSettings
+from megadeberta.layers.micro_batch import MicroBatch
 from megadeberta.layers.stages import StagePlan
-from megadeberta.layers.traffic import MicroBatch, layer_traffic
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.stages import Recipe
-from megadeberta.plan.zero import accumulates_in_fp32
 
 
 @dataclass(frozen=True)
@@ -40,65 +37,50 @@ def ring_all_gather(size: float, ranks: int) -> float:
     return (ranks - 1) / ranks * size
 
 
-def traffic_of_stages(recipe: Recipe, layout: Layout, work: Work) -> list[StepTraffic]:
+def traffic_of_stages(recipe: Recipe, layout: Layout, batch: MicroBatch) -> list[StepTraffic]:
     """One entry for each pipeline stage."""
-    hidden = work.own_tokens * recipe.config.model.hidden_size * work.width
+    hidden = batch.own_tokens * recipe.config.model.hidden_size * batch.element_bytes
     found = []
     for number, stage in enumerate(recipe.stages(layout)):
         neighbours = (number > 0) + (number < layout.pipeline - 1)
         count = recipe.held(stage, layout.tensor).count
-        one_micro_batch = tensor_bytes(recipe, stage, work, recompute=layout.activation_checkpointing)
+        one_micro_batch = tensor_bytes(stage, batch)
         copied = sum(math.prod(stage.parameters[name]) for name in stage.copies)
         found.append(
             StepTraffic(
                 tensor=round(one_micro_batch * layout.accumulation),
                 # The hidden state forwards or its gradient back to each neighbour; gradients of copied tables once.
-                pipeline=hidden * neighbours * layout.accumulation + 2 * copied * work.width,
-                data=round(zero_bytes(count, layout, width=work.width, block=recipe.config.deepspeed)),
+                pipeline=hidden * neighbours * layout.accumulation + 2 * copied * batch.element_bytes,
+                data=round(zero_bytes(count, layout, recipe.config.engine)),
             )
         )
     return found
 
 
-def zero_bytes(count: int, layout: Layout, *, width: int, block: Mapping[str, Any]) -> float:
+def zero_bytes(count: int, layout: Layout, settings: EngineSettings) -> float:
     """Bytes that one rank sends to its replicas in a step (DeepSpeed 0.19.8, runtime/zero).
 
     ZeRO 1 and 2 reduce whole buckets to every rank and keep a part (``allreduce_and_scatter``); ZeRO 2 and 3 reduce
     after every micro batch. Parameters of ZeRO 3 are gathered for the forward pass, and for the backward pass again
     unless they were still there.
     """
-    ranks = layout.data
+    ranks, width = layout.data, settings.element_bytes
     size = count * width
     if layout.zero_stage == 0:
         return ring_all_reduce(size, ranks)
     gather = ring_all_gather(size, ranks)
     if layout.zero_stage == 1:
-        grad_width = 4 if accumulates_in_fp32(block) else width
+        grad_width = 4 if settings.accumulates_in_fp32 else width
         return ring_all_reduce(count * grad_width, ranks) + gather
     if layout.zero_stage == 2:
         return ring_all_reduce(size, ranks) * layout.accumulation + gather
-    reuse = int(block.get("zero_optimization", {}).get("stage3_max_reuse_distance", 10**9)) // 2
+    reuse = settings.max_reuse_distance // 2
     again = gather * max(0.0, 1 - reuse / max(1, count))
     return (gather + again + ring_all_gather(size, ranks)) * layout.accumulation
 
 
-def tensor_bytes(recipe: Recipe, stage: StagePlan, work: Work, *, recompute: bool) -> float:
+def tensor_bytes(stage: StagePlan, batch: MicroBatch) -> float:
     """Bytes that one rank sends within its tensor group for one micro batch."""
-    if work.tensor == 1:
+    if batch.tensor == 1:
         return 0.0
-    left_to_right = recipe.config.objective.name in ("ar", "mlm_ar")
-    shape = MicroBatch(
-        batch=work.sequences,
-        length=work.length,
-        slots=work.targets,
-        targets=(work.rows, work.rows) if left_to_right else (work.rows,),
-        element_bytes=work.width,
-        sequence_parallel=work.sequence_parallel,
-        recompute=recompute,
-    )
-    chunks = num_chunks(recipe.config.model, work)
-    return sum(
-        collective.sent_bytes(work.tensor)
-        for layer in stage.names
-        for collective in layer_traffic(layer, recipe.model_of(layer), shape, chunks=chunks)
-    )
+    return sum(item.sent_bytes(batch.tensor) for layer in stage.layers for item in layer.collectives(batch))

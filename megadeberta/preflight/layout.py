@@ -1,13 +1,11 @@
 """Which layouts a recipe can run under: checks of the parallel section against model, data and deepspeed block."""
 
-from megadeberta.config.deepspeed_block import is_enabled, zero_stage
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError, ParallelError
-from megadeberta.layers.cuts import VOCABULARY_UNIT
+from megadeberta.layers.objectives import list_layers, objective_of
+from megadeberta.layers.vocabulary import VOCABULARY_UNIT
 from megadeberta.topology import Topology
-
-_PARTITIONS = ("pipe_partitioned", "grad_partitioned")
 
 
 def topology_of(config: RunConfig, *, world_size: int, source: str) -> Topology:
@@ -25,14 +23,6 @@ def topology_of(config: RunConfig, *, world_size: int, source: str) -> Topology:
     _check_precision(config, topology, source)
     _check_pipeline(config, topology, source)
     return topology
-
-
-def num_cuttable_layers(config: RunConfig) -> int:
-    """Encoder layers, of generator and discriminator together where there are two."""
-    depth = config.model.num_hidden_layers
-    if config.objective.name != "rtd":
-        return depth
-    return depth + config.objective.rtd.generator(config.model).num_hidden_layers
 
 
 def _check_tensor(config: RunConfig, topology: Topology, source: str) -> None:
@@ -56,14 +46,13 @@ def _check_tensor(config: RunConfig, topology: Topology, source: str) -> None:
 
 
 def _check_precision(config: RunConfig, topology: Topology, source: str) -> None:
-    block = config.deepspeed
-    precision = next((key for key in ("bf16", "fp16") if is_enabled(block, key)), None)
-    if topology.tensor > 1 and precision is not None and zero_stage(block) == 0:
+    settings = config.engine
+    if topology.tensor > 1 and settings.is_half and settings.zero_stage == 0:
         # Its masks of neighbouring parameters overwrite each other: 2.89 where 3.09 is right, on a small model.
         raise ConfigError(
-            f"{source}: parallel.tensor={topology.tensor} with {precision} and deepspeed.zero_optimization.stage=0: "
-            "DeepSpeed 0.19.8 counts the gradient norm wrongly there (runtime/utils.py get_flattened_grad_norm); "
-            "use stage 1"
+            f"{source}: parallel.tensor={topology.tensor} with {settings.precision} and "
+            "deepspeed.zero_optimization.stage=0: DeepSpeed 0.19.8 counts the gradient norm wrongly there "
+            "(runtime/utils.py get_flattened_grad_norm); use stage 1"
         )
 
 
@@ -74,10 +63,11 @@ def _nearest(model: ModelConfig, degree: int) -> int:
 
 
 def _check_pipeline(config: RunConfig, topology: Topology, source: str) -> None:
-    stages, block = topology.pipeline, config.deepspeed
+    stages, settings = topology.pipeline, config.engine
     if stages == 1:
         return
-    layers, stage = num_cuttable_layers(config), zero_stage(block)
+    layers = sum(layer.is_encoder for layer in list_layers(config.model, config.objective))
+    stage = settings.zero_stage
     if stages > layers:
         raise ConfigError(
             f"{source}: parallel.pipeline={stages} is more than the {layers} encoder layers; use at most {layers}"
@@ -92,15 +82,15 @@ def _check_pipeline(config: RunConfig, topology: Topology, source: str) -> None:
             f"{source}: parallel.pipeline={stages} with deepspeed.zero_optimization.stage={stage}: DeepSpeed 0.19.8 "
             f"{reason}; use stage 1, or parallel.pipeline=1"
         )
-    if config.objective.name == "rtd" and config.objective.rtd.decoupled:
+    if len(objective_of(config.objective).updates(config.objective)) > 1:
         raise ConfigError(
             f"{source}: objective.rtd.decoupled=true makes two updates a step, and a pipeline runs generator and "
             f"discriminator in one; use decoupled=false, or parallel.pipeline=1"
         )
-    partitioned = [key for key in _PARTITIONS if block.get("pipeline", {}).get(key, True)]
-    if topology.tensor > 1 and partitioned:
+    partitioned = "pipe_partitioned" if settings.partitions_activations else "grad_partitioned"
+    if topology.tensor > 1 and (settings.partitions_activations or settings.partitions_gradients):
         raise ConfigError(
             f"{source}: parallel.pipeline={stages} x parallel.tensor={topology.tensor} needs deepspeed.pipeline."
-            f"{partitioned[0]}=false: DeepSpeed would cut what passes between the stages into unequal parts; "
+            f"{partitioned}=false: DeepSpeed would cut what passes between the stages into unequal parts; "
             'set deepspeed.pipeline={"pipe_partitioned": false, "grad_partitioned": false}'
         )

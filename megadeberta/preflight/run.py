@@ -52,7 +52,7 @@ def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> P
     config, algebra, topology = check_recipe(recipe, overrides, world_size=world_size)
     facts = check_data(config.data, config.model.vocab_size)
     _check_resumable(config)
-    check_compiler(config.deepspeed)
+    check_compiler(config.engine.needs_compiler)
     check_writable(config.training.output_dir)
     return PreparedRun(config, algebra, topology, facts, str(recipe))
 

@@ -5,7 +5,6 @@ process killed while it builds makes every later start wait for ever. The holder
 compilers it starts work inside the folder, so a lock that no process has open, in a folder where none works, is dead.
 """
 
-import fcntl
 import importlib.metadata
 import logging
 import os
@@ -19,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from megadeberta.errors import ParallelError
+from megadeberta.storage import take_lock
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def _private_folder(environ: Mapping[str, str]) -> Path:
 @contextmanager
 def _turn(folder: Path) -> Iterator[None]:
     with open(folder / ".megadeberta-turn", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        take_lock(handle.fileno())
         yield
 
 

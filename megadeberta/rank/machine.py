@@ -6,40 +6,23 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from megadeberta.errors import ConfigError, StorageError
 
 _LIBAIO_PROGRAM = "#include <libaio.h>\nint main() { io_context_t context = 0; return io_setup(1, &context); }\n"
 
 
-def needs_compiler(block: Mapping[str, Any]) -> str | None:
-    """Name the setting of the deepspeed block that makes DeepSpeed build a C++ extension at the start, if any.
-
-    DeepSpeed 0.19.8 builds cpu_adam for ``offload_optimizer`` and async_io for NVMe (ops/adam/cpu_adam.py,
-    runtime/swap_tensor/); everything else this project uses runs without a compiler.
-    """
-    zero = block.get("zero_optimization") or {}
-    for section in ("offload_optimizer", "offload_param"):
-        settings = zero.get(section) if isinstance(zero, Mapping) else None
-        device = settings.get("device", "none") if isinstance(settings, Mapping) else "none"
-        if device == "nvme" or (device == "cpu" and section == "offload_optimizer"):
-            return f"deepspeed.zero_optimization.{section}.device={device!r}"
-    return None
-
-
-def check_compiler(block: Mapping[str, Any], *, search_path: str | None = None) -> None:
-    """Refuse a deepspeed block that needs a C++ build on a machine that cannot build.
+def check_compiler(setting: str | None, *, search_path: str | None = None) -> None:
+    """Refuse a setting that needs a C++ build on a machine that cannot build.
 
     Args:
+        setting: with its value, from ``EngineSettings.needs_compiler``; None = nothing is built.
         search_path: where to look instead of PATH.
 
     Raises:
         ConfigError: naming the setting and the Debian packages.
     """
-    setting = needs_compiler(block)
     if setting is None:
         return
     way_out = "or leave the optimizer on the device"
@@ -61,7 +44,8 @@ def check_compiler(block: Mapping[str, Any], *, search_path: str | None = None) 
 def _has_libaio(search_path: str | None) -> bool:
     """Whether DeepSpeed's async_io can be built, which takes CFLAGS and LDFLAGS from the environment."""
     flags = [shlex.split(os.environ.get(name, "")) for name in ("CFLAGS", "LDFLAGS")]
-    command = [shutil.which("g++", path=search_path), *flags[0], "-x", "c++", "-", *flags[1], "-laio", "-o", os.devnull]
+    compiler = shutil.which("g++", path=search_path) or "g++"
+    command = [compiler, *flags[0], "-x", "c++", "-", *flags[1], "-laio", "-o", os.devnull]
     return subprocess.run(command, input=_LIBAIO_PROGRAM, text=True, capture_output=True).returncode == 0
 
 

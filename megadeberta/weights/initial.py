@@ -8,10 +8,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.errors import CheckpointError
-
-WEIGHTS_FILE = "model.safetensors"
-VOCABULARY_FILE = "spm.model"
+from megadeberta.weights.shapes import compare_shapes
+from megadeberta.weights.tensor_file import SAFETENSORS
 
 
 def initial_values(
@@ -30,25 +30,24 @@ def initial_values(
         CheckpointError: the file is missing or unreadable, its names or shapes are not exactly the
             model's, a value is not finite, or the weights are for another vocabulary.
     """
-    path = folder / WEIGHTS_FILE
-    _check_vocabulary(folder / VOCABULARY_FILE, tokenizer)
+    path = folder / SAFETENSORS
+    _check_vocabulary(folder / TOKENIZER_FILE, tokenizer)
     try:
         weights = safetensors.safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"training.init_from={folder}: {WEIGHTS_FILE} cannot be read ({error}); make the folder with "
+            f"training.init_from={folder}: {SAFETENSORS} cannot be read ({error}); make the folder with "
             "`megadeberta convert import`"
         ) from None
-    wanted = {name: tuple(shape) for name, shape in shapes.items()}
     found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-    if wanted != found:
-        different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        name = different[0]
-        raise CheckpointError(
-            f"{path}: {len(different)} tensors do not fit the recipe's model, first {name}: the recipe has "
-            f"{wanted.get(name, 'none')}, the file {found.get(name, 'none')}; use the model section that the folder's "
-            "model.json shows, and the objective of its objective.json if it has one"
-        )
+    compare_shapes(
+        {name: tuple(shape) for name, shape in shapes.items()},
+        found,
+        str(path),
+        model="the recipe's model",
+        remedy="; use the model section that the folder's model.json shows, and the objective of its objective.json "
+        "if it has one",
+    )
     bad = next((name for name in found if not weights.get_tensor(name).isfinite().all()), None)
     if bad is not None:
         raise CheckpointError(f"{path}: {bad} holds values that are not finite; the weights are damaged, use others")

@@ -16,7 +16,7 @@ def split_parts(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     now where the sharing is disentangled.
 
     Args:
-        weights: by the names of ``rtd_specs``; a shared table once, under the generator's name.
+        weights: by the names of ``rtd_layers``; a shared table once, under the generator's name.
     """
     generator = _of_part(weights, GENERATOR)
     discriminator = _of_part(weights, DISCRIMINATOR)

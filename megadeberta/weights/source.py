@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,26 @@ from megadeberta.checkpoint.content import CheckpointContent
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints, read_pointer
 from megadeberta.checkpoint.manifest import MANIFEST_NAME, Manifest
 from megadeberta.checkpoint.verify import verify_checkpoint
+from megadeberta.config.data import TOKENIZER_FILE
+from megadeberta.config.load import load_plugins
 from megadeberta.config.model import ModelConfig
-from megadeberta.config.objective import DISCRIMINATOR, ObjectiveConfig
+from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig
 from megadeberta.config.section import Section
-from megadeberta.convert.formats.hf_weights import compare_shapes, expected_shapes
-from megadeberta.errors import CheckpointError
-from megadeberta.model.whole import RTD_HEAD
-from megadeberta.observability.metrics import read_metrics
+from megadeberta.errors import CheckpointError, ConfigError
+from megadeberta.layers.heads import MlmHead
+from megadeberta.layers.layer import Layer
+from megadeberta.layers.objectives import list_layers, objective_of
+from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.weights.parts import split_parts
+from megadeberta.weights.shapes import compare_shapes, shapes_of
 from megadeberta.weights.tensor_file import SAFETENSORS, check_finite, read_tensor_file
 
 log = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 MODEL_JSON = "model.json"
 """In an imported folder: the dump of its ModelConfig."""
 OBJECTIVE_JSON = "objective.json"
 """Beside it, if the weights have two parts: the dump of the ObjectiveConfig that says how they share tables."""
-SPM = "spm.model"
 
 
 @dataclass(frozen=True)
@@ -47,23 +49,27 @@ class ModelSource:
     """The SentencePiece file beside the weights."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     run: dict[str, Any] = field(default_factory=dict)
-    """``step``, the resolved ``config`` and the last ``losses`` of the run, when the weights come from one."""
+    """``step`` and the resolved ``config`` of the run, when the weights come from one."""
 
     def token_model(self) -> "ModelSource":
-        """The model that predicts tokens: of two parts, the generator."""
-        if self.objective.name != "rtd":
-            return self
-        generator, _ = split_parts(self.weights)
-        config = self.objective.rtd.generator(self.config)
-        return dataclasses.replace(self, config=config, weights=generator, objective=ObjectiveConfig())
+        """The model that predicts tokens: of two parts, the generator.
+
+        Raises:
+            CheckpointError: the objective trains no such head.
+        """
+        layers = list_layers(self.config, self.objective)
+        head = next((layer for layer in layers if isinstance(layer, MlmHead)), None)
+        if head is None:
+            raise CheckpointError(
+                f"{self.folder}: objective {self.objective.name} trains no head that predicts tokens; export the "
+                "encoder alone with --model backbone"
+            )
+        return self._part(head.part, [layer for layer in layers if layer is head or not layer.is_head])
 
     def encoder_model(self) -> "ModelSource":
-        """The model whose encoder is what training was for: of two parts, the discriminator, with whole tables."""
-        if self.objective.name != "rtd":
-            return self
-        found = self.discriminator_model()
-        encoder = {n: t for n, t in found.weights.items() if not (n.startswith(f"{RTD_HEAD}.") or n.endswith(".delta"))}
-        return dataclasses.replace(found, weights=encoder)
+        """The encoder that training was for, with whole tables: of several parts, that of the last."""
+        layers = list_layers(self.config, self.objective)
+        return self._part(layers[-1].part, [layer for layer in layers if not layer.is_head])
 
     def discriminator_model(self) -> "ModelSource":
         """The discriminator with its head, whole tables, and its differences from the generator's beside them.
@@ -71,16 +77,27 @@ class ModelSource:
         Raises:
             CheckpointError: there is none.
         """
-        if self.objective.name != "rtd":
+        layers = list_layers(self.config, self.objective)
+        if not any(layer.part == DISCRIMINATOR for layer in layers):
             raise CheckpointError(
                 f"{self.folder}: has no discriminator (objective {self.objective.name}); export with --model mlm"
             )
-        _, discriminator = split_parts(self.weights)
         prefix = f"{DISCRIMINATOR}."
         differences = {n.removeprefix(prefix): t for n, t in self.weights.items() if n.endswith(".delta")}
-        config = self.objective.rtd.discriminator(self.config)
-        weights = discriminator | differences
-        return dataclasses.replace(self, config=config, weights=weights, objective=ObjectiveConfig())
+        found = self._part(DISCRIMINATOR, layers)
+        return dataclasses.replace(found, weights=found.weights | differences)
+
+    def _part(self, part: str, layers: Sequence[Layer]) -> "ModelSource":
+        """The tensors of these layers of one part, under the names that they have as the only model."""
+        weights = (
+            dict(zip((GENERATOR, DISCRIMINATOR), split_parts(self.weights), strict=True))[part]
+            if part
+            else self.weights
+        )
+        names = tuple(f"{layer.name.removeprefix(f'{part}.')}." for layer in layers if layer.part == part)
+        config = objective_of(self.objective).models(self.config, self.objective)[part]
+        kept = {name: tensor for name, tensor in weights.items() if name.startswith(names)}
+        return dataclasses.replace(self, config=config, weights=kept, objective=ObjectiveConfig())
 
 
 def load_weights(path: Path) -> ModelSource:
@@ -96,31 +113,14 @@ def load_weights(path: Path) -> ModelSource:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; give the output folder of a run, or one of its step-N folders")
     if (path / MODEL_JSON).is_file():
-        objective = _read_json(path / OBJECTIVE_JSON, ObjectiveConfig) if (path / OBJECTIVE_JSON).is_file() else None
+        objective = _imported_objective(path / OBJECTIVE_JSON)
         config, weights = _read_json(path / MODEL_JSON, ModelConfig), _imported_weights(path / SAFETENSORS)
-        return _complete(path, config, objective or ObjectiveConfig(), weights=weights, run={})
+        return _complete(path, config, objective, weights=weights, run={})
     folder, manifest = (path, verify_checkpoint(path)) if (path / MANIFEST_NAME).is_file() else _newest_sound(path)
     config, objective = _shape_of(manifest, folder)
-    run = {"step": manifest.step, "config": manifest.run.config, "losses": _losses(folder, manifest.step)}
+    run = {"step": manifest.step, "config": manifest.run.config}
     weights = {name: torch.from_numpy(values) for name, values in CheckpointContent(folder).whole()}
     return _complete(folder, config, objective, weights=weights, run=run)
-
-
-def check_shapes(
-    config: ModelConfig,
-    weights: dict[str, Tensor],
-    source: str,
-    *,
-    may_lack: Collection[str] = (),
-    objective: ObjectiveConfig = ObjectiveConfig(),
-) -> None:
-    """Refuse weights that are not exactly the configuration's, less those in ``may_lack``.
-
-    Raises:
-        CheckpointError: the first name that is missing, unknown or of another shape.
-    """
-    wanted = {name: shape for name, shape in expected_shapes(config, objective).items() if name not in may_lack}
-    compare_shapes(wanted, weights, source)
 
 
 def _newest_sound(output_dir: Path) -> tuple[Path, Manifest]:
@@ -154,22 +154,13 @@ def _newest_sound(output_dir: Path) -> tuple[Path, Manifest]:
 def _shape_of(manifest: Manifest, folder: Path) -> tuple[ModelConfig, ObjectiveConfig]:
     try:
         recipe = manifest.run.config
+        load_plugins(recipe.get("plugins", ()), source=str(folder / MANIFEST_NAME))
         return ModelConfig.model_validate(recipe["model"]), ObjectiveConfig.model_validate(recipe.get("objective", {}))
     except (KeyError, ValidationError) as error:
         raise CheckpointError(
             f"{folder / MANIFEST_NAME}: its configuration has no model section that this megadeberta reads "
             f"({type(error).__name__}); use the megadeberta version that wrote it"
         ) from None
-
-
-def _losses(folder: Path, step: int) -> dict[str, str]:
-    """The last losses that the run logged up to ``step``; none when the folder was moved away from its run."""
-    labels = {"loss": "training loss", "valid_loss": "validation loss"}
-    found = {}
-    for record in read_metrics(folder.absolute().parent.parent / METRICS_FILE):
-        if record["step"] <= step:
-            found |= {label: f"{record[key]:.4f}" for key, label in labels.items() if record.get(key) is not None}
-    return found
 
 
 def _read_json(path: Path, section: type[Section]) -> Section:
@@ -179,6 +170,17 @@ def _read_json(path: Path, section: type[Section]) -> Section:
         detail = " ".join(str(error).split())[:200]
         what = "a model configuration" if section is ModelConfig else "an objective"
         raise CheckpointError(f"{path}: not {what} ({detail}); import the model again") from None
+
+
+def _imported_objective(path: Path) -> ObjectiveConfig:
+    if not path.is_file():
+        return ObjectiveConfig()
+    objective = _read_json(path, ObjectiveConfig)
+    try:
+        objective_of(objective)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: not an objective ({error}); import the model again") from None
+    return objective
 
 
 def _imported_weights(path: Path) -> dict[str, Tensor]:
@@ -195,7 +197,7 @@ def _complete(
     weights: dict[str, Tensor],
     run: dict[str, Any],
 ) -> ModelSource:
-    check_shapes(config, weights, str(folder), objective=objective)
+    compare_shapes(parameter_shapes(config, objective), shapes_of(weights), str(folder))
     check_finite(weights, str(folder))
-    tokenizer = folder / SPM
+    tokenizer = folder / TOKENIZER_FILE
     return ModelSource(folder, config, weights, tokenizer if tokenizer.is_file() else None, objective, run)

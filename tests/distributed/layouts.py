@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from megadeberta.assembly import Assembly, assemble
+from megadeberta.batch import Batch
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.run import RunConfig
@@ -25,7 +26,6 @@ from megadeberta.topology import Topology
 from tests.models import (
     INPUT_POSITIONS,
     V1,
-    Batch,
     masked_batch,
     pack_two,
     read_left_to_right,
@@ -113,7 +113,6 @@ class Layout:
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "gradient_clipping": 1.0,
             "zero_optimization": {"stage": self.zero},
-            "steps_per_print": 1_000_000,
             "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
             **dict(self.more),
         }

@@ -7,8 +7,9 @@ from megadeberta.engine.build import divider
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.layers.cuts import how_cut
+from megadeberta.layers.objectives import list_layers
 from megadeberta.model.initialize import fill_parameter, give_storage
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.parallel.groups import make_groups
 from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel
 from tests.distributed.layouts import SEED, Layout
@@ -23,7 +24,7 @@ def _check_born(rank: int, world_size: int) -> None:
     config, objective = LAYOUT.configs
     mpu = ModelParallelUnit(tensor=groups.tensor, data=groups.data)
     with torch.device("meta"):
-        model = WholeModel(build_specs(config, objective))
+        model = WholeModel(list_layers(config, objective))
     whole = {name: parameter.numel() for name, parameter in model.named_parameters()}
     apply_tensor_parallel(model, TensorParallel(groups.tensor, config.vocab_size))
     divide = divider(LAYOUT.block | {"bf16": {"enabled": True}}, mpu=mpu)

@@ -18,13 +18,14 @@ import pytest
 import torch
 
 from megadeberta.checkpoint import SingleProcess, find_resumable, verify_checkpoint
-from megadeberta.checkpoint.durable import hash_file, replace_file
+from megadeberta.checkpoint.durable import hash_file
 from megadeberta.checkpoint.folder import read_pointer
 from megadeberta.checkpoint.manifest import FileRecord, encode_manifest, read_manifest
 from megadeberta.engine.state import save_load as checkpoints
 from megadeberta.engine.state.optimizer_state import OptimizerState
 from megadeberta.engine.state.save_load import load_checkpoint, refuse_unsaved_state, save_checkpoint
 from megadeberta.errors import CheckpointError, ConfigError, StorageError
+from megadeberta.storage import write_file
 from tests.distributed.checkpoint_toy import build_engine, collectives, open_store, run_record, state_of, train
 from tests.ranks import RankFailedError, run_ranks
 
@@ -44,7 +45,7 @@ def _save_until_told(rank: int, world_size: int, root: str, control: str, delay:
     store, ranks = open_store(root), collectives()
     pids = ranks.all_gather_text(str(os.getpid()))
     if rank == 0:
-        replace_file(Path(control) / "pids", " ".join(pids).encode())
+        write_file(Path(control) / "pids", " ".join(pids).encode())
     step = 0
     while not ranks.broadcast_text("stop" if (Path(control) / "stop").exists() else ""):
         train(engine, 1)

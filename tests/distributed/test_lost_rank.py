@@ -10,8 +10,9 @@ from megadeberta.engine.build import build_engine
 from megadeberta.engine.peer_loss import raise_peer_loss
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.errors import EXIT_PEER_LOST, PeerLostError
+from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
 from tests.distributed.layouts import Layout
 from tests.ranks import run_ranks
 
@@ -22,7 +23,7 @@ RUN = Layout("v3", data=2, zero=1, micro_batch=2).config
 def _wait_for_a_silent_rank(rank: int, world_size: int) -> tuple[str, float]:
     """Rank 1 never joins the all-reduce over ZeRO's group; rank 0's error and how long it took."""
     start_process_group(60.0)
-    model = WholeModel(build_specs(RUN.model, RUN.objective))
+    model = WholeModel(token_model_layers(RUN.model))
     initialize(model, seed=1, std=0.02)
     engine = build_engine(model, RUN.optimizer, block=RUN.deepspeed, timeout_seconds=TIMEOUT)
     if rank == 1:

@@ -5,7 +5,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from megadeberta.layers.cuts import vocabulary_rows
-from megadeberta.ops import masked_cross_entropy as chunking
+from megadeberta.model.embeddings import WordTable
+from megadeberta.model.residual import ResidualNorm
+from megadeberta.ops import logit_chunks
 from megadeberta.ops.masked_cross_entropy import masked_cross_entropy
 from megadeberta.ops.recompute import gelu_then
 from megadeberta.ops.tied_table import TiedGradient, lookup
@@ -48,9 +50,9 @@ def _check_pair(rank: int, ranks: int, sequence_parallel: bool) -> None:
     group = distributed.group.WORLD
     hidden, upstream = _random(B, L, D, seed=1).requires_grad_(), _random(B, L, D, seed=2)
     key, up, down = _linear(INNER, D, seed=3, bias=False), _linear(INNER, D, seed=5), _linear(D, INNER, seed=7)
-    norm = nn.LayerNorm(D).double()
+    norm = ResidualNorm(D, 1e-5).double()
     norm.weight.data = _random(D, seed=9)
-    expected = norm(gelu_then(down, up(hidden) * key(hidden)) + hidden)
+    expected = norm(gelu_then(down, up(hidden) * key(hidden)), hidden, None, 0.0)
     expected.backward(upstream)
 
     options = {"group": group, "sequence_parallel": sequence_parallel}
@@ -58,7 +60,7 @@ def _check_pair(rank: int, ranks: int, sequence_parallel: bool) -> None:
     project = ColumnParallel(**options)
     assert not project.state_dict()
     own_down = RowParallelLinear(_shard(down, rank=rank, ranks=ranks, dim=1), **options)
-    own_norm = nn.LayerNorm(D).double()
+    own_norm = ResidualNorm(D, 1e-5).double()
     own_norm.load_state_dict(norm.state_dict())
     share, take = hidden.detach().clone(), collectives.own_tokens
     if sequence_parallel:
@@ -66,7 +68,7 @@ def _check_pair(rank: int, ranks: int, sequence_parallel: bool) -> None:
         share, upstream, expected = (take(tensor, group).detach().clone() for tensor in (share, upstream, expected))
     share.requires_grad_()
     gate, inner = project(share, own_key, own_up)
-    output = own_norm(gelu_then(own_down, gate * inner) + share)
+    output = own_norm(gelu_then(own_down, gate * inner), share, None, 0.0)
     output.backward(upstream)
 
     torch.testing.assert_close(output, expected, **CLOSE)
@@ -82,7 +84,7 @@ def _check_pair(rank: int, ranks: int, sequence_parallel: bool) -> None:
 
 def _check_vocabulary(rank: int, ranks: int, chunk_elements: int) -> None:
     """Lookup, decoder and cross entropy share one table; its gradient is one, and the padding row gets a part of it."""
-    chunking.CHUNK_ELEMENTS = chunk_elements
+    logit_chunks.CHUNK_ELEMENTS = chunk_elements
     shard = VocabularyShard(VOCABULARY, distributed.group.WORLD)
     weight, bias = _random(VOCABULARY, D, seed=1).requires_grad_(), _random(VOCABULARY, seed=2).requires_grad_()
     ids = torch.randint(VOCABULARY, (B, L), generator=torch.Generator().manual_seed(3))
@@ -104,9 +106,9 @@ def _check_vocabulary(rank: int, ranks: int, chunk_elements: int) -> None:
     rows = slice(shard.rows.start, shard.rows.stop)
     own_weight = nn.Parameter(weight.detach()[rows].clone())
     own_bias = nn.Parameter(bias.detach()[rows].clone())
-    embedding = nn.Embedding(len(shard.rows), D, padding_idx=0)
-    embedding.weight = own_weight
-    table = VocabularyTable(embedding, shard=shard)
+    words = WordTable(len(shard.rows), D, padding_idx=0)
+    words.weight = own_weight
+    table = VocabularyTable(words, shard=shard)
 
     def decode(hidden, table, offset, labels, tied):
         return vocabulary_cross_entropy(hidden, table, offset, labels, shard=shard, tied=tied)

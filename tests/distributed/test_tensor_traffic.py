@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import Tensor, distributed
 
-from megadeberta.config.model import ModelConfig
-from megadeberta.config.objective import GENERATOR, ObjectiveConfig, part_of
-from megadeberta.layers.cuts import vocabulary_rows
-from megadeberta.layers.traffic import MicroBatch, layer_traffic, total_bytes
-from megadeberta.model.whole import build_specs
+from megadeberta.layers.micro_batch import MicroBatch
+from megadeberta.layers.objectives import list_layers
+from megadeberta.layers.vocabulary import vocabulary_rows
 from tests.distributed.layouts import GLOBAL_BATCH, LENGTH, LR, SLOTS, Layout, build, global_batch
 from tests.ranks import run_ranks
 
@@ -49,30 +47,23 @@ def _record(rank: int, world_size: int, layout: Layout) -> list[Call]:
 
 
 def _predicted(layout: Layout) -> list[Call]:
-    model, objective = layout.configs
     calls = []
     whole = global_batch(0, layout.variant)
     for start in range(0, GLOBAL_BATCH, layout.micro_batch):
         labels = whole["masked_labels"][start : start + layout.micro_batch]
-        shape = MicroBatch(
+        batch = MicroBatch(
             layout.micro_batch,
             LENGTH,
             SLOTS,
-            targets=(int((labels != 0).sum()),),
-            element_bytes=4,
+            tensor=2,
             sequence_parallel=layout.sequence_parallel,
-            recompute=layout.recompute,
+            activation_checkpointing=layout.recompute,
+            targets=(int((labels != 0).sum()),),
         )
-        for name in (spec.name for spec in build_specs(*layout.configs)):
-            calls += layer_traffic(name, _part(name, model, objective), shape)
-    assert total_bytes(calls) > 0
+        for layer in list_layers(*layout.configs):
+            calls += layer.collectives(batch)
+    assert calls
     return [(f"{c.kind}_single" if c.kind != "all_reduce" else c.kind, c.shape, c.element_bytes) for c in calls]
-
-
-def _part(name: str, model: ModelConfig, objective: ObjectiveConfig) -> ModelConfig:
-    if objective.name != "rtd":
-        return model
-    return objective.rtd.generator(model) if part_of(name) == GENERATOR else objective.rtd.discriminator(model)
 
 
 def _sizes(calls: list[Call]) -> Counter[tuple[str, int, int]]:

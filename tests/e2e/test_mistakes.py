@@ -19,7 +19,8 @@ import safetensors.numpy
 
 from megadeberta.config.load import load_run_config
 from megadeberta.errors import EXIT_DIVERGED, EXIT_STORAGE, EXIT_USAGE
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.layers.catalogue import token_model_layers
+from megadeberta.model.whole import WholeModel
 from tests.data_fixtures import SOTU
 from tests.e2e.tiny_run import finish, start, write_recipe
 
@@ -112,7 +113,7 @@ def _nan_weights(folder: Path, prepared: Path) -> list[str]:
     arguments = ["train", str(write_recipe(folder, prepared)), "--set", f"training.init_from={folder / 'weights'}"]
     (folder / "weights").mkdir()
     config = load_run_config(folder / "recipe.json").model
-    shapes = {name: tuple(p.shape) for name, p in WholeModel(mlm_specs(config)).named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in WholeModel(token_model_layers(config)).named_parameters()}
     weights = {name: np.full(shape, 0.01, np.float32) for name, shape in shapes.items()}
     weights["layer.0.feed_forward.up.weight"][3, 4] = np.nan
     safetensors.numpy.save_file(weights, folder / "weights" / "model.safetensors")

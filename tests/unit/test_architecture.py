@@ -14,29 +14,32 @@ LONGEST_FILE = 400
 
 # Room -> rooms it may import (None: all). The longest prefix of a module's name is its room.
 CONFIG = {f"megadeberta.{room}" for room in ("config", "errors", "storage", "topology")} | {"megadeberta"}
-LAYERS = CONFIG | {"megadeberta.layers"}
+BACKENDS = "megadeberta.ops.attention.backends"  # facts about attention, without its code
+LAYERS = CONFIG | {"megadeberta.layers", BACKENDS}
 DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta": set(),
     "megadeberta.errors": set(),
-    "megadeberta.spec": set(),
+    "megadeberta.batch": LAYERS,
     "megadeberta.storage": {"megadeberta.errors"},
     "megadeberta.topology": {"megadeberta.errors"},
     "megadeberta.config": {"megadeberta.errors", "megadeberta.topology"},
-    "megadeberta.ops": set(),
-    "megadeberta.layers": CONFIG | {"megadeberta.ops"},
-    "megadeberta.data": LAYERS,
+    BACKENDS: {"megadeberta.errors"},
+    "megadeberta.ops": {BACKENDS},
+    "megadeberta.layers": CONFIG | {BACKENDS, "megadeberta.ops"},
+    "megadeberta.data": LAYERS | {"megadeberta.batch"},
     "megadeberta.observability": LAYERS,
-    "megadeberta.model": LAYERS | {"megadeberta.spec", "megadeberta.ops"},
-    "megadeberta.parallel": LAYERS | {"megadeberta.spec", "megadeberta.ops", "megadeberta.model"},
+    "megadeberta.model": LAYERS | {"megadeberta.batch", "megadeberta.ops"},
+    "megadeberta.parallel": LAYERS | {"megadeberta.batch", "megadeberta.ops", "megadeberta.model"},
     "megadeberta.checkpoint": CONFIG,
     "megadeberta.rank": CONFIG,
     "megadeberta.preflight": LAYERS | {f"megadeberta.{room}" for room in ("data", "rank", "checkpoint")},
     "megadeberta.plan": LAYERS | {f"megadeberta.{room}" for room in ("preflight", "rank")},
-    "megadeberta.engine": LAYERS | {"megadeberta.checkpoint"},
+    "megadeberta.engine": LAYERS | {"megadeberta.batch", "megadeberta.checkpoint"},
     "megadeberta.weights": LAYERS | {"megadeberta.model", "megadeberta.data", "megadeberta.checkpoint"},
     "megadeberta.convert": LAYERS
-    | {f"megadeberta.{room}" for room in ("weights", "spec", "ops", "model", "data", "observability", "checkpoint")},
-    "megadeberta.evaluate": LAYERS | {f"megadeberta.{room}" for room in ("model", "data", "checkpoint", "weights")},
+    | {f"megadeberta.{room}" for room in ("weights", "ops", "model", "data", "observability", "checkpoint")},
+    "megadeberta.evaluate": LAYERS
+    | {f"megadeberta.{room}" for room in ("batch", "model", "data", "checkpoint", "weights")},
     "megadeberta.train_cli": LAYERS | {f"megadeberta.{room}" for room in ("preflight", "plan", "train", "rank")},
     "megadeberta.assembly": None,
     "megadeberta.train": None,
@@ -50,7 +53,8 @@ TORCH_FREE = (
     "megadeberta.preflight.validate",
     "megadeberta.errors",
     "megadeberta.layers.cuts",
-    "megadeberta.layers.traffic",
+    "megadeberta.layers.objectives",
+    "megadeberta.ops.attention.backends",
     "megadeberta.plan.cli",
     "megadeberta.cli",
 )
@@ -119,6 +123,31 @@ def test_only_the_engine_imports_deepspeed() -> None:
     assert users == {"megadeberta.engine"}
 
 
+def test_only_config_and_the_build_of_the_engine_look_into_the_deepspeed_block() -> None:
+    """Others ask ``config.engine``: the block's keys and DeepSpeed's defaults are known in one place."""
+    readers = {
+        str(path.relative_to(ROOT))
+        for path in [*_shipped_files(), *(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if _looks_into_the_block(node)
+    }
+    allowed = ("megadeberta/config/", "megadeberta/engine/build.py", "tests/unit/config/")
+    assert {name for name in readers if not name.startswith(allowed)} == set()
+
+
+def _looks_into_the_block(node: ast.AST) -> bool:
+    """``x.deepspeed[...]``, ``x.deepspeed.get``, ``x.deepspeed | ...``, and a name for it (``block = x.deepspeed``)."""
+    if isinstance(node, ast.Subscript | ast.Attribute | ast.Assign):
+        return _is_block(node.value)
+    if isinstance(node, ast.BinOp):
+        return _is_block(node.left) or _is_block(node.right)
+    return isinstance(node, ast.Compare) and any(_is_block(value) for value in node.comparators)
+
+
+def _is_block(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == "deepspeed"
+
+
 def test_torch_is_imported_only_where_tensors_are() -> None:
     free = (
         "megadeberta.config",
@@ -129,6 +158,7 @@ def test_torch_is_imported_only_where_tensors_are() -> None:
         "megadeberta.rank",
         "megadeberta.launcher",
         "megadeberta.data_prep",
+        BACKENDS,
     )
     with_torch = [
         f"{path.relative_to(ROOT)}:{line}: {name}"

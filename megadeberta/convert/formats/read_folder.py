@@ -1,8 +1,9 @@
 """A Hugging Face or Microsoft folder -> tensors under our names, with a line for every tensor of the file."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,15 +11,22 @@ from typing import Any, Literal
 from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.convert.formats.hf_config import MASK_DECODER_KEY, from_hf_config, with_model_type
-from megadeberta.convert.formats.hf_weights import compare_shapes, discriminator_shapes, expected_shapes, source_name
-from megadeberta.convert.formats.names import MLM_HEAD, POSITION_TABLE_OF_DECODER, RTD_HEAD, WORD_TABLE
+from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.convert.formats.config_json import HF_CONFIG, MASK_DECODER_KEY, MICROSOFT_CONFIG, from_config_json
+from megadeberta.convert.formats.families import family_of
+from megadeberta.convert.formats.family import Family
+from megadeberta.convert.formats.names import (
+    MLM_HEAD,
+    POSITION_TABLE_OF_DECODER,
+    RTD_HEAD,
+    WORD_TABLE,
+    backbone_names,
+)
 from megadeberta.convert.formats.split_tensors import SplitTensors, has_position_table, split_tensors, take_backbone
 from megadeberta.errors import CheckpointError
+from megadeberta.layers.shapes import Shapes, parameter_shapes
+from megadeberta.weights.shapes import compare_shapes, discriminator_shapes, shapes_of
 from megadeberta.weights.tensor_file import check_finite, read_folder_tensors
-
-CONFIG_NAMES = ("config.json", "model_config.json")
-"""transformers' name, and that of microsoft/DeBERTa (``cache_utils.py``)."""
 
 Action = Literal["taken", "created", "dropped"]
 
@@ -37,6 +45,7 @@ class ReportLine:
 class ImportedModel:
     """The tensors of a folder under our names; incomplete when ``missing`` names some."""
 
+    family: Family
     config: ModelConfig
     weights: dict[str, Tensor]
     missing: list[str]
@@ -64,22 +73,23 @@ def read_hf_folder(folder: Path, *, mask_decoder: bool | None = None) -> Importe
     Raises:
         CheckpointError: the weights are missing, damaged, unsafe, not finite or not those of the configuration.
     """
-    values, config, split, source = _read(folder)
-    if _has_mask_decoder(values, split, mask_decoder):
-        config = _config(values, folder, mask_decoder=True)
-    taken, dropped = _take(config, split, source)
-    dropped |= _why_dropped(split.rtd_head, RTD_HEAD, "the head for replaced token detection")
-    dropped |= dict.fromkeys(split.differences, "the discriminator's difference from its generator, not a table")
-    if split.differences and WORD_TABLE not in split.backbone:
+    found = _read(folder)
+    if found.has_mask_decoder() if mask_decoder is None else mask_decoder:
+        found = dataclasses.replace(found, config=found.read_config(mask_decoder=True))
+    taken, dropped = found.take_backbone()
+    dropped |= _why_dropped(found.split.rtd_head, RTD_HEAD, "the head for replaced token detection")
+    dropped |= dict.fromkeys(found.split.differences, "the discriminator's difference from its generator, not a table")
+    if found.split.differences and WORD_TABLE not in found.split.backbone:
         raise CheckpointError(
-            f"{source}: holds a discriminator's difference (_weight) but no word table; the table is in the "
+            f"{found.source}: holds a discriminator's difference (_weight) but no word table; the table is in the "
             "generator's folder: give that one with --generator"
         )
-    taken |= split.mlm_head
-    creatable = _creatable(config) - (MLM_HEAD.keys() if split.mlm_head else frozenset())
+    taken |= found.split.mlm_head
+    creatable = _creatable(found.config) - (MLM_HEAD.keys() if found.split.mlm_head else frozenset())
     missing = creatable - taken.keys()
-    _check_shapes(expected_shapes(config), taken, source, may_lack=missing)
-    return _imported(config, taken, missing, dropped, model_type=values["model_type"])
+    expected = parameter_shapes(found.config, ObjectiveConfig())
+    _check_shapes(expected, taken, found.source, may_lack=missing)
+    return found.imported(taken, missing, dropped)
 
 
 def read_discriminator(folder: Path) -> ImportedModel:
@@ -89,81 +99,94 @@ def read_discriminator(folder: Path) -> ImportedModel:
     Raises:
         CheckpointError: see :func:`read_hf_folder`.
     """
-    values, config, split, source = _read(folder)
-    wanted = discriminator_shapes(config)
-    taken, dropped = _take(config, split, source)
-    dropped |= _why_dropped(split.mlm_head, MLM_HEAD, "predicts tokens, which is the generator's task")
-    taken |= split.rtd_head
-    missing = frozenset() if split.rtd_head else frozenset(RTD_HEAD)
-    table_of = {name: name.replace(".delta", ".weight") for name in split.differences}
-    unused = [name for name, table in table_of.items() if table not in wanted]
+    found = _read(folder)
+    expected = discriminator_shapes(found.config)
+    taken, dropped = found.take_backbone()
+    dropped |= _why_dropped(found.split.mlm_head, MLM_HEAD, "predicts tokens, which is the generator's task")
+    taken |= found.split.rtd_head
+    missing = frozenset() if found.split.rtd_head else frozenset(RTD_HEAD)
+    table_of = {name: name.replace(".delta", ".weight") for name in found.split.differences}
+    unused = [name for name, table in table_of.items() if table not in expected]
     dropped |= dict.fromkeys(unused, "a discriminator reads no absolute positions")
-    differences = {name: tensor.float() for name, tensor in split.differences.items() if name not in unused}
+    differences = {name: tensor.float() for name, tensor in found.split.differences.items() if name not in unused}
     for name, difference in differences.items():
-        if tuple(difference.shape) != wanted[table_of[name]]:
+        if tuple(difference.shape) != expected[table_of[name]]:
             raise CheckpointError(
-                f"{source}: {name} has shape {tuple(difference.shape)}, its table {wanted[table_of[name]]}; "
+                f"{found.source}: {name} has shape {tuple(difference.shape)}, its table {expected[table_of[name]]}; "
                 "the file is not one of microsoft/DeBERTa's"
             )
     whole = {table_of[name] for name in differences}
-    _check_shapes(wanted, taken, source, may_lack=missing | (whole - taken.keys()))
-    found = _imported(config, taken, missing, dropped, model_type=values["model_type"])
-    return dataclasses.replace(found, differences=differences)
+    _check_shapes(expected, taken, found.source, may_lack=missing | (whole - taken.keys()))
+    return dataclasses.replace(found.imported(taken, missing, dropped), differences=differences)
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], ModelConfig, SplitTensors, str]:
-    """Configuration as it is and as ours, without mask decoder; the tensors; and the file's name, for errors."""
+@dataclass(frozen=True)
+class _Folder:
+    """What a folder holds, before it is known which of its tensors are wanted."""
+
+    config_file: Path
+    values: dict[str, Any]
+    """The content of ``config_file``."""
+    family: Family
+    config: ModelConfig
+    split: SplitTensors
+    source: str
+    """The file of the tensors, for errors."""
+
+    def read_config(self, *, mask_decoder: bool) -> ModelConfig:
+        return from_config_json(self.values, self.family, mask_decoder=mask_decoder, source=str(self.config_file))
+
+    def has_mask_decoder(self) -> bool:
+        if MASK_DECODER_KEY in self.values:
+            return self.values[MASK_DECODER_KEY] is True
+        return has_position_table(self.split) and not self.values.get("position_biased_input", True)
+
+    def take_backbone(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The backbone under our names, and what was dropped so far with the reason."""
+        with _named(self.source):
+            taken, dropped = take_backbone(self.config, self.split, self.family)
+        return taken, self.split.dropped | dropped
+
+    def imported(self, taken: dict[str, Tensor], missing: Collection[str], dropped: dict[str, str]) -> ImportedModel:
+        theirs = backbone_names(self.config)
+        theirs = {ours: self.family.stored_name(name) for ours, name in theirs.items()}
+        theirs |= self.family.mlm_heads[0] | self.family.rtd_heads[0]
+        lines = [ReportLine("taken", ours, theirs[ours], str(tensor.dtype)) for ours, tensor in taken.items()]
+        lines += [ReportLine("dropped", None, name, reason) for name, reason in dropped.items()]
+        weights = {name: tensor.float().contiguous() for name, tensor in taken.items()}
+        return ImportedModel(self.family, self.config, weights, sorted(missing), lines)
+
+
+def _read(folder: Path) -> _Folder:
+    """The configuration is the one without mask decoder."""
     config_file = config_path(folder)
-    values = _read_config(config_file)
+    values = _read_json(config_file)
     tensors, file_name = read_folder_tensors(folder)
-    values = with_model_type(values, tensors)
-    config = from_hf_config(values, mask_decoder=False, source=str(config_file))
+    family = family_of(values, tensors, str(config_file))
+    config = from_config_json(values, family, mask_decoder=False, source=str(config_file))
     source = str(folder / file_name)
     check_finite(tensors, source)
+    with _named(source):
+        split = split_tensors(tensors, family, config)
+    return _Folder(config_file, values, family, config, split, source)
+
+
+@contextlib.contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Put the file's name ahead of an error about its tensors."""
     try:
-        split = split_tensors(tensors, model_type=values["model_type"], num_heads=config.num_attention_heads)
+        yield
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
-    return values, config, split, source
-
-
-def _config(values: Mapping[str, Any], folder: Path, *, mask_decoder: bool) -> ModelConfig:
-    return from_hf_config(values, mask_decoder=mask_decoder, source=str(config_path(folder)))
-
-
-def _take(config: ModelConfig, split: SplitTensors, source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        taken, dropped = take_backbone(config, split)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from None
-    return taken, split.dropped | dropped
 
 
 def _why_dropped(head: Mapping[str, Tensor], names: Mapping[str, str], reason: str) -> dict[str, str]:
     return {names[ours]: reason for ours in head}
 
 
-def _check_shapes(
-    wanted: Mapping[str, tuple[int, ...]], taken: dict[str, Tensor], source: str, *, may_lack: Collection[str]
-) -> None:
-    compare_shapes({name: shape for name, shape in wanted.items() if name not in may_lack}, taken, source)
-
-
-def _imported(
-    config: ModelConfig,
-    taken: dict[str, Tensor],
-    missing: Collection[str],
-    dropped: dict[str, str],
-    *,
-    model_type: str,
-) -> ImportedModel:
-    lines = [
-        ReportLine("taken", ours, source_name(config, ours, model_type), str(tensor.dtype))
-        for ours, tensor in taken.items()
-    ]
-    lines += [ReportLine("dropped", None, name, reason) for name, reason in dropped.items()]
-    weights = {name: tensor.float().contiguous() for name, tensor in taken.items()}
-    return ImportedModel(config, weights, sorted(missing), lines)
+def _check_shapes(shapes: Shapes, taken: dict[str, Tensor], source: str, *, may_lack: Collection[str]) -> None:
+    expected = {name: shape for name, shape in shapes.items() if name not in may_lack}
+    compare_shapes(expected, shapes_of(taken), source)
 
 
 def _creatable(config: ModelConfig) -> frozenset[str]:
@@ -172,20 +195,12 @@ def _creatable(config: ModelConfig) -> frozenset[str]:
     return head | {POSITION_TABLE_OF_DECODER} if config.enhanced_mask_decoder else head
 
 
-def _has_mask_decoder(values: Mapping[str, Any], split: SplitTensors, asked: bool | None) -> bool:
-    if asked is not None:
-        return asked
-    if MASK_DECODER_KEY in values:
-        return values[MASK_DECODER_KEY] is True
-    return has_position_table(split) and not values.get("position_biased_input", True)
-
-
 def config_path(folder: Path) -> Path:
     """The configuration of a folder; transformers' name if there is none, for the error that follows."""
-    return next((folder / name for name in CONFIG_NAMES if (folder / name).is_file()), folder / CONFIG_NAMES[0])
+    return folder / next((name for name in (HF_CONFIG, MICROSOFT_CONFIG) if (folder / name).is_file()), HF_CONFIG)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:

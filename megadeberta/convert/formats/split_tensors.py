@@ -1,27 +1,24 @@
 """The tensors of a Hugging Face or Microsoft folder, sorted into backbone, heads and the rest."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.convert.formats import v1
-from megadeberta.convert.formats.hf_config import V1
-from megadeberta.convert.formats.hf_weights import expected_shapes
+from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.convert.formats.family import Family
 from megadeberta.convert.formats.names import (
-    BACKBONE_PREFIX,
     INPUT_POSITION_TABLE,
     LEGACY_MLM_HEAD,
-    MISSPELT_RTD_HEAD,
     MLM_HEAD,
-    RTD_HEAD,
     WORD_TABLE,
     backbone_names,
     difference_names,
 )
 from megadeberta.errors import CheckpointError
+from megadeberta.layers.shapes import parameter_shapes
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class SplitTensors:
     """The tensors of a folder, sorted by what they are."""
 
     backbone: dict[str, Tensor]
-    """v2-style names without prefix."""
+    """By v2 names."""
     mlm_head: dict[str, Tensor]
     rtd_head: dict[str, Tensor]
     """Both heads by our names."""
@@ -39,35 +36,37 @@ class SplitTensors:
     """Name in the file -> why it has no place in any model of ours."""
 
 
-def split_tensors(tensors: dict[str, Tensor], *, model_type: str, num_heads: int) -> SplitTensors:
+def split_tensors(tensors: Mapping[str, Tensor], family: Family, config: ModelConfig) -> SplitTensors:
     """Sort a folder's tensors.
 
+    Args:
+        config: of the folder; whether it has a mask decoder does not matter here.
+
     Raises:
-        CheckpointError: two spellings of one tensor, or a decoder that is not tied to the word table.
+        CheckpointError: two spellings of one tensor, a packed one of another shape, or a decoder that is not tied to
+            the word table.
     """
     backbone: dict[str, Tensor] = {}
     others: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        bare = _bare_backbone_name(name)
+        bare = _bare_backbone_name(name, family)
         if bare is None:
             others[name] = tensor
         elif bare in backbone:
             raise CheckpointError(f"the file holds {bare} twice, under two prefixes; remove one of them")
         else:
             backbone[bare] = tensor
-    mlm_head, rtd_head, dropped = _split_heads(others, backbone)
+    mlm_head, rtd_head, dropped = _split_heads(others, backbone, family)
     pairs = dict(difference_names(table) for table in (WORD_TABLE, INPUT_POSITION_TABLE))
     differences = {ours: backbone.pop(theirs) for ours, theirs in pairs.items() if theirs in backbone}
     for name in [n for n in backbone if n.endswith("position_ids")]:
         del backbone[name]
         dropped[name] = "an index buffer"
-    if model_type == V1:
-        backbone = v1.unpack(backbone, num_heads=num_heads)
-    return SplitTensors(backbone, mlm_head, rtd_head, differences, dropped)
+    return SplitTensors(family.unpack(backbone, config), mlm_head, rtd_head, differences, dropped)
 
 
-def _bare_backbone_name(name: str) -> str | None:
-    for prefix in (BACKBONE_PREFIX, "bert.", ""):
+def _bare_backbone_name(name: str, family: Family) -> str | None:
+    for prefix in family.prefixes:
         bare = name.removeprefix(prefix)
         if name.startswith(prefix) and bare.startswith(("embeddings.", "encoder.")):
             return bare
@@ -75,11 +74,11 @@ def _bare_backbone_name(name: str) -> str | None:
 
 
 def _split_heads(
-    others: dict[str, Tensor], backbone: dict[str, Tensor]
+    others: Mapping[str, Tensor], backbone: Mapping[str, Tensor], family: Family
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
-    mlm_names = _spelling(others, MLM_HEAD, LEGACY_MLM_HEAD)
-    # The head's other two modules are spelt the same in both, so the classifier decides.
-    rtd_names = MISSPELT_RTD_HEAD if MISSPELT_RTD_HEAD["rtd_head.classifier.weight"] in others else RTD_HEAD
+    mlm_names = _spelling(others, family.mlm_heads, set(MLM_HEAD))
+    # The other two modules of this head may be spelt the same everywhere, so the classifier decides.
+    rtd_names = _spelling(others, family.rtd_heads[::-1], {"rtd_head.classifier.weight"}) or family.rtd_heads[0]
     mlm_head, rtd_head = (
         {ours: others[theirs] for ours, theirs in names.items() if theirs in others} for names in (mlm_names, rtd_names)
     )
@@ -90,8 +89,11 @@ def _split_heads(
     return mlm_head, rtd_head, dropped
 
 
-def _spelling(others: Mapping[str, Tensor], *spellings: dict[str, str]) -> dict[str, str]:
-    return next((names for names in spellings if any(n in others for n in names.values())), {})
+def _spelling(
+    others: Mapping[str, Tensor], spellings: Sequence[Mapping[str, str]], telling: Collection[str]
+) -> Mapping[str, str]:
+    """The first spelling in which one of the ``telling`` tensors, by our names, is there."""
+    return next((names for names in spellings if any(names[ours] in others for ours in telling)), {})
 
 
 def _tied_tensors(others: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) -> dict[str, str]:
@@ -119,13 +121,13 @@ def _reason(name: str) -> str:
     return "not part of a model that this package trains"
 
 
-def take_backbone(config: ModelConfig, split: SplitTensors) -> tuple[dict[str, Tensor], dict[str, str]]:
+def take_backbone(config: ModelConfig, split: SplitTensors, family: Family) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Backbone tensors under our names, and what has no place in this configuration with the reason.
 
     Raises:
         CheckpointError: the file has weights that the configuration has no place for, so one of the two is wrong.
     """
-    wanted = expected_shapes(config)
+    wanted = parameter_shapes(config, ObjectiveConfig())
     names = {ours: theirs for ours, theirs in backbone_names(config).items() if ours in wanted}
     taken = {ours: split.backbone[theirs] for ours, theirs in names.items() if theirs in split.backbone}
     left = {name: t for name, t in split.backbone.items() if name not in {names[ours] for ours in taken}}
@@ -133,8 +135,8 @@ def take_backbone(config: ModelConfig, split: SplitTensors) -> tuple[dict[str, T
     for name, tensor in left.items():
         if name == INPUT_POSITION_TABLE:
             dropped[name] = "this model reads absolute positions neither at the input nor in a mask decoder"
-        elif not config.key_bias and name.endswith("key_proj.bias") and not tensor.any():
-            dropped[name] = "all zero: the model has no key biases"
+        elif reason := family.why_superfluous(name, tensor, config):
+            dropped[name] = reason
     if unknown := sorted(left.keys() - dropped.keys()):
         raise CheckpointError(
             f"{len(unknown)} tensors have no place in the model that config.json describes, first {unknown[0]}; "

@@ -13,14 +13,12 @@ from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER
 from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
 from megadeberta.checkpoint.resume import find_resumable
 from megadeberta.checkpoint.store import CheckpointStore
-from megadeberta.config.deepspeed_block import is_enabled, zero_stage
+from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.state.local_parameters import LocalParameter
 from megadeberta.engine.state.optimizer_state import OptimizerState
 from megadeberta.engine.state.save_load import load_checkpoint, refuse_unsaved_state, save_checkpoint
 from megadeberta.topology import Topology
-
-TOKENIZER_FILE = "spm.model"
 
 
 class RunCheckpoints:
@@ -96,16 +94,15 @@ def run_record(config: RunConfig, *, world_size: int, data_fingerprint: Mapping[
     The layout, the precision, the micro batch, the length of the run, the learning rate and the schedule may change
     between stop and resume; the model, the data and what decides the order and the masks of the samples may not.
     """
-    block = config.deepspeed
-    precision = next((name for name in ("bf16", "fp16") if is_enabled(block, name)), "fp32")
+    settings = config.engine
     topology = Topology.of_world(world_size, pipeline=config.parallel.pipeline, tensor=config.parallel.tensor)
     world = WorldLayout(
         world_size=world_size,
         tensor_parallel=topology.tensor,
         pipeline=topology.pipeline,
         data_parallel=topology.data,
-        zero_stage=zero_stage(block),
-        precision=precision,
+        zero_stage=settings.zero_stage,
+        precision=settings.precision,
     )
     fixed = {
         "model": config.model.model_dump(mode="json"),
@@ -116,7 +113,7 @@ def run_record(config: RunConfig, *, world_size: int, data_fingerprint: Mapping[
             **data_fingerprint,
         },
         "training": {"seed": config.training.seed},
-        "deepspeed": {"train_batch_size": block["train_batch_size"]},
+        "deepspeed": {"train_batch_size": settings.global_batch},
     }
     return RunRecord(
         world=world,

@@ -1,43 +1,20 @@
-"""Disentangled attention: one function over a torch reference, a CPU path and Triton kernels.
+"""Disentangled attention: one function over the backends of ``backends.py``.
 
 Shapes: B batch · N heads · H head size · Q query rows · L keys · P rows of the (windowed) relative table.
 """
 
-from functools import partial
-from importlib.util import find_spec
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from megadeberta.ops.attention.cpu import cpu_attention
+from megadeberta.ops.attention.backends import AUTO, BACKENDS, REFERENCE, resolve
 from megadeberta.ops.attention.mask import AttentionMask
 from megadeberta.ops.attention.position_terms import PositionTerms
-from megadeberta.ops.attention.reference import reference_attention
 from megadeberta.ops.counter_dropout import CounterDropout
 
-Backend = Literal["auto", "reference", "cpu", "cpu-lean", "triton"]
-
-
-def _triton(*content: Tensor, **options) -> Tensor:
-    # Triton is an optional dependency, and importing it takes a second.
-    from megadeberta.ops.attention.triton_operators import triton_attention
-
-    return triton_attention(*content, **options)
-
-
-def has_triton() -> bool:
-    """Whether Triton is installed."""
-    return find_spec("triton") is not None
-
-
-IMPLEMENTATIONS = {
-    "reference": reference_attention,
-    "cpu": cpu_attention,
-    "cpu-lean": partial(cpu_attention, keep_probabilities=False),
-    "triton": _triton,
-}
-"""By the name that ``backend`` asks for; a benchmark adds its own here."""
+_LOADED: dict[str, Callable[..., Tensor]] = {}
+"""Implementations by the name of their backend, so far as they were called."""
 
 
 def disentangled_attention(
@@ -49,7 +26,7 @@ def disentangled_attention(
     query_positions: Tensor | None = None,
     mask: AttentionMask | None = None,
     dropout: CounterDropout | None = None,
-    backend: Backend = "auto",
+    backend: str = AUTO,
 ) -> Tensor:
     """Content and position attention with one scale for all terms (paper eq. 4, index as in the released code).
 
@@ -65,24 +42,26 @@ def disentangled_attention(
         query_positions: ``[B, Q]`` positions of the query rows among the keys; None means row i is position i.
         mask: None lets every query see every key.
         dropout: on the attention weights; pass None in evaluation.
+        backend: a name of ``BACKENDS``, or "auto" for the fastest that needs no trial first.
 
     Returns:
         Context ``[B, N, Q, H]``.
     """
-    name = resolve_backend(backend, query.device)
-    if name == "triton" and mask is not None and mask.pairs is not None:
-        name = "reference"  # no tile can tell what a free choice of pairs hides
-    return IMPLEMENTATIONS[name](
+    has_pairs = mask is not None and mask.pairs is not None
+    name = _choose(backend, query.device.type, has_pairs)
+    return _LOADED[name](
         query, key, value, position=position, query_positions=query_positions, mask=mask, dropout=dropout
     )
 
 
-def resolve_backend(backend: Backend, device: torch.device) -> str:
-    """The implementation that "auto" means on this device.
+@torch.compiler.assume_constant_result
+def _choose(setting: str, device_type: str, has_pairs: bool) -> str:
+    """The name of the backend for a call, after which ``_LOADED`` has its implementation.
 
-    On a GPU that is the reference: a run first tries the kernels there, and then names what it takes
-    (``model/kernel_trial.py``).
+    torch.compile cannot trace an import: it runs this once while it traces, and takes the name as a constant.
     """
-    if backend != "auto":
-        return backend
-    return "cpu" if device.type == "cpu" else "reference"
+    backend = resolve(setting, device_type)
+    if has_pairs and not backend.takes_pairs:
+        backend = BACKENDS[REFERENCE]
+    _LOADED[backend.name] = backend.load()
+    return backend.name

@@ -61,31 +61,8 @@ def padding_mask(real: Tensor) -> AttentionMask:
     return AttentionMask(begin, real.to(torch.int32) * real.size(1), real)
 
 
-def causal_mask(real: Tensor) -> AttentionMask:
-    """Each token sees itself and the tokens before it."""
-    return prefix_mask(real, torch.zeros(real.size(0), dtype=torch.int32, device=real.device))
-
-
 def prefix_mask(real: Tensor, prefix_lengths: Tensor) -> AttentionMask:
     """The first ``prefix_lengths[b]`` tokens see each other; later tokens see those and what is before them."""
     after = torch.arange(1, real.size(1) + 1, dtype=torch.int32, device=real.device)  # one past the token itself
     end = torch.maximum(after, prefix_lengths.to(torch.int32).unsqueeze(-1)) * real
     return AttentionMask(torch.zeros_like(end), end, real)
-
-
-def packed_mask(cu_seqlens: Tensor, length: int, *, causal: bool = False) -> AttentionMask:
-    """Documents laid end to end in one row; none sees another.
-
-    Args:
-        cu_seqlens: ``[D + 1]`` borders, ``0 .. total``, as variable-length attention kernels take them. Tokens from
-            ``total`` to ``length`` are padding.
-    """
-    positions = torch.arange(length, device=cu_seqlens.device)
-    document = torch.searchsorted(cu_seqlens, positions, right=True)  # 1-based; D + 1 behind the last border
-    is_token = positions < cu_seqlens[-1]
-    last = cu_seqlens.numel() - 1
-    begin = cu_seqlens[(document - 1).clamp(max=last)]
-    end = positions + 1 if causal else cu_seqlens[document.clamp(max=last)]
-    zero = torch.zeros_like(positions)
-    begin, end = torch.where(is_token, begin, zero), torch.where(is_token, end, zero)
-    return AttentionMask(begin.to(torch.int32).unsqueeze(0), end.to(torch.int32).unsqueeze(0))

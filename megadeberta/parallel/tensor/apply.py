@@ -1,6 +1,6 @@
 """A plain model becomes this rank's shard of it: parameters are cut by the plan, and the layers that read them swapped.
 
-The model says nothing about parallelism but for a few named places that do nothing (``nn.Identity``, ``SideBySide``,
+The model says nothing about parallelism but for a few named places that do nothing (``nn.Identity``, ``JointLinear``,
 ``Sample.draw``); what is put there communicates.
 
 With sequence parallelism, hidden states between the embeddings and the keys of the last layer hold this rank's tokens
@@ -9,8 +9,9 @@ With sequence parallelism, hidden states between the embeddings and the keys of 
 Shapes: B batch · L length · D hidden size · T tensor-parallel ranks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
@@ -19,10 +20,8 @@ from megadeberta.layers.cuts import shard_slice
 from megadeberta.model.attention import AttentionBlock, DisentangledSelfAttention, FeedForward
 from megadeberta.model.dropout import Draws, HiddenDropout
 from megadeberta.model.embeddings import Embeddings, RelativeTable, SharedEmbedding
-from megadeberta.model.layer import ConvolutionBranch
 from megadeberta.model.mask_decoder import EnhancedMaskDecoder
 from megadeberta.model.mlm_head import MlmHead
-from megadeberta.model.rtd_head import RtdHead
 from megadeberta.model.sampling import Sample, best_ids
 from megadeberta.parallel.tensor.collectives import gather_tokens, own_tokens, sum_backward, take_tokens
 from megadeberta.parallel.tensor.linear import (
@@ -75,8 +74,23 @@ def apply_tensor_parallel(model: nn.Module, plan: TensorParallel) -> None:
         if swap is not None:
             swap(module, replace(plan, sequence_parallel=False) if id(module) in on_rows else plan)
     if plan.sequence_parallel:
-        for decoder in decoders:
-            decoder.all_tokens = _Border(gather_tokens, plan.group)
+        _place_borders(modules, plan.group)
+
+
+def _place_borders(modules: Sequence[nn.Module], group: ProcessGroup) -> None:
+    """Gather and divide the tokens at the insertion points of the modules that compute whole sequences."""
+    for module in modules:
+        for name, operator in (("all_tokens", gather_tokens), ("own_tokens", take_tokens)):
+            if hasattr(module, name):
+                setattr(module, name, _Border(operator, group))
+
+
+def register_shard(kind: type[nn.Module], swap: Callable[[Any, TensorParallel], None]) -> None:
+    """Say how modules of a new type become this rank's shard; a module of ``plugins`` calls it.
+
+    One that has nothing to divide needs none: it computes the same on every rank.
+    """
+    _SWAPS[kind] = swap
 
 
 def _cut_parameters(model: nn.Module, plan: TensorParallel) -> None:
@@ -126,8 +140,6 @@ def _shard_embeddings(embeddings: Embeddings, plan: TensorParallel) -> None:
     words = embeddings.word_embeddings
     kind = SharedVocabularyTable if isinstance(words, SharedEmbedding) else VocabularyTable
     embeddings.word_embeddings = kind(words, shard=plan.shard)
-    if plan.sequence_parallel:
-        embeddings.own_tokens = _Border(take_tokens, plan.group)
 
 
 def _shard_relative(relative: RelativeTable, plan: TensorParallel) -> None:
@@ -135,21 +147,8 @@ def _shard_relative(relative: RelativeTable, plan: TensorParallel) -> None:
     relative.into_shards = _Border(sum_backward, plan.group)
 
 
-def _shard_convolution(branch: ConvolutionBranch, plan: TensorParallel) -> None:
-    if plan.sequence_parallel:
-        branch.all_tokens = _Border(gather_tokens, plan.group)
-        branch.own_tokens = _Border(take_tokens, plan.group)
-
-
 def _shard_mlm_head(head: MlmHead, plan: TensorParallel) -> None:
     head.decoder = VocabularyDecoder(head.decoder, shard=plan.shard)
-    if plan.sequence_parallel:
-        head.all_tokens = _Border(gather_tokens, plan.group)
-
-
-def _shard_rtd_head(head: RtdHead, plan: TensorParallel) -> None:
-    if plan.sequence_parallel:
-        head.all_tokens = _Border(gather_tokens, plan.group)
 
 
 def _shard_sampling(sample: Sample, plan: TensorParallel) -> None:
@@ -162,15 +161,13 @@ def _shard_sampling(sample: Sample, plan: TensorParallel) -> None:
     sample.draw = draw
 
 
-_SWAPS: dict[type[nn.Module], Callable[[nn.Module, TensorParallel], None]] = {
+_SWAPS: dict[type[nn.Module], Callable[[Any, TensorParallel], None]] = {
     DisentangledSelfAttention: _shard_attention,
     AttentionBlock: _shard_attention_block,
     FeedForward: _shard_feed_forward,
     Embeddings: _shard_embeddings,
     RelativeTable: _shard_relative,
-    ConvolutionBranch: _shard_convolution,
     MlmHead: _shard_mlm_head,
-    RtdHead: _shard_rtd_head,
     Sample: _shard_sampling,
 }
 
@@ -195,7 +192,7 @@ class _TokenShareDropout(HiddenDropout):
         self.site = whole.site
         self.group = group
 
-    def forward(self, hidden: Tensor, draws: Draws | None) -> Tensor:
+    def keys(self, draws: Draws | None) -> Tensor | None:
         if draws is not None:
             draws = replace(draws, rows=own_tokens(draws.rows, self.group))
-        return super().forward(hidden, draws)
+        return super().keys(draws)

@@ -6,7 +6,8 @@ Shapes: M rows · R rows of a chunk · E embedding width · V vocabulary · T te
 import torch
 from torch import Tensor
 
-from megadeberta.ops.masked_cross_entropy import decode, hidden_gradient, prepare_error, row_chunks, table_gradients
+from megadeberta.ops.logit_chunks import row_chunks
+from megadeberta.ops.masked_cross_entropy import decode, hidden_gradient, prepare_error, table_gradients
 from megadeberta.ops.tied_table import TiedGradient
 from megadeberta.parallel.tensor.collectives import largest, start_sum
 from megadeberta.parallel.tensor.shard import VocabularyShard

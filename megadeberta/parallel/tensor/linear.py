@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-from megadeberta.model.joint_linear import SideBySide, pairs_of
+from megadeberta.model.joint_linear import JointLinear, pairs_of
+from megadeberta.model.residual import ResidualNorm
 from megadeberta.ops.joint_linear import input_gradient, parameter_gradients
 from megadeberta.parallel.tensor.collectives import (
     start_gather_tokens,
@@ -21,7 +22,7 @@ from megadeberta.parallel.tensor.collectives import (
 )
 
 
-class ColumnParallel(SideBySide):
+class ColumnParallel(JointLinear):
     """Several linear maps of one input, each cut by its outputs, with one sum of the input's gradient for all.
 
     In backward the sum is under way while the gradients of the weights are computed. All-reduce over tp in backward;
@@ -71,18 +72,23 @@ class RowParallelLinear(nn.Module):
         return _RowParallel.apply(inner, self.weight, self.bias, self.group, self.sequence_parallel)
 
 
-class TokenShareNorm(nn.Module):
-    """LayerNorm of a share of the tokens. One all-reduce over tp of the gradients of weight and bias in backward."""
+class TokenShareNorm(ResidualNorm):
+    """The end of a block on a share of the tokens: branch and residual are ``[B, L/T, D]``, and so is the result.
 
-    def __init__(self, norm: nn.LayerNorm, *, group: ProcessGroup) -> None:
-        super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+    One all-reduce over tp of the gradients of weight and bias in backward. Runs torch's implementation unless
+    ``training.residual_norm`` names another: its results do not depend on the attention backend.
+    """
+
+    follows_attention = False
+
+    def __init__(self, norm: ResidualNorm, *, group: ProcessGroup) -> None:
+        super().__init__(norm.size, norm.eps)
+        self.weight, self.bias = norm.weight, norm.bias
+        self.implementation = "torch"
         self.group = group
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``[B, L/T, D]`` -> the same."""
-        weight, bias = sum_gradients(self.weight, self.bias, group=self.group)
-        return functional.layer_norm(hidden, weight.shape, weight, bias, self.eps)
+    def weight_and_bias(self) -> tuple[Tensor, Tensor]:
+        return sum_gradients(self.weight, self.bias, group=self.group)
 
 
 class _ColumnParallel(torch.autograd.Function):

@@ -6,6 +6,7 @@ Shapes: E embedding width · M rows with a target · V vocabulary · T tensor-pa
 from torch import Tensor, nn
 from torch.nn import functional
 
+from megadeberta.model.embeddings import WordTable
 from megadeberta.ops.tied_table import TiedGradient, lookup
 from megadeberta.parallel.tensor.collectives import sum_forward
 from megadeberta.parallel.tensor.cross_entropy import vocabulary_cross_entropy
@@ -26,7 +27,7 @@ def local_rows(ids: Tensor, rows: range) -> tuple[Tensor, Tensor]:
 class VocabularyTable(nn.Module):
     """The rows of one shard of a word table. All-reduce over tp in forward: one shard has the row, the others zeros."""
 
-    def __init__(self, table: nn.Embedding, *, shard: VocabularyShard) -> None:
+    def __init__(self, table: WordTable, *, shard: VocabularyShard) -> None:
         super().__init__()
         self.weight = table.weight
         self.shard = shard

@@ -12,7 +12,9 @@ import pytest
 
 from megadeberta.checkpoint import ResumePoint, find_resumable, verify_checkpoint
 from megadeberta.checkpoint.durable import write_new_file
+from megadeberta.checkpoint.folder import checkpoint_path
 from megadeberta.checkpoint.manifest import FORMAT_VERSION, encode_manifest, read_manifest
+from megadeberta.checkpoint.verify import verify_together
 from megadeberta.errors import CheckpointError
 from tests.unit.checkpoint.rank_threads import on_ranks, run_record, save
 
@@ -222,14 +224,12 @@ def test_a_pointer_to_nothing_is_not_a_fresh_start(tmp_path: Path) -> None:
     assert "step-5: no such checkpoint folder" in str(error)
 
 
-def test_a_named_checkpoint_is_used_or_refused_but_never_replaced(root: Path) -> None:
-    point = _resume(root, name="step-100")
-    assert isinstance(point, ResumePoint)
-    assert point.step == 100
-    _flip(root / "step-200/weights.pt", 11)
-    assert "step-200/weights.pt: sha256" in str(_resume(root, name="step-200"))
-    assert "step-7: no such checkpoint folder" in str(_resume(root, name="step-7"))
-    assert "'../step-100' is not of the form step-N" in str(_resume(root, name="../step-100"))
+def test_a_name_that_is_no_checkpoint_of_the_folder_is_refused(root: Path) -> None:
+    assert checkpoint_path(root, "step-100") == root / "step-100"
+    with pytest.raises(CheckpointError, match="step-7: no such checkpoint folder"):
+        checkpoint_path(root, "step-7")
+    with pytest.raises(CheckpointError, match=r"'\.\./step-100' is not of the form step-N"):
+        checkpoint_path(root, "../step-100")
 
 
 def test_a_sound_checkpoint_newer_than_the_pointer_is_mentioned(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -270,7 +270,7 @@ def test_a_rank_that_sees_another_manifest_stops_all_ranks(root: Path) -> None:
 
     def resume(collectives):
         own = stale if collectives.rank == 1 else root
-        return find_resumable(own, collectives=collectives, run=run_record(), name="step-300")
+        return verify_together(own, "step-300", collectives)
 
     for error in on_ranks(resume):
         assert isinstance(error, CheckpointError)
@@ -284,7 +284,7 @@ def test_a_rank_that_does_not_see_a_file_stops_all_ranks(root: Path) -> None:
 
     def resume(collectives):
         own = blind if collectives.rank == 1 else root
-        return find_resumable(own, collectives=collectives, run=run_record(), name="step-300")
+        return verify_together(own, "step-300", collectives)
 
     for error in on_ranks(resume):
         assert (

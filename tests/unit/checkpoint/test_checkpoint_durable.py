@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megadeberta.checkpoint.durable import Digest, HashingFile, format_bytes, hash_file, read_small_file, replace_file
+from megadeberta.checkpoint.durable import Digest, HashingFile, format_bytes, hash_file, read_small_file
 
 
 @pytest.mark.parametrize("largest_write", [1 << 30, 70_001])
@@ -18,20 +18,13 @@ def test_the_digest_is_that_of_the_file_for_small_large_and_partial_writes(
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:largest_write]))
     generator = random.Random(3)
     parts = [generator.randbytes(size) for size in (0, 1, 300_000, 17, 2_000_000, 262_144, 5)]
-    file = HashingFile(tmp_path / "file")
-    assert [file.write(memoryview(part)) for part in parts] == [len(part) for part in parts]
-    digest = file.finish()
+    with HashingFile(tmp_path / "file") as file:
+        for part in parts:
+            file.write(memoryview(part))
+        digest = file.finish()
     whole = b"".join(parts)
     assert (tmp_path / "file").read_bytes() == whole
     assert digest == Digest(len(whole), hashlib.sha256(whole).hexdigest()) == hash_file(tmp_path / "file")
-
-
-def test_a_replaced_file_is_whole_and_a_stale_temporary_one_is_no_obstacle(tmp_path: Path) -> None:
-    (tmp_path / ".tmp-latest").write_text("stale")
-    replace_file(tmp_path / "latest", b"one\n")
-    replace_file(tmp_path / "latest", b"two\n")
-    assert (tmp_path / "latest").read_bytes() == b"two\n"
-    assert os.listdir(tmp_path) == ["latest"]
 
 
 def test_a_small_file_is_not_read_when_it_is_large(tmp_path: Path) -> None:

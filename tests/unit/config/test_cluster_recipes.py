@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from megadeberta.cli import app
 from megadeberta.config.load import load_run_config
-from megadeberta.plan.attention import attention_of
+from megadeberta.ops.attention.backends import planned_backend
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import fullest, memory_of_stages
 from megadeberta.plan.stages import Recipe
@@ -50,7 +50,7 @@ def test_recipe_trains_table_8_on_its_cluster_within_its_memory(name: str) -> No
     assert (config.name, algebra.global_batch, config.data.sequence_length) == (name, 2048, 512)
     assert str(config.training.output_dir) == f"runs/{name}"
     layout = Layout.of_run(config, algebra, topology)
-    attention = attention_of(config, on_gpu=True)
+    attention = planned_backend(config.training.attention, on_gpu=True)
     needed = fullest(memory_of_stages(Recipe(config), layout, attention)).device
     # What `plan` reserves by itself: 1 GiB and 6 %.
     assert needed <= (0.94 * memory - 1) * GIB
@@ -60,8 +60,7 @@ def test_recipe_trains_table_8_on_its_cluster_within_its_memory(name: str) -> No
 def test_precision_is_one_that_the_gpus_have(name: str) -> None:
     config = load_run_config(FOLDER / f"{name}.json")
     is_v100 = CLUSTERS[name][1] is DGX2
-    assert config.deepspeed["bf16"]["enabled"] is not is_v100
-    assert config.deepspeed.get("fp16", {}).get("enabled", False) is is_v100
+    assert config.engine.precision == ("fp16" if is_v100 else "bf16")
     if is_v100:  # Triton needs a newer device
         assert config.training.attention == "reference"
 

@@ -1,21 +1,24 @@
 """The deepspeed block: keys that DeepSpeed would ignore, and batch sizes that do not multiply out."""
 
+import math
 from typing import Any
 
 import deepspeed.runtime.config as deepspeed_config
 import pytest
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from megadeberta.config.deepspeed_block import (
     KNOWN_KEYS,
     OURS,
     BatchAlgebra,
+    EngineSettings,
     batch_algebra,
     check_keys,
-    is_enabled,
-    offloads_optimizer,
-    zero_stage,
+    with_values,
 )
+from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
+from tests.models import recipe
 
 SIZES = {"train_batch_size": 16, "train_micro_batch_size_per_gpu": 4}
 
@@ -133,12 +136,101 @@ def test_batch_size_must_be_a_positive_integer(key: str, value: Any) -> None:
         batch_algebra(SIZES | {key: value}, data_parallel=1, source="r.json")
 
 
-def test_stage_precision_and_offload_are_read() -> None:
-    block = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}, "bf16": {"enabled": True}}
-    assert (zero_stage(block), is_enabled(block, "bf16"), is_enabled(block, "fp16")) == (2, True, False)
-    assert offloads_optimizer(block)
-    assert (zero_stage({}), is_enabled({}, "bf16"), offloads_optimizer({})) == (0, False, False)
-    assert not offloads_optimizer({"zero_optimization": {"offload_optimizer": {"device": "none"}}})
+@pytest.mark.parametrize(("key", "element_bytes"), [("fp32", 4), ("bf16", 2), ("fp16", 2)])
+def test_precision_is_that_of_the_enabled_section(key: str, element_bytes: int) -> None:
+    block = {"bf16": {"enabled": False}, "fp16": {}} | {key: {"enabled": True}}
+    settings = EngineSettings.of(block if key != "fp32" else {})
+    assert (settings.precision, settings.element_bytes, settings.is_half) == (key, element_bytes, key != "fp32")
+
+
+def test_settings_of_a_block_are_its_values() -> None:
+    zero = {
+        "stage": 2,
+        "offload_optimizer": {"device": "cpu"},
+        "reduce_bucket_size": 1e6,  # as JSON reads 1e6
+        "stage3_max_reuse_distance": 7,
+        "stage3_prefetch_bucket_size": 5,
+        "contiguous_gradients": False,
+        "overlap_comm": True,
+    }
+    settings = EngineSettings.of(
+        SIZES
+        | {"zero_optimization": zero, "gradient_accumulation_steps": 4, "zero_allow_untested_optimizer": True}
+        | {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        | {"pipeline": {"pipe_partitioned": False}}
+    )
+    assert (settings.global_batch, settings.micro_batch, settings.accumulation) == (16, 4, 4)
+    assert (settings.zero_stage, settings.optimizer_device, settings.offloads_optimizer) == (2, "cpu", True)
+    assert (settings.reduce_bucket_size, settings.max_reuse_distance, settings.prefetch_bucket_size) == (10**6, 7, 5)
+    assert (settings.contiguous_gradients, settings.overlaps_communication) == (False, True)
+    assert (settings.partitions_activations, settings.partitions_gradients) == (False, True)
+    assert settings.accumulates_in_fp32
+    assert settings.allows_untested_optimizer
+
+
+def test_settings_that_a_block_leaves_out_are_deepspeeds_defaults() -> None:
+    settings, zero = EngineSettings.of({}), DeepSpeedZeroConfig()
+    assert settings.zero_stage == zero.stage == 0
+    assert settings.reduce_bucket_size == zero.reduce_bucket_size
+    assert settings.max_reuse_distance == zero.max_reuse_distance
+    assert settings.prefetch_bucket_size == zero.prefetch_bucket_size
+    assert settings.contiguous_gradients is zero.contiguous_gradients is True
+    assert (settings.global_batch, settings.micro_batch, settings.accumulation) == (0, 0, None)
+    assert (settings.partitions_activations, settings.partitions_gradients) == (True, True)
+    assert not settings.offloads_optimizer
+    assert not settings.accumulates_in_fp32
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"zero_optimization": True, "bf16": "on", "fp16": None, "pipeline": [], "data_types": 3},
+        {"zero_optimization": {"stage": "1", "offload_optimizer": "cpu", "reduce_bucket_size": "auto"}},
+        {"zero_optimization": {"stage": 4, "offload_param": {"device": "disk"}, "reduce_bucket_size": math.inf}},
+        {"train_batch_size": "16", "train_micro_batch_size_per_gpu": -4, "gradient_accumulation_steps": True},
+    ],
+)
+def test_values_that_are_refused_elsewhere_read_as_not_given(block: dict[str, Any]) -> None:
+    assert EngineSettings.of(block) == EngineSettings.of({})
+
+
+@pytest.mark.parametrize(
+    ("zero", "setting"),
+    [
+        ({"stage": 2, "offload_optimizer": {"device": "cpu"}}, "offload_optimizer.device='cpu'"),
+        ({"stage": 3, "offload_param": {"device": "nvme"}}, "offload_param.device='nvme'"),
+        ({"stage": 3, "offload_param": {"device": "cpu"}}, None),
+        ({"stage": 2, "offload_optimizer": {"device": "none"}}, None),
+        ({"stage": 2, "offload_optimizer": None}, None),
+        ({"stage": 1}, None),
+    ],
+)
+def test_only_some_offloading_needs_a_compiler(zero: dict, setting: str | None) -> None:
+    found = EngineSettings.of({"zero_optimization": zero}).needs_compiler
+    assert found is None if setting is None else found == f"deepspeed.zero_optimization.{setting}"
+
+
+def test_values_are_set_by_dotted_key_and_the_rest_stays() -> None:
+    block = {"zero_optimization": {"stage": 1, "overlap_comm": True}, "bf16": {"enabled": True}}
+    changed = with_values(block, {"zero_optimization.stage": 3, "pipeline.pipe_partitioned": False})
+    assert changed == {
+        "zero_optimization": {"stage": 3, "overlap_comm": True},
+        "bf16": {"enabled": True},
+        "pipeline": {"pipe_partitioned": False},
+    }
+    assert block["zero_optimization"]["stage"] == 1
+
+
+def test_a_section_that_is_none_is_left_for_the_check() -> None:
+    changed = with_values(SIZES | {"zero_optimization": True}, {"zero_optimization.stage": 1})
+    with pytest.raises(ConfigError, match=r"deepspeed\.zero_optimization must be an object, found True"):
+        check_keys(changed, source="r.json")
+
+
+def test_a_copy_of_a_recipe_reads_its_own_block() -> None:
+    config = RunConfig.model_validate(recipe())
+    assert config.engine.zero_stage == 0
+    assert config.with_deepspeed({"zero_optimization.stage": 2}).engine.zero_stage == 2
 
 
 def test_given_accumulation_must_agree_with_the_batch_sizes() -> None:

@@ -139,7 +139,7 @@ def test_circle_of_extends_is_shown(tmp_path: Path) -> None:
         ('{"name": 1,\n}', r"r\.json:2: not valid JSON"),
         ("", r"r\.json:1: not valid JSON"),
         ("[1]", r"a recipe is one JSON object, found list"),
-        ('{"extends": 5}', r"extends must be the path of another recipe, found 5"),
+        ('{"extends": 5}', r"extends must be the path or name of another recipe, found 5"),
         ("[" * 200_000, r"not a usable recipe"),
         ('{"name": ' + "9" * 5000 + "}", r"not a usable recipe: Exceeds the limit"),
         ('\ufeff{"name": 1}', r"r\.json:1: not valid JSON: Unexpected UTF-8 BOM"),
@@ -163,7 +163,7 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_missing_file_names_the_nearest_one(path: Path) -> None:
     with pytest.raises(ConfigError, match=r"recipe .*tiny2\.json does not exist; did you mean .*tiny\.json\?"):
         load_run_config(path.with_name("tiny2.json"))
-    with pytest.raises(ConfigError, match=r"qqq\.toml does not exist$"):
+    with pytest.raises(ConfigError, match=r"qqq\.toml does not exist; `megadeberta recipes` lists"):
         load_run_config(path.with_name("qqq.toml"))
     with pytest.raises(ConfigError, match=r"does not exist; the folder .*none does not exist either"):
         load_run_config(path.parent / "none" / "r.json")

@@ -1,5 +1,6 @@
 """The recipes of the published models: they load, and their sizes are the published ones, to the parameter."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,13 @@ from typer.testing import CliRunner
 
 from megadeberta.cli import app
 from megadeberta.config.load import load_run_config
+from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.layers.shapes import count_backbone, count_parameters, parameter_shapes
-from megadeberta.model.whole import WholeModel, build_specs
-from megadeberta.plan.attention import attention_of
+from megadeberta.layers.catalogue import backbone_layers
+from megadeberta.layers.objectives import list_layers
+from megadeberta.layers.shapes import count_parameters, parameter_shapes, shapes_of
+from megadeberta.model.whole import WholeModel
+from megadeberta.ops.attention.backends import planned_backend
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import fullest, memory_of_stages
 from megadeberta.plan.stages import Recipe
@@ -62,12 +66,18 @@ PAPER = {
 }
 
 
+def _count_backbone(model: ModelConfig) -> int:
+    """The encoder, as transformers' model without a head has it: the last layer is one of the encoder's there."""
+    encoder = model.model_copy(update={"enhanced_mask_decoder": False})
+    return sum(math.prod(shape) for shape in shapes_of(backbone_layers(encoder)).values())
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_backbone_has_the_published_number_of_parameters(name: str) -> None:
     config = load_run_config(RECIPES / f"{name}.json")
     assert config.name == name
     assert config.training.output_dir == Path("runs") / name
-    assert count_backbone(config.model) == BACKBONES[name]
+    assert _count_backbone(config.model) == BACKBONES[name]
     assert config.model.max_relative_positions == 512  # stored, so that a longer model keeps its buckets
     positions = 512 * config.model.hidden_size
     masked_lm = count_parameters(config.model, ObjectiveConfig())["model"]
@@ -79,13 +89,13 @@ def test_generator_is_the_published_one(name: str) -> None:
     config = load_run_config(RECIPES / f"{name}.json")
     generator = config.objective.rtd.generator(config.model)
     assert generator.num_hidden_layers == config.model.num_hidden_layers // 2
-    assert count_backbone(generator) == GENERATORS[name]
+    assert _count_backbone(generator) == GENERATORS[name]
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_settings_are_those_of_the_paper(name: str) -> None:
     config = load_run_config(RECIPES / f"{name}.json")
-    found = (config.optimizer.lr, config.deepspeed["train_batch_size"], config.training.steps, config.optimizer.beta2)
+    found = (config.optimizer.lr, config.engine.global_batch, config.training.steps, config.optimizer.beta2)
     assert found == PAPER[name]
     assert (config.schedule.warmup_steps, config.data.sequence_length) == (10_000, 512)
     assert config.deepspeed["gradient_clipping"] == 1.0
@@ -96,9 +106,9 @@ def test_settings_are_those_of_the_paper(name: str) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
 def test_recipe_is_valid_on_eight_ranks_and_fits_80_gib(path: Path) -> None:
     config = load_run_config(path)
-    world = 8 if config.deepspeed["train_batch_size"] % 64 == 0 else 1
+    world = 8 if config.engine.global_batch % 64 == 0 else 1
     layout = Layout.of_run(config, *validate_run(config, world_size=world, source=str(path)))
-    memory = fullest(memory_of_stages(Recipe(config), layout, attention_of(config, on_gpu=True)))
+    memory = fullest(memory_of_stages(Recipe(config), layout, planned_backend(config.training.attention, on_gpu=True)))
     assert memory.device < 75 * 2**30
 
 
@@ -119,7 +129,7 @@ OBJECTIVES = {"mlm": ObjectiveConfig()} | {sharing: tiny_rtd(sharing) for sharin
 def test_counted_parameters_are_those_of_the_model(shape: dict[str, object], goal: ObjectiveConfig) -> None:
     model = tiny_v3(**shape)
     with torch.device("meta"):
-        built = WholeModel(build_specs(model, goal))
+        built = WholeModel(list_layers(model, goal))
     found = {name: tuple(parameter.shape) for name, parameter in built.named_parameters()}
     assert list(parameter_shapes(model, goal).items()) == list(found.items())
     counts = count_parameters(model, goal)

@@ -18,8 +18,9 @@ from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.layers.objectives import list_layers
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
 from tests.models import V1, padded_ids, tiny_v3
 
 SOTU = Path(__file__).parents[2] / "data" / "sotu.txt"
@@ -62,7 +63,7 @@ def small_config(**changes: object) -> ModelConfig:
 
 def small_model(config: ModelConfig, *, seed: int = 1, objective: ObjectiveConfig = ObjectiveConfig()) -> WholeModel:
     """Random weights in every tensor, biases and LayerNorms too: a swapped name must change the output."""
-    model = WholeModel(build_specs(config, objective)).eval()
+    model = WholeModel(list_layers(config, objective)).eval()
     initialize(model, seed=seed, std=0.2)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

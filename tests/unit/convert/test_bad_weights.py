@@ -18,12 +18,13 @@ from megadeberta.cli import main
 from megadeberta.config.load import load_run_config
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.export import export_checkpoint
-from megadeberta.convert.formats.hf_config import FileFormat, ModelKind
+from megadeberta.convert.formats.family import FileFormat, ModelKind
 from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import EXIT_USAGE, CheckpointError
+from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.layers.shapes import parameter_shapes
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.weights.initial import initial_values
 from tests.e2e.tiny_run import write_recipe
 from tests.unit.convert.odd_texts import ALL_TEXTS
@@ -203,7 +204,7 @@ def test_training_does_not_start_from_bad_weights(damage: str, sound: Path, larg
         expected = r"training\.init_from=.*model\.safetensors cannot be read .*make the folder with"
     if damage == "another vocabulary":
         expected = r"these weights are for the vocabulary of spm\.model there, which is not data\.tokenizer="
-    model = WholeModel(mlm_specs(CONFIG))
+    model = WholeModel(token_model_layers(CONFIG))
     before = weights_of(model)
     with pytest.raises(CheckpointError, match=expected):
         initial_values(parameter_shapes(CONFIG, ObjectiveConfig()), bad, tokenizer=sound / "imported" / "spm.model")

@@ -8,7 +8,7 @@ from transformers import AutoModelForMaskedLM, pipeline
 
 from megadeberta.convert.export import export_checkpoint
 from megadeberta.convert.fill_mask import predict_masks
-from megadeberta.convert.formats.hf_config import ModelKind
+from megadeberta.convert.formats.family import ModelKind
 from megadeberta.convert.tokenizer.tokenizer_json import build_tokenizer
 from megadeberta.errors import CheckpointError, ConfigError, DataError
 from tests.unit.convert.small_models import (

@@ -14,13 +14,18 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert.export import export_checkpoint
-from megadeberta.convert.formats.hf_config import HfLayout, ModelKind, to_hf_config
-from megadeberta.convert.formats.hf_weights import to_hugging_face
+from megadeberta.convert.formats.config_json import to_config_json
+from megadeberta.convert.formats.deberta_v2 import DebertaV2
+from megadeberta.convert.formats.export_tensors import export_tensors
+from megadeberta.convert.formats.families import choose_target
+from megadeberta.convert.formats.family import ExportTarget, ModelKind
+from megadeberta.convert.formats.names import LEGACY_MLM_HEAD, MLM_HEAD
 from megadeberta.convert.formats.read_folder import ReportLine, read_hf_folder
 from megadeberta.convert.import_folder import import_folder
 from megadeberta.errors import CheckpointError, ConfigError
+from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.initialize import give_storage, initialize
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.weights.initial import initial_values
 from megadeberta.weights.source import load_weights
 from tests.unit.convert.small_models import (
@@ -37,14 +42,16 @@ HF_TABLE = "deberta.embeddings.position_embeddings.weight"
 OUR_TABLE = "mask_decoder.position_embeddings.weight"
 
 
-def hf_folder(folder: Path, config: ModelConfig, *, layout: HfLayout | None = None) -> tuple[Path, dict[str, Tensor]]:
+def hf_folder(
+    folder: Path, config: ModelConfig, *, target: ExportTarget | None = None
+) -> tuple[Path, dict[str, Tensor]]:
     """A folder with random weights as another program would leave it: no keys of ours in config.json."""
-    layout = layout or HfLayout("deberta-v2", ModelKind.MLM, legacy=False)
+    target = target or ExportTarget(DebertaV2(), ModelKind.MLM)
     folder.mkdir()
-    values = to_hf_config(config, layout)
+    values = to_config_json(config, target)
     del values["enhanced_mask_decoder"], values["key_bias"]
     (folder / "config.json").write_text(json.dumps(values))
-    tensors = to_hugging_face(config, weights_of(small_model(config)), layout)
+    tensors = export_tensors(config, weights_of(small_model(config)), target)
     safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
     return folder, tensors
 
@@ -71,7 +78,7 @@ def test_importing_an_export_gives_every_tensor_back_bit_for_bit(case: str, tmp_
     assert back.tokenizer.read_bytes() == spm.read_bytes()
     assert {line.ours for line in lines if line.action == "taken"} == expected.keys()
     assert not [line for line in lines if line.action == "created"]
-    started = WholeModel(mlm_specs(back.config))
+    started = WholeModel(token_model_layers(back.config))
     give_storage(started, initial_values({name: p.shape for name, p in started.named_parameters()}, tmp_path / "back"))
     assert torch.equal(started.get_parameter("mlm_head.dense.weight"), expected["mlm_head.dense.weight"])
 
@@ -107,7 +114,9 @@ def test_backbone_prefixes_of_all_code_bases_are_understood(prefix: str, tmp_pat
 @pytest.mark.parametrize("changes", [NO_MASK_DECODER, NO_MASK_DECODER | {"embedding_size": 12}])
 def test_the_legacy_head_is_the_same_head_under_other_names(changes: dict, tmp_path: Path) -> None:
     config = small_config(**changes)
-    folder, _ = hf_folder(tmp_path / "hf", config, layout=HfLayout("deberta-v2", ModelKind.MLM, legacy=True))
+    folder, _ = hf_folder(tmp_path / "hf", config)
+    renamed = {MLM_HEAD[ours]: theirs for ours, theirs in LEGACY_MLM_HEAD.items()}
+    rewrite(folder, lambda found: {renamed.get(name, name): tensor for name, tensor in found.items()})
     expected = weights_of(small_model(config))
     tied = {"cls.predictions.decoder.weight": expected["embeddings.word_embeddings.weight"]}
     tied["cls.predictions.decoder.bias"] = expected["mlm_head.decoder.bias"]
@@ -136,7 +145,7 @@ def test_what_the_file_lacks_is_drawn_only_when_asked_for_and_said_loudly(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = small_config()
-    folder, _ = hf_folder(tmp_path / "hf", config, layout=HfLayout("deberta-v2", ModelKind.BACKBONE, legacy=False))
+    folder, _ = hf_folder(tmp_path / "hf", config, target=ExportTarget(DebertaV2(), ModelKind.BACKBONE))
     with pytest.raises(CheckpointError, match=r"has no mlm_head\.decoder\.bias.*add --allow-new"):
         import_folder(folder, tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"has no mask_decoder\.position_embeddings.*or --no-mask-decoder"):
@@ -147,7 +156,7 @@ def test_what_the_file_lacks_is_drawn_only_when_asked_for_and_said_loudly(
     assert OUR_TABLE in created and len(created) == 6
     assert "NOT FROM THE FILE" in caplog.text and OUR_TABLE in caplog.text
     found = load_weights(tmp_path / "out")
-    fresh = WholeModel(mlm_specs(found.config))
+    fresh = WholeModel(token_model_layers(found.config))
     initialize(fresh, seed=5, std=found.config.initializer_range)
     assert all(torch.equal(found.weights[name], fresh.get_parameter(name)) for name in created)
     assert not torch.equal(
@@ -280,7 +289,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 
 
 BAD_CONFIGS = {
-    "another architecture": ({"model_type": "bert"}, "model_type is 'bert'; only 'deberta'"),
+    "another architecture": ({"model_type": "gpt2"}, r"model_type is 'gpt2'; only .*'deberta' \(v1\)"),
     "a missing size": ({"hidden_size": None}, "hidden_size is missing"),
     "talking heads": ({"talking_head": True}, "talking_head=true is not supported"),
     "untied tables": ({"tie_word_embeddings": False}, "tie_word_embeddings=false is not supported"),
@@ -318,7 +327,7 @@ def test_a_configuration_that_is_no_json_object_is_refused(tmp_path: Path) -> No
 
 def test_a_v1_projection_of_another_shape_is_refused(tmp_path: Path) -> None:
     config = small_config(**V1)
-    folder, _ = hf_folder(tmp_path / "hf", config, layout=HfLayout("deberta", ModelKind.MLM, legacy=False))
+    folder, _ = hf_folder(tmp_path / "hf", config, target=choose_target(config, ModelKind.MLM))
     name = "deberta.encoder.layer.0.attention.self.in_proj.weight"
     rewrite(folder, lambda tensors: tensors | {name: torch.zeros(70, 24)})
     with pytest.raises(CheckpointError, match=r"in_proj\.weight has shape \(70, 24\); the packed projection"):

@@ -16,16 +16,18 @@ from transformers import AutoModel
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.export import export_checkpoint
-from megadeberta.convert.formats.hf_config import FileFormat, ModelKind
+from megadeberta.convert.formats.family import FileFormat, ModelKind
 from megadeberta.convert.formats.read_folder import ReportLine, read_discriminator
 from megadeberta.convert.import_folder import import_folder
 from megadeberta.convert.import_parts import import_parts
 from megadeberta.errors import CheckpointError
+from megadeberta.layers.objectives import list_layers
 from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.model.initialize import give_storage, initialize
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.weights.initial import initial_values
 from megadeberta.weights.source import load_weights
+from tests.models import rtd_logits
 from tests.unit.convert.small_models import (
     NO_MASK_DECODER,
     V1,
@@ -107,11 +109,11 @@ def test_training_of_both_parts_starts_from_the_import(tmp_path: Path, spm: Path
     model, config = make_run(tmp_path / "run", spm)
     discriminator, generator = export_both(tmp_path / "run", tmp_path)
     import_parts(discriminator, tmp_path / "start", generator=generator)
-    started = WholeModel(build_specs(config, objective_of())).eval()
+    started = WholeModel(list_layers(config, objective_of())).eval()
     give_storage(started, initial_values({name: p.shape for name, p in started.named_parameters()}, tmp_path / "start"))
     ids, mask = padded_batch(config)
     with torch.no_grad():
-        torch.testing.assert_close(started.rtd_logits(ids, mask), model.rtd_logits(ids, mask), rtol=0, atol=1e-6)
+        torch.testing.assert_close(rtd_logits(started, ids, mask), rtd_logits(model, ids, mask), rtol=0, atol=1e-6)
         torch.testing.assert_close(started.mlm_logits(ids, mask), model.mlm_logits(ids, mask), rtol=0, atol=1e-6)
     with pytest.raises(CheckpointError, match=r"do not fit the recipe's model, first discriminator\."):
         initial_values(parameter_shapes(config, ObjectiveConfig()), tmp_path / "start")
@@ -231,7 +233,7 @@ def test_a_new_generator_is_drawn_around_the_discriminators_table_and_said(
     created = {line.ours for line in lines if line.action == "created"}
     assert created == {n for n in found.weights if n.startswith("generator.") and n != f"generator.{TABLE}.weight"}
     assert "NOT FROM A FILE" in caplog.text and "generator.mlm_head.dense.weight" in caplog.text
-    fresh = WholeModel(build_specs(config, found.objective))
+    fresh = WholeModel(list_layers(config, found.objective))
     initialize(fresh, seed=9, std=config.initializer_range)
     assert all(torch.equal(found.weights[name], fresh.get_parameter(name)) for name in created)
     assert ("dropped", f"discriminator: {TABLE}._weight") in [(line.action, line.theirs) for line in lines]

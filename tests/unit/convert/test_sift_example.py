@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from megadeberta.convert.export import export_checkpoint
-from megadeberta.convert.formats.hf_config import ModelKind
+from megadeberta.convert.formats.family import ModelKind
 from tests.unit.convert.small_models import SOTU, padded_batch, small_config, small_model, write_weights_folder
 
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "finetune_with_sift.py"

@@ -5,7 +5,7 @@ import pytest
 
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.counter_random import stream_key
-from megadeberta.data.next_token import load_targets
+from megadeberta.data.targets import load_targets
 from megadeberta.data.tokenizer import PieceKind
 
 PAD, CLS, SEP, MASK = 0, 1, 2, 100
@@ -30,18 +30,19 @@ def test_every_ordinary_token_is_the_target_of_the_place_before_it() -> None:
     filled = batch.masked_labels[0] != 0
     assert batch.masked_positions[0][filled].tolist() == [0, 1, 2, 5]
     assert batch.masked_labels[0][filled].tolist() == [7, 8, 3, 9]
-    assert batch.prefix_lengths.tolist() == [0]
+    assert batch.more["prefix_lengths"].tolist() == [0]
 
 
 def test_a_prefix_is_at_most_half_of_the_tokens_and_has_no_targets() -> None:
     tokens = _rows(400)
     batch = _make(tokens, name="ar", autoregressive={"prefix_share": 0.5})
-    assert 0.4 < (batch.prefix_lengths > 0).mean() < 0.6
-    assert batch.prefix_lengths.max() == 11 and batch.prefix_lengths[batch.prefix_lengths > 0].min() == 1
+    assert 0.4 < (batch.more["prefix_lengths"] > 0).mean() < 0.6
+    prefixes = batch.more["prefix_lengths"]
+    assert prefixes.max() == 11 and prefixes[prefixes > 0].min() == 1
     for row in range(len(tokens)):
         filled = batch.masked_labels[row] != 0
         positions = batch.masked_positions[row][filled]
-        assert positions.tolist() == list(range(max(0, batch.prefix_lengths[row] - 1), 20))
+        assert positions.tolist() == list(range(max(0, batch.more["prefix_lengths"][row] - 1), 20))
         assert batch.masked_labels[row][filled].tolist() == tokens[row][positions + 1].tolist()
 
 
@@ -49,9 +50,9 @@ def test_sequences_of_a_mixture_are_masked_or_read_left_to_right() -> None:
     tokens = _rows(600)
     batch = _make(tokens, name="mlm_ar", autoregressive={"share": 0.25}, mask_token_prob=1, random_token_prob=0)
     alone = _make(tokens, name="mlm", mask_token_prob=1, random_token_prob=0)
-    left_to_right = batch.prefix_lengths == 0
+    left_to_right = batch.more["prefix_lengths"] == 0
     assert 0.2 < left_to_right.mean() < 0.3
-    assert set(batch.prefix_lengths.tolist()) == {0, tokens.shape[1]}
+    assert set(batch.more["prefix_lengths"].tolist()) == {0, tokens.shape[1]}
     assert (batch.input_ids[left_to_right] == tokens[left_to_right]).all()
     for row in np.flatnonzero(~left_to_right):
         kept = [array[row][array[row] != 0].tolist() for array in (batch.masked_labels, alone.masked_labels)]
@@ -65,7 +66,7 @@ def test_draws_do_not_depend_on_the_neighbours(name: str) -> None:
     targets = load_targets(ObjectiveConfig(name=name, autoregressive={"prefix_share": 0.5}), KINDS, mask_id=MASK)
     keys = stream_key(1, "test", np.arange(8))
     whole, alone = targets(tokens, keys), targets(tokens[5:6], keys[5:6])
-    assert whole.prefix_lengths[5] == alone.prefix_lengths[0]
+    assert whole.more["prefix_lengths"][5] == alone.more["prefix_lengths"][0]
     kept = [batch.masked_labels[row][batch.masked_labels[row] != 0] for batch, row in ((whole, 5), (alone, 0))]
     assert kept[0].tolist() == kept[1].tolist()
 

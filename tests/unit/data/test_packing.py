@@ -98,7 +98,10 @@ def test_sample_numbers_do_not_depend_on_the_layout(tmp_path: Path) -> None:
             with training_batches(data, config, seed=3, **options) as steps:
                 for step in steps:
                     for number, batch in enumerate(step.micro_batches):
-                        first = step.sample_range[0] + (number * algebra.data_parallel + rank) * algebra.micro_batch
+                        first = (
+                            step.step * algebra.global_batch
+                            + (number * algebra.data_parallel + rank) * algebra.micro_batch
+                        )
                         found.update(enumerate(batch["sample_numbers"].tolist(), start=first))
         return found
 

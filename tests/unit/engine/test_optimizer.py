@@ -6,7 +6,8 @@ from torch import nn
 
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.optimizer import AdamWithoutBiasCorrection, build_optimizer, parameter_groups
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.layers.catalogue import token_model_layers
+from megadeberta.model.whole import WholeModel
 from tests.unit.model.golden import golden_config
 
 
@@ -28,14 +29,14 @@ def test_adam_without_bias_correction_gives_the_reference_values() -> None:
 
 def test_bias_correction_is_the_default_and_can_be_switched_off() -> None:
     model = nn.Linear(2, 2)
-    corrected = build_optimizer(model, OptimizerConfig(lr=1e-3), deepspeed_block={})
+    corrected = build_optimizer(model, OptimizerConfig(lr=1e-3), offloaded=False)
     assert type(corrected) is torch.optim.AdamW
-    plain = build_optimizer(model, OptimizerConfig(lr=1e-3, bias_correction=False), deepspeed_block={})
+    plain = build_optimizer(model, OptimizerConfig(lr=1e-3, bias_correction=False), offloaded=False)
     assert type(plain) is AdamWithoutBiasCorrection
 
 
 def test_biases_and_layer_norms_are_not_decayed_and_all_tables_are() -> None:
-    model = WholeModel(mlm_specs(golden_config(enhanced_mask_decoder=True, conv_kernel_size=3)))
+    model = WholeModel(token_model_layers(golden_config(enhanced_mask_decoder=True, conv_kernel_size=3)))
     decayed, plain = parameter_groups(model.named_parameters(), weight_decay=0.01)
     decayed_ids = {id(p) for p in decayed["params"]}
     for name, parameter in model.named_parameters():

@@ -14,7 +14,7 @@ from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.export import export_checkpoint
 from megadeberta.convert.fill_mask import predict_masks
-from megadeberta.convert.formats.hf_config import ModelKind
+from megadeberta.convert.formats.family import ModelKind
 from megadeberta.convert.import_parts import import_parts
 from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.loader import validation_batches
@@ -23,8 +23,9 @@ from megadeberta.errors import CheckpointError, ConfigError, DataError
 from megadeberta.evaluate.run import evaluate
 from megadeberta.evaluate.sequences import score_by_mask_kind, score_terms
 from megadeberta.evaluate.texts import score_left_to_right, score_pseudo_perplexity
+from megadeberta.layers.objectives import list_layers
 from megadeberta.model.dropout import set_sites
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.weights.source import load_weights
 from tests.unit.convert.small_models import (
     SOTU,
@@ -169,7 +170,7 @@ def test_parts_of_a_run_are_models_that_export_and_fill_masks(tmp_path: Path, vo
 def test_the_generator_samples_as_in_the_validation_of_the_run(tmp_path: Path, vocabulary: Path, shard: Path) -> None:
     run = _checkpoint(tmp_path, "rtd", vocabulary, shard, seed=77)
     source = load_weights(run)
-    model = WholeModel(build_specs(source.config, source.objective)).eval()
+    model = WholeModel(list_layers(source.config, source.objective)).eval()
     model.load_state_dict(source.weights, strict=False)
     data = DataConfig.model_validate({**source.run["config"]["data"], "loader_workers": 0})
     algebra = BatchAlgebra(4, 4, 1, 1)

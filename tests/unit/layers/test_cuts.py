@@ -2,7 +2,8 @@
 
 import pytest
 
-from megadeberta.layers.cuts import VOCABULARY_UNIT, ShardSlice, how_cut, shard_slice, vocabulary_rows
+from megadeberta.layers.cuts import ShardSlice, how_cut, shard_slice
+from megadeberta.layers.vocabulary import VOCABULARY_UNIT, vocabulary_rows
 
 
 @pytest.mark.parametrize("vocabulary", [128, 131, 1000, 50_265, 128_000, 128_100])

@@ -9,9 +9,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.kept_bytes import BATCH, LENGTH, kept_bytes
 from megadeberta.config.run import RunConfig
-from megadeberta.layers.kept import Attention, Work
+from megadeberta.layers.micro_batch import MicroBatch
+from megadeberta.layers.objectives import Update
+from megadeberta.ops.attention.backends import BACKENDS
 from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel
-from megadeberta.plan.memory import forward_memory, work_of
+from megadeberta.plan.memory import ForwardMemory, forward_memory
 from megadeberta.plan.stages import Recipe
 from tests.models import V1, V2, run_config
 from tests.ranks import run_ranks
@@ -38,32 +40,45 @@ SHAPES = {
 
 
 CASES = [(shape, "mlm", backend, False) for shape in SHAPES for backend in ("cpu", "reference")]
-CASES += [("v3", "mlm", "cpu-lean", False), ("v3", "rtd", "cpu", False), ("v1", "rtd", "reference", False)]
+CASES += [("v3", "mlm", name, False) for name in BACKENDS if name not in ("cpu", "reference", "triton")]
+CASES += [("v3", "rtd", "cpu", False), ("v1", "rtd", "reference", False)]
 CASES += [("v3", "mlm", "cpu", True), ("v2", "rtd", "reference", True)]
 
 
+def _forward(config: RunConfig, batch: MicroBatch) -> ForwardMemory:
+    (stage,) = Recipe(config).stages(layout(micro_batch=batch.sequences, tensor=batch.tensor))
+    return forward_memory(stage, batch, updates=(Update(None, {}),))
+
+
 @pytest.mark.parametrize(("shape", "objective", "backend", "recompute"), CASES)
-def test_kept_bytes_are_those_of_the_plan(shape: str, objective: str, backend: Attention, recompute: bool) -> None:
+def test_kept_bytes_are_those_of_the_plan(shape: str, objective: str, backend: str, recompute: bool) -> None:
     config = run_config(model=MODEL | SHAPES[shape], objective={"name": objective}, data={"sequence_length": LENGTH})
     targets = math.ceil(config.objective.mask_rate * LENGTH)
-    work = Work(BATCH, LENGTH, targets, "fp32", backend)
-    recipe = Recipe(config)
-    (stage,) = recipe.stages(layout(micro_batch=BATCH))
-    forward = forward_memory(recipe, stage, work, recompute=recompute)
+    batch = MicroBatch(BATCH, LENGTH, targets, attention=backend, activation_checkpointing=recompute)
+    forward = _forward(config, batch)
     found = kept_bytes(config.model, config.objective, backend, targets=targets, recompute=recompute)
     # Masks and counts are left out of the plan.
     assert forward.kept + forward.kept_logits == pytest.approx(found, rel=0.02)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "cpu-lean", "reference"])
-def test_selective_recompute_keeps_what_the_plan_says(backend: Attention) -> None:
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])
+def test_selective_recompute_keeps_what_the_plan_says(backend: str) -> None:
     config = run_config(model=MODEL, training={"selective_recompute": True}, data={"sequence_length": LENGTH})
-    work = work_of(config, layout(micro_batch=BATCH), backend)
-    assert work.selective_recompute
-    recipe = Recipe(config)
-    (stage,) = recipe.stages(layout(micro_batch=BATCH))
-    forward = forward_memory(recipe, stage, work, recompute=False)
-    found = kept_bytes(config.model, config.objective, backend, targets=work.targets, selective=True)
+    batch = layout(micro_batch=BATCH).micro_batch_of(config, attention=backend)
+    assert batch.selective_recompute
+    forward = _forward(config, batch)
+    found = kept_bytes(config.model, config.objective, backend, targets=batch.slots, selective=True)
+    assert forward.kept + forward.kept_logits == pytest.approx(found, rel=0.02)
+
+
+def test_kept_bytes_of_the_kernels_are_those_of_the_plan() -> None:
+    """Of one sequence, one head and two layers: the cases above take minutes through Triton's interpreter."""
+    config = run_config(
+        model=MODEL | {"num_attention_heads": 1, "num_hidden_layers": 2}, data={"sequence_length": LENGTH}
+    )
+    batch = layout(micro_batch=1).micro_batch_of(config, attention="triton")
+    forward = _forward(config, batch)
+    found = kept_bytes(config.model, config.objective, "triton", targets=batch.slots, batch=1)
     assert forward.kept + forward.kept_logits == pytest.approx(found, rel=0.02)
 
 
@@ -87,10 +102,8 @@ def test_kept_bytes_of_shards_are_those_of_the_plan(objective: str, sequence_par
     heads = {"num_attention_heads": 4, "conv_kernel_size": 3}
     config = run_config(model=MODEL | heads, objective={"name": objective}, data={"sequence_length": LENGTH})
     targets = math.ceil(config.objective.mask_rate * LENGTH)
-    work = Work(BATCH, LENGTH, targets, "fp32", "cpu", tensor=2, sequence_parallel=sequence_parallel)
-    recipe = Recipe(config)
-    (stage,) = recipe.stages(layout(micro_batch=BATCH, tensor=2))
-    forward = forward_memory(recipe, stage, work, recompute=False)
+    batch = MicroBatch(BATCH, LENGTH, targets, attention="cpu", tensor=2, sequence_parallel=sequence_parallel)
+    forward = _forward(config, batch)
     measure = functools.partial(_kept_by_shards, sequence_parallel=sequence_parallel)
     for found in run_ranks(measure, 1, config, targets, distributed=False)[0]:
         assert forward.kept + forward.kept_logits == pytest.approx(found, rel=0.05)

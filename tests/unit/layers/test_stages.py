@@ -1,30 +1,20 @@
-"""Cutting the list of layers: known optima, and the torch-free list is that of the layer specs."""
+"""Cutting the catalogue's list of layers into stages: known optima, every parameter once."""
 
 import itertools
 import math
 import random
 
 import pytest
-import torch
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.errors import ParallelError
-from megadeberta.layers import costs as costs_module
-from megadeberta.layers.costs import list_layers
+from megadeberta.layers.catalogue import WORD_TABLE
+from megadeberta.layers.micro_batch import MicroBatch
+from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.layers.stages import balance, cuttable_items, plan_stages, shared_parameters
-from megadeberta.model.whole import POSITION_TABLE, WORD_TABLE, build_specs
-from megadeberta.observability.flops import run_flops_per_token
-from tests.models import INPUT_POSITIONS, V2, tiny_v3
 
-SHAPES = [
-    {},
-    V2,
-    INPUT_POSITIONS,
-    {"relative_attention": False},
-    {"embedding_size": 128, "enhanced_mask_decoder": False},
-]
 GOALS = [
     {},
     {"name": "mlm_ar"},
@@ -33,6 +23,11 @@ GOALS = [
     {"name": "rtd", "rtd": {"embedding_sharing": "nes", "generator_layers": 2}},
 ]
 BASE = ModelConfig()
+
+
+def _batch(objective: ObjectiveConfig, sequences: int = 1, *, checkpointing: bool = False) -> MicroBatch:
+    slots = objective_of(objective).slots(objective, 512)
+    return MicroBatch(sequences, 512, slots, activation_checkpointing=checkpointing)
 
 
 @pytest.mark.parametrize(
@@ -73,30 +68,15 @@ def test_more_stages_than_layers_are_refused() -> None:
         balance([1.0, 2.0], 3)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("goal", GOALS)
-def test_the_list_without_torch_is_that_of_the_specs(shape: dict[str, object], goal: dict[str, object]) -> None:
-    model, objective = tiny_v3(num_hidden_layers=4, **shape), ObjectiveConfig.model_validate(goal)
-    layers = list_layers(model, objective, sequence_length=64)
-    with torch.device("meta"):
-        specs = build_specs(model, objective)
-    assert [layer.name for layer in layers] == [spec.name for spec in specs]
-    assert [layer.tied for layer in layers] == [tuple(tie.source for tie in spec.ties) for spec in specs]
-    readers = [layer.name for layer in layers if layer.table is not None]
-    relative = [name for name in (spec.name for spec in specs) if "layer." in name or name.endswith("mask_decoder")]
-    assert readers == (relative if model.relative_attention else [])
-    assert (costs_module.WORD_TABLE, costs_module.POSITION_TABLE) == (WORD_TABLE, POSITION_TABLE)
-
-
 @pytest.mark.parametrize("goal", GOALS)
 @pytest.mark.parametrize("stages", [1, 2, 3, 5])
 def test_stages_hold_the_whole_model_once(goal: dict[str, object], stages: int) -> None:
     objective = ObjectiveConfig.model_validate(goal)
-    layers, shapes = list_layers(BASE, objective, sequence_length=512), parameter_shapes(BASE, objective)
-    plans = plan_stages(layers, shapes, stages)
+    layers, shapes, batch = list_layers(BASE, objective), parameter_shapes(BASE, objective), _batch(objective)
+    plans = plan_stages(layers, batch, stages)
     owned = [name for plan in plans for name in plan.parameters if name not in plan.copies]
     assert sorted(owned) == sorted(shapes)
-    assert sum(plan.operations for plan in plans) == pytest.approx(sum(layer.operations for layer in layers))
+    assert sum(plan.operations for plan in plans) == pytest.approx(sum(layer.operations(batch) for layer in layers))
     names = [name for plan in plans for name in plan.names]
     assert list(dict.fromkeys(names)) == [layer.name for layer in layers]  # a relative table may come again
     shared = shared_parameters(plans)
@@ -105,8 +85,7 @@ def test_stages_hold_the_whole_model_once(goal: dict[str, object], stages: int) 
 
 def test_word_table_and_relative_table_are_shared_by_the_stages_that_read_them() -> None:
     objective = ObjectiveConfig(name="rtd")
-    layers = list_layers(BASE, objective, sequence_length=512, micro_batch=8)
-    plans = plan_stages(layers, parameter_shapes(BASE, objective), 4)
+    plans = plan_stages(list_layers(BASE, objective), _batch(objective, 8), 4)
     shared = shared_parameters(plans)
     place = {name: number for number, plan in enumerate(plans) for name in plan.names}
     readers = {0, place["generator.mlm_head"], place["discriminator.embeddings"]}
@@ -119,34 +98,22 @@ def test_word_table_and_relative_table_are_shared_by_the_stages_that_read_them()
 
 def test_the_head_over_the_vocabulary_makes_its_stage_shorter() -> None:
     objective = ObjectiveConfig()
-    layers = list_layers(BASE, objective, sequence_length=512, micro_batch=8)
-    plans = plan_stages(layers, parameter_shapes(BASE, objective), 4)
+    plans = plan_stages(list_layers(BASE, objective), _batch(objective, 8), 4)
     encoder = [sum(name.startswith("layer.") for name in plan.names) for plan in plans]
     assert plans[-1].names[-2:] == ("mask_decoder", "mlm_head") and encoder[-1] < max(encoder)
     assert max(plan.operations for plan in plans) < 1.35 * sum(plan.operations for plan in plans) / 4
 
 
 def test_a_generators_logits_are_never_cut_from_its_samples() -> None:
-    layers = list_layers(BASE, ObjectiveConfig(name="rtd"), sequence_length=512)
+    layers = list_layers(BASE, ObjectiveConfig(name="rtd"))
     assert ["generator.mlm_head", "generator.sample"] in [[x.name for x in item] for item in cuttable_items(layers)]
 
 
-@pytest.mark.parametrize("goal", [{}, {"name": "ar"}])
-def test_operations_agree_with_those_that_throughput_is_measured_by(goal: dict[str, object]) -> None:
-    objective = ObjectiveConfig.model_validate(goal)
-    layers = list_layers(BASE, objective, sequence_length=512, micro_batch=64)
-    found = sum(layer.operations for layer in layers) / (64 * 512)
-    # Those leave out the projections of the relative table, 1/64 of a sequence each here, and count whole sequences.
-    assert found == pytest.approx(run_flops_per_token(BASE, objective, sequence_length=512), rel=0.02)
-
-
 def test_recomputation_costs_a_third_more_in_the_encoder_alone() -> None:
+    objective = ObjectiveConfig()
     plain, again = (
-        {
-            layer.name: layer.operations
-            for layer in list_layers(BASE, ObjectiveConfig(), sequence_length=512, recompute=r)
-        }
-        for r in (False, True)
+        {layer.name: layer.operations(batch) for layer in list_layers(BASE, objective)}
+        for batch in (_batch(objective), _batch(objective, checkpointing=True))
     )
     assert math.isclose(again["layer.3"], plain["layer.3"] * 4 / 3)
     assert again["mlm_head"] == plain["mlm_head"]

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import RtdConfig, part_of
+from megadeberta.convert.formats.deberta_v1 import DebertaV1
 from megadeberta.convert.formats.names import backbone_names, mlm_names
-from megadeberta.convert.formats.v1 import pack, unpack
-from megadeberta.model.whole import WholeModel, backbone_specs, mlm_specs, rtd_specs
+from megadeberta.layers.catalogue import backbone_layers, rtd_layers, token_model_layers
+from megadeberta.model.whole import WholeModel
 from tests.models import tiny_v3
 
 IDS = torch.tensor([[1, 5, 7, 4, 9, 2], [1, 6, 4, 2, 0, 0]])
@@ -34,19 +35,19 @@ def golden_config(**changes: object) -> ModelConfig:
 
 def golden_backbone(config: ModelConfig) -> tuple[WholeModel, int]:
     """A float64 encoder filled by the rule over the Hugging Face key order, and its number of keys."""
-    return _filled(WholeModel(backbone_specs(config)), backbone_names(config))
+    return _filled(WholeModel(backbone_layers(config)), backbone_names(config))
 
 
 def golden_mlm(config: ModelConfig) -> tuple[WholeModel, int]:
     """A float64 masked-language model filled by the rule, and its number of keys."""
-    return _filled(WholeModel(mlm_specs(config)), mlm_names(config))
+    return _filled(WholeModel(token_model_layers(config)), mlm_names(config))
 
 
 def golden_discriminator(config: ModelConfig) -> tuple[WholeModel, int]:
     """A float64 discriminator with tables of its own, filled by the rule over the Microsoft key order. The source's
     absolute position table counts as a key and has no part in the outputs."""
     rtd = RtdConfig(embedding_sharing="nes")
-    model = WholeModel([spec for spec in rtd_specs(config, rtd) if part_of(spec.name) == "discriminator"])
+    model = WholeModel([spec for spec in rtd_layers(config, rtd) if part_of(spec.name) == "discriminator"])
     names = {f"discriminator.{ours}": f"deberta.{theirs}" for ours, theirs in backbone_names(config).items()}
     for ours, theirs in {"dense": "dense", "layer_norm": "LayerNorm", "classifier": "classifier"}.items():
         for kind in ("weight", "bias"):
@@ -59,18 +60,18 @@ def golden_v1() -> tuple[WholeModel, WholeModel, int]:
     and a v2 one with separate projections, whose key biases are zero; and the number of keys."""
     shape = {"share_att_key": False, "position_buckets": -1, "norm_rel_ebd": "none"}
     config = golden_config(**shape, key_bias=False)
-    size, heads = config.hidden_size, config.num_attention_heads
+    family = DebertaV1()
     with torch.no_grad():
-        like = _by_their_names(WholeModel(backbone_specs(config)), config)
-        packed = {key: tensor.double() for key, tensor in pack(like, num_heads=heads).items()}
+        like = _by_their_names(WholeModel(backbone_layers(config)), config)
+        packed = {key: tensor.double() for key, tensor in family.pack(like, config).items()}
         for i, key in enumerate(sorted(packed)):
             fill(packed[key], key, i)
-        unpacked = unpack(packed, num_heads=heads)
+        unpacked = family.unpack(packed, config)
         models = []
         for wanted in (config, golden_config(**shape)):
-            model = WholeModel(backbone_specs(wanted)).double().eval()
+            model = WholeModel(backbone_layers(wanted)).double().eval()
             for key, parameter in _by_their_names(model, wanted).items():
-                parameter.copy_(unpacked.get(key, torch.zeros(size, dtype=torch.float64)))
+                parameter.copy_(unpacked.get(key, torch.zeros(config.hidden_size, dtype=torch.float64)))
             models.append(model)
     return models[0], models[1], len(packed)
 

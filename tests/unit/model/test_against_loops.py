@@ -8,8 +8,10 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig, RtdConfig
+from megadeberta.layers.catalogue import rtd_layers
+from megadeberta.layers.objectives import list_layers
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, build_specs, rtd_specs
+from megadeberta.model.whole import WholeModel
 from tests.models import INPUT_POSITIONS, V1, V2, tiny_v3
 from tests.unit.model.naive import Naive, binary_cross_entropy, cross_entropy
 
@@ -76,7 +78,7 @@ def _targets(batch: int) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 def test_masked_language_modelling_equals_the_loops(changes: dict[str, object]) -> None:
     config = tiny_v3(**SIZES | changes)
-    model = _model(build_specs(config, ObjectiveConfig()))
+    model = _model(list_layers(config, ObjectiveConfig()))
     terms, _ = model(IDS, MASK, POSITIONS, LABELS)
     naive = _naive(model, config)
     loops = torch.zeros((), dtype=torch.float64)
@@ -92,7 +94,7 @@ def test_masked_language_modelling_equals_the_loops(changes: dict[str, object]) 
 @pytest.mark.parametrize("changes", [{}, V1], ids=["v3", "v1"])
 def test_left_to_right_and_prefix_attention_equals_the_loops(changes: dict[str, object], prefix: int) -> None:
     config = tiny_v3(**SIZES | changes)
-    model = _model(build_specs(config, ObjectiveConfig()))
+    model = _model(list_layers(config, ObjectiveConfig()))
     terms, _ = model(IDS, MASK, POSITIONS, LABELS, prefix_lengths=torch.tensor([prefix, prefix]))
     naive = _naive(model, config)
     loops = torch.zeros((), dtype=torch.float64)
@@ -113,7 +115,7 @@ def test_left_to_right_and_prefix_attention_equals_the_loops(changes: dict[str, 
 )
 def test_packed_documents_equal_the_loops(changes: dict[str, object]) -> None:
     config = tiny_v3(**SIZES | changes)
-    model = _model(build_specs(config, ObjectiveConfig()))
+    model = _model(list_layers(config, ObjectiveConfig()))
     ids, mask = torch.tensor([[1, 5, 2, 1, 3, 8, 2, 0]]), torch.tensor([[1] * 7 + [0]])
     starts = [0, 0, 0, 3, 3, 3, 3, 3]
     terms, _ = model(ids, mask, torch.tensor([[1, 4]]), torch.tensor([[6, 7]]), document_starts=torch.tensor([starts]))
@@ -128,7 +130,7 @@ def test_packed_documents_equal_the_loops(changes: dict[str, object]) -> None:
 def test_joint_replaced_token_detection_equals_the_loops(sharing: str, packed: bool) -> None:
     config = tiny_v3(**SIZES)
     rtd = RtdConfig(embedding_sharing=sharing, generator_layers=2)
-    model = _model(rtd_specs(config, rtd))
+    model = _model(rtd_layers(config, rtd))
     starts = [0, 0, 0, 3, 3, 3] if packed else [0] * 6
     more = {"document_starts": torch.tensor([starts, [0] * 6])} if packed else {}
     keys = torch.tensor([11, 12])

@@ -4,7 +4,6 @@ Shapes: B batch · L length · D hidden size.
 """
 
 import math
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,21 +12,29 @@ import torch
 from benchmarks.stopwatch import KeptTensors
 from megadeberta.config.model import ModelConfig
 from megadeberta.errors import ConfigError
-from megadeberta.model import attention_backend, kernel_trial
+from megadeberta.layers.catalogue import token_model_layers
+from megadeberta.model import kernel_trial
 from megadeberta.model.attention import DisentangledSelfAttention, QueryStream
-from megadeberta.model.attention_backend import choose_attention, select_attention
+from megadeberta.model.attention_backend import choose_attention, select_attention, select_residual_norm
 from megadeberta.model.carry import Carry, RelativePositions
 from megadeberta.model.dropout import Draws, set_sites
 from megadeberta.model.initialize import initialize
-from megadeberta.model.kernel_trial import Trial, try_kernels
+from megadeberta.model.kernel_trial import Trial, try_backend
 from megadeberta.model.layer import EncoderLayer
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.model.whole import WholeModel
+from megadeberta.ops.attention import backends
 from megadeberta.ops.attention.mask import padding_mask
 from megadeberta.ops.attention.relative_position import rows_by_distance
 from tests.models import tiny_v3
 
 TEXT = Path(__file__).parents[2] / "data" / "sotu.txt"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def _select(model: torch.nn.Module, backend: str) -> None:
+    """The backend and the residual norm that goes with it."""
+    select_attention(model, backend, CPU)
+    select_residual_norm(model, "auto", CPU, attention=backend)
 
 
 def _losses(backend: str, *, steps: int, dropout: float) -> list[float]:
@@ -41,9 +48,9 @@ def _losses(backend: str, *, steps: int, dropout: float) -> list[float]:
         max_position_embeddings=64,
         dropout=dropout,
     )
-    model = WholeModel(mlm_specs(config))
+    model = WholeModel(token_model_layers(config))
     initialize(model, seed=1, std=0.02)
-    select_attention(model, backend, CPU)
+    _select(model, backend)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     data = torch.tensor(list(TEXT.read_bytes()[: steps * 4 * 64])).view(steps, 4, 64) + 4
     generator = torch.Generator().manual_seed(2)
@@ -74,7 +81,7 @@ def _kept_bytes(backend: str, *, layers: int, batch: int, length: int) -> tuple[
     """Bytes that v3-base layers keep for their backward pass, parameters left out, and the shapes of what they keep."""
     config = ModelConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     stack = torch.nn.Sequential(*(EncoderLayer(config) for _ in range(layers)))
-    select_attention(stack, backend, CPU)
+    _select(stack, backend)
     rows = rows_by_distance(length, config.position_buckets, config.relative_span)
     table = torch.randn(int(rows[-1] - rows[0]) + 1, config.hidden_size, requires_grad=True)
     carry = Carry(
@@ -100,8 +107,9 @@ def test_a_lean_layer_keeps_40_kib_a_token_and_no_score_matrix() -> None:
 
 
 def _choice(switch: str, device: torch.device, outcome: Trial | None = None, **options: object) -> tuple[str, str]:
-    def trial() -> Trial:
+    def trial(candidate: str, rival: str) -> Trial:
         assert outcome is not None, "no trial is needed"
+        assert (candidate, rival) == ("triton", "reference")
         return outcome
 
     choice = choose_attention(switch, device, trial, **options)
@@ -112,29 +120,32 @@ def test_the_log_says_which_implementation_was_taken_and_why(monkeypatch: pytest
     assert _choice("auto", CPU) == ("cpu", "attention auto: cpu on cpu")
     assert _choice("reference", CUDA) == ("reference", "attention reference: reference on cuda")
     assert _choice("triton", CUDA) == ("triton", "attention triton: triton on cuda")
-    monkeypatch.setattr(attention_backend, "has_triton", lambda: False)
-    assert _choice("auto", CUDA) == ("reference", "attention auto: reference on cuda, as Triton is not installed")
+    monkeypatch.setattr(backends, "has_triton", lambda: False)
+    assert _choice("auto", CUDA) == (
+        "reference",
+        "attention auto: reference on cuda; triton: Triton is not installed (pip install 'megadeberta[gpu]')",
+    )
 
 
 @pytest.mark.parametrize(
     ("outcome", "taken", "reason"),
     [
-        (Trial(0.25), "triton", "the kernels are right here and take 0.25 of the reference's time"),
-        (Trial(1.3), "reference", "the kernels are right here and take 1.30 of the reference's time"),
-        (Trial(math.inf, "they failed"), "reference", "of the kernels, they failed"),
+        (Trial(0.25), "triton", "triton is right here and takes 0.25 of the time of reference"),
+        (Trial(1.3), "reference", "triton is right here and takes 1.30 of the time of reference"),
+        (Trial(math.inf, "failed"), "reference", "triton: failed"),
     ],
 )
 def test_auto_on_a_gpu_takes_the_kernels_where_they_are_right_and_faster(
     monkeypatch: pytest.MonkeyPatch, outcome: Trial, taken: str, reason: str
 ) -> None:
-    monkeypatch.setattr(attention_backend, "has_triton", lambda: True)
+    monkeypatch.setattr(backends, "has_triton", lambda: True)
     assert _choice("auto", CUDA, outcome) == (taken, f"attention auto: {taken} on cuda; {reason}")
 
 
 def test_a_rank_where_the_kernels_are_wrong_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_backend, "has_triton", lambda: True)
+    monkeypatch.setattr(backends, "has_triton", lambda: True)
     backend, line = _choice("auto", CUDA, Trial(0.25), agree=lambda share: math.inf)
-    assert (backend, line.split("; ")[1]) == ("reference", "on another rank the kernels are not right")
+    assert (backend, line.split("; ")[1]) == ("reference", "triton: not right on another rank")
 
 
 def _trial(*, spoil: float = 0.0, fail: bool = False) -> Trial:
@@ -143,53 +154,53 @@ def _trial(*, spoil: float = 0.0, fail: bool = False) -> Trial:
     def select(module: torch.nn.Module, backend: str) -> None:
         if backend == "triton" and fail:
             raise RuntimeError("out of shared memory\nand more")
-        select_attention(module, "cpu" if backend == "triton" else backend, CPU)
+        _select(module, "cpu" if backend == "triton" else backend)
         if backend == "triton":
             with torch.no_grad():
                 module.self_attention.dense.weight.mul_(1 + spoil)
 
     config = tiny_v3(hidden_size=32, position_buckets=8, max_position_embeddings=64)
-    return try_kernels(config, select, length=40, dtype=torch.bfloat16, device=CPU)
+    return try_backend(config, select, "triton", "reference", length=40, dtype=torch.bfloat16, device=CPU)
 
 
 def test_the_trial_passes_rounding_and_finds_an_error_of_five_percent() -> None:
     good = _trial()
-    assert 0 < good.share < math.inf
+    assert 0 < good.ratio < math.inf
     assert not good.finding
     bad = _trial(spoil=0.05)
-    assert bad.share == math.inf
+    assert bad.ratio == math.inf
     assert "away from the reference" in bad.finding
 
 
 def test_kernels_that_do_not_compile_leave_the_reference() -> None:
     failed = _trial(fail=True)
-    assert failed == Trial(math.inf, "they failed with RuntimeError: out of shared memory")
+    assert failed == Trial(math.inf, "failed with RuntimeError: out of shared memory")
 
 
 def test_the_real_kernels_pass_their_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(kernel_trial, "_REPEATS", 1)
     config = tiny_v3(hidden_size=64, position_buckets=8, max_position_embeddings=64)
-    select = partial(select_attention, device=CPU)
-    assert not try_kernels(config, select, length=24, dtype=torch.float32, device=CPU).finding
+    found = try_backend(config, _select, "triton", "reference", length=24, dtype=torch.float32, device=CPU)
+    assert not found.finding
 
 
 def test_triton_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_backend, "has_triton", lambda: False)
+    monkeypatch.setattr(backends, "has_triton", lambda: False)
     with pytest.raises(ConfigError, match=r"training\.attention=triton: .*not installed.*megadeberta\[gpu\]"):
         select_attention(torch.nn.Module(), "triton", CUDA)
 
 
 def test_triton_on_a_cpu_names_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_backend, "has_triton", lambda: True)
+    monkeypatch.setattr(backends, "has_triton", lambda: True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ConfigError, match=r"training\.attention=triton needs a GPU.*TRITON_INTERPRET=1"):
+    with pytest.raises(ConfigError, match=r"training\.attention=triton: it needs a GPU.*TRITON_INTERPRET=1"):
         select_attention(torch.nn.Module(), "triton", CPU)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "cpu-lean"])
 def test_the_cpu_path_is_refused_on_a_gpu(backend: str) -> None:
-    with pytest.raises(ConfigError, match=rf"training\.attention={backend} runs on a CPU.*cuda.*auto"):
+    with pytest.raises(ConfigError, match=rf"training\.attention={backend}: it runs on a CPU.*cuda.*auto"):
         select_attention(torch.nn.Module(), backend, CUDA)
 
 

@@ -6,21 +6,23 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import RtdConfig
+from megadeberta.layers.catalogue import backbone_layers, rtd_layers, token_model_layers
 from megadeberta.model.carry import Carry
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, backbone_specs, mlm_specs, rtd_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.relative_position import rows_by_distance
+from tests.models import rtd_logits
 from tests.unit.model.golden import IDS, MASK, golden_config
 
 
 def _encoder(config: ModelConfig) -> WholeModel:
-    model = WholeModel(backbone_specs(config)).double().eval()
+    model = WholeModel(backbone_layers(config)).double().eval()
     initialize(model, seed=2, std=0.3)
     return model
 
 
 def _mlm(config: ModelConfig) -> WholeModel:
-    model = WholeModel(mlm_specs(config)).double().eval()
+    model = WholeModel(token_model_layers(config)).double().eval()
     initialize(model, seed=2, std=0.3)
     return model
 
@@ -96,17 +98,17 @@ def test_a_packed_document_is_what_it_is_alone(changes: dict[str, object]) -> No
 
 def test_the_replaced_token_head_reads_each_documents_own_first_state() -> None:
     config = golden_config(num_hidden_layers=2, max_position_embeddings=12)
-    model = WholeModel(rtd_specs(config, RtdConfig(generator_layers=1))).double().eval()
+    model = WholeModel(rtd_layers(config, RtdConfig(generator_layers=1))).double().eval()
     initialize(model, seed=2, std=0.3)
-    logits = model.rtd_logits(PACKED, PACKED_MASK, STARTS)
+    logits = rtd_logits(model, PACKED, PACKED_MASK, STARTS)
     for first, last in ((0, 4), (4, 10)):
-        torch.testing.assert_close(logits[:, first:last], model.rtd_logits(*_alone(first, last)), rtol=0, atol=1e-12)
+        torch.testing.assert_close(logits[:, first:last], rtd_logits(model, *_alone(first, last)), rtol=0, atol=1e-12)
 
 
 def test_convolution_reads_the_embeddings_and_replaces_the_output_of_layer_0() -> None:
     config = golden_config(conv_kernel_size=3, num_hidden_layers=1)
     model = _encoder(config)
-    embedded = model.run(Carry(IDS, MASK.bool()), ["embeddings", "relative"])
+    embedded = model.run(Carry(IDS, MASK.bool()), model.layers[:2])
     branch = model.get_submodule("layer.0.convolution")
     plain = _encoder(golden_config(num_hidden_layers=1))
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if "convolution" not in k})

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.layers.objectives import list_layers
 from megadeberta.model.dropout import AttentionDropout, Draws, HiddenDropout, set_sites
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
 from tests.models import masked_batch, tiny_v2
 
 CONFIG = tiny_v2(num_hidden_layers=4, dropout=0.3, initializer_range=0.3)
@@ -15,7 +16,7 @@ BATCH = masked_batch(CONFIG, step=5)
 
 
 def _model(objective: str = "mlm", *, seed: int = 1) -> WholeModel:
-    model = WholeModel(build_specs(CONFIG, ObjectiveConfig(name=objective)))
+    model = WholeModel(list_layers(CONFIG, ObjectiveConfig(name=objective)))
     initialize(model, seed=1, std=CONFIG.initializer_range)
     set_sites(model.named_modules(), seed=seed)
     return model.double()

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tests.models import rtd_logits
 from tests.unit.model.golden import (
     IDS,
     MASK,
@@ -125,7 +126,7 @@ def test_discriminator_gives_the_golden_logits_targets_and_loss() -> None:
     sampled = torch.tensor([[1, 5, 7, 8, 9, 2], [1, 6, 3, 2, 0, 0]])
     # The source ran in float32; its values are printed with six decimals.
     _check(
-        model.rtd_logits(sampled, MASK)[MASK.bool()],
+        rtd_logits(model, sampled, MASK)[MASK.bool()],
         2.554543,
         4.245538,
         [-0.055439, -0.206711, -0.236938, -0.235387],

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from megadeberta.layers.catalogue import backbone_layers, token_model_layers
 from megadeberta.layers.cuts import shard_slice
 from megadeberta.model.initialize import ROW_BLOCK, draw_rows, fill_parameter, give_storage, initialize
-from megadeberta.model.whole import WholeModel, backbone_specs, mlm_specs
+from megadeberta.model.whole import WholeModel
 from tests.models import tiny_v3
 
 WORD_TABLE = "embeddings.word_embeddings.weight"
@@ -21,14 +22,14 @@ def test_a_row_is_the_same_however_many_rows_are_drawn(rows: int, width: int) ->
 def test_a_longer_vocabulary_has_the_same_first_rows() -> None:
     tables = []
     for vocab_size in (70, 101, 200):
-        model = WholeModel(mlm_specs(tiny_v3(vocab_size=vocab_size)))
+        model = WholeModel(token_model_layers(tiny_v3(vocab_size=vocab_size)))
         initialize(model, seed=3, std=0.02)
         tables.append(model.get_parameter(WORD_TABLE)[:70])
     assert torch.equal(tables[0], tables[1]) and torch.equal(tables[0], tables[2])
 
 
 def test_a_parameter_has_the_same_values_in_a_model_with_other_parts() -> None:
-    models = [WholeModel(specs(tiny_v3())) for specs in (backbone_specs, mlm_specs)]
+    models = [WholeModel(specs(tiny_v3())) for specs in (backbone_layers, token_model_layers)]
     for model in models:
         torch.rand(5)  # the global generator has no part in it
         initialize(model, seed=3, std=0.02)
@@ -47,7 +48,7 @@ def test_seeds_names_and_blocks_give_different_values() -> None:
 
 
 def test_matrices_are_normal_norms_are_one_and_biases_zero() -> None:
-    model = WholeModel(mlm_specs(tiny_v3(vocab_size=4000, conv_kernel_size=3)))
+    model = WholeModel(token_model_layers(tiny_v3(vocab_size=4000, conv_kernel_size=3)))
     initialize(model, seed=1, std=0.05)
     for name, parameter in model.named_parameters():
         if name.endswith("layer_norm.weight"):
@@ -64,7 +65,7 @@ def test_matrices_are_normal_norms_are_one_and_biases_zero() -> None:
 
 @pytest.mark.parametrize("tensor", [2, 3])
 def test_a_shard_has_the_values_of_its_part_of_the_whole_parameter(tensor: int) -> None:
-    model = WholeModel(mlm_specs(tiny_v3(vocab_size=203, hidden_size=48, num_attention_heads=6)))
+    model = WholeModel(token_model_layers(tiny_v3(vocab_size=203, hidden_size=48, num_attention_heads=6)))
     initialize(model, seed=3, std=0.02)
     checked = set()
     for name, whole in model.named_parameters():
@@ -81,7 +82,7 @@ def test_a_shard_has_the_values_of_its_part_of_the_whole_parameter(tensor: int) 
 
 
 def test_a_model_from_the_meta_device_keeps_its_ties_and_gets_one_parameter_at_a_time() -> None:
-    specs = mlm_specs(tiny_v3())
+    specs = token_model_layers(tiny_v3())
     plain = WholeModel(specs)
     initialize(plain, seed=3, std=0.02)
     with torch.device("meta"):

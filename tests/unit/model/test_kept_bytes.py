@@ -1,4 +1,4 @@
-"""What a layer keeps for backward with the kernels, and that making it again changes nothing.
+"""What a layer keeps for backward with the kernels, and that recomputing it changes nothing.
 
 Shapes: B batch · L length · D hidden size.
 """
@@ -8,12 +8,13 @@ import torch
 
 from benchmarks.stopwatch import KeptTensors
 from megadeberta.config.model import ModelConfig
-from megadeberta.model.attention_backend import select_attention, select_recompute
+from megadeberta.layers.catalogue import token_model_layers
+from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm
 from megadeberta.model.carry import Carry, RelativePositions
 from megadeberta.model.dropout import Draws, set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.layer import EncoderLayer
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.relative_position import rows_by_distance
 from tests.models import masked_batch, tiny_v3
 
@@ -26,6 +27,7 @@ def _kept_bytes(layers: int, *, selective: bool) -> int:
     config = ModelConfig()
     stack = torch.nn.Sequential(*(EncoderLayer(config) for _ in range(layers))).bfloat16()
     select_attention(stack, "triton", CPU)
+    select_residual_norm(stack, "auto", CPU, attention="triton")
     select_recompute(stack, selective)
     rows = rows_by_distance(LENGTH, config.position_buckets, config.relative_span)
     options = {"dtype": torch.bfloat16, "requires_grad": True}
@@ -53,12 +55,13 @@ def test_a_layer_keeps_few_bytes_a_token_in_bf16_with_dropout(selective: bool, m
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_making_activations_again_gives_the_same_gradients_to_the_bit(backend: str) -> None:
+def test_recomputed_activations_give_the_same_gradients_to_the_bit(backend: str) -> None:
     config = tiny_v3(max_position_embeddings=24, dropout=0.1)
-    model = WholeModel(mlm_specs(config))
+    model = WholeModel(token_model_layers(config))
     initialize(model, seed=1, std=0.02)
     set_sites(model.named_modules(), seed=3)
     select_attention(model, backend, CPU)
+    select_residual_norm(model, "auto", CPU, attention=backend)
     batch = masked_batch(config, samples=2, length=24)
     gradients = []
     for selective in (False, True):

@@ -22,7 +22,7 @@ CLOSE = {"rtol": 0, "atol": 1e-11}
 
 def full_length_decoder(model: WholeModel, ids: Tensor, mask: Tensor, *, passes: int = 2) -> Tensor:
     """Microsoft's form: add positions to all rows, run the whole last layer on all of them; ``[B, L, D]``."""
-    carry = model.run(Carry(ids, mask.bool()), [name for name in model.layer_names if name != "mlm_head"])
+    carry = model.run(Carry(ids, mask.bool()), [layer for layer in model.layers if not layer.is_head])
     below = _states_below_the_last_layer(model, ids, mask)
     decoder = model.mask_decoder
     query = below + decoder.position_embeddings.weight[: ids.size(1)]
@@ -34,8 +34,8 @@ def full_length_decoder(model: WholeModel, ids: Tensor, mask: Tensor, *, passes:
 
 def _states_below_the_last_layer(model: WholeModel, ids: Tensor, mask: Tensor) -> Tensor:
     carry = Carry(ids, mask.bool())
-    for name in model.layer_names[:-2]:
-        carry = model.get_submodule(name)(carry)
+    for layer in model.layers[:-2]:
+        carry = model.get_submodule(layer.name)(carry)
     return carry.hidden
 
 

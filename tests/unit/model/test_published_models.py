@@ -12,10 +12,15 @@ from torch import Tensor, nn
 from megadeberta.config.load import load_run_config
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig, RtdConfig
-from megadeberta.convert.formats.hf_config import ModelKind, choose_layout, from_hf_config
-from megadeberta.convert.formats.hf_weights import discriminator_shapes, expected_shapes, to_hugging_face
+from megadeberta.convert.formats.config_json import from_config_json
+from megadeberta.convert.formats.export_tensors import export_tensors
+from megadeberta.convert.formats.families import choose_target, family_of
+from megadeberta.convert.formats.family import ModelKind
 from megadeberta.convert.formats.split_tensors import split_tensors, take_backbone
-from megadeberta.model.whole import WholeModel, mlm_specs
+from megadeberta.layers.catalogue import token_model_layers
+from megadeberta.layers.shapes import parameter_shapes
+from megadeberta.model.whole import WholeModel
+from megadeberta.weights.shapes import discriminator_shapes
 from tests.unit.model.published import NAMES, published_config, published_counts, published_shapes
 
 RECIPES = Path(__file__).parents[3] / "ds_configs"
@@ -24,7 +29,8 @@ TOLERANCE = 2e-5
 
 
 def our_config(values: dict[str, Any], *, mask_decoder: bool = False) -> ModelConfig:
-    return from_hf_config(values, mask_decoder=mask_decoder, source="published")
+    family = family_of(values, (), "published")
+    return from_config_json(values, family, mask_decoder=mask_decoder, source="published")
 
 
 def their_model(values: dict[str, Any]) -> nn.Module:
@@ -50,16 +56,16 @@ def test_names_shapes_and_counts_are_the_published_ones(name: str) -> None:
     values = published_config(name)
     config, (backbone, masked_lm) = our_config(values, mask_decoder=True), published_counts(name)
     with torch.device("meta"):
-        weights = {n: torch.empty(shape) for n, shape in expected_shapes(config).items()}
+        weights = {n: torch.empty(shape) for n, shape in parameter_shapes(config, ObjectiveConfig()).items()}
         theirs = their_model(values)
-    exported = _shapes(to_hugging_face(config, weights, choose_layout(config, ModelKind.MLM)))
+    exported = _shapes(export_tensors(config, weights, choose_target(config, ModelKind.MLM)))
     wanted = published_shapes(values)
     # The mask decoder's absolute positions are in Microsoft's files; transformers ignores them.
     assert exported == wanted | {"deberta.embeddings.position_embeddings.weight": (512, config.hidden_size)}
     assert {n: tuple(p.shape) for n, p in theirs.named_parameters()} == wanted
     assert sum(map(_size, wanted.values())) == masked_lm
     assert sum(_size(shape) for n, shape in wanted.items() if n.startswith("deberta.")) == backbone
-    bare = to_hugging_face(config, weights, choose_layout(config, ModelKind.BACKBONE))
+    bare = export_tensors(config, weights, choose_target(config, ModelKind.BACKBONE))
     assert _shapes(bare) == {n.removeprefix("deberta."): s for n, s in wanted.items() if n.startswith("deberta.")}
 
 
@@ -68,14 +74,14 @@ def test_both_parts_of_a_v3_model_have_the_published_sizes(name: str) -> None:
     values = published_config(name)
     config = our_config(values, mask_decoder=True)
     hidden, (backbone, _) = config.hidden_size, published_counts(name)
-    judge = discriminator_shapes(RtdConfig().discriminator(config))
-    assert sum(map(_size, judge.values())) == backbone + hidden**2 + 4 * hidden + 1
-    both = expected_shapes(config, ObjectiveConfig(name="rtd"))
+    discriminator = discriminator_shapes(RtdConfig().discriminator(config))
+    assert sum(map(_size, discriminator.values())) == backbone + hidden**2 + 4 * hidden + 1
+    both = parameter_shapes(config, ObjectiveConfig(name="rtd"))
     half = values | {"num_hidden_layers": config.num_hidden_layers // 2}
     generator = sum(map(_size, published_shapes(half).values())) + 512 * hidden
     assert sum(_size(shape) for n, shape in both.items() if n.startswith("generator.")) == generator
     # E_delta is as large as the table that it is the difference from.
-    assert sum(map(_size, both.values())) == generator + sum(map(_size, judge.values()))
+    assert sum(map(_size, both.values())) == generator + sum(map(_size, discriminator.values()))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,12 +104,12 @@ def _compare_outputs(values: dict[str, Any]) -> None:
         for parameter in theirs.parameters():
             if parameter.dim() == 1:  # biases and LayerNorms are zeros and ones after transformers' initialisation
                 parameter += torch.empty_like(parameter).normal_(0, 0.02, generator=generator)
-    tensors, heads = dict(theirs.named_parameters()), config.num_attention_heads
-    split = split_tensors(tensors, model_type=values["model_type"], num_heads=heads)
-    taken, dropped = take_backbone(config, split)
+    tensors, family = dict(theirs.named_parameters()), family_of(values, (), "published")
+    split = split_tensors(tensors, family, config)
+    taken, dropped = take_backbone(config, split, family)
     assert not dropped and not split.dropped
     with torch.device("meta"):
-        ours = WholeModel(mlm_specs(config)).eval()
+        ours = WholeModel(token_model_layers(config)).eval()
     ours.load_state_dict(taken | split.mlm_head, strict=False, assign=True)
     ours.get_submodule("mlm_head.decoder").weight = ours.get_parameter("embeddings.word_embeddings.weight")
     assert not any(parameter.is_meta for parameter in ours.parameters())

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.layers.objectives import list_layers
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
 from tests.models import masked_batch, tiny_v2
 
 CONFIG = tiny_v2(num_hidden_layers=4, dropout=0.3, initializer_range=0.3)
@@ -15,7 +16,7 @@ BATCH = masked_batch(CONFIG, samples=2, step=5)
 
 def _run(objective: str, *, recompute: bool) -> tuple[float, dict[str, torch.Tensor], int]:
     """Loss, gradients, and the number of elements of all tensors that wait for the backward pass."""
-    model = WholeModel(build_specs(CONFIG, ObjectiveConfig(name=objective)), recompute=recompute)
+    model = WholeModel(list_layers(CONFIG, ObjectiveConfig(name=objective)), recompute=recompute)
     initialize(model, seed=1, std=CONFIG.initializer_range)
     set_sites(model.named_modules(), seed=1)
     kept: dict[int, int] = {}

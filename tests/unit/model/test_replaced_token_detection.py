@@ -10,12 +10,14 @@ from torch import Tensor
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import RtdConfig
 from megadeberta.convert.formats.names import backbone_names
+from megadeberta.layers.catalogue import backbone_layers, rtd_layers
 from megadeberta.model.carry import Carry
 from megadeberta.model.dropout import Draws
 from megadeberta.model.initialize import initialize
 from megadeberta.model.sampling import Sample
-from megadeberta.model.whole import WholeModel, backbone_specs, rtd_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.weights.parts import split_parts
+from tests.models import rtd_logits
 from tests.unit.model.golden import golden_config
 
 IDS = torch.tensor([[1, 5, 11, 4, 11, 2], [1, 6, 11, 2, 0, 0]])
@@ -32,7 +34,7 @@ def _config(**changes: object) -> ModelConfig:
 
 def _model(sharing: str, **changes: object) -> WholeModel:
     rtd = RtdConfig(embedding_sharing=sharing, generator_layers=2)
-    model = WholeModel(rtd_specs(_config(**changes), rtd)).double().eval()
+    model = WholeModel(rtd_layers(_config(**changes), rtd)).double().eval()
     initialize(model, seed=1, std=0.3)
     return model
 
@@ -122,7 +124,7 @@ def test_loss_counts_marks_and_not_padding_and_precision_and_recall_are_those_of
     model = _model("nes")
     replaced = torch.zeros(2, 6, dtype=torch.bool)
     replaced[0, 2] = replaced[1, 2] = True
-    logits = model.rtd_logits(IDS, MASK)
+    logits = rtd_logits(model, IDS, MASK)
     terms, _ = model(IDS, MASK, part="discriminator", replaced=replaced)
     total = sum(
         math.log1p(math.exp(-x if y else x))
@@ -146,7 +148,7 @@ def test_split_parts_are_models_that_give_the_same_states(sharing: str) -> None:
                 parameter.normal_(generator=torch.Generator().manual_seed(2))
     generator, discriminator = split_parts(dict(model.named_parameters()))
     config = _config()
-    alone = WholeModel(backbone_specs(config)).double().eval()
+    alone = WholeModel(backbone_layers(config)).double().eval()
     kept = {name: tensor for name, tensor in discriminator.items() if not name.startswith("rtd_head.")}
     alone.load_state_dict(kept, strict=True)
     assert torch.equal(alone.encode(IDS, MASK), model.encode(IDS, MASK))

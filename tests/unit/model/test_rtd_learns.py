@@ -3,8 +3,9 @@
 import torch
 
 from megadeberta.config.objective import RtdConfig
+from megadeberta.layers.catalogue import rtd_layers
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, rtd_specs
+from megadeberta.model.whole import WholeModel
 from tests.models import hide, tiny_v3
 
 LENGTH, MASK_ID, BATCH = 12, 31, 32
@@ -23,7 +24,7 @@ def test_discriminator_finds_the_tokens_that_break_the_count() -> None:
     config = tiny_v3(
         vocab_size=32, hidden_size=32, num_hidden_layers=2, intermediate_size=64, enhanced_mask_decoder=False
     )
-    model = WholeModel(rtd_specs(config, RtdConfig(generator_layers=1, sampling_temperature=4.0)))
+    model = WholeModel(rtd_layers(config, RtdConfig(generator_layers=1, sampling_temperature=4.0)))
     initialize(model, seed=1, std=0.05)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(250):

@@ -5,9 +5,10 @@ import torch
 from torch.nn import functional
 
 from megadeberta.config.model import ModelConfig
+from megadeberta.layers.catalogue import backbone_layers, token_model_layers
 from megadeberta.model.attention import QueryStream
 from megadeberta.model.carry import Carry
-from megadeberta.model.whole import WholeModel, backbone_specs, mlm_specs
+from megadeberta.model.whole import WholeModel
 from tests.models import padded_ids, random_model, tiny_v3
 
 V1 = {"vocab_size": 50265, "position_buckets": -1, "norm_rel_ebd": "none", "share_att_key": False, "key_bias": False}
@@ -41,9 +42,9 @@ def test_parameter_counts_are_exactly_those_of_published_models(name: str) -> No
     changes, backbone, with_head = PUBLISHED[name]
     config = ModelConfig.model_validate({"enhanced_mask_decoder": False} | changes)
     with torch.device("meta"):
-        assert _count(WholeModel(backbone_specs(config))) == backbone
-        assert _count(WholeModel(mlm_specs(config))) == with_head
-        decoder = WholeModel(mlm_specs(ModelConfig.model_validate(changes)))
+        assert _count(WholeModel(backbone_layers(config))) == backbone
+        assert _count(WholeModel(token_model_layers(config))) == with_head
+        decoder = WholeModel(token_model_layers(ModelConfig.model_validate(changes)))
     assert _count(decoder) == with_head + config.max_position_embeddings * config.hidden_size
 
 

@@ -18,9 +18,9 @@ def metrics(tmp_path: Path) -> Path:
     path = tmp_path / "metrics.jsonl"
     with MetricsFile.create(path) as file:
         for step in range(1, 201):
-            file.write(step, {"loss": 6 - step / 100})
+            file.write(step, {"loss": 6 - step / 100, "mlm_loss": 6 - step / 100})
             if step % 50 == 0:
-                file.write(step, {"valid_loss": 6.1 - step / 100})
+                file.write(step, {"valid_loss": 6.1 - step / 100, "valid_mlm_loss": 6.1 - step / 100})
     return path
 
 
@@ -40,7 +40,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 def test_picture_shows_training_validation_and_the_baseline(metrics: Path, tmp_path: Path, drawn: list[Figure]) -> None:
     picture = tmp_path / "loss_curve.png"
-    assert plot_loss_curve(metrics, picture, title="quickstart", unigram=6.45)
+    assert plot_loss_curve(metrics, picture, title="quickstart", unigram=6.45, losses=["mlm_loss"])
     axes = drawn[0].axes[0]
     raw, _, validation, baseline = axes.get_lines()
     assert list(raw.get_xdata()) == list(range(1, 201))
@@ -57,7 +57,7 @@ def test_picture_shows_training_validation_and_the_baseline(metrics: Path, tmp_p
 
 
 def test_nothing_is_drawn_before_the_first_step(tmp_path: Path) -> None:
-    assert not plot_loss_curve(tmp_path / "none.jsonl", tmp_path / "curve.png", title="x")
+    assert not plot_loss_curve(tmp_path / "none.jsonl", tmp_path / "curve.png", title="x", losses=["mlm_loss"])
     assert not (tmp_path / "curve.png").exists()
 
 
@@ -72,7 +72,7 @@ def test_failed_picture_is_a_warning_and_leaves_the_old_one(
 
     monkeypatch.setattr(os, "replace", refuse)
     with caplog.at_level(logging.WARNING):
-        assert not plot_loss_curve(metrics, picture, title="x")
+        assert not plot_loss_curve(metrics, picture, title="x", losses=["mlm_loss"])
     assert "curve.png: No space left on device" in caplog.text
     assert picture.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
@@ -95,7 +95,7 @@ def test_every_loss_has_a_panel_of_its_own(tmp_path: Path, drawn: list[Figure]) 
     assert plot_loss_curve(path, tmp_path / "c.png", title="two", unigram=7.0, losses=["mlm_loss", "rtd_loss"])
     (figure,) = drawn
     labels = [axes.get_ylabel() for axes in figure.axes]
-    assert labels == ["MLM loss (nats a masked token)", "RTD loss (nats a token)"]
+    assert labels == ["MLM loss (nats per masked token)", "RTD loss (nats per token)"]
     first, second = ([line.get_label() for line in axes.lines] for axes in figure.axes)
     assert "validation, last 5.700" in first and "unigram cross-entropy 7.000" in first
     assert "validation, last 0.460" in second and not any("unigram" in label for label in second)

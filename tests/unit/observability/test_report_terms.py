@@ -21,11 +21,11 @@ def _report(folder: Path, valid: dict[str, float]) -> str:
 def test_report_shows_both_losses_and_compares_the_token_loss_with_word_frequencies(tmp_path: Path) -> None:
     text = _report(tmp_path, {"valid_mlm_loss": 4.5, "valid_rtd_loss": 0.05, "valid_rtd_recall": 0.25})
     assert "mlm 4.500 rtd 0.050 rec 0.250" in text
-    assert "validation MLM loss 4.500 nats a masked token after step 10" in text
+    assert "validation MLM loss 4.500 nats per masked token after step 10" in text
     assert "6.500: 2.000 nats better" in text
 
 
 def test_report_of_a_run_that_reads_left_to_right_says_so(tmp_path: Path) -> None:
     text = _report(tmp_path, {"valid_ar_loss": 4.0, "valid_ar_accuracy": 0.3})
     assert "acc 0.300" in text
-    assert "validation AR loss 4.000 nats a token after step 10" in text
+    assert "validation next-token loss 4.000 nats per token after step 10" in text

@@ -33,6 +33,17 @@ def test_points_after_the_checkpoint_are_hidden_on_resume(tmp_path: Path) -> Non
     assert _scalars(tmp_path, "train/loss") == [(1, 11.0), (2, 12.0), (3, 13.0), (4, 4.0), (5, 5.0), (6, 6.0)]
 
 
+def test_without_the_package_there_is_no_tracker_and_one_line_says_what_brings_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("megadeberta.observability.tracker.find_spec", lambda name: None)
+    with caplog.at_level(logging.INFO):
+        assert tensorboard_tracker(tmp_path / "folder", done=0) is None
+    (record,) = caplog.records
+    assert "pip install 'megadeberta[tensorboard]'" in record.getMessage()
+    assert not (tmp_path / "folder").exists()
+
+
 def test_folder_that_cannot_be_written_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megadeberta.ops.attention.interface import disentangled_attention
-from megadeberta.ops.attention.mask import AttentionMask, causal_mask, packed_mask, padding_mask, prefix_mask
+from megadeberta.ops.attention.mask import AttentionMask, padding_mask, prefix_mask
 from megadeberta.ops.attention.position_terms import PositionTerms
 from megadeberta.ops.attention.relative_position import rows_by_distance
 from megadeberta.ops.counter_dropout import CounterDropout
@@ -98,7 +98,7 @@ def _mask(case: Case, generator: torch.Generator) -> AttentionMask | None:
     if case.mask == "padding":
         return padding_mask(real)
     if case.mask == "causal":
-        return causal_mask(real)
+        return prefix_mask(real, torch.zeros(case.batch, dtype=torch.int32))
     if case.mask == "prefix":
         return prefix_mask(real, torch.randint(case.length + 1, (case.batch,), generator=generator))
     if case.mask == "packed":
@@ -106,3 +106,21 @@ def _mask(case: Case, generator: torch.Generator) -> AttentionMask | None:
         packed = packed_mask(borders, case.length, causal=case.seed % 2 == 1)
         return AttentionMask(packed.begin.expand(case.batch, -1), packed.end.expand(case.batch, -1))
     return None
+
+
+def packed_mask(cu_seqlens: Tensor, length: int, *, causal: bool = False) -> AttentionMask:
+    """Documents laid end to end in one row; none sees another.
+
+    Args:
+        cu_seqlens: ``[D + 1]`` borders, ``0 .. total``, as variable-length attention kernels take them. Tokens from
+            ``total`` to ``length`` are padding.
+    """
+    positions = torch.arange(length, device=cu_seqlens.device)
+    document = torch.searchsorted(cu_seqlens, positions, right=True)  # 1-based; D + 1 behind the last border
+    is_token = positions < cu_seqlens[-1]
+    last = cu_seqlens.numel() - 1
+    begin = cu_seqlens[(document - 1).clamp(max=last)]
+    end = positions + 1 if causal else cu_seqlens[document.clamp(max=last)]
+    zero = torch.zeros_like(positions)
+    begin, end = torch.where(is_token, begin, zero), torch.where(is_token, end, zero)
+    return AttentionMask(begin.to(torch.int32).unsqueeze(0), end.to(torch.int32).unsqueeze(0))

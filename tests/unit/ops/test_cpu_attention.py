@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 
 from megadeberta.ops.attention import cpu as cpu_module
 from megadeberta.ops.attention.interface import disentangled_attention
-from megadeberta.ops.attention.mask import packed_mask
 from megadeberta.ops.attention.position_terms import PositionTerms
 from megadeberta.ops.attention.relative_position import rows_by_distance
 from megadeberta.ops.counter_dropout import ROUNDS, CounterDropout, _rounds, kept, philox
-from tests.unit.ops.cases import Case, largest_error, run
+from tests.unit.ops.cases import Case, largest_error, packed_mask, run
 
 MASKS = ("none", "padding", "causal", "prefix", "packed")
 # fp32 has 24 bits: sums of a few hundred products come out at a few 1e-7.

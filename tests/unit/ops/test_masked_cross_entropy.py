@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megadeberta.ops import masked_cross_entropy as module
+from megadeberta.ops import logit_chunks
 from megadeberta.ops.masked_cross_entropy import masked_cross_entropy
 from megadeberta.ops.recompute import gelu_then
 from megadeberta.ops.tied_table import TiedGradient, lookup
@@ -28,7 +28,7 @@ def _plain(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tens
 
 @pytest.mark.parametrize("chunk", [2**27, 3 * VOCABULARY, VOCABULARY], ids=["one chunk", "three rows", "one row"])
 def test_loss_and_gradients_equal_plain_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(logit_chunks, "CHUNK_ELEMENTS", chunk)
     leaves, labels = _inputs()
     loss, correct = masked_cross_entropy(*leaves, labels)
     expected = _plain(*leaves, labels)

@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from megadeberta.ops.attention.backends import BACKENDS
 from megadeberta.ops.attention.interface import disentangled_attention
 from megadeberta.ops.attention.mask import padding_mask
 from megadeberta.ops.attention.position_terms import PositionTerms
 from megadeberta.ops.attention.relative_position import rows_by_distance
 from megadeberta.ops.counter_dropout import CounterDropout
-from megadeberta.ops.residual_norm import residual_layer_norm
-
-BACKENDS = ("auto", "reference", "cpu-lean", "triton")
+from megadeberta.ops.residual_norm import IMPLEMENTATIONS, residual_layer_norm
 
 
 def _check(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
@@ -26,7 +25,7 @@ def _check(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
         torch.testing.assert_close(plain, whole, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 def test_attention_is_one_graph(backend: str) -> None:
     torch.manual_seed(0)
     rows = rows_by_distance(20, 8, 64)
@@ -49,13 +48,13 @@ def test_attention_is_one_graph(backend: str) -> None:
     _check(attend, [*content, table])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_dropout_residual_and_layer_norm_are_one_graph(backend: str) -> None:
+@pytest.mark.parametrize("implementation", ["auto", *IMPLEMENTATIONS])
+def test_dropout_residual_and_layer_norm_are_one_graph(implementation: str) -> None:
     torch.manual_seed(0)
     keys = torch.arange(3)
 
     def norm(branch: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        options = {"eps": 1e-5, "keys": keys, "probability": 0.1, "backend": backend}
+        options = {"eps": 1e-5, "keys": keys, "probability": 0.1, "implementation": implementation}
         return residual_layer_norm(branch, residual, weight, bias, **options)
 
     _check(norm, [torch.randn(shape, requires_grad=True) for shape in ((3, 24), (3, 24), (24,), (24,))])

@@ -4,21 +4,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from megadeberta.batch import Batch
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.layers.costs import list_layers
-from megadeberta.layers.shapes import parameter_shapes
+from megadeberta.layers.micro_batch import MicroBatch
+from megadeberta.layers.objectives import list_layers
 from megadeberta.layers.stages import StagePlan, cuttable_items, plan_stages
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.model.whole import WholeModel
 from megadeberta.parallel.pipeline.packing import term_names
 from megadeberta.parallel.pipeline.stage import Stage
 from tests.models import (
     INPUT_POSITIONS,
     V1,
     V2,
-    Batch,
     masked_batch,
     pack_two,
     read_left_to_right,
@@ -53,10 +53,8 @@ def _batch(model: ModelConfig, objective: ObjectiveConfig, *, packed: bool) -> B
 def _stages(
     model: ModelConfig, objective: ObjectiveConfig, count: int, *, fields: list[str], recompute: bool
 ) -> tuple[list[Stage], list[StagePlan]]:
-    layers = list_layers(model, objective, sequence_length=LENGTH)
-    plans = plan_stages(layers, parameter_shapes(model, objective), count)
-    specs = build_specs(model, objective)
-    stages = [Stage(specs, plans, n, batch_fields=fields, recompute=recompute) for n in range(count)]
+    plans = plan_stages(list_layers(model, objective), MicroBatch(1, LENGTH, 8), count)
+    stages = [Stage(plans, n, batch_fields=fields, recompute=recompute) for n in range(count)]
     for stage in stages:
         _fill(stage)
     return stages, plans
@@ -107,14 +105,14 @@ def test_two_three_or_most_stages_are_the_whole_model(case: str, recompute: bool
     model = tiny_v3(**SIZES | shape)
     batch = _batch(model, objective, packed=case in ("v3", "gdes", "v2 with convolution"))
     fields = list(batch)
-    whole = WholeModel(build_specs(model, objective))
+    whole = WholeModel(list_layers(model, objective))
     _fill(whole)
     expected, _ = whole(**batch)
     _loss(expected).backward()
-    for count in (2, 3, len(cuttable_items(list_layers(model, objective, sequence_length=LENGTH)))):
+    for count in (2, 3, len(cuttable_items(whole.layers))):
         stages, _ = _stages(model, objective, count, fields=fields, recompute=recompute)
         terms, _ = _run(stages, batch, fields)
-        assert list(terms) == list(expected) == list(term_names(whole.layer_names, fields))
+        assert list(terms) == list(expected) == list(term_names(whole.layers))
         for name, (total, number) in expected.items():
             # The same operations in float64; only the order in which gradients are added differs.
             torch.testing.assert_close(terms[name][0].double(), total.double(), rtol=1e-12, atol=1e-12)
@@ -128,7 +126,7 @@ def test_two_three_or_most_stages_are_the_whole_model(case: str, recompute: bool
 def test_stages_have_the_global_names_and_values(subtests: pytest.Subtests) -> None:
     for case, (shape, objective) in CASES.items():
         model = tiny_v3(**SIZES | shape)
-        whole = WholeModel(build_specs(model, objective))
+        whole = WholeModel(list_layers(model, objective))
         _fill(whole)
         wanted = dict(whole.named_parameters())
         for count in (2, 3, 4):
@@ -150,6 +148,8 @@ def test_only_hidden_states_a_loss_and_numbers_pass_between_stages() -> None:
     _, inputs = _run(stages, batch, list(batch))
     for tensors in inputs[1:]:
         floats = [tuple(tensor.shape) for tensor in tensors if tensor.is_floating_point()]
-        # [B, L, D] or [B, Q, D], and from the generator's head on its loss; never [B, Q, V].
-        assert floats[0] in ((3, LENGTH, 16), (3, 3, 16)) and floats[1:] in ([], [(1,)])
+        # [B, L, D] or [B, Q, D], but for a cut right behind the draw, and behind the generator's head its loss; never
+        # [B, Q, V].
+        assert floats in [[*states, *loss] for states in ([(3, LENGTH, 16)], [(3, 3, 16)], []) for loss in ([], [(1,)])]
+        assert floats
         assert all(tensor.size(-1) <= LENGTH for tensor in tensors if not tensor.is_floating_point())

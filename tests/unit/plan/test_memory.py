@@ -8,9 +8,10 @@ import pytest
 
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
+from megadeberta.layers.objectives import objective_of
 from megadeberta.layers.shapes import count_parameters
 from megadeberta.plan.layout import Layout
-from megadeberta.plan.memory import RankMemory, forward_memory, fullest, memory_of_stages, work_of
+from megadeberta.plan.memory import RankMemory, forward_memory, fullest, memory_of_stages
 from megadeberta.plan.stages import Recipe
 from tests.models import run_config
 from tests.unit.plan.small import layout
@@ -19,8 +20,7 @@ RECIPES = Path(__file__).parents[3] / "ds_configs"
 
 
 def _xlarge(**zero: Any) -> RunConfig:
-    config = load_run_config(RECIPES / "deberta-v2-xlarge.json")
-    return config.model_copy(update={"deepspeed": config.deepspeed | {"zero_optimization": zero}})
+    return load_run_config(RECIPES / "deberta-v2-xlarge.json").with_deepspeed({"zero_optimization": zero})
 
 
 def _memory(config: RunConfig, wanted: Layout) -> RankMemory:
@@ -46,11 +46,12 @@ def test_a_stage_holds_as_many_micro_batches_as_are_in_flight() -> None:
     for accumulation, in_flight in ((16, [4, 3, 2, 1]), (2, [2, 2, 2, 1])):
         cut = layout(pipeline=4, zero_stage=1, micro_batch=2, accumulation=accumulation)
         recipe = Recipe(config)
-        work = work_of(config, cut, "triton")
+        batch = cut.micro_batch_of(config, attention="triton")
+        updates = objective_of(config.objective).updates(config.objective)
         for stage, memory, number in zip(
             recipe.stages(cut), memory_of_stages(recipe, cut, "triton"), in_flight, strict=True
         ):
-            assert memory.activations == number * forward_memory(recipe, stage, work, recompute=False).kept
+            assert memory.activations == number * forward_memory(stage, batch, updates=updates).kept
 
 
 @pytest.mark.parametrize("objective", ["mlm", "rtd"])

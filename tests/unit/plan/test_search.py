@@ -52,6 +52,15 @@ def test_overrides_turn_the_recipe_into_the_layout() -> None:
     assert wanted.overrides(applied) == []
 
 
+def test_accumulation_that_the_recipe_gives_is_set_anew_with_the_layout() -> None:
+    search, config = _search(gradient_accumulation_steps=24)
+    wanted = search.candidates[0].layout
+    assert f"deepspeed.gradient_accumulation_steps={wanted.accumulation}" in wanted.overrides(config)
+    applied = wanted.applied_to(config)
+    assert validate_run(applied, world_size=8, source="applied")[0].accumulation == wanted.accumulation
+    assert wanted.overrides(applied) == []
+
+
 def test_recommended_layout_fits_and_the_fastest_is_hardly_faster() -> None:
     search, config = _search()
     chosen = search.recommended

@@ -9,7 +9,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.layers.objectives import list_layers
+from megadeberta.model.whole import WholeModel
 from megadeberta.parallel.pipeline.stage import Stage
 from megadeberta.parallel.tensor.apply import TensorParallel, apply_tensor_parallel
 from megadeberta.plan.stages import Recipe, local_shapes
@@ -29,10 +30,9 @@ def _shapes(module: torch.nn.Module) -> Shapes:
 def test_stages_hold_what_the_pipeline_builds(recipe: str, stages: int) -> None:
     config = load_run_config(RECIPES / f"{recipe}.json")
     plans = Recipe(config).stages(layout(pipeline=stages, zero_stage=1, micro_batch=4))
-    specs = build_specs(config.model, config.objective)
     for number, plan in enumerate(plans):
         with torch.device("meta"):
-            built = Stage(specs, plans, number, batch_fields=FIELDS)
+            built = Stage(plans, number, batch_fields=FIELDS)
         assert _shapes(built) == local_shapes(plan, tensor=1, rank=0)
 
 
@@ -42,7 +42,7 @@ def _sharded(rank: int, world_size: int, config: RunConfig, tensor: int) -> list
     for each in range(tensor):
         distributed.init_process_group("fake", store=FakeStore(), rank=each, world_size=tensor)
         with torch.device("meta"):
-            model = WholeModel(build_specs(config.model, config.objective))
+            model = WholeModel(list_layers(config.model, config.objective))
         apply_tensor_parallel(model, TensorParallel(distributed.group.WORLD, config.model.vocab_size))
         found.append(_shapes(model))
         distributed.destroy_process_group()

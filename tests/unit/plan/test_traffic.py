@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import distributed
 
+from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.plan.cluster import Cluster
-from megadeberta.plan.memory import work_of
 from megadeberta.plan.stages import Recipe
 from megadeberta.plan.traffic import ring_all_gather, ring_all_reduce, traffic_of_stages, zero_bytes
 from tests.models import run_config
@@ -63,7 +63,7 @@ def test_zero_sends_what_the_engines_do() -> None:
     measured = run_ranks(_sent_by_a_step, RANKS, timeout=200.0)[0]
     for stage, found in enumerate(measured):
         wanted = layout(data=RANKS, zero_stage=stage, accumulation=2)
-        planned = zero_bytes(count, wanted, width=4, block=zero_block("fp32", stage))
+        planned = zero_bytes(count, wanted, EngineSettings.of(zero_block("fp32", stage)))
         assert planned == pytest.approx(found, rel=0.05), f"stage {stage}"
 
 
@@ -71,7 +71,7 @@ def test_stages_send_hidden_states_on_and_gradients_back() -> None:
     config = run_config(model={"num_hidden_layers": 6}, deepspeed={"train_batch_size": 64})
     cut = layout(pipeline=3, zero_stage=1, micro_batch=4, accumulation=8)
     recipe = Recipe(config)
-    first, middle, last = traffic_of_stages(recipe, cut, work_of(config, cut, "triton"))
+    first, middle, last = traffic_of_stages(recipe, cut, cut.micro_batch_of(config))
     hidden = 4 * 64 * config.model.hidden_size * 4  # sequences, tokens, width, bytes of fp32
     tables = [sum(math.prod(s.parameters[n]) for n in s.copies) for s in recipe.stages(cut)]
     assert [tables[0], tables[1] > 0, tables[2] > tables[1]] == [0, True, True]

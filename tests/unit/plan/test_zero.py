@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.layers.shapes import parameter_shapes
@@ -63,7 +64,7 @@ def test_states_of_every_zero_stage_are_those_of_the_engine(precision: str) -> N
     for stage, found in enumerate(measured):
         memory = zero_memory(
             sum(sizes),
-            block=zero_block(precision, stage),
+            settings=EngineSettings.of(zero_block(precision, stage)),
             stage=stage,
             data_parallel=RANKS,
             largest_parameter=max(sizes),

@@ -5,7 +5,8 @@ import deepspeed
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.build import build_engine
-from megadeberta.model.whole import WholeModel, build_specs
+from megadeberta.layers.objectives import list_layers
+from megadeberta.model.whole import WholeModel
 from tests.models import masked_batch, tiny_v3
 
 RANKS = 2
@@ -30,13 +31,12 @@ def zero_block(precision: str, stage: int) -> dict[str, object]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": 1.0,
         "zero_optimization": zero,
-        "steps_per_print": 1_000_000,
     }
     return block if precision == "fp32" else block | {precision: {"enabled": True}}
 
 
 def tiny_engine(precision: str, stage: int) -> deepspeed.DeepSpeedEngine:
     """An engine around a new model."""
-    whole = WholeModel(build_specs(MODEL, ObjectiveConfig()))
+    whole = WholeModel(list_layers(MODEL, ObjectiveConfig()))
     block = zero_block(precision, stage)
     return build_engine(whole, OptimizerConfig(lr=1e-3), block=block, timeout_seconds=60.0)

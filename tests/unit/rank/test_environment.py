@@ -204,7 +204,7 @@ def test_lone_processes_get_different_free_ports() -> None:
 
 def test_ranks_under_the_installed_mpiexec() -> None:
     mpiexec = shutil.which("mpiexec", path=str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"])
-    assert mpiexec is not None, "the mpi extra, which `make test` installs, brings one"
+    assert mpiexec is not None, "the test extra, which `make test` installs, brings one"
     # One string a line: of several, unbuffered Python writes each by itself, and mpiexec mixes what its ranks write.
     line = "'%(RANK)s %(WORLD_SIZE)s\\n' % apply(os.environ)"
     code = f"import os; from megadeberta.rank.environment import apply; print({line}, end='')"

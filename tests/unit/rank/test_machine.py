@@ -6,31 +6,15 @@ import pytest
 
 from megadeberta.errors import ConfigError, ParallelError, StorageError
 from megadeberta.rank.devices import count_local_devices
-from megadeberta.rank.machine import check_compiler, check_writable, needs_compiler
+from megadeberta.rank.machine import check_compiler, check_writable
 from megadeberta.rank.ports import check_port_free, pick_free_port
 
-OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+OFFLOAD = "deepspeed.zero_optimization.offload_optimizer.device='cpu'"
 
 
 def _make_tool(folder: Path, name: str) -> None:
     (folder / name).write_text("#!/bin/sh\n")
     (folder / name).chmod(0o755)
-
-
-@pytest.mark.parametrize(
-    ("zero", "setting"),
-    [
-        ({"stage": 2, "offload_optimizer": {"device": "cpu"}}, "offload_optimizer.device='cpu'"),
-        ({"stage": 3, "offload_param": {"device": "nvme"}}, "offload_param.device='nvme'"),
-        ({"stage": 3, "offload_param": {"device": "cpu"}}, None),
-        ({"stage": 2, "offload_optimizer": {"device": "none"}}, None),
-        ({"stage": 2, "offload_optimizer": None}, None),
-        ({"stage": 1}, None),
-    ],
-)
-def test_only_some_offloading_needs_a_compiler(zero: dict, setting: str | None) -> None:
-    found = needs_compiler({"zero_optimization": zero})
-    assert found is None if setting is None else found == f"deepspeed.zero_optimization.{setting}"
 
 
 def test_missing_compiler_names_the_setting_and_the_debian_packages(tmp_path: Path) -> None:
@@ -46,7 +30,7 @@ def test_missing_compiler_names_the_setting_and_the_debian_packages(tmp_path: Pa
 
 
 def test_nvme_without_libaio_is_refused_before_deepspeed_fails_to_build(tmp_path: Path) -> None:
-    nvme = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/scratch"}}}
+    nvme = "deepspeed.zero_optimization.offload_optimizer.device='nvme'"
     for tool in ("g++", "ninja"):
         _make_tool(tmp_path, tool)
     check_compiler(nvme, search_path=str(tmp_path))  # a compiler that takes everything
@@ -57,7 +41,7 @@ def test_nvme_without_libaio_is_refused_before_deepspeed_fails_to_build(tmp_path
 
 
 def test_no_compiler_is_asked_for_without_offloading(tmp_path: Path) -> None:
-    check_compiler({"zero_optimization": {"stage": 3}}, search_path=str(tmp_path))
+    check_compiler(None, search_path=str(tmp_path))
 
 
 def test_port_in_use_is_refused() -> None:

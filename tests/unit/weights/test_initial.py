@@ -7,14 +7,15 @@ import torch
 from torch import nn
 
 from megadeberta.layers.cuts import shard_slice
-from megadeberta.weights.initial import WEIGHTS_FILE, initial_values
+from megadeberta.weights.initial import initial_values
+from megadeberta.weights.tensor_file import SAFETENSORS
 
 ROW_CUT, COLUMN_CUT, WHOLE = "feed_forward.down.weight", "feed_forward.up.bias", "layer_norm.weight"
 
 
 def test_a_shard_gets_its_slice_and_a_whole_parameter_everything(tmp_path: Path) -> None:
     values = {ROW_CUT: torch.randn(6, 8), COLUMN_CUT: torch.randn(8), WHOLE: torch.randn(6)}
-    safetensors.torch.save_file(values, tmp_path / WEIGHTS_FILE)
+    safetensors.torch.save_file(values, tmp_path / SAFETENSORS)
     model = nn.Module()
     model.feed_forward = nn.ModuleDict({"down": nn.Module(), "up": nn.Module()})
     model.layer_norm = nn.Module()

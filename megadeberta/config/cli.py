@@ -1,0 +1,37 @@
+"""The RECIPE argument, and ``megadeberta recipes``: what there is to train without writing a file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from megadeberta.config.recipes import FOLDER, describe_recipes
+
+RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="a file, or a name from `megadeberta recipes`", show_default=False)
+]
+
+
+def recipes() -> None:
+    """List the recipes that come with megadeberta; every RECIPE argument takes their names, in any folder.
+
+    A recipe of your own builds on one of them with "extends": "deberta-v3-base", and `--set` overrides a value.
+
+    Example: megadeberta recipes | grep v3
+    """
+    console, descriptions = Console(), describe_recipes()
+    if not console.is_terminal:  # one recipe a line, for grep
+        width = max(map(len, descriptions))
+        for name, description in descriptions.items():
+            typer.echo(f"{name:{width}}  {description}")
+        return
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it trains", overflow="fold")
+    for name, description in descriptions.items():
+        table.add_row(name, description)
+    console.print(table)
+    console.print(f"The files: {FOLDER}", soft_wrap=True, highlight=False)

@@ -1,0 +1,59 @@
+"""The model families that weights are exchanged with, and which of them a model or a folder belongs to."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from megadeberta.config.model import ModelConfig
+from megadeberta.convert.formats.deberta_v1 import DebertaV1
+from megadeberta.convert.formats.deberta_v2 import DebertaV2
+from megadeberta.convert.formats.family import ExportTarget, Family, FileFormat, ModelKind
+from megadeberta.errors import CheckpointError, ConfigError
+
+FAMILIES: list[Family] = [DebertaV1(), DebertaV2()]
+"""The first that supports a model gets its export, so special families stand before general ones."""
+
+
+def register_family(family: Family) -> None:
+    """Add a family from outside this package, ahead of the others.
+
+    Raises:
+        ConfigError: there is one of this ``model_type``.
+    """
+    if any(known.model_type == family.model_type for known in FAMILIES):
+        raise ConfigError(f"a family of model_type={family.model_type!r} is registered already; remove one of the two")
+    FAMILIES.insert(0, family)
+
+
+def choose_target(
+    config: ModelConfig, kind: ModelKind, file_format: FileFormat = FileFormat.HUGGING_FACE
+) -> ExportTarget:
+    """The export of a model: of the first family that supports it.
+
+    Raises:
+        CheckpointError: none does.
+    """
+    reasons = []
+    for family in FAMILIES:
+        reason = family.supports(config)
+        if reason is None:
+            return ExportTarget(family, kind, file_format)
+        reasons.append(f"{family.model_type}: {reason}")
+    raise CheckpointError(f"no model family of transformers can express this model ({'; '.join(reasons)})")
+
+
+def family_of(values: Mapping[str, Any], tensor_names: Collection[str], source: str) -> Family:
+    """The family of a folder, by its ``config.json``; of microsoft/DeBERTa's, which gives no ``model_type``, by its
+    tensors.
+
+    Args:
+        source: the file of ``values``, for errors.
+
+    Raises:
+        CheckpointError: a model of no family here.
+    """
+    model_type = values.get("model_type")
+    for family in FAMILIES:
+        if family.model_type == model_type or (model_type is None and family.recognizes(tensor_names)):
+            return family
+    known = " and ".join(f"{family.model_type!r} ({family.versions})" for family in FAMILIES)
+    raise CheckpointError(f"{source}: model_type is {model_type!r}; only {known} can be imported")

@@ -1,0 +1,139 @@
+"""The heads: prediction of tokens, the draw from a generator, detection of replaced tokens.
+
+Shapes: B batch · L length · Q target rows per sequence · M rows with a target · V vocabulary · E embedding width
+D hidden size · T tensor-parallel ranks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from megadeberta.layers.collectives import Collective, whole_sequences
+from megadeberta.layers.layer import FORWARD_OPERATIONS, Cut, Layer
+from megadeberta.layers.micro_batch import INDEX_BYTES, PRECISE_BYTES, MicroBatch
+from megadeberta.layers.parameters import Shapes, layer_norm, linear
+from megadeberta.layers.terms import term
+from megadeberta.layers.vocabulary import largest_vocabulary_shard
+from megadeberta.ops.logit_chunks import row_chunks, rows_per_chunk
+
+_NOISE_OPERATIONS = 30
+"""Elementwise ones for each entry of the vocabulary that a sample is drawn from."""
+
+
+@dataclass(frozen=True)
+class MlmHead(Layer, kind="mlm_head"):
+    """Dense, gelu, LayerNorm, decoder tied to the word table, cross entropy for each of its loss terms."""
+
+    for_sampling: bool = field(default=False, kw_only=True)
+    """A generator's: its logits are handed on, to be drawn from."""
+
+    is_head = True
+    writes = ()
+    cuts: ClassVar[Mapping[str, Cut]] = {f"mlm_head.decoder.{name}": "vocabulary" for name in ("weight", "bias")}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("masked_hidden",) if self.model.enhanced_mask_decoder else ("hidden",)
+
+    def own_parameters(self) -> Shapes:
+        width = self.model.embedding_width
+        shapes = linear("dense", width, self.model.hidden_size) | layer_norm("layer_norm", width)
+        return shapes | {"decoder.bias": (self.model.vocab_size,)}
+
+    def multiply_adds(self, batch: MicroBatch, *, rows: float) -> float:
+        return rows * self.model.embedding_width * (self.model.hidden_size + self.model.vocab_size)
+
+    def extra_operations(self, batch: MicroBatch) -> float:
+        """A generator's logits are computed a second time, for the samples."""
+        return FORWARD_OPERATIONS * self.multiply_adds(batch, rows=batch.rows) if self.for_sampling else 0.0
+
+    def kept_bytes(self, batch: MicroBatch) -> int:
+        """Four vectors per target row."""
+        model = self.model
+        vectors = model.hidden_size + 3 * model.embedding_width
+        kept = batch.rows * (vectors * batch.element_bytes + 2 * PRECISE_BYTES + 2 * INDEX_BYTES)
+        if model.enhanced_mask_decoder:
+            return kept
+        # Without a mask decoder the rows are gathered from the last hidden states, and a gather keeps what it reads.
+        return kept + batch.tokens * model.hidden_size * batch.element_bytes
+
+    def kept_logits(self, batch: MicroBatch) -> int:
+        """Softmax minus target, ``[B Q, V / T]``: nothing where there are too many for one chunk."""
+        columns = largest_vocabulary_shard(self.model.vocab_size, batch.tensor)
+        if len(row_chunks(batch.rows, columns)) > 1:
+            return 0
+        # fp16 cannot hold a softmax over a large vocabulary, so there it stays fp32.
+        return batch.rows * columns * (2 if batch.precision == "bf16" else PRECISE_BYTES)
+
+    def peak_logits(self, batch: MicroBatch) -> int:
+        columns = largest_vocabulary_shard(self.model.vocab_size, batch.tensor)
+        rows = min(batch.rows, rows_per_chunk(columns))
+        narrow = batch.element_bytes if batch.element_bytes < PRECISE_BYTES else 0
+        one_chunk = rows * columns * (PRECISE_BYTES + narrow)
+        # To be drawn from they exist whole in fp32, and once more divided by the temperature.
+        to_draw_from = 2 * batch.rows * columns * PRECISE_BYTES if self.for_sampling else 0
+        return max(one_chunk, self.kept_logits(batch) + to_draw_from)
+
+    def collectives(self, batch: MicroBatch) -> list[Collective]:
+        model, bytes_ = self.model, batch.element_bytes
+        columns = largest_vocabulary_shard(model.vocab_size, batch.tensor)
+        reads_all = not model.enhanced_mask_decoder
+        found = whole_sequences(batch, model.hidden_size, "mlm_head input") if reads_all else []
+        losses = sum(term(name).is_loss for name in self.terms)
+        for targets in batch.targets or (batch.rows,) * losses:
+            for chunk in row_chunks(targets, columns):
+                rows = chunk.stop - chunk.start
+                sums, gradient = (2, rows, 1), (rows, model.embedding_width)
+                found += [
+                    Collective("all_reduce", "forward", "largest logit", (rows, 1), PRECISE_BYTES),
+                    Collective("all_reduce", "forward", "target logit, sum of exponentials", sums, PRECISE_BYTES),
+                    Collective("all_reduce", "backward", "mlm_head input gradient", gradient, bytes_),
+                ]
+        return found
+
+
+@dataclass(frozen=True)
+class Sample(Layer, kind="sample"):
+    """One draw per target from the generator's logits, which takes the place of the masked token."""
+
+    temperature: float = field(default=1.0, kw_only=True)
+    """Divides the logits."""
+
+    is_head = True
+    joins_previous = True
+    writes = ()
+    adds = ("replaced",)
+    drops = ("masked_positions", "masked_labels")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Of activations that travel; the logits of the head before it do not."""
+        return ()
+
+    def extra_operations(self, batch: MicroBatch) -> float:
+        """The noise."""
+        return _NOISE_OPERATIONS * batch.rows * self.model.vocab_size
+
+    def collectives(self, batch: MicroBatch) -> list[Collective]:
+        return [Collective("all_reduce", "forward", "draw", (batch.sequences, batch.slots), INDEX_BYTES)]
+
+
+class RtdHead(Layer, kind="rtd_head"):
+    """Dense and classifier on every token: was it replaced?"""
+
+    is_head = True
+    writes = ()
+
+    def own_parameters(self) -> Shapes:
+        size = self.model.hidden_size
+        return layer_norm("layer_norm", size) | linear("dense", size, size) | linear("classifier", 1, size)
+
+    def multiply_adds(self, batch: MicroBatch, *, rows: float) -> float:
+        return batch.tokens * (self.model.hidden_size**2 + self.model.hidden_size)
+
+    def kept_bytes(self, batch: MicroBatch) -> int:
+        """Four vectors per token, logits and losses."""
+        return batch.tokens * (4 * self.model.hidden_size * batch.element_bytes + 4 * PRECISE_BYTES)
+
+    def collectives(self, batch: MicroBatch) -> list[Collective]:
+        return whole_sequences(batch, self.model.hidden_size, "rtd_head input")

@@ -1,0 +1,25 @@
+"""The micro batch that a recipe asks for."""
+
+from megadeberta.config.run import RunConfig
+from megadeberta.layers.micro_batch import MicroBatch
+from megadeberta.layers.objectives import objective_of
+
+
+def micro_batch_of(config: RunConfig, *, attention: str = "reference") -> MicroBatch:
+    """One micro batch of a run as one rank sees it.
+
+    Args:
+        attention: the backend, which decides what is kept; costs and collectives do not depend on it.
+    """
+    length, parallel = config.data.sequence_length, config.parallel
+    return MicroBatch(
+        sequences=config.engine.micro_batch,
+        length=length,
+        slots=objective_of(config.objective).slots(config.objective, length),
+        precision=config.engine.precision,
+        attention=attention,
+        tensor=parallel.tensor,
+        sequence_parallel=parallel.sequence_parallel and parallel.tensor > 1,
+        activation_checkpointing=parallel.activation_checkpointing,
+        selective_recompute=config.training.selective_recompute,
+    )

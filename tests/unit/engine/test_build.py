@@ -1,0 +1,32 @@
+"""How a model becomes an engine, as far as it can be seen without one."""
+
+from typing import Any
+
+import deepspeed
+import pytest
+import torch
+from torch import nn
+
+from megadeberta.config.training import OptimizerConfig
+from megadeberta.engine.build import build_engine, working_type
+
+
+@pytest.mark.parametrize(("given", "handed_on"), [({}, 1_000_000_000), ({"steps_per_print": 7}, 7)])
+def test_deepspeed_prints_no_progress_unless_the_recipe_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], handed_on: int
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def initialize(**arguments: Any) -> tuple[None]:
+        seen.append(arguments["config"])
+        return (None,)
+
+    monkeypatch.setattr(deepspeed, "initialize", initialize)
+    block = {"train_batch_size": 1, **given}
+    build_engine(nn.Linear(2, 2), OptimizerConfig(lr=1e-3), block=block, timeout_seconds=60.0)
+    assert seen == [{"train_batch_size": 1, "steps_per_print": handed_on}]
+    assert block == {"train_batch_size": 1, **given}
+
+
+def test_working_type_is_that_of_the_precision() -> None:
+    assert [working_type(name) for name in ("fp32", "bf16", "fp16")] == [torch.float32, torch.bfloat16, torch.float16]

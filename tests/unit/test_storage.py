@@ -1,0 +1,65 @@
+"""Files that appear whole, and the lock of a file."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from megadeberta.errors import StorageError
+from megadeberta.storage import PendingFile, take_lock, temporary_path, write_file
+
+
+def test_a_replaced_file_is_whole_and_a_stale_temporary_one_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-latest").write_text("stale")
+    write_file(tmp_path / "latest", b"one\n")
+    write_file(tmp_path / "latest", b"two\n")
+    assert (tmp_path / "latest").read_bytes() == b"two\n"
+    assert os.listdir(tmp_path) == ["latest"]
+
+
+def test_a_link_planted_at_the_temporary_name_is_removed_and_its_target_untouched(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("keep me")
+    temporary_path(tmp_path / "latest").symlink_to(precious)
+    write_file(tmp_path / "latest", b"one\n")
+    assert precious.read_text() == "keep me"
+    assert not (tmp_path / "latest").is_symlink()
+
+
+def test_a_pending_file_is_not_there_until_it_is_published_and_leaves_nothing_when_discarded(tmp_path: Path) -> None:
+    pending = PendingFile(tmp_path / "a")
+    pending.write(b"tokens")
+    pending.finish()
+    assert os.listdir(tmp_path) == [".tmp-a"]
+    pending.discard()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_file(tmp_path / "a", b"old")
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(StorageError, match=r"cannot write .*/a: No space left on device \(more bytes needed, \d+ free"):
+        write_file(tmp_path / "a", b"new")
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_lock_is_held_once_and_free_when_its_descriptor_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    first, second = (os.open(tmp_path / "lock", os.O_RDONLY) for _ in range(2))
+    try:
+        assert take_lock(first)
+        began = time.monotonic()
+        assert not take_lock(second, wait_seconds=0.3)
+        assert 0.3 <= time.monotonic() - began < 5
+        os.close(first)
+        assert take_lock(second, wait_seconds=0.0)
+    finally:
+        os.close(second)

@@ -1,0 +1,5 @@
+"""The small vocabulary of the conversion tests."""
+
+from tests.unit.convert.conftest import spm
+
+__all__ = ["spm"]
