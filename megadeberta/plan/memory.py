@@ -66,6 +66,7 @@ def _stage_memory(recipe: Recipe, layout: Layout, number: int, *, batch: MicroBa
     states = zero_memory(
         held.count,
         settings=settings,
+        num_moments=recipe.config.optimizer.num_moments,
         stage=layout.zero_stage,
         data_parallel=layout.data,
         largest_parameter=held.largest,
