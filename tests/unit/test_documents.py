@@ -1,7 +1,6 @@
 """Paths that the documents name exist, so that a file that moves takes its mentions with it."""
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,21 +8,29 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A path may start at one of these; `unit/ops/test_x.py` is short for `tests/unit/ops/test_x.py`.
-STARTS = ("", "megadeberta", "megadeberta/ops/attention", "megadeberta/convert", "tests", "docs", "data_prep", "launcher")
-# Files of other projects that the text names, and files that a run or an export has.
+STARTS = (
+    "",
+    "megadeberta",
+    "megadeberta/ops/attention",
+    "megadeberta/convert",
+    "tests",
+    "docs",
+    "data_prep",
+    "launcher",
+)
+# Files of other projects, and of the reader's own.
 FOREIGN = {
     "rtd_task.py",
     "bert.py",
     "runtime/engine.py",
     "runtime/utils.py",
-    "job.sh",
     "shuffled.py",
 }
 NAME = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*/?")
 
 
 def _paths(text: str) -> set[str]:
-    """What stands in backticks and looks like a source file, a document, a script, or a folder of the repository."""
+    """What stands in backticks and looks like a source file, a document, or a path from a folder of the repository."""
     tokens = {token for token in re.findall(r"`([^`\n]+)`", text) if NAME.fullmatch(token)}
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
     return {
@@ -41,8 +48,8 @@ def _exists(path: str) -> bool:
 
 def _names() -> set[str]:
     """Of all files: a bare name such as `apply.py` stands for the one that the text just spoke of."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
-    return {line.rpartition("/")[2] for line in listed.stdout.splitlines()}
+    folders = ("megadeberta", "launcher", "data_prep", "tests", "docs", "benchmarks", "tools")
+    return {path.name for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
