@@ -76,6 +76,10 @@ class Objective:
         Raises:
             ConfigError: what was asked, why it does not work and what to do; without the recipe's name.
         """
+        if config.objective.options:
+            raise ConfigError(
+                f"objective.options={config.objective.options!r}: {self.name} has no settings there; remove them"
+            )
 
     def describe(self, settings: ObjectiveConfig) -> str:
         """One line for a model card."""
@@ -111,6 +115,7 @@ class ReplacedTokens(Objective):
         )
 
     def check(self, config: RunConfig) -> None:
+        super().check(config)
         settings = config.objective.rtd
         if settings.decoupled and config.engine.zero_stage == 3:
             # DeepSpeed 0.19.8, runtime/zero/stage3.py: the flat buffer of gradient partitions is overwritten by a
@@ -149,6 +154,7 @@ class NextTokens(Objective):
         return length - SPECIAL_TOKENS
 
     def check(self, config: RunConfig) -> None:
+        super().check(config)
         if config.model.conv_kernel_size:
             raise ConfigError(
                 f"objective.name={self.name!r} predicts the next token, and with model.conv_kernel_size="
