@@ -64,7 +64,7 @@ class Embeddings(Layer, kind="embeddings"):
         return narrow + tokens * (size * batch.element_bytes + 2 * PRECISE_BYTES + INDEX_BYTES) + keys
 
     def collectives(self, batch: MicroBatch) -> list[Collective]:
-        """The sum of the words over the shards of the vocabulary; with sequence parallelism, the gradient of all tokens."""
+        """The sum of the words over the shards; with sequence parallelism also the gradient of all tokens."""
         tokens = (batch.sequences, batch.length)
         words = (*tokens, self.model.embedding_width)
         found = [Collective("all_reduce", "forward", "words", words, batch.element_bytes)]
