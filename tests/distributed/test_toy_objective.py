@@ -62,7 +62,7 @@ def test_it_is_planned_trained_plotted_reported_evaluated_and_exported(tmp_path:
     recipe = write_recipe(
         tmp_path,
         prepared,
-        objective={"name": "mlm_length"},
+        objective={"name": "mlm_length", "options": {"length_weight": 0.25}},
         plugins=["tests.toy_objective"],
         training__steps=4,
         training__eval_interval=2,
