@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import distributed
 
 from megadeberta.batch import Batch
 from megadeberta.config.deepspeed_block import EngineSettings, batch_algebra
@@ -12,10 +13,12 @@ from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.build import build_engine
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.step import Stepper
+from megadeberta.engine.whole_step import WholeStepper
 from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel
+from megadeberta.topology import Topology
 
 GLOBAL_BATCH = 8
 LENGTH = 24
@@ -61,11 +64,12 @@ def toy_engine(
     optimizer = OPTIMIZER.model_copy(update={"lr": lr[0], "discriminator_lr": lr[1]})
     engine = build_engine(model, optimizer, block=block, timeout_seconds=60.0)
     settings = EngineSettings.of(block)
-    return Stepper(
+    return WholeStepper(
         engine,
         updates=objective_of(objective).updates(objective),
         batch_fields=list(global_batch(0)),
         settings=settings,
+        topology=Topology(data=distributed.get_world_size()),
         device=device,
     ), model
 
