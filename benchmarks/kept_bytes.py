@@ -13,7 +13,7 @@ from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.layers.objectives import list_layers
 from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm
 from megadeberta.model.whole import WholeModel
-from megadeberta.ops.lent_memory import LentMemory
+from megadeberta.ops.recycled_buffer import RecycledBuffer
 
 BATCH, LENGTH = 4, 96
 
@@ -32,7 +32,7 @@ def kept_bytes(
 ) -> int:
     """Of one training pass in fp32 with all targets filled.
 
-    Autograd's hooks would not do: activations that are made again are held by functions, not by autograd.
+    Autograd's hooks would not do: activations that are recomputed are held by functions, not by autograd.
     """
     torch.manual_seed(0)
     whole = WholeModel(list_layers(model, objective), recompute=recompute)
@@ -44,8 +44,8 @@ def kept_bytes(
     select_recompute(whole, selective)
     whole.train()
     inputs = _inputs(model, batch, length, targets)
-    # Memory that is lent again is not allocated again, and is the same memory.
-    with patch.object(LentMemory, "room", return_value=None):
+    # A buffer that is taken again is not allocated again.
+    with patch.object(RecycledBuffer, "take", return_value=None):
         whole(**inputs)  # what is made once and for all
         gc.collect()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -72,6 +72,7 @@ class MlmMasker:
 
     def __call__(self, tokens: NDArray[np.int64], sample_keys: Words) -> MaskedBatch:
         """Mask ``tokens [B, L]`` with ``sample_keys [B]``; Q is what the row with the most masked tokens needs."""
+        # A block of rows after the other gives what all at once would: every draw has its own row's key.
         rows = max(1, _BLOCK_TOKENS // tokens.shape[1])
         chosen = np.concatenate(
             [
@@ -97,14 +98,17 @@ class MlmMasker:
         visits[~units.is_candidate] |= ~low_bits
         visits.sort(axis=1)
         rate = self._objective.mask_rate
+        # The last unit that is taken may go on beyond the budget, by less than a word's longest.
         most = min(length, int(masked_tokens(rate, length)) + MAX_WORD_PIECES)
         visited = (visits[:, :most] & low_bits).astype(np.int64)  # [B, L] -> [B, K]
 
-        # A unit is taken whole if its first token comes before the budget is used up.
+        # A unit is taken whole if its first token comes before the budget is used up. Its tokens are neighbours in the
+        # order of visits, so that the first one's rank is this one's less its place in the unit.
         ranks = positions[:most]
         first_ranks = ranks - np.take_along_axis(units.offset, visited, axis=1)
         budgets = masked_tokens(rate, np.count_nonzero(tokens != PAD_ID, axis=1))[:, None]
         candidates = np.count_nonzero(units.is_candidate, axis=1)[:, None]
+        # L stands behind every position, so that sorting brings empty places to the end.
         chosen = np.where((first_ranks < budgets) & (ranks < candidates), visited, length)
         chosen.sort(axis=1)
         return chosen
@@ -117,6 +121,8 @@ class MlmMasker:
         positions = np.where(filled, chosen, 0)
         labels = np.where(filled, np.take_along_axis(tokens, positions, axis=1), 0)
 
+        # One uniform number decides between mask, random token and the token itself. Both it and the random token are
+        # drawn for every slot, by position: what one target becomes does not depend on how many there are.
         share = uniform(_stream(sample_keys, _CORRUPTION), positions)
         drawn = integers(_stream(sample_keys, _REPLACEMENT), positions, len(self._replacements))
         shown = np.where(
@@ -124,6 +130,7 @@ class MlmMasker:
         )
         shown = np.where(share < objective.mask_token_prob, self._mask_id, shown)
         input_ids = tokens.copy()
+        # Filled slots alone, as flat places: the position of an empty slot is 0, and would overwrite the first token.
         row_starts = np.arange(len(tokens))[:, None] * length
         input_ids.reshape(-1)[(positions + row_starts)[filled]] = shown[filled]
         return MaskedBatch(input_ids, positions, labels)
@@ -143,8 +150,9 @@ def find_units(kinds: NDArray[np.uint8], *, whole_word: bool) -> Units:
     starts = kinds != PieceKind.CONTINUATION  # special tokens too: what follows them opens a unit
     starts[:, 1:] |= ~is_candidate[:, :-1]
     positions = np.arange(kinds.shape[1])
+    # The running maximum of start positions is the start of the word that a token is in.
     offset = positions - np.maximum.accumulate(np.where(starts, positions, 0), axis=1)
-    offset %= MAX_WORD_PIECES
+    offset %= MAX_WORD_PIECES  # each further piece of a long word is a unit of its own
     return Units(is_candidate, is_candidate & (offset == 0), offset)
 
 
@@ -158,13 +166,15 @@ def tile_segments(opens: NDArray[np.bool_], keys: Words, *, max_gram: int) -> ND
     Returns:
         The index of every token's segment in its row, ``[B, L]``.
     """
-    units = np.cumsum(opens, axis=1) - 1
+    units = np.cumsum(opens, axis=1) - 1  # number of every token's unit; -1 before the first
     if max_gram == 1:
         return units
+    # A length for every unit, as if each opened a segment: more than are needed, but all rows in one draw.
     weights = np.cumsum(1 / np.arange(1, max_gram + 1))
     most_units = int(units.max()) + 1
     shares = uniform(keys, np.arange(most_units))
     grams = 1 + np.searchsorted(weights[:-1] / weights[-1], shares, side="right")
+    # Segment s ends where the first s + 1 lengths do; what ends behind the last unit falls into one spare column.
     ends = np.minimum(np.cumsum(grams, axis=1), most_units)
     is_first = np.zeros((len(opens), most_units + 1), np.int64)
     np.put_along_axis(is_first, ends, 1, axis=1)

@@ -28,14 +28,22 @@ class MlmHead(Layer, kind="mlm_head"):
     """A generator's: its logits are handed on, to be drawn from."""
 
     is_head = True
+    writes = ()
     cuts: ClassVar[Mapping[str, Cut]] = {f"mlm_head.decoder.{name}": "vocabulary" for name in ("weight", "bias")}
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The states of the target rows, or all hidden states to gather them from."""
+        return ("masked_hidden",) if self.model.enhanced_mask_decoder else ("hidden",)
+
     def own_parameters(self) -> Shapes:
+        """Of the head alone; the word table is tied."""
         width = self.model.embedding_width
         shapes = linear("dense", width, self.model.hidden_size) | layer_norm("layer_norm", width)
         return shapes | {"decoder.bias": (self.model.vocab_size,)}
 
     def multiply_adds(self, batch: MicroBatch, *, rows: float) -> float:
+        """The dense layer and the projection onto the vocabulary or the classes."""
         return rows * self.model.embedding_width * (self.model.hidden_size + self.model.vocab_size)
 
     def extra_operations(self, batch: MicroBatch) -> float:
@@ -61,6 +69,7 @@ class MlmHead(Layer, kind="mlm_head"):
         return batch.rows * columns * (2 if batch.precision == "bf16" else PRECISE_BYTES)
 
     def peak_logits(self, batch: MicroBatch) -> int:
+        """One chunk in fp32 beside its narrow form; all of them where they are drawn from."""
         columns = largest_vocabulary_shard(self.model.vocab_size, batch.tensor)
         rows = min(batch.rows, rows_per_chunk(columns))
         narrow = batch.element_bytes if batch.element_bytes < PRECISE_BYTES else 0
@@ -70,6 +79,7 @@ class MlmHead(Layer, kind="mlm_head"):
         return max(one_chunk, self.kept_logits(batch) + to_draw_from)
 
     def collectives(self, batch: MicroBatch) -> list[Collective]:
+        """What the head reads or sums over ranks."""
         model, bytes_ = self.model, batch.element_bytes
         columns = largest_vocabulary_shard(model.vocab_size, batch.tensor)
         reads_all = not model.enhanced_mask_decoder
@@ -96,15 +106,21 @@ class Sample(Layer, kind="sample"):
 
     is_head = True
     joins_previous = True
-    output = None
+    writes = ()
     adds = ("replaced",)
     drops = ("masked_positions", "masked_labels")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Of activations that travel; the logits of the head before it do not."""
+        return ()
 
     def extra_operations(self, batch: MicroBatch) -> float:
         """The noise."""
         return _NOISE_OPERATIONS * batch.rows * self.model.vocab_size
 
     def collectives(self, batch: MicroBatch) -> list[Collective]:
+        """What the head reads or sums over ranks."""
         return [Collective("all_reduce", "forward", "draw", (batch.sequences, batch.slots), INDEX_BYTES)]
 
 
@@ -112,12 +128,15 @@ class RtdHead(Layer, kind="rtd_head"):
     """Dense and classifier on every token: was it replaced?"""
 
     is_head = True
+    writes = ()
 
     def own_parameters(self) -> Shapes:
+        """Of the head alone; the word table is tied."""
         size = self.model.hidden_size
         return layer_norm("layer_norm", size) | linear("dense", size, size) | linear("classifier", 1, size)
 
     def multiply_adds(self, batch: MicroBatch, *, rows: float) -> float:
+        """The dense layer and the projection onto the vocabulary or the classes."""
         return batch.tokens * (self.model.hidden_size**2 + self.model.hidden_size)
 
     def kept_bytes(self, batch: MicroBatch) -> int:
@@ -125,4 +144,5 @@ class RtdHead(Layer, kind="rtd_head"):
         return batch.tokens * (4 * self.model.hidden_size * batch.element_bytes + 4 * PRECISE_BYTES)
 
     def collectives(self, batch: MicroBatch) -> list[Collective]:
+        """What the head reads or sums over ranks."""
         return whole_sequences(batch, self.model.hidden_size, "rtd_head input")

@@ -59,8 +59,8 @@ class Layer:
     """Cheap and read by many: every pipeline stage that needs it holds a copy."""
     joins_previous: ClassVar[bool] = False
     """No pipeline cut may be made before it: what it reads is too large to travel."""
-    output: ClassVar[str | None] = "hidden"
-    """The activations that later layers read, a field of ``Carry``; None = none."""
+    writes: ClassVar[tuple[str, ...]] = ("hidden",)
+    """The activations that it makes for later layers: fields of ``Carry``."""
     adds: ClassVar[tuple[str, ...]] = ()
     """Fields of the batch that it makes for later layers."""
     drops: ClassVar[tuple[str, ...]] = ()
@@ -85,6 +85,11 @@ class Layer:
     def part(self) -> str:
         """Generator, discriminator, or "" where the model has no parts."""
         return part_of(self.name)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The activations of earlier layers that it reads: fields of ``Carry``."""
+        return ("hidden",)
 
     @property
     def tied(self) -> tuple[str, ...]:

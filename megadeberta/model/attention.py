@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import RelativePositions
 from megadeberta.model.dropout import AttentionDropout, Draws, HiddenDropout
-from megadeberta.model.joint_linear import SideBySide
+from megadeberta.model.joint_linear import JointLinear
 from megadeberta.model.residual import ResidualNorm, add_and_norm
 from megadeberta.ops.attention.backends import AUTO
 from megadeberta.ops.attention.interface import disentangled_attention
 from megadeberta.ops.attention.mask import AttentionMask
 from megadeberta.ops.attention.position_terms import PositionTerms
-from megadeberta.ops.recompute import gelu_then, made_again
+from megadeberta.ops.recompute import gelu_then, recomputed
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ProjectedKeys:
     value: Tensor  # [B, N, L, H]
     position: PositionTerms | None
     query: Tensor | None = None  # [B, N, L, H], where the rows that attend are the keys' own
-    again: Callable[[], Sequence[Tensor]] | None = None  # makes key, value and query, where they are not to be kept
+    recompute: Callable[[], Sequence[Tensor]] | None = None  # key, value and query, where they are not to be kept
 
 
 class DisentangledSelfAttention(nn.Module):
@@ -67,7 +67,7 @@ class DisentangledSelfAttention(nn.Module):
         self.pos_query_proj = nn.Linear(size, size) if separate and self.position_to_content else None
         self.position_dropout = HiddenDropout(config.hidden_dropout_prob)
         self.dropout = AttentionDropout(config.attention_probs_dropout_prob)
-        self.project = SideBySide()
+        self.project = JointLinear()
         self.backend = AUTO
         self.recompute = False
 
@@ -90,8 +90,8 @@ class DisentangledSelfAttention(nn.Module):
             position = PositionTerms(relative.rows, position_key, position_query)
         wanted = (self.key_proj, self.value_proj, *([self.query_proj] if with_query else []))
         key, value, *query = map(self._split_heads, self.project(hidden, *wanted))
-        again = (lambda: self.project(hidden.detach(), *wanted)) if self.recompute else None
-        return ProjectedKeys(key, value, position, *query, again=again)
+        recompute = (lambda: self.project(hidden.detach(), *wanted)) if self.recompute else None
+        return ProjectedKeys(key, value, position, *query, recompute=recompute)
 
     def forward(self, query: QueryStream, keys: ProjectedKeys) -> Tensor:
         """Context ``[B, Lq, D]`` of the query stream."""
@@ -100,7 +100,7 @@ class DisentangledSelfAttention(nn.Module):
             (projected,) = self.project(query.hidden, self.query_proj)
             rows = self._split_heads(projected)
         projected = [tensor for tensor in (keys.key, keys.value, keys.query) if tensor is not None]
-        with nullcontext() if keys.again is None else made_again(projected, keys.again):
+        with nullcontext() if keys.recompute is None else recomputed(projected, keys.recompute):
             context = disentangled_attention(
                 rows,
                 keys.key,
@@ -147,6 +147,6 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor, draws: Draws | None) -> Tensor:
         """``[B, Lq, D]``."""
-        again = (lambda: self.up(hidden.detach())) if self.recompute else None
-        branch = gelu_then(self.down, self.up(hidden), again=again)
+        recompute = (lambda: self.up(hidden.detach())) if self.recompute else None
+        branch = gelu_then(self.down, self.up(hidden), recompute=recompute)
         return add_and_norm(self.layer_norm, self.dropout, branch=branch, residual=hidden, draws=draws)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from megadeberta.ops.joint_linear import Pair, side_by_side
+from megadeberta.ops.joint_linear import Pair, joint_linear
 
 
-class SideBySide(nn.Module):
+class JointLinear(nn.Module):
     """Runs linear layers that another module owns, at once: their weights are read, and they are not called.
 
     ZeRO-3 gathers a weight that is read outside its own module, the first time when it is read and later in advance
@@ -19,7 +19,7 @@ class SideBySide(nn.Module):
 
     def forward(self, hidden: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
         """``[..., D]`` -> ``[..., O]`` for each of ``linears``."""
-        return side_by_side(hidden, pairs_of(linears))
+        return joint_linear(hidden, pairs_of(linears))
 
 
 def pairs_of(linears: Sequence[nn.Linear]) -> list[Pair]:

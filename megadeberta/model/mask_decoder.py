@@ -30,10 +30,10 @@ class EnhancedMaskDecoder(nn.Module):
 
     def forward(self, carry: Carry) -> Carry:
         """Fill ``masked_hidden``; with no masked positions in the carry, run the layer in its ordinary way."""
-        carry = replace(carry, hidden=self.all_tokens(carry.hidden))
+        whole = replace(carry, hidden=self.all_tokens(carry.hidden))
         if carry.masked_positions is None:
-            return self.layer(carry)
-        return replace(carry, masked_hidden=self.decode(carry, carry.masked_positions))
+            return self.layer(whole)
+        return replace(carry, masked_hidden=self.decode(whole, carry.masked_positions))
 
     def decode(self, carry: Carry, positions: Tensor) -> Tensor:
         """Decoder states ``[B, Q, D]`` at ``positions`` ``[B, Q]``."""

@@ -15,12 +15,12 @@ Pair = tuple[Tensor, Tensor | None]
 """Weight ``[O, D]`` and bias ``[O]`` of a linear map."""
 
 
-def side_by_side(hidden: Tensor, pairs: Sequence[Pair]) -> tuple[Tensor, ...]:
+def joint_linear(hidden: Tensor, pairs: Sequence[Pair]) -> tuple[Tensor, ...]:
     """``[..., D]`` -> ``[..., O]`` for each of ``pairs``."""
-    return _SideBySide.apply(hidden, *(parameter for pair in pairs for parameter in pair))
+    return _JointLinear.apply(hidden, *(parameter for pair in pairs for parameter in pair))
 
 
-class _SideBySide(torch.autograd.Function):
+class _JointLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
         weights, biases = parameters[::2], parameters[1::2]

@@ -1,7 +1,7 @@
 """In how many passes the logits over a vocabulary are computed, so that they never exist all at once. No torch."""
 
 CHUNK_ELEMENTS = 2**27
-"""Logits of one chunk: 512 MiB in fp32. With one chunk its softmax is kept, with more each is computed again."""
+"""Logits of one chunk: 512 MiB in fp32. With one chunk its softmax is kept, with more each is recomputed."""
 
 
 def rows_per_chunk(vocabulary: int) -> int:

@@ -6,11 +6,11 @@ Shapes: M masked rows · R rows of a chunk · E embedding width · V vocabulary.
 import torch
 from torch import Tensor
 
-from megadeberta.ops.lent_memory import LentMemory
 from megadeberta.ops.logit_chunks import row_chunks
+from megadeberta.ops.recycled_buffer import RecycledBuffer
 from megadeberta.ops.tied_table import TiedGradient
 
-_LOGITS, _TABLE_GRADIENTS = LentMemory(), LentMemory()
+_LOGITS, _TABLE_GRADIENTS = RecycledBuffer(), RecycledBuffer()
 
 
 def masked_cross_entropy(
@@ -88,7 +88,7 @@ def _chunk_loss(
 
 def decode(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Logits ``[R, V]``."""
-    return torch.addmm(bias, hidden, weight.mT, out=_LOGITS.room(hidden.size(0), weight.size(0), like=weight))
+    return torch.addmm(bias, hidden, weight.mT, out=_LOGITS.take(hidden.size(0), weight.size(0), like=weight))
 
 
 def prepare_error(error: Tensor, factor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -119,5 +119,5 @@ def table_gradients(
         bias = (error.mT @ factor).squeeze(1)
     if so_far is not None:
         return so_far[0].addmm_(error.mT, hidden), so_far[1].add_(bias)
-    room = _TABLE_GRADIENTS.room(error.size(1), hidden.size(1), like=error)
-    return torch.mm(error.mT, hidden, out=room), bias
+    buffer = _TABLE_GRADIENTS.take(error.size(1), hidden.size(1), like=error)
+    return torch.mm(error.mT, hidden, out=buffer), bias

@@ -1,4 +1,4 @@
-"""Activations that the backward pass makes again instead of keeping them.
+"""Activations that the backward pass recomputes instead of reading what was kept.
 
 All of it works through the hooks of saved tensors, so that the layers on either side may be any module, a sharded one
 too.
@@ -17,7 +17,7 @@ _suspended: ContextVar[bool] = ContextVar("_suspended", default=False)
 
 def suspended_twice() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """For the first and the second run of a checkpointed layer (``checkpoint(context_fn=...)``): contexts in which
-    ``made_again`` does nothing.
+    ``recomputed`` does nothing.
 
     The checkpoint keeps nothing but the layer's input. Hooks inside it would take precedence over its own, and what
     they hold on to would stay.
@@ -35,11 +35,11 @@ def _suspend() -> Iterator[None]:
 
 
 @contextmanager
-def made_again(outputs: Sequence[Tensor], make: Callable[[], Sequence[Tensor]]) -> Iterator[list[Tensor]]:
-    """Inside the block, nothing that autograd saves of ``outputs`` is kept; the backward pass calls ``make`` for it.
+def recomputed(outputs: Sequence[Tensor], compute: Callable[[], Sequence[Tensor]]) -> Iterator[list[Tensor]]:
+    """Inside the block, nothing that autograd saves of ``outputs`` is kept; the backward pass calls ``compute`` for it.
 
     Args:
-        make: gives the same values in the same memory layout; called without gradients, once a backward pass.
+        compute: gives the same values in the same memory layout; called without gradients, once a backward pass.
 
     Yields:
         The outputs, as a list to which the block may add.
@@ -48,7 +48,7 @@ def made_again(outputs: Sequence[Tensor], make: Callable[[], Sequence[Tensor]]) 
     if _suspended.get():
         yield hidden
         return
-    source = _Source(make)
+    source = _Source(compute)
 
     def pack(saved: Tensor) -> Tensor | tuple:
         address = saved.untyped_storage().data_ptr()
@@ -70,41 +70,41 @@ def made_again(outputs: Sequence[Tensor], make: Callable[[], Sequence[Tensor]]) 
 
 
 class _Source:
-    """Makes tensors when they are first needed, and holds them until their last use."""
+    """Computes tensors when they are first needed, and holds them until their last use."""
 
-    def __init__(self, make: Callable[[], Sequence[Tensor]]) -> None:
-        self._make = make
-        self._made: Sequence[Tensor] | None = None
-        self._left = 0
+    def __init__(self, compute: Callable[[], Sequence[Tensor]]) -> None:
+        self._compute = compute
+        self._computed: Sequence[Tensor] | None = None
+        self._left = 0  # uses that are still to come in this backward pass
         self.uses = 0
 
     def take(self) -> Sequence[Tensor]:
-        if self._made is None:
+        if self._computed is None:
             with torch.no_grad():
-                self._made = self._make()
+                self._computed = self._compute()
             self._left = self.uses
-        made = self._made
+        computed = self._computed
         self._left -= 1
         if self._left == 0:
-            self._made = None
-        return made
+            self._computed = None
+        return computed
 
 
 def gelu_then(
-    module: Callable[[Tensor], Tensor], inner: Tensor, *, again: Callable[[], Tensor] | None = None
+    module: Callable[[Tensor], Tensor], inner: Tensor, *, recompute: Callable[[], Tensor] | None = None
 ) -> Tensor:
-    """``module(gelu(inner))`` that keeps ``inner`` only: the backward pass computes the gelu again.
+    """``module(gelu(inner))`` that keeps ``inner`` only: the backward pass recomputes the gelu.
 
     Args:
-        again: makes ``inner``, which then is not kept either.
+        recompute: gives ``inner``, which then is not kept either.
     """
-    kept = inner.detach() if again is None else None
+    kept = inner.detach() if recompute is None else None
 
-    def make() -> tuple[Tensor, Tensor]:
-        made = kept if again is None else again()
-        return made, functional.gelu(made)
+    def compute() -> tuple[Tensor, Tensor]:
+        source = kept if recompute is None else recompute()
+        return source, functional.gelu(source)
 
-    with made_again([inner], make) as hidden:
+    with recomputed([inner], compute) as hidden:
         activated = functional.gelu(inner)
         hidden.append(activated)
         return module(activated)

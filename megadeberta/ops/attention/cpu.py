@@ -1,5 +1,8 @@
 """Disentangled attention on a CPU: one head and a few samples at a time, so that the scores stay in the L2 cache.
 
+Heads outside, tiles of samples and rows inside: a head's rows of the table are laid out by distance once for all of its
+tiles, and these add to one gradient of them.
+
 Shapes: B batch · N heads · H head size · Q query rows · L keys · P table rows · G samples of a tile.
 """
 
@@ -102,6 +105,7 @@ def _forward(
     call = _Call.of(lookups, key.size(2), scale, probability, first_head)
     work = _Work(call, query, key, value, position_key, position_query)
     saved = query.new_empty((heads, batch, num_rows, key.size(2)) if keep else 0, dtype=work.precise)
+    # Rows before heads, as the output projection reads them: ``flatten`` of the last two is a view.
     context = query.new_empty(batch, num_rows, heads, head_size, dtype=work.precise)
     for number in range(heads):
         head = work.head(number)
@@ -204,6 +208,7 @@ class _Work:
         if call.rows is not None and call.query_positions is not None:
             self._index = relative_index(call.rows, query_positions=call.query_positions)  # [B, Q, L]
         elif call.rows is not None:
+            # Along a row of scores the distance falls, along a column it rises; see SkewedScores.
             self._distance_rows = (call.rows.flip(0), call.rows)
         self.bias, self.seeing = (None, None) if call.mask is None else _bias(call.mask, key.size(2), self.precise)
 
@@ -263,6 +268,7 @@ class _Head:
         query, key = self.query[tile.samples, tile.rows], self.key[tile.samples]
         scale = self.work.call.scale
         scores = query.new_empty(*query.shape[:2], key.size(1))
+        # The scale goes in with the content product: beta scales the position scores that are there already.
         if self.scores is None:
             torch.baddbmm(scores, query, key.mT, beta=0, alpha=scale, out=scores)
         else:
@@ -272,6 +278,7 @@ class _Head:
             return torch.softmax(scores, dim=-1, out=out)
         bias, seeing = self.work.bias[tile.samples], self.work.seeing[tile.samples, tile.rows]
         scores += bias if bias.size(1) == 1 else bias[:, tile.rows]
+        # exp makes hidden keys exactly zero, but for rows that see nothing: there all are hidden alike.
         return torch.softmax(scores, dim=-1, out=out).mul_(seeing)
 
     def dropout_factor(self, tile: Tile) -> Tensor:
@@ -281,6 +288,7 @@ class _Head:
         rows = torch.arange(tile.rows.start, tile.rows.stop)[None, :]
         number = torch.tensor(self.number)
         is_kept = kept(dropout, samples, number, rows=rows, num_columns=self.key.size(1))
+        # As numbers: a product of floats with bools costs a CPU more than one of floats.
         return is_kept.to(self.query.dtype).mul_(dropout.scale)
 
     def backward(self, tile: Tile, weights: Tensor, grad_context: Tensor, *, into: list[Tensor]) -> None:
@@ -288,6 +296,7 @@ class _Head:
         samples, rows = tile.samples, tile.rows
         query, key, value = self.query[samples, rows], self.key[samples], self.value[samples]
         grad_query, grad_key, grad_value = into[0][samples, rows], into[1][samples], into[2][samples]
+        # Everything adds to views of whole gradients in place: rows of other heads lie between, nothing is copied.
         grad_weights = torch.bmm(grad_context, value.mT)
         dropped = weights
         if self.work.call.dropout is not None:
@@ -295,6 +304,7 @@ class _Head:
             grad_weights *= factor
             dropped = weights * factor
         grad_value.baddbmm_(dropped.mT, grad_context)
+        # P (dP - sum of P dP) in one pass; the public softmax has no backward of a result that is given.
         grad = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
         scale = self.work.call.scale
         grad_query.baddbmm_(grad, key, alpha=scale)

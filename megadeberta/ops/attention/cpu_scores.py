@@ -50,6 +50,15 @@ class SkewedScores:
 
     A window's product with the table rows of the W + L - 1 distances that it meets holds each of its scores on a
     diagonal. Read with a row stride one shorter than it was written with, it is the block of scores: no gather.
+
+    Three queries at positions 0, 1, 2 and four keys; columns are distances, and what is read is marked by its key::
+
+        distance    2  1  0 -1 -2 -3
+        query 0     .  .  0  1  2  3
+        query 1     .  0  1  2  3  .
+        query 2     0  1  2  3  .  .
+
+    Memory in order is one row after the other, so that a step of one row less one column goes down the diagonal.
     """
 
     def __init__(
@@ -82,6 +91,7 @@ class SkewedScores:
                 product = self._scratch.product(
                     key[:, start : start + size], self._by_rising[table]
                 )  # [G, W, W + Q - 1]
+                # Keys are the rows of this product, so the block comes transposed: see docs/kernels.md for its cost.
                 scores[:, :, start : start + size] += _skewed(product).mT
 
     def backward(
@@ -94,6 +104,8 @@ class SkewedScores:
             for start, size, table in self._query_windows(grad, tile):
                 window = slice(start, start + size)
                 product = self._scratch.zero_outside(grad.size(0), size, size + grad.size(2) - 1)
+                # The transpose of the skewed read is the skewed write. With zeros beside the diagonals, both gradients
+                # are then ordinary products over all distances.
                 _skewed(product).copy_(grad[:, window])
                 _add_product(grad_query[:, window], product, self._by_falling[table], scale)
                 _add_table(self._table_grads[0][table], product, query[:, window], scale)
@@ -106,12 +118,16 @@ class SkewedScores:
                 _add_table(self._table_grads[1][table], product, key[:, window], scale)
 
     def _query_windows(self, scores: Tensor, tile: Tile) -> Iterator[tuple[int, int, slice]]:
+        """(start, size, table rows) of windows of the tile's queries. The first column is the largest distance, that of
+        the last query to key 0; distance d is row ``center - d`` of the falling table."""
         num_keys = scores.size(2)
         for start, size in windows(scores.size(1)):
             begin = self._center + 1 - (tile.rows.start + start) - size
             yield start, size, slice(begin, begin + size + num_keys - 1)
 
     def _key_windows(self, scores: Tensor, tile: Tile) -> Iterator[tuple[int, int, slice]]:
+        """(start, size, table rows) of windows of keys. The first column is the smallest distance, that of the tile's
+        first query to the last key; distance d is row ``center + d`` of the rising table."""
         num_queries = scores.size(1)
         for start, size in windows(scores.size(2)):
             begin = self._center + 1 - size + tile.rows.start - start
@@ -119,7 +135,10 @@ class SkewedScores:
 
 
 class GatheredScores:
-    """Queries at positions of their own in every sample: the few masked rows of the mask decoder."""
+    """Queries at positions of their own in every sample: the few masked rows of the mask decoder.
+
+    Their scores are on no diagonals, but they are few: each is looked up, in products over the rows of the table.
+    """
 
     def __init__(
         self,
@@ -181,11 +200,12 @@ def _add_product(total: Tensor, product: Tensor, table: Tensor, scale: float) ->
 def _skewed(product: Tensor) -> Tensor:
     """The diagonals of ``[G, W, C]``: element (w, c) of the ``[G, W, C - W + 1]`` view is column ``c - w + W - 1``."""
     samples, size, columns = product.shape
-    strides = (size * columns, columns - 1, 1)
+    strides = (size * columns, columns - 1, 1)  # of a dense product; row w starts at column W - 1 - w
     return product.as_strided((samples, size, columns - size + 1), strides, product.storage_offset() + size - 1)
 
 
 def _scattered(grad: Tensor, index: Tensor, table: Tensor) -> Tensor:
+    """``grad`` ``[G, Q, L]`` added up by table row, ``[G, Q, P]``: log buckets put many distances in one row."""
     by_row = grad.new_zeros(*grad.shape[:2], table.size(0))
     return by_row.scatter_add_(2, index, grad)
 

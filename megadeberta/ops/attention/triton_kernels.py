@@ -1,7 +1,11 @@
 """Triton kernels of disentangled attention: one forward, three backward, none with atomics.
 
 Every backward kernel owns what it writes, so results do not depend on the order of programs: queries by query tile,
-keys and values by key tile, table gradients by window of distances. Each computes the tile of scores again.
+keys and values by key tile, table gradients by window of distances. Each recomputes the tile of scores.
+
+Arguments: capitals are tensors. ``sq``, ``sk``, ... are the strides of (sample, head, row); the last dimension is
+dense. ``ROWS`` holds the table row of every distance, that of distance 0 at ``center``. In the place of what is absent
+stands a tensor that is never read, behind a flag of compile time. Programs: axis 0 is the tile, axis 1 sample and head.
 
 Shapes: B batch · N heads · Q query rows · L keys · BM, BN, WD, D as in triton_tiles.py.
 """
@@ -33,6 +37,7 @@ def _row_facts(BEGIN, END, POS, first_row, rows, valid, num_keys, HAS_MASK: tl.c
         end = tl.where(valid, num_keys, 0)
     if HAS_POSITIONS:
         positions = tl.load(POS + first_row + rows, mask=valid, other=0)
+        # Rows past the end must not widen the range: each window of distances in it costs two products.
         lowest = tl.min(tl.where(valid, positions, num_keys), 0)
         highest = tl.max(tl.where(valid, positions, -1), 0)
     else:
@@ -63,6 +68,7 @@ def _query_side(Q, DO, LSE, DELTA, sq, sdo, b, h, num_heads, num_queries, rows, 
     query = load_rows(Q + b * sq[0] + h * sq[1], sq[2], rows, valid, dims, head_size)
     grad_out = load_rows(DO + b * sdo[0] + h * sdo[1], sdo[2], rows, valid, dims, head_size)
     flat = (b * num_heads + h) * num_queries + rows
+    # +1e30 makes every weight of a row past the end zero, so that it adds nothing to any sum.
     lse = tl.load(LSE + flat, mask=valid, other=1e30)
     delta = tl.load(DELTA + flat, mask=valid, other=0.0)
     return query, grad_out, lse, delta
@@ -76,16 +82,18 @@ def forward_kernel(
     C2P: tl.constexpr, P2C: tl.constexpr, HAS_MASK: tl.constexpr, HAS_REAL: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     DROPOUT: tl.constexpr, ROUNDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Context and log-sum-exp of one query tile."""
+    """Context and log-sum-exp of one query tile: online softmax over the key tiles that any of its rows sees."""
     WD: tl.constexpr = BM + BN
     sample, head = tl.program_id(1) // num_heads, tl.program_id(1) % num_heads
     rows, dims = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, D)
     valid = rows < num_queries
+    # Offsets in 64 bits: sample times stride may pass 2^31 elements.
     b, h = sample.to(tl.int64), head.to(tl.int64)
     begin, end, positions, lowest, highest = _row_facts(
         BEGIN, END, POS, b * num_queries, rows, valid, num_keys, HAS_MASK, HAS_POSITIONS)  # fmt: skip
     tables, strides = (KR + h * s_kr[0], QR + h * s_qr[0]), (s_kr[1], s_qr[1])
     query = load_rows(Q + b * sq[0] + h * sq[1], sq[2], rows, valid, dims, head_size)
+    # Finite, not -inf: a row that has seen nothing yet would otherwise subtract infinities.
     best = tl.full([BM], -1e30, tl.float32)
     total = tl.zeros([BM], tl.float32)
     context = tl.zeros([BM, D], tl.float32)
@@ -93,17 +101,20 @@ def forward_kernel(
     for j in range(first_tile * BN, tl.max(end, 0), BN):
         columns = j + tl.arange(0, BN)
         key, value = _key_side(K, V, sk, sv, b, h, columns, num_keys, dims, head_size)
+        # The distances that the tile meets: from its lowest row at its last column to its highest row at its first.
         scores = scale * tile_scores(
             query, key, positions, columns, lowest - j - BN + 1, highest - j + 1, tables, strides, ROWS, center, dims,
             head_size, C2P, P2C, WD)  # fmt: skip
         visible = tile_visible(begin, end, columns, REAL + b * num_keys, num_keys, HAS_REAL)
         scores = tl.where(visible, scores, -1e30)
         new_best = tl.maximum(best, tl.max(scores, 1))
+        # Once more by ``visible``: in a row that sees nothing, exp(-1e30 + 1e30) is 1.
         weights = tl.where(visible, tl.exp(scores - new_best[:, None]), 0.0)
-        shrink = tl.exp(best - new_best)
+        shrink = tl.exp(best - new_best)  # what was added so far counted from the old maximum
         total = total * shrink + tl.sum(weights, 1)
         best = new_best
         if DROPOUT:
+            # After the sum: dropout is of the normalised weights. Its scale goes in with the division, at the end.
             kept = tile_kept(
                 DRAWS, sample, first_head + head, rows, j, threshold, ROUNDS, BN)  # fmt: skip
             weights = tl.where(kept, weights, 0.0)
@@ -124,13 +135,17 @@ def _tile_gradient(
     C2P: tl.constexpr, P2C: tl.constexpr, HAS_REAL: tl.constexpr, DROPOUT: tl.constexpr, ROUNDS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Dropped weights and the gradient of the unscaled scores of one tile, both ``[BM, BN]`` in fp32."""
+    """Dropped weights and the gradient of the unscaled scores of one tile, both ``[BM, BN]`` in fp32.
+
+    dS = P (dP - delta), delta the sum of P dP over a row. That sum is the row's product of context and its gradient,
+    dropout included, so no pass over the keys is needed for it (FlashAttention, algorithm 4).
+    """
     columns = j + tl.arange(0, BN)
     scores = scale * tile_scores(
         query, key, positions, columns, lowest - j - BN + 1, highest - j + 1, tables, strides, ROWS, center, dims,
         head_size, C2P, P2C, BM + BN)  # fmt: skip
     visible = tile_visible(begin, end, columns, REAL, num_keys, HAS_REAL)
-    weights = tl.where(visible, tl.exp(scores - lse[:, None]), 0.0)
+    weights = tl.where(visible, tl.exp(scores - lse[:, None]), 0.0)  # the softmax at once: its sum is known
     grad_weights = product(grad_out, tl.trans(value))
     dropped = weights
     if DROPOUT:
@@ -149,7 +164,7 @@ def query_kernel(
     C2P: tl.constexpr, P2C: tl.constexpr, HAS_MASK: tl.constexpr, HAS_REAL: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     DROPOUT: tl.constexpr, ROUNDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one query tile."""
+    """Gradient of one query tile: the forward kernel's loop over key tiles."""
     WD: tl.constexpr = BM + BN
     sample, head = tl.program_id(1) // num_heads, tl.program_id(1) % num_heads
     rows, dims = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, D)
@@ -172,6 +187,8 @@ def query_kernel(
             C2P, P2C, HAS_REAL, DROPOUT, ROUNDS, BM, BN)  # fmt: skip
         gradient += product(grad.to(key.dtype), key)
         if C2P:
+            # Laid out by distance, the gradient times the table's rows of these distances: no scatter. One window
+            # covers the tile unless its rows have positions of their own.
             for first in range(lowest - j - BN + 1, highest - j + 1, WD):
                 spread = by_distance_of_rows(grad, positions, j, first, WD)
                 table = load_window(tables[0], strides[0], ROWS, center, first, dims, head_size, WD)
@@ -188,7 +205,7 @@ def key_kernel(
     C2P: tl.constexpr, P2C: tl.constexpr, HAS_MASK: tl.constexpr, HAS_REAL: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     DROPOUT: tl.constexpr, ROUNDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the keys and values of one key tile."""
+    """Gradients of the keys and values of one key tile: a loop over the query tiles that see any of its keys."""
     WD: tl.constexpr = BM + BN
     sample, head = tl.program_id(1) // num_heads, tl.program_id(1) % num_heads
     j, dims = tl.program_id(0) * BN, tl.arange(0, D)
@@ -204,6 +221,7 @@ def key_kernel(
         valid = rows < num_queries
         begin, end, positions, lowest, highest = _row_facts(
             BEGIN, END, POS, b * num_queries, rows, valid, num_keys, HAS_MASK, HAS_POSITIONS)  # fmt: skip
+        # Which queries see a key is in no tensor, so every query tile is asked; most of the work is behind the answer.
         if (tl.max(end, 0) > j) & (_first_visible(begin, end, num_keys) < j + BN):
             query, grad_out, lse, delta = _query_side(
                 Q, DO, LSE, DELTA, sq, sdo, b, h, num_heads, num_queries, rows, valid, dims, head_size)  # fmt: skip
@@ -215,6 +233,8 @@ def key_kernel(
             grad_value += product(tl.trans(dropped).to(grad_out.dtype), grad_out)
             grad_key += product(tl.trans(grad).to(query.dtype), query)
             if P2C:
+                # A key's diagonal goes down the rows, which have to be at consecutive positions: one step where they
+                # are, else a step for every BM positions between the lowest and the highest.
                 for p in range(lowest, highest + 1, BM):
                     dense = grad
                     if HAS_POSITIONS:
@@ -241,6 +261,8 @@ def table_kernel(
 
     For consecutive rows the windows are those of the tile diagonals (BM = BN), so each tile of scores is computed once.
     For rows with positions of their own the windows lie side by side, and a tile counts in each that it meets.
+
+    The samples of a share are added up on the chip: a table gradient is written once for each of them, not each sample.
     """
     WD: tl.constexpr = BM + BN
     window, head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -259,9 +281,11 @@ def table_kernel(
             query, grad_out, lse, delta = _query_side(
                 Q, DO, LSE, DELTA, sq, sdo, b, h, num_heads, num_queries, rows, valid, dims, head_size)  # fmt: skip
             if HAS_POSITIONS:
+                # The columns that some row of the tile meets at a distance of the window.
                 low_tile = tl.maximum(lowest - first - WD + 1, 0) // BN
                 high = tl.minimum(highest - first + 1, num_keys)
             else:
+                # The one key tile on the window's diagonal; none, if that would be before the first.
                 low_tile = tl.maximum(i // BM - (window + first_window), 0)
                 high = tl.minimum((i // BM - (window + first_window)) * BN + 1, num_keys)
             low = tl.maximum(low_tile * BN, _first_visible(begin, end, num_keys) // BN * BN)

@@ -35,6 +35,7 @@ def load_rows(base, row_stride, rows, valid, dims, head_size):
 def load_window(base, row_stride, distance_rows, center, first, dims, head_size, WD: tl.constexpr):
     """Table rows ``[WD, D]`` of the distances ``first .. first + WD - 1``; beyond the keys the last one."""
     distances = first + tl.arange(0, WD)
+    # No pair of the sequence has a distance beyond: what is read there is multiplied, but used by no score.
     distances = tl.minimum(tl.maximum(distances, -center), center)
     rows = tl.load(distance_rows + center + distances)
     return tl.load(base + rows[:, None] * row_stride + dims[None, :], mask=dims[None, :] < head_size, other=0.0)
@@ -50,8 +51,9 @@ def tile_scores(
     if C2P or P2C:
         distances = positions[:, None] - columns[None, :]
         for first in range(window_low, window_high, WD):
-            shifted = distances - first
+            shifted = distances - first  # where in the window a pair's distance is
             inside = (shifted >= 0) & (shifted < WD)
+            # An index outside is undefined in a gather; what it reads is dropped below.
             shifted = tl.where(inside, shifted, 0)
             if C2P:
                 table = load_window(tables[0], strides[0], distance_rows, center, first, dims, head_size, WD)
@@ -93,7 +95,10 @@ def tile_kept(draws, sample, head, rows, first_column, threshold, ROUNDS: tl.con
 
 @triton.jit
 def by_distance_of_rows(grad, positions, first_column, first, WD: tl.constexpr):
-    """``[BM, WD]``: entry (m, c) is the entry of ``grad`` ``[BM, BN]`` at distance ``first + c`` of query m."""
+    """``[BM, WD]``: entry (m, c) is the entry of ``grad`` ``[BM, BN]`` at distance ``first + c`` of query m.
+
+    The transpose of the c2p gather, as a gather too: a query meets each distance at one key at most.
+    """
     BN: tl.constexpr = grad.shape[1]
     column = positions[:, None] - (first + tl.arange(0, WD))[None, :] - first_column
     inside = (column >= 0) & (column < BN)
@@ -111,7 +116,11 @@ def by_distance_of_columns(grad, first_position, columns, first, WD: tl.constexp
 
 @triton.jit
 def at_consecutive_positions(grad, positions, valid, first_position):
-    """Rows of ``grad`` ``[BM, BN]`` added up by position, for the BM positions from ``first_position`` on."""
+    """Rows of ``grad`` ``[BM, BN]`` added up by position, for the BM positions from ``first_position`` on.
+
+    Several rows may have one position (empty slots all have 0), so this is a scatter with sums: as a product with zeros
+    and ones it needs no atomics. In fp32, as each 1 must leave its row as it is.
+    """
     BM: tl.constexpr = grad.shape[0]
     target = first_position + tl.arange(0, BM)
     select = (target[:, None] == positions[None, :]) & valid[None, :]

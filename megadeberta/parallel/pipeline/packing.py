@@ -23,7 +23,7 @@ from megadeberta.model.carry import Carry, Term
 class Border:
     """What passes over one cut, in this order: activations, loss sums, integer fields, counts and metrics."""
 
-    activations: str | None
+    activations: tuple[str, ...]
     terms: tuple[str, ...]
     fields: tuple[str, ...]
 
@@ -33,17 +33,28 @@ class Border:
         return tuple(name for name in self.terms if term(name).is_loss)
 
 
-def border_after(layers: Sequence[Layer], batch_fields: Sequence[str]) -> Border:
-    """The border behind these layers.
+def border_between(before: Sequence[Layer], after: Sequence[Layer], batch_fields: Sequence[str]) -> Border:
+    """The border between two slices of the list of layers.
 
     Args:
-        layers: all before the cut, from the first stage on.
+        before: all layers before the cut, from the first stage on.
+        after: all layers behind it.
         batch_fields: names of a batch's tensors.
     """
     fields = list(batch_fields)
-    for layer in layers:
+    for layer in before:
         fields = [name for name in fields if name not in layer.drops] + list(layer.adds)
-    return Border(activations=layers[-1].output, terms=term_names(layers), fields=tuple(fields))
+    return Border(activations=_read_first(after), terms=term_names(before), fields=tuple(fields))
+
+
+def _read_first(layers: Sequence[Layer]) -> tuple[str, ...]:
+    """The activations that these layers read before one of them makes them."""
+    read: dict[str, None] = {}
+    written: set[str] = set()
+    for layer in layers:
+        read |= dict.fromkeys(name for name in layer.reads if name not in written)
+        written.update(layer.writes)
+    return tuple(read)
 
 
 def term_names(layers: Sequence[Layer]) -> tuple[str, ...]:
@@ -53,7 +64,7 @@ def term_names(layers: Sequence[Layer]) -> tuple[str, ...]:
 
 def pack(carry: Carry, sample_numbers: Tensor, border: Border) -> tuple[Tensor, ...]:
     """What the next stage needs of the carry."""
-    tensors = [] if border.activations is None else [getattr(carry, border.activations)]
+    tensors = [carry.field(name) for name in border.activations]
     if border.losses:
         tensors.append(torch.stack([carry.terms[name][0] for name in border.losses]))
     tensors += [(sample_numbers if name == SAMPLE_NUMBERS else carry.field(name)).long() for name in border.fields]
@@ -65,7 +76,7 @@ def pack(carry: Carry, sample_numbers: Tensor, border: Border) -> tuple[Tensor, 
 def unpack(tensors: Sequence[Tensor], border: Border) -> tuple[Carry, Tensor]:
     """The carry, and the sample numbers ``[B]``; the inverse of ``pack``."""
     rest = list(tensors)
-    activations = {} if border.activations is None else {border.activations: rest.pop(0)}
+    activations = {name: rest.pop(0) for name in border.activations}
     loss_sums = rest.pop(0).unbind() if border.losses else ()
     fields = {name: rest.pop(0) for name in border.fields}
     numbers = rest.pop(0) if border.terms else None

@@ -11,7 +11,7 @@ from megadeberta.layers.shapes import shapes_of
 from megadeberta.layers.stages import StagePlan
 from megadeberta.model.carry import Carry, Term
 from megadeberta.model.whole import attach_module, build_module, run_layers
-from megadeberta.parallel.pipeline.packing import Border, border_after, pack, unpack
+from megadeberta.parallel.pipeline.packing import Border, border_between, pack, unpack
 
 
 class Stage(nn.Module):
@@ -34,8 +34,8 @@ class Stage(nn.Module):
         self.layers = plans[number].layers
         self.batch_fields = tuple(batch_fields)
         self.recompute = recompute
-        self._before = _border(plans[:number], batch_fields)
-        self._after = None if number == len(plans) - 1 else _border(plans[: number + 1], batch_fields)
+        self._before = _border(plans, number, batch_fields)
+        self._after = _border(plans, number + 1, batch_fields)
         shapes = shapes_of([layer for plan in plans for layer in plan.layers])
         for layer in self.layers:
             module = build_module(layer)
@@ -65,5 +65,9 @@ class Stage(nn.Module):
         setattr(module.get_submodule(place), name, self.get_parameter(tie.source))
 
 
-def _border(plans: Sequence[StagePlan], batch_fields: Sequence[str]) -> Border | None:
-    return border_after([layer for plan in plans for layer in plan.layers], batch_fields) if plans else None
+def _border(plans: Sequence[StagePlan], number: int, batch_fields: Sequence[str]) -> Border | None:
+    """The border before stage ``number``; None where there is no stage before it, or none behind the border."""
+    if number in (0, len(plans)):
+        return None
+    before, after = ([layer for plan in side for layer in plan.layers] for side in (plans[:number], plans[number:]))
+    return border_between(before, after, batch_fields)

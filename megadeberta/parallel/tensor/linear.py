@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-from megadeberta.model.joint_linear import SideBySide, pairs_of
+from megadeberta.model.joint_linear import JointLinear, pairs_of
 from megadeberta.model.residual import ResidualNorm
 from megadeberta.ops.joint_linear import input_gradient, parameter_gradients
 from megadeberta.parallel.tensor.collectives import (
@@ -22,7 +22,7 @@ from megadeberta.parallel.tensor.collectives import (
 )
 
 
-class ColumnParallel(SideBySide):
+class ColumnParallel(JointLinear):
     """Several linear maps of one input, each cut by its outputs, with one sum of the input's gradient for all.
 
     In backward the sum is under way while the gradients of the weights are computed. All-reduce over tp in backward;

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokeni
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert import export as export_module
 from megadeberta.convert.export import export_checkpoint
+from megadeberta.convert.formats.families import family_of
 from megadeberta.convert.formats.family import ModelKind
 from megadeberta.convert.formats.names import LEGACY_MLM_HEAD, MLM_HEAD
 from megadeberta.convert.reload_check import check_export
@@ -50,8 +51,10 @@ def make_source(tmp_path: Path, spm: Path) -> MakeFolder:
 
 
 def _load(loader: type, folder: Path) -> nn.Module:
-    """Load and insist that transformers has nothing to report."""
+    """Load and insist that transformers has nothing to report, but that its encoder draws what no model of ours has."""
     model, report = loader.from_pretrained(folder, output_loading_info=True)
+    drawn = family_of(model.config.to_dict(), (), "").newly_drawn
+    report["missing_keys"] = [name for name in report["missing_keys"] if not name.startswith(drawn)]
     assert {kind: names for kind, names in report.items() if names} == {}
     return model.eval()
 
@@ -72,7 +75,7 @@ def test_transformers_loads_the_export_whole_and_computes_our_backbone(
     ids, mask, expected = _run(_load(AutoModel, tmp_path / "backbone"), config)
     ours = model.encode(ids, mask)
     torch.testing.assert_close(ours[mask.bool()], expected[mask.bool()], **WITHIN)
-    inner = _load(AutoModelForMaskedLM, tmp_path / "mlm").deberta
+    inner = _load(AutoModelForMaskedLM, tmp_path / "mlm").base_model
     torch.testing.assert_close(ours[mask.bool()], _run(inner, config)[2][mask.bool()], **WITHIN)
 
 

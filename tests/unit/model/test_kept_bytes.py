@@ -1,4 +1,4 @@
-"""What a layer keeps for backward with the kernels, and that making it again changes nothing.
+"""What a layer keeps for backward with the kernels, and that recomputing it changes nothing.
 
 Shapes: B batch · L length · D hidden size.
 """
@@ -55,7 +55,7 @@ def test_a_layer_keeps_few_bytes_a_token_in_bf16_with_dropout(selective: bool, m
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_making_activations_again_gives_the_same_gradients_to_the_bit(backend: str) -> None:
+def test_recomputed_activations_give_the_same_gradients_to_the_bit(backend: str) -> None:
     config = tiny_v3(max_position_embeddings=24, dropout=0.1)
     model = WholeModel(token_model_layers(config))
     initialize(model, seed=1, std=0.02)

@@ -8,37 +8,42 @@ from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.layers.layer import Layer
 from megadeberta.layers.objectives import list_layers
 from megadeberta.model.carry import Carry
-from megadeberta.parallel.pipeline.packing import Border, border_after, pack, unpack
+from megadeberta.parallel.pipeline.packing import Border, border_between, pack, unpack
 
 FIELDS = ("input_ids", "attention_mask", "masked_positions", "masked_labels", "sample_numbers")
 
 
-MLM = {layer.name: layer for layer in list_layers(ModelConfig(), ObjectiveConfig())}
-RTD = {layer.name: layer for layer in list_layers(ModelConfig(), ObjectiveConfig(name="rtd"))}
-DRAWN = [RTD["generator.embeddings"], RTD["generator.mlm_head"], RTD["generator.sample"]]
+MLM, RTD = (list_layers(ModelConfig(), ObjectiveConfig(name=name)) for name in ("mlm", "rtd"))
+
+
+def _border(layers: list[Layer], last: str) -> Border:
+    """The border behind the layer of this name."""
+    place = [layer.name for layer in layers].index(last) + 1
+    return border_between(layers[:place], layers[place:], FIELDS)
 
 
 @pytest.mark.parametrize(
-    ("layers", "border"),
+    ("layers", "last", "border"),
     [
-        ([MLM["embeddings"], MLM["relative"], MLM["layer.0"]], Border("hidden", (), FIELDS)),
-        ([MLM["embeddings"], MLM["layer.0"], MLM["mask_decoder"]], Border("masked_hidden", (), FIELDS)),
+        (MLM, "layer.0", Border(("hidden",), (), FIELDS)),
+        (MLM, "mask_decoder", Border(("masked_hidden",), (), FIELDS)),
         (
-            DRAWN,
+            RTD,
+            "generator.sample",
             Border(
-                None,
+                (),
                 ("mlm_loss", "mlm_accuracy", "masked_rate", "sampled_rate", "replaced_rate"),
                 ("input_ids", "attention_mask", "sample_numbers", "replaced"),
             ),
         ),
     ],
 )
-def test_a_border_holds_what_later_layers_read(layers: list[Layer], border: Border) -> None:
-    assert border_after(layers, FIELDS) == border
+def test_a_border_holds_what_later_layers_read(layers: list[Layer], last: str, border: Border) -> None:
+    assert _border(layers, last) == border
 
 
 def test_a_carry_comes_back_out_of_the_tuple_as_it_went_in() -> None:
-    border = border_after([*DRAWN, RTD["discriminator.embeddings"]], FIELDS)
+    border = _border(RTD, "discriminator.embeddings")
     numbers = (3 << 32) + torch.arange(2)
     mask = torch.tensor([[True, True, True], [True, False, False]])
     carry = Carry(

@@ -1,6 +1,6 @@
 """Query, key and value projections: three linear layers, the three in one autograd function, one concatenated product.
 
-    python benchmarks/side_by_side.py [--tokens 128 512 1024 4096] [--width 768] [--repeats 40]
+    python benchmarks/joint_linear.py [--tokens 128 512 1024 4096] [--width 768] [--repeats 40]
 
 Forward and backward in fp32 on one thread; CPU time, interleaved, medians.
 """
@@ -12,7 +12,7 @@ from stopwatch import interleave, print_ratios
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megadeberta.model.joint_linear import SideBySide, pairs_of
+from megadeberta.model.joint_linear import JointLinear, pairs_of
 
 SEPARATE = "three layers"
 
@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     layers = [nn.Linear(args.width, args.width) for _ in range(3)]
-    project = SideBySide()
+    project = JointLinear()
     for tokens in args.tokens:
         print(f"{tokens} tokens, width {args.width}")
         hidden = torch.randn(tokens, args.width, requires_grad=True)

@@ -1,36 +1,36 @@
-"""Memory that comes back: used again when nobody holds it, and never before."""
+"""Memory that is used again when nobody holds it, and never before."""
 
 import torch
 
-from megadeberta.ops.lent_memory import LentMemory
 from megadeberta.ops.masked_cross_entropy import masked_cross_entropy
+from megadeberta.ops.recycled_buffer import RecycledBuffer
 from megadeberta.ops.tied_table import TiedGradient, lookup
 
 LIKE = torch.empty(0, dtype=torch.float64)
 
 
-def test_a_block_is_lent_again_only_when_the_last_view_of_it_is_gone() -> None:
-    memory = LentMemory()
-    first = memory.room(3, 4, like=LIKE).fill_(1.0)
+def test_a_block_is_taken_again_only_when_the_last_view_of_it_is_gone() -> None:
+    buffer = RecycledBuffer()
+    first = buffer.take(3, 4, like=LIKE).fill_(1.0)
     address, view = first.data_ptr(), first[1:].detach()
     del first
-    second = memory.room(3, 4, like=LIKE).fill_(2.0)
+    second = buffer.take(3, 4, like=LIKE).fill_(2.0)
     assert second.data_ptr() != address and bool((view == 1.0).all())
     del view, second
-    assert memory.room(3, 3, like=LIKE).dtype == torch.float64
-    assert memory.room(3, 4, like=LIKE).shape == (3, 4)
+    assert buffer.take(3, 3, like=LIKE).dtype == torch.float64
+    assert buffer.take(3, 4, like=LIKE).shape == (3, 4)
 
 
 def test_the_same_memory_serves_a_loop_but_not_one_of_another_size() -> None:
-    memory = LentMemory()
-    addresses = {memory.room(rows, 4, like=LIKE).data_ptr() for rows in (8, 7, 6, 5, 8)}
+    buffer = RecycledBuffer()
+    addresses = {buffer.take(rows, 4, like=LIKE).data_ptr() for rows in (8, 7, 6, 5, 8)}
     assert len(addresses) == 1
-    small = memory.room(1, 4, like=LIKE)
+    small = buffer.take(1, 4, like=LIKE)
     assert small.untyped_storage().nbytes() == 32 and small.data_ptr() not in addresses
 
 
 def test_gradients_of_micro_batches_add_up_and_survive_later_steps() -> None:
-    """The parameter's gradient is the lent memory itself; a second micro batch must find other memory."""
+    """The parameter's gradient is the buffer itself; a second micro batch must find other memory."""
     torch.manual_seed(0)
     table = torch.randn(50, 6, dtype=torch.float64, requires_grad=True)
     bias, labels = torch.zeros(50, dtype=torch.float64), torch.tensor([3, 9, 0])
@@ -60,7 +60,7 @@ def test_gradients_of_micro_batches_add_up_and_survive_later_steps() -> None:
 
 
 def test_other_devices_and_autocast_allocate_as_torch_does() -> None:
-    memory = LentMemory()
+    buffer = RecycledBuffer()
     with torch.autocast("cpu"):
-        assert memory.room(2, 2, like=LIKE) is None
-    assert memory.room(2, 2, like=torch.empty(0, device="meta")) is None
+        assert buffer.take(2, 2, like=LIKE) is None
+    assert buffer.take(2, 2, like=torch.empty(0, device="meta")) is None
