@@ -170,6 +170,7 @@ def _share(table: str, weights: Weights, judge: ImportedModel, *, sharing: Shari
         whole = weights[base_name] + difference
         origin, reason = microsoft, "the difference as the file has it"
     else:
+        assert whole is not None  # the file has one of the two, see the caller
         difference = whole - weights[base_name]
         share = difference.abs().mean() / weights[base_name].abs().mean()
         origin, reason = table, f"less the generator's table; the difference is {share:.3f} of it on average"
