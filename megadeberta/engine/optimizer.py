@@ -71,7 +71,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, offloaded: boo
     """The optimizer that DeepSpeed wraps. ``offloaded``, to the host or to files, it must be DeepSpeed's CPU kernel."""
     part_lr = {DISCRIMINATOR: (config.discriminator_lr or config.lr) / config.lr}
     groups = parameter_groups(model.named_parameters(), weight_decay=config.weight_decay, part_lr=part_lr)
-    common = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    common: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if offloaded:
         # Imported here because it compiles a C++ kernel the first time it is used.
         from deepspeed.ops.adam import DeepSpeedCPUAdam
