@@ -1,7 +1,7 @@
 """Checkpoints that are whole or invisible: manifest, commit, verify, resume."""
 
 from megadeberta.checkpoint.collectives import Collectives, SingleProcess
-from megadeberta.checkpoint.durable import Digest, HashingFile
+from megadeberta.checkpoint.durable import Digest
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER
 from megadeberta.checkpoint.lock import OutputLock, SharedOutputLock
 from megadeberta.checkpoint.manifest import Manifest, RunRecord, WorldLayout
@@ -14,7 +14,6 @@ __all__ = [
     "CheckpointStore",
     "Collectives",
     "Digest",
-    "HashingFile",
     "Manifest",
     "OutputLock",
     "ResumePoint",

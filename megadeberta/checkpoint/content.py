@@ -24,8 +24,7 @@ from megadeberta.config.section import Section
 from megadeberta.errors import CheckpointError
 
 WEIGHT = "weight"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Running means of the gradient and of its square, under the names that every Adam gives them."""
+"""The state of a parameter that every reader needs; what an optimizer keeps besides has the names that it gives."""
 _ITEM = np.dtype("<f4").itemsize
 _BLOCK = 4 << 20
 """Elements read at a time: bounds the memory of loading."""

@@ -19,6 +19,11 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.01, ge=0)
     bias_correction: bool = Field(True, description="false: Adam as in Microsoft's code, which has no bias correction")
 
+    @property
+    def num_moments(self) -> int:
+        """Numbers that the optimizer keeps for every parameter besides its weight (``engine.optimizer``)."""
+        return 2
+
 
 class ScheduleConfig(Section):
     """Learning rate as a multiple of optimizer.lr, as a function of the optimizer step alone."""

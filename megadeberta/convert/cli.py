@@ -28,7 +28,8 @@ def export_command(
     model: Annotated[
         Literal["mlm", "backbone", "discriminator"],
         typer.Option(
-            help="with the prediction head (of two parts, the generator), the encoder alone, or with its head"
+            help="mlm: with the prediction head (of an RTD run: the generator); backbone: the encoder alone; "
+            "discriminator: with its head"
         ),
     ] = "mlm",
     file_format: Annotated[
@@ -145,8 +146,8 @@ def fill_mask(
 
 def _fill(text: str, number: int, piece: str) -> str:
     """The text with its mask ``number`` (from 1) replaced; the others stay."""
-    parts = text.split("[MASK]")
-    before, after = "[MASK]".join(parts[:number]), "[MASK]".join(parts[number:])
+    segments = text.split("[MASK]")
+    before, after = "[MASK]".join(segments[:number]), "[MASK]".join(segments[number:])
     return ((before.rstrip() if piece.startswith(" ") else before) + piece + after).strip()
 
 

@@ -1,13 +1,19 @@
-"""AdamW with the no-decay set, and Adam without bias correction for Microsoft's recipes."""
+"""The optimizers, what each keeps for a parameter, and the groups of parameters: AdamW with the no-decay set.
+
+A new optimizer is its settings in ``config/training.py``, its class and its line of ``STATE_FORMATS`` here, and a test.
+"""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from deepspeed.ops.adam import DeepSpeedCPUAdam
+from torch import Tensor, nn
 
 from megadeberta.config.objective import DISCRIMINATOR, part_of
 from megadeberta.config.training import OptimizerConfig
+from megadeberta.errors import ConfigError
 
 # Adam's correction 1 - beta ** t is exactly 1 in float64 for every beta < 0.9999 at this many steps.
 STEPS_WITHOUT_CORRECTION = 1_000_000.0
@@ -30,6 +36,50 @@ class AdamWithoutBiasCorrection(torch.optim.AdamW):
                         "exp_avg_sq": torch.zeros_like(parameter),
                     }
         return super().step(closure)
+
+
+@dataclass(frozen=True)
+class StateFormat:
+    """What an optimizer keeps for a parameter besides its weight: what a checkpoint holds, and how it counts."""
+
+    moments: tuple[str, ...]
+    """Tensors as large as the parameter: their names in the optimizer's state and in checkpoints."""
+    count_at_start: float = 0.0
+    """What ``step`` of its state says before the first update."""
+    counts_in_tensor: bool = True
+    """Whether ``step`` is a tensor on the parameter's device, or a Python integer."""
+
+    def updates(self, state: Mapping[str, Any]) -> float:
+        """How often the parameter of this state has been updated."""
+        return float(state["step"]) - self.count_at_start
+
+    def step(self, updates: float, device: torch.device) -> Tensor | int:
+        """``step`` of a state after so many updates."""
+        count = updates + self.count_at_start
+        return torch.tensor(count, dtype=torch.float32, device=device) if self.counts_in_tensor else int(count)
+
+
+_MEANS = ("exp_avg", "exp_avg_sq")  # of the gradient and of its square, as torch and DeepSpeed call Adam's
+STATE_FORMATS: dict[type[torch.optim.Optimizer], StateFormat] = {
+    torch.optim.AdamW: StateFormat(_MEANS),
+    AdamWithoutBiasCorrection: StateFormat(_MEANS, count_at_start=STEPS_WITHOUT_CORRECTION),
+    DeepSpeedCPUAdam: StateFormat(_MEANS, counts_in_tensor=False),
+}
+"""By exact class, as DeepSpeed's ZeRO knows optimizers too. Checkpoints are read and written by it."""
+
+
+def state_format(optimizer: torch.optim.Optimizer) -> StateFormat:
+    """What ``optimizer`` keeps.
+
+    Raises:
+        ConfigError: ``STATE_FORMATS`` does not say.
+    """
+    if type(optimizer) not in STATE_FORMATS:
+        raise ConfigError(
+            f"what {type(optimizer).__name__} keeps for a parameter is not known, so checkpoints cannot hold it; add "
+            "it to STATE_FORMATS of megadeberta/engine/optimizer.py"
+        )
+    return STATE_FORMATS[type(optimizer)]
 
 
 def is_decayed(name: str) -> bool:
@@ -72,10 +122,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, offloaded: boo
     part_lr = {DISCRIMINATOR: (config.discriminator_lr or config.lr) / config.lr}
     groups = parameter_groups(model.named_parameters(), weight_decay=config.weight_decay, part_lr=part_lr)
     common: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
-    if offloaded:
-        # Imported here because it compiles a C++ kernel the first time it is used.
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
+    if offloaded:  # the first one compiles a C++ kernel
         optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, bias_correction=config.bias_correction, **common)
     else:
         kind = torch.optim.AdamW if config.bias_correction else AdamWithoutBiasCorrection

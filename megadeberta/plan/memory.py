@@ -36,6 +36,7 @@ class RankMemory:
 
     @property
     def device(self) -> int:
+        """Bytes on the device: all but what is on the host."""
         return sum(getattr(self, field.name) for field in fields(self)) - self.on_host
 
 
@@ -66,6 +67,7 @@ def _stage_memory(recipe: Recipe, layout: Layout, number: int, *, batch: MicroBa
     states = zero_memory(
         held.count,
         settings=settings,
+        num_moments=recipe.config.optimizer.num_moments,
         stage=layout.zero_stage,
         data_parallel=layout.data,
         largest_parameter=held.largest,

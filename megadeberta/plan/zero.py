@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from megadeberta.config.deepspeed_block import EngineSettings
 
 _FP32 = 4
-_MOMENTS, _MASTER_AND_MOMENTS = 2 * _FP32, 3 * _FP32
 _ALL_REDUCE_BUCKET = 5 * 10**8
 """Elements that are flattened to be reduced without ZeRO (runtime/engine.py ``MEMORY_OPT_ALLREDUCE_SIZE``)."""
 
@@ -28,22 +27,29 @@ class ZeroMemory:
 
 
 def zero_memory(
-    count: int, *, settings: EngineSettings, stage: int, data_parallel: int, largest_parameter: int
+    count: int,
+    *,
+    settings: EngineSettings,
+    num_moments: int,
+    stage: int,
+    data_parallel: int,
+    largest_parameter: int,
 ) -> ZeroMemory:
     """Of a rank whose model has ``count`` parameters.
 
-    largest_parameter: elements; its gradient is whole before it is reduced.
+    num_moments: ``OptimizerConfig.num_moments``. largest_parameter: elements; its gradient is whole before it is
+    reduced.
     """
     width = settings.element_bytes
     if stage == 0:
-        return _without_zero(count, width, is_reduced=data_parallel > 1)
+        return _without_zero(count, width, num_moments, is_reduced=data_parallel > 1)
     elements = settings.reduce_bucket_size
     num_buckets = 2 if settings.overlaps_communication and stage < 3 else 1
     bucket = elements * width * num_buckets if settings.contiguous_gradients else 0
     share = -(-count // data_parallel)
     # A bucket is flattened once more to be reduced; a gradient is whole before it goes into one.
     momentary = min(count, elements) * width + largest_parameter * width
-    optimizer, update = share * _MASTER_AND_MOMENTS, share * _FP32
+    optimizer, update = share * (1 + num_moments) * _FP32, share * _FP32
     if stage == 3:
         momentary = (largest_parameter + _gathered(count, settings, largest_parameter)) * width
         return ZeroMemory(share * width, share * width, optimizer, bucket, momentary, update)
@@ -53,10 +59,10 @@ def zero_memory(
     return ZeroMemory(count * width, gradients, optimizer, bucket, momentary, update)
 
 
-def _without_zero(count: int, width: int, *, is_reduced: bool) -> ZeroMemory:
+def _without_zero(count: int, width: int, num_moments: int, *, is_reduced: bool) -> ZeroMemory:
     is_half = width < _FP32
     flat = min(count, _ALL_REDUCE_BUCKET) * width if is_reduced else 0
-    states = count * (_MASTER_AND_MOMENTS if is_half else _MOMENTS)
+    states = count * (num_moments + is_half) * _FP32  # fp32 parameters are their own masters
     # 16-bit optimizers copy the gradients to fp32 to step.
     return ZeroMemory(count * width, count * width, states, 0, flat, count * _FP32 if is_half else 0)
 

@@ -119,7 +119,7 @@ def load_weights(path: Path) -> ModelSource:
         config, weights = _read_json(path / MODEL_JSON, ModelConfig), _imported_weights(path / SAFETENSORS)
         return _complete(path, config, objective, weights=weights, run={})
     folder, manifest = (path, verify_checkpoint(path)) if (path / MANIFEST_NAME).is_file() else _newest_sound(path)
-    config, objective = _shape_of(manifest, folder)
+    config, objective = _sections_of(manifest, folder)
     run = {"step": manifest.step, "config": manifest.run.config}
     weights = {name: torch.from_numpy(values) for name, values in CheckpointContent(folder).whole()}
     return _complete(folder, config, objective, weights=weights, run=run)
@@ -153,7 +153,7 @@ def _newest_sound(output_dir: Path) -> tuple[Path, Manifest]:
     raise CheckpointError(f"{root}: none of {len(names)} checkpoints is sound, the newest: {problems[0]}")
 
 
-def _shape_of(manifest: Manifest, folder: Path) -> tuple[ModelConfig, ObjectiveConfig]:
+def _sections_of(manifest: Manifest, folder: Path) -> tuple[ModelConfig, ObjectiveConfig]:
     try:
         recipe = manifest.run.config
         load_plugins(recipe.get("plugins", ()), source=str(folder / MANIFEST_NAME))

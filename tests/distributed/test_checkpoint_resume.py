@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.numpy import load_file
 
 from megadeberta.checkpoint import find_resumable, verify_checkpoint
+from megadeberta.engine.optimizer import STATE_FORMATS, StateFormat
 from megadeberta.engine.state.save_load import load_checkpoint, save_checkpoint
 from tests.distributed.checkpoint_toy import build_engine, collectives, open_store, run_record, state_of, train
 from tests.ranks import run_ranks
@@ -45,3 +48,26 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     assert {record.rank for record in manifest.files.values()} == {0, 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-3"]
     assert not [path for path in folder.iterdir() if path.stat().st_mode & 0o111]
+
+
+def _resume_rmsprop(rank: int, world_size: int, root: str, zero_stage: int) -> tuple[list[str], list[str], list[str]]:
+    """Four steps after a save, the same four from the checkpoint, and the states in it."""
+    STATE_FORMATS[torch.optim.RMSprop] = StateFormat(("square_avg",))
+    run = run_record(world_size, zero_stage)
+    engine = build_engine(zero_stage, optimizer=torch.optim.RMSprop)
+    train(engine, 3)
+    folder = save_checkpoint(state_of(engine), open_store(root), 3, run=run, rank=rank, required=True)
+    assert folder is not None
+    other = build_engine(zero_stage, seed=99, optimizer=torch.optim.RMSprop)
+    point = find_resumable(Path(root), collectives=collectives(), run=run)
+    assert point is not None
+    load_checkpoint(state_of(other), point, collectives=collectives())
+    states = {key.split("/")[0] for path in folder.glob("*.safetensors") for key in load_file(path)}
+    return train(engine, 4), train(other, 4), sorted(states)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+def test_an_optimizer_with_one_moment_needs_nothing_but_its_line_of_the_table(tmp_path: Path, zero_stage: int) -> None:
+    for uninterrupted, resumed, states in run_ranks(_resume_rmsprop, 2, str(tmp_path), zero_stage):
+        assert resumed == uninterrupted
+        assert states == ["square_avg", "weight"]

@@ -1,7 +1,7 @@
 """What ``tokenizer.json`` needs from a SentencePiece file and SentencePiece's own interface does not give.
 
-The file is a protocol buffer; the few fields used here are read by hand, so that neither protobuf nor its generated
-classes are needed. Field numbers are those of sentencepiece_model.proto.
+The file is a protocol buffer; the few fields needed are parsed here, so that exporting depends neither on protobuf nor
+on generated classes. Field numbers are those of sentencepiece_model.proto.
 """
 
 import struct
@@ -22,7 +22,7 @@ _WIRE_VARINT, _WIRE_FIXED64, _WIRE_BYTES, _WIRE_FIXED32 = 0, 1, 2, 5
 
 
 MASK = "[MASK]"
-"""Not a piece: it is added behind them, so its id is their number."""
+"""Not a piece: it is added after them, so its id is the number of pieces."""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, distributed
 
-from megadeberta.checkpoint.content import MOMENTS, WEIGHT
+from megadeberta.checkpoint.content import WEIGHT
 from megadeberta.checkpoint.fragments import Fragment
-from megadeberta.engine.optimizer import STEPS_WITHOUT_CORRECTION, AdamWithoutBiasCorrection
+from megadeberta.engine.optimizer import state_format
 from megadeberta.engine.state.local_parameters import LocalParameter
 from megadeberta.engine.state.swapped_state import SwappedState
 from megadeberta.errors import ConfigError
@@ -60,13 +60,13 @@ class OptimizerState:
         self.engine = engine
         self.parameters = parameters
         self._wrapper = engine.optimizer
-        self._adam = engine.basic_optimizer
-        self._offset = STEPS_WITHOUT_CORRECTION if isinstance(self._adam, AdamWithoutBiasCorrection) else 0.0
-        if type(self._wrapper) not in (*_PIECES, type(self._adam)):
+        self._inner = engine.basic_optimizer
+        if type(self._wrapper) not in (*_PIECES, type(self._inner)):
             raise ConfigError(
                 f"the deepspeed block makes DeepSpeed use {type(self._wrapper).__name__}, whose state checkpoints "
                 "cannot hold; leave out the option that asks for it"
             )
+        self._format = state_format(self._inner)
         find = _PIECES.get(type(self._wrapper), _plain_pieces)
         pieces = [piece for piece in find(self._wrapper, parameters) if piece.start < piece.stop]
         # Together what is in one flat tensor: it may have to be read from a file.
@@ -74,10 +74,15 @@ class OptimizerState:
         self.pieces = sorted(pieces, key=lambda piece: places.setdefault(id(piece.flat), len(places)))
         self._swapped = SwappedState(self._wrapper)
 
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """Names of what the optimizer keeps for every element besides its weight."""
+        return self._format.moments
+
     def owned(self) -> list[Piece]:
         """The pieces that this rank writes: over all ranks every element is in one of them."""
         mine = [piece for piece in self.pieces if piece.local.is_owner]
-        if type(self._wrapper) not in _REPLICATED | {type(self._adam)}:
+        if type(self._wrapper) not in _REPLICATED | {type(self._inner)}:
             return mine
         # Every data-parallel rank holds everything: laid end to end, each writes an equal share.
         group = self.engine.seq_data_parallel_group
@@ -108,7 +113,7 @@ class OptimizerState:
         What was written to it stays after ``release(changed=True)``.
         """
         self._swapped.bring(piece.flat)
-        return piece.of(piece.flat if state == WEIGHT else self._adam.state[piece.flat][state])
+        return piece.of(piece.flat if state == WEIGHT else self._inner.state[piece.flat][state])
 
     def release(self, *, changed: bool) -> None:
         """Done with the views of one flat tensor; ``changed``: they were written to."""
@@ -116,26 +121,22 @@ class OptimizerState:
 
     def updates(self, piece: Piece) -> float | None:
         """How often the piece has been updated; None before the first time."""
-        state = self._adam.state.get(piece.flat)
-        return float(state["step"]) - self._offset if state else None
+        state = self._inner.state.get(piece.flat)
+        return self._format.updates(state) if state else None
 
     def set_updates(self, piece: Piece, updates: float) -> None:
         """Set the count for the whole flat tensor of the piece; moments that are not there yet begin as zeros."""
         self._swapped.bring(piece.flat)
-        state = self._adam.state[piece.flat]
-        count = updates + self._offset
-        if isinstance(self._adam, torch.optim.AdamW):
-            state["step"] = torch.tensor(count, dtype=torch.float32, device=piece.flat.device)
-        else:
-            state["step"] = int(count)
-        dtype = torch.float32 if getattr(self._adam, "fp32_optimizer_states", False) else piece.flat.dtype
-        for moment in MOMENTS:
+        state = self._inner.state[piece.flat]
+        state["step"] = self._format.step(updates, piece.flat.device)
+        dtype = torch.float32 if getattr(self._inner, "fp32_optimizer_states", False) else piece.flat.dtype
+        for moment in self.moments:
             if moment not in state:
                 state[moment] = torch.zeros_like(piece.flat, dtype=dtype)
 
     def forget_updates(self, piece: Piece) -> None:
         """As before the first update of the piece's flat tensor."""
-        self._adam.state.pop(piece.flat, None)
+        self._inner.state.pop(piece.flat, None)
 
     @torch.no_grad()
     def publish_weights(self) -> None:

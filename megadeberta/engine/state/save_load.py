@@ -15,7 +15,6 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 
 from megadeberta.checkpoint.collectives import Collectives
 from megadeberta.checkpoint.content import (
-    MOMENTS,
     WEIGHT,
     CheckpointContent,
     Entry,
@@ -30,7 +29,7 @@ from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.engine.state.optimizer_state import OptimizerState, Piece
 from megadeberta.errors import CheckpointError, ConfigError
 
-_BYTES_PER_ELEMENT = 4 * (1 + len(MOMENTS))
+_FP32_BYTES = 4
 
 
 def refuse_unsaved_state(engine: DeepSpeedEngine) -> None:
@@ -80,13 +79,13 @@ def save_checkpoint(
         finally:
             state.release(changed=False)
 
-    count = sum(piece.stop - piece.start for piece in pieces)
+    count = sum(piece.stop - piece.start for piece in pieces) * (1 + len(state.moments))
     return store.save(
         step,
         write,
         run=run,
         rank_state=index.model_dump(mode="json"),
-        expected_bytes=count * _BYTES_PER_ELEMENT * run.world.world_size,  # the owners' shares are nearly equal
+        expected_bytes=count * _FP32_BYTES * run.world.world_size,  # the owners' shares are nearly equal
         required=required,
     )
 
@@ -122,7 +121,7 @@ def _fill(state: OptimizerState, content: CheckpointContent) -> None:
             state.forget_updates(pieces[0])
         for piece, count in zip(pieces, updates, strict=True):
             _read(state, content, piece, WEIGHT)
-            for moment in MOMENTS if counts else ():
+            for moment in state.moments if counts else ():
                 if count is None:
                     state.tensor(piece, moment).zero_()
                 else:
@@ -145,7 +144,7 @@ def _entries(state: OptimizerState, pieces: list[Piece]) -> list[Entry]:
     entries = []
     for piece in pieces:
         fragment = state.fragment(piece)
-        for name in (WEIGHT, *MOMENTS) if fragment.updates is not None else (WEIGHT,):
+        for name in (WEIGHT, *state.moments) if fragment.updates is not None else (WEIGHT,):
             entries.append(Entry(name, fragment, partial(_on_host, state, piece, name)))
     return entries
 

@@ -1,7 +1,7 @@
 """A plain model becomes this rank's shard of it: parameters are cut by the plan, and the layers that read them swapped.
 
 The model says nothing about parallelism but for a few named places that do nothing (``nn.Identity``, ``JointLinear``,
-``Sample.draw``); what is put there communicates.
+``Sample.draw``); what is put there communicates. Where a layer itself is replaced, the new one is called like the old.
 
 With sequence parallelism, hidden states between the embeddings and the keys of the last layer hold this rank's tokens
 ``[B, L/T, D]``; embeddings, convolution, mask decoder and heads compute whole sequences, alike on every rank.

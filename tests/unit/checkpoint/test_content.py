@@ -8,14 +8,14 @@ import pytest
 import safetensors.numpy
 
 from megadeberta.checkpoint import content
-from megadeberta.checkpoint.content import MOMENTS, WEIGHT, CheckpointContent, Entry, RankContent, write_tensors
+from megadeberta.checkpoint.content import WEIGHT, CheckpointContent, Entry, RankContent, write_tensors
 from megadeberta.checkpoint.fragments import Fragment, TensorSlice
 from megadeberta.errors import CheckpointError
 from tests.unit.checkpoint.cuts import cut, values_of
 
 SHAPES = {"word": (21, 6), "up": (10, 6), "down": (6, 10), "bias": (10,), "norm": (6,), "kernel": (6, 6, 3)}
 DIMS = {"word": 0, "up": 0, "down": 1, "bias": 0, "norm": None, "kernel": None}
-STATES = (WEIGHT, *MOMENTS)
+STATES = (WEIGHT, "exp_avg", "exp_avg_sq")
 VALUES = {
     (state, name): np.random.default_rng(index).standard_normal(shape).astype(np.float32)
     for index, (state, (name, shape)) in enumerate((s, item) for s in STATES for item in SHAPES.items())

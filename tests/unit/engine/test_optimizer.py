@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from megadeberta.config.training import OptimizerConfig
-from megadeberta.engine.optimizer import AdamWithoutBiasCorrection, build_optimizer, parameter_groups
+from megadeberta.engine.optimizer import (
+    AdamWithoutBiasCorrection,
+    build_optimizer,
+    parameter_groups,
+    state_format,
+)
+from megadeberta.errors import ConfigError
 from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.whole import WholeModel
 from tests.unit.model.golden import golden_config
@@ -33,6 +39,32 @@ def test_bias_correction_is_the_default_and_can_be_switched_off() -> None:
     assert type(corrected) is torch.optim.AdamW
     plain = build_optimizer(model, OptimizerConfig(lr=1e-3, bias_correction=False), offloaded=False)
     assert type(plain) is AdamWithoutBiasCorrection
+
+
+@pytest.mark.parametrize("bias_correction", [True, False])
+def test_state_format_is_what_the_optimizer_keeps(bias_correction: bool) -> None:
+    """Those of offloaded states are compared in tests/distributed/test_other_layout.py: they need a compiler."""
+    config = OptimizerConfig(lr=1e-3, bias_correction=bias_correction)
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer(model, config, offloaded=False)
+    kept = state_format(optimizer)
+    assert len(kept.moments) == config.num_moments  # what the plan counts
+    for update in range(1, 4):
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        for parameter in model.parameters():
+            state = optimizer.state[parameter]
+            assert set(state) == {"step", *kept.moments}
+            assert all(state[name].shape == parameter.shape for name in kept.moments)
+            assert kept.updates(state) == update
+            step = kept.step(update, parameter.device)
+            assert isinstance(step, torch.Tensor) and torch.equal(step, state["step"])
+            assert step.dtype == state["step"].dtype
+
+
+def test_an_optimizer_whose_state_nobody_described_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"what SGD keeps for a parameter is not known.*add it to STATE_FORMATS"):
+        state_format(torch.optim.SGD(nn.Linear(1, 1).parameters()))
 
 
 def test_biases_and_layer_norms_are_not_decayed_and_all_tables_are() -> None:

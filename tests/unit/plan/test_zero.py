@@ -65,6 +65,7 @@ def test_states_of_every_zero_stage_are_those_of_the_engine(precision: str) -> N
         memory = zero_memory(
             sum(sizes),
             settings=EngineSettings.of(zero_block(precision, stage)),
+            num_moments=2,
             stage=stage,
             data_parallel=RANKS,
             largest_parameter=max(sizes),
