@@ -25,8 +25,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-# deepspeed.initialize imports the last one, and with it the whole of torch.compile: 5 s in every rank.
-PRELOAD = ["numpy", "torch", "torch.distributed", "deepspeed", "deepspeed.runtime.zero.muon.original_muon"]
+PRELOAD = [
+    "torch",
+    "deepspeed",
+    # deepspeed.initialize imports it, and with it the whole of torch.compile: 5 s in every rank.
+    "deepspeed.runtime.zero.muon.original_muon",
+    # What the tests' own modules import: 0.25 s in every rank.
+    "pytest",
+    "megadeberta.assembly",
+]
 _PR_SET_PDEATHSIG = 1
 _GRACE_SECONDS = 3.0
 """How long the others may take to report their own error after the first rank has failed."""
