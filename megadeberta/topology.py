@@ -43,6 +43,7 @@ class Topology:
 
     @property
     def world_size(self) -> int:
+        """Ranks of the job."""
         return self.pipeline * self.data * self.tensor
 
     def rank(self, place: Coordinates) -> int:

@@ -25,8 +25,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-# deepspeed.initialize imports the last one, and with it the whole of torch.compile: 5 s in every rank.
-PRELOAD = ["numpy", "torch", "torch.distributed", "deepspeed", "deepspeed.runtime.zero.muon.original_muon"]
+PRELOAD = [
+    "torch",
+    "deepspeed",
+    # deepspeed.initialize imports it, and with it the whole of torch.compile: 5 s in every rank.
+    "deepspeed.runtime.zero.muon.original_muon",
+    # What the tests' own modules import: 0.25 s in every rank.
+    "pytest",
+    "megadeberta.assembly",
+]
 _PR_SET_PDEATHSIG = 1
 _GRACE_SECONDS = 3.0
 """How long the others may take to report their own error after the first rank has failed."""
@@ -164,6 +171,7 @@ def _redirect_output(path: Path, timeout: float) -> None:
 def _call(setup: dict[str, Any], function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     import torch
     import torch.distributed as dist
+    from deepspeed.accelerator import get_accelerator
     from deepspeed.ops import __compatible_ops__
 
     rank, world_size = setup["rank"], setup["world_size"]
@@ -180,6 +188,8 @@ def _call(setup: dict[str, Any], function: Callable[..., Any], args: tuple[Any, 
         os.sched_setaffinity(0, {cores[rank % len(cores)]})
     # DeepSpeed compiles a shared-memory all-reduce at its first start; the tests are about gloo.
     __compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed refuses fp16 on processors without instructions for it; torch computes in fp16 on every one.
+    get_accelerator().is_fp16_supported = lambda: True
     if not setup["distributed"]:
         return function(rank, world_size, *args)
     store = dist.FileStore(f"{setup['folder']}/store", world_size)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.config.run import RunConfig
+from megadeberta.errors import ConfigError
 from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.layers.collectives import Collective, whole_sequences
 from megadeberta.layers.layer import Layer
@@ -90,7 +92,12 @@ class MaskedTokensAndLength(Objective):
         return [*token_model_layers(model), head]
 
     def loss_weights(self, settings: ObjectiveConfig) -> dict[str, float]:
-        return {"mlm_loss": 1.0, "length_loss": 0.5}
+        return {"mlm_loss": 1.0, "length_loss": settings.options.get("length_weight", 0.5)}
+
+    def check(self, config: RunConfig) -> None:
+        unknown = config.objective.options.keys() - {"length_weight"}
+        if unknown:
+            raise ConfigError(f"objective.options: {sorted(unknown)} are not settings of {self.name}; remove them")
 
 
 register_objective(MaskedTokensAndLength())

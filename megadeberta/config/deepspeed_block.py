@@ -110,6 +110,7 @@ class EngineSettings:
 
     @property
     def offloads_optimizer(self) -> bool:
+        """Whether the optimizer's states are kept elsewhere than the parameters."""
         return self.optimizer_device != "none"
 
     @property

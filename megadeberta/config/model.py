@@ -97,10 +97,12 @@ class ModelConfig(Section):
 
     @property
     def head_size(self) -> int:
+        """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
     @property
     def embedding_width(self) -> int:
+        """Width of the word table."""
         return self.embedding_size or self.hidden_size
 
     @property

@@ -67,6 +67,9 @@ class ObjectiveConfig(Section):
     random_token_prob: float = Field(0.1, ge=0, le=1, description="share replaced by a random piece; the rest is kept")
     max_gram: int = Field(3, ge=1, le=8, description="longest run of words masked together; drawn with weight 1/n")
     whole_word: bool = Field(True, description="mask whole SentencePiece words; false = every piece on its own")
+    options: dict[str, Any] = Field(
+        {}, description="settings of an objective that a module of `plugins` registers; that one checks them"
+    )
     rtd: RtdConfig = RtdConfig()
     autoregressive: AutoregressiveConfig = AutoregressiveConfig()
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -28,7 +28,8 @@ def export_command(
     model: Annotated[
         Literal["mlm", "backbone", "discriminator"],
         typer.Option(
-            help="with the prediction head (of two parts, the generator), the encoder alone, or with its head"
+            help="mlm: with the prediction head (of an RTD run: the generator); backbone: the encoder alone; "
+            "discriminator: with its head"
         ),
     ] = "mlm",
     file_format: Annotated[
@@ -102,7 +103,7 @@ def import_command(
     from megadeberta.convert.import_parts import import_parts
     from megadeberta.errors import ConfigError
 
-    more = {"allow_new": allow_new, "mask_decoder": mask_decoder, "seed": seed, "overwrite": overwrite}
+    more: dict[str, Any] = {"allow_new": allow_new, "mask_decoder": mask_decoder, "seed": seed, "overwrite": overwrite}
     if new_generator and generator is not None:
         raise ConfigError("--generator and --new-generator exclude each other: there is one generator")
     if new_generator or generator is not None:
@@ -145,8 +146,8 @@ def fill_mask(
 
 def _fill(text: str, number: int, piece: str) -> str:
     """The text with its mask ``number`` (from 1) replaced; the others stay."""
-    parts = text.split("[MASK]")
-    before, after = "[MASK]".join(parts[:number]), "[MASK]".join(parts[number:])
+    segments = text.split("[MASK]")
+    before, after = "[MASK]".join(segments[:number]), "[MASK]".join(segments[number:])
     return ((before.rstrip() if piece.startswith(" ") else before) + piece + after).strip()
 
 

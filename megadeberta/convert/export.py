@@ -1,9 +1,7 @@
 """``convert export``: a checkpoint of ours -> a folder that transformers or microsoft/DeBERTa loads."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -17,7 +15,7 @@ from megadeberta.convert.formats.family import ExportTarget, FileFormat, ModelKi
 from megadeberta.convert.formats.names import RELATIVE_TABLE
 from megadeberta.convert.formats.read_folder import read_discriminator, read_hf_folder
 from megadeberta.convert.model_card import write_model_card
-from megadeberta.convert.published_folder import publish_folder
+from megadeberta.convert.published_folder import publish_folder, write_json
 from megadeberta.convert.reload_check import Finding, check_export
 from megadeberta.convert.tokenizer.tokenizer_json import write_tokenizer
 from megadeberta.data.tokenizer import SentencePieceTokenizer
@@ -79,13 +77,14 @@ def _source_of(loaded: ModelSource, kind: ModelKind) -> ModelSource:
 
 
 def _write_files(folder: Path, source: ModelSource, target: ExportTarget) -> None:
+    assert source.tokenizer is not None
     found = export_tensors(source.config, source.weights, target)
     tensors = {name: tensor.contiguous() for name, tensor in found.items()}
     config = to_config_json(source.config, target)
-    _write_json(folder / HF_CONFIG, config)
+    write_json(folder / HF_CONFIG, config)
     if target.file_format == FileFormat.MICROSOFT:
         torch.save(tensors, folder / PICKLED)
-        _write_json(folder / MICROSOFT_CONFIG, config)
+        write_json(folder / MICROSOFT_CONFIG, config)
     else:
         safetensors.torch.save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
         write_tokenizer(source.tokenizer, folder, max_length=source.config.max_position_embeddings)
@@ -117,7 +116,3 @@ def _check_place(out: Path) -> None:
                 f"{out} is inside the checkpoint {parent}, which would no longer match its manifest; choose a folder "
                 "elsewhere"
             )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,11 +1,9 @@
 """``convert import``: a folder that predicts tokens -> a folder of our weights."""
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 from torch import Tensor
@@ -13,10 +11,11 @@ from torch import Tensor
 from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.convert.formats.read_folder import ImportedModel, ReportLine, read_hf_folder
-from megadeberta.convert.published_folder import publish_folder
+from megadeberta.convert.formats.read_folder import ReportLine, read_hf_folder
+from megadeberta.convert.published_folder import publish_folder, write_json
 from megadeberta.errors import CheckpointError
 from megadeberta.layers.catalogue import token_model_layers
+from megadeberta.layers.layer import Layer
 from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel
@@ -53,7 +52,13 @@ def import_folder(
     """
     imported = read_hf_folder(folder, mask_decoder=mask_decoder)
     check_tokenizer_fits(folder / TOKENIZER_FILE, imported.config)
-    created = create_missing(imported, folder, allow_new=allow_new, seed=seed)
+    if imported.missing and not allow_new:
+        raise CheckpointError(
+            f"{folder}: has no {', '.join(imported.missing)}; add --allow-new to start them from random values"
+            + (", or --no-mask-decoder to do without absolute positions" if imported.needs_positions else "")
+        )
+    layers, std = token_model_layers(imported.config), imported.config.initializer_range
+    created = draw_initial_values(layers, imported.missing, seed=seed, std=std)
     reason = f"not in the file: drawn from seed {seed} and its name, untrained"
     lines = imported.lines + [ReportLine("created", name, None, reason) for name in created]
     weights = imported.weights | created
@@ -76,34 +81,21 @@ def write_import(
     def fill(target: Path) -> None:
         ordered = {name: weights[name] for name in parameter_shapes(config, objective or ObjectiveConfig())}
         safetensors.torch.save_file(ordered, target / SAFETENSORS, metadata={"format": "pt"})
-        _write_json(target / MODEL_JSON, config.model_dump(mode="json"))
+        write_json(target / MODEL_JSON, config.model_dump(mode="json"))
         if objective is not None:
-            _write_json(target / OBJECTIVE_JSON, objective.model_dump(mode="json"))
-        _write_json(target / REPORT, [vars(line) for line in lines])
+            write_json(target / OBJECTIVE_JSON, objective.model_dump(mode="json"))
+        write_json(target / REPORT, [vars(line) for line in lines])
         if spm.is_file():
             shutil.copyfile(spm, target / TOKENIZER_FILE)
 
     publish_folder(out, fill, overwrite=overwrite, marker=MODEL_JSON)
 
 
-def create_missing(imported: ImportedModel, folder: Path, *, allow_new: bool, seed: int) -> dict[str, Tensor]:
-    """Initial values of what is missing, exactly those that a new run with this seed would start from.
-
-    Raises:
-        CheckpointError: something is missing, and nobody allowed to draw it.
-    """
-    if not imported.missing:
+def draw_initial_values(layers: Sequence[Layer], names: Sequence[str], *, seed: int, std: float) -> dict[str, Tensor]:
+    """Values of parameters that no file holds: those that a new run of these layers and this seed starts from."""
+    if not names:
         return {}
-    if not allow_new:
-        raise CheckpointError(
-            f"{folder}: has no {', '.join(imported.missing)}; add --allow-new to start them from random values"
-            + (", or --no-mask-decoder to do without absolute positions" if imported.needs_positions else "")
-        )
-    log.warning("NOT FROM THE FILE but freshly drawn, untrained: %s", ", ".join(imported.missing))
-    model = WholeModel(token_model_layers(imported.config))
-    initialize(model, seed=seed, std=imported.config.initializer_range)
-    return {name: model.get_parameter(name).detach() for name in imported.missing}
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    log.warning("NOT FROM A FILE but freshly drawn, untrained: %s", ", ".join(names))
+    model = WholeModel(layers)
+    initialize(model, seed=seed, std=std)
+    return {name: model.get_parameter(name).detach() for name in names}

@@ -16,14 +16,14 @@ from megadeberta.weights.source import ModelSource
 _NO_DECODER = "The prediction head reads the last layer, as transformers' class does: fill-mask works as it is."
 _BACKBONE_ONLY = "The folder holds the encoder alone: no prediction head and no absolute positions."
 _DISCRIMINATOR = """The folder holds a discriminator: the encoder, with the whole word table, and the head that tells
-replaced tokens (`mask_predictions.*`), which transformers does not have and reports as unexpected. Fine-tuning needs
-the encoder alone. `megadeberta convert import` reads both, with the generator's folder beside it."""
+replaced tokens from original ones (`mask_predictions.*`), which transformers does not have and reports as unexpected.
+Fine-tuning needs the encoder alone. `megadeberta convert import` reads both, with the generator's folder beside it."""
 _OPT_IN = Template("""## Fill-mask
 
 This model was pre-trained with DeBERTa's enhanced mask decoder, which transformers does not have:
 `AutoModelForMaskedLM` loads every tensor it knows, but its predictions are not those of pre-training.
 `$file` in this folder is the missing part. Read it, put it on your path and import it yourself;
-nothing loads it for you:
+nothing does so for you:
 
 ```python
 from $module import $model_class
@@ -102,7 +102,7 @@ def _training(source: ModelSource) -> str:
         "objective": objective_of(objective).describe(objective),
         "optimizer steps": f"{run['step']:,} of {config['training']['steps']:,}",
         "sequences per step": f"{batch} of {data['sequence_length']} tokens",
-        "training shards": f"`{data['train']}`",
+        "training data": f"`{data['train']}`",
         "learning rate": f"{config['optimizer']['lr']}, {schedule['name']}, {schedule['warmup_steps']:,} warm-up steps",
         "seed": config["training"]["seed"],
         **_losses(source.folder, run["step"]),
@@ -113,7 +113,7 @@ def _training(source: ModelSource) -> str:
 def _losses(checkpoint: Path, step: int) -> dict[str, str]:
     """The last losses that the run logged up to ``step``; none when the folder was moved away from its run."""
     labels = {"loss": "training loss", "valid_loss": "validation loss"}
-    found = {}
+    found: dict[str, str] = {}
     for record in read_metrics(checkpoint.absolute().parent.parent / METRICS_FILE):
         if record["step"] <= step:
             found |= {label: f"{record[key]:.4f}" for key, label in labels.items() if record.get(key) is not None}

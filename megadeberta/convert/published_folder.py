@@ -1,9 +1,11 @@
 """A new folder that appears whole under its name, or not at all."""
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from megadeberta.checkpoint.durable import remove_tree
 from megadeberta.errors import ConfigError, StorageError
@@ -43,6 +45,11 @@ def publish_folder(
         ) from error
     finally:
         remove_tree(temporary)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file of a folder that is being filled."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _check_free(out: Path, overwrite: bool, marker: str) -> None:

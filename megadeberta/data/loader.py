@@ -88,6 +88,7 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
         return samples.reshape(-1)
 
     def unpack(self, packed: _PackedStep) -> StepBatch:
+        """The micro batches of a packed step."""
         batch = self._algebra.micro_batch
         shapes = [self._shape(name, slots) for slots in packed.slots for name in self._sent]
         sent = packed.words.long().split([math.prod(shape) for shape in shapes])

@@ -72,6 +72,7 @@ class PackedReader:
         return sequences
 
     def close(self) -> None:
+        """Close the token file."""
         self._shard.close()
 
 

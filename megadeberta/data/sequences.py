@@ -49,4 +49,5 @@ class ChunkReader:
         return sequences
 
     def close(self) -> None:
+        """Close the token file."""
         self._shard.close()

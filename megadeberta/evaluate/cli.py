@@ -20,7 +20,7 @@ def evaluate(
     text: Annotated[
         Path | None, typer.Option(help="UTF-8 file: its perplexity, left to right and by masking each token in turn")
     ] = None,
-    sequences: Annotated[int, typer.Option(min=1, help="At most so many sequences of the shard")] = 512,
+    sequences: Annotated[int, typer.Option(min=1, help="At most this many sequences of the shard")] = 512,
     length: Annotated[
         int | None, typer.Option(help="Tokens of a sequence; by default as in training", show_default=False)
     ] = None,

@@ -65,5 +65,5 @@ def score_terms(model: WholeModel, batches: Iterable[Mapping[str, Tensor]]) -> S
 
 
 def perplexity(loss: float) -> float:
-    """``exp`` of nats a token."""
+    """``exp`` of nats per token."""
     return float(torch.tensor(loss, dtype=torch.float64).exp())

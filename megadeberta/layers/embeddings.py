@@ -30,9 +30,11 @@ class Embeddings(Layer, kind="embeddings"):
 
     @property
     def reads(self) -> tuple[str, ...]:
+        """Nothing: they are the first."""
         return ()
 
     def own_parameters(self) -> Shapes:
+        """Tables that are its own, the projection of narrow ones, and the LayerNorm."""
         model, shapes = self.model, Shapes()
         size, width = model.hidden_size, model.embedding_width
         if self.table is not None:
@@ -62,6 +64,7 @@ class Embeddings(Layer, kind="embeddings"):
         return narrow + tokens * (size * batch.element_bytes + 2 * PRECISE_BYTES + INDEX_BYTES) + keys
 
     def collectives(self, batch: MicroBatch) -> list[Collective]:
+        """The sum of the words over the shards; with sequence parallelism also the gradient of all tokens."""
         tokens = (batch.sequences, batch.length)
         words = (*tokens, self.model.embedding_width)
         found = [Collective("all_reduce", "forward", "words", words, batch.element_bytes)]

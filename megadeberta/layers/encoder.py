@@ -38,6 +38,7 @@ class EncoderLayer(Layer, kind="layer"):
     cuts = ENCODER_CUTS
 
     def own_parameters(self) -> Shapes:
+        """Attention, feed-forward, and the convolution."""
         shapes, model = block_parameters(self.model), self.model
         if self.convolution:
             size = model.hidden_size
@@ -55,6 +56,7 @@ class EncoderLayer(Layer, kind="layer"):
         return batch.tokens * token
 
     def table_multiply_adds(self, batch: MicroBatch) -> float:
+        """The projections of the relative table."""
         return table_products(self.model, batch.length)
 
     def kept_bytes(self, batch: MicroBatch) -> int:
@@ -74,6 +76,7 @@ class EncoderLayer(Layer, kind="layer"):
         return batch.own_tokens * self.model.hidden_size * batch.element_bytes
 
     def collectives(self, batch: MicroBatch) -> list[Collective]:
+        """Of attention and feed-forward; with sequence parallelism also around the convolution."""
         hidden = (batch.sequences, batch.length, self.model.hidden_size)
         divided = batch.sequence_parallel
         found = [

@@ -33,14 +33,17 @@ class MlmHead(Layer, kind="mlm_head"):
 
     @property
     def reads(self) -> tuple[str, ...]:
+        """The states of the target rows, or all hidden states to gather them from."""
         return ("masked_hidden",) if self.model.enhanced_mask_decoder else ("hidden",)
 
     def own_parameters(self) -> Shapes:
+        """Of the head alone; the word table is tied."""
         width = self.model.embedding_width
         shapes = linear("dense", width, self.model.hidden_size) | layer_norm("layer_norm", width)
         return shapes | {"decoder.bias": (self.model.vocab_size,)}
 
     def multiply_adds(self, batch: MicroBatch, *, rows: float) -> float:
+        """The dense layer and the projection onto the vocabulary or the classes."""
         return rows * self.model.embedding_width * (self.model.hidden_size + self.model.vocab_size)
 
     def extra_operations(self, batch: MicroBatch) -> float:
@@ -66,6 +69,7 @@ class MlmHead(Layer, kind="mlm_head"):
         return batch.rows * columns * (2 if batch.precision == "bf16" else PRECISE_BYTES)
 
     def peak_logits(self, batch: MicroBatch) -> int:
+        """One chunk in fp32 beside its narrow form; all of them where they are drawn from."""
         columns = largest_vocabulary_shard(self.model.vocab_size, batch.tensor)
         rows = min(batch.rows, rows_per_chunk(columns))
         narrow = batch.element_bytes if batch.element_bytes < PRECISE_BYTES else 0
@@ -75,6 +79,7 @@ class MlmHead(Layer, kind="mlm_head"):
         return max(one_chunk, self.kept_logits(batch) + to_draw_from)
 
     def collectives(self, batch: MicroBatch) -> list[Collective]:
+        """What the head reads or sums over ranks."""
         model, bytes_ = self.model, batch.element_bytes
         columns = largest_vocabulary_shard(model.vocab_size, batch.tensor)
         reads_all = not model.enhanced_mask_decoder
@@ -115,6 +120,7 @@ class Sample(Layer, kind="sample"):
         return _NOISE_OPERATIONS * batch.rows * self.model.vocab_size
 
     def collectives(self, batch: MicroBatch) -> list[Collective]:
+        """What the head reads or sums over ranks."""
         return [Collective("all_reduce", "forward", "draw", (batch.sequences, batch.slots), INDEX_BYTES)]
 
 
@@ -125,10 +131,12 @@ class RtdHead(Layer, kind="rtd_head"):
     writes = ()
 
     def own_parameters(self) -> Shapes:
+        """Of the head alone; the word table is tied."""
         size = self.model.hidden_size
         return layer_norm("layer_norm", size) | linear("dense", size, size) | linear("classifier", 1, size)
 
     def multiply_adds(self, batch: MicroBatch, *, rows: float) -> float:
+        """The dense layer and the projection onto the vocabulary or the classes."""
         return batch.tokens * (self.model.hidden_size**2 + self.model.hidden_size)
 
     def kept_bytes(self, batch: MicroBatch) -> int:
@@ -136,4 +144,5 @@ class RtdHead(Layer, kind="rtd_head"):
         return batch.tokens * (4 * self.model.hidden_size * batch.element_bytes + 4 * PRECISE_BYTES)
 
     def collectives(self, batch: MicroBatch) -> list[Collective]:
+        """What the head reads or sums over ranks."""
         return whole_sequences(batch, self.model.hidden_size, "rtd_head input")

@@ -29,6 +29,7 @@ class MaskDecoder(Layer, kind="mask_decoder"):
     cuts = ENCODER_CUTS
 
     def own_parameters(self) -> Shapes:
+        """An encoder layer and the absolute position table."""
         positions = (self.model.max_position_embeddings, self.model.hidden_size)
         return prefixed("layer", block_parameters(self.model)) | {"position_embeddings.weight": positions}
 
@@ -42,6 +43,7 @@ class MaskDecoder(Layer, kind="mask_decoder"):
         return (PASSES - 1) * batch.tokens * key_position_products(self.model, batch.length)
 
     def table_multiply_adds(self, batch: MicroBatch) -> float:
+        """The projections of the relative table, once."""
         return table_products(self.model, batch.length)
 
     def kept_bytes(self, batch: MicroBatch) -> int:

@@ -76,6 +76,10 @@ class Objective:
         Raises:
             ConfigError: what was asked, why it does not work and what to do; without the recipe's name.
         """
+        if config.objective.options:
+            raise ConfigError(
+                f"objective.options={config.objective.options!r}: {self.name} has no settings there; remove them"
+            )
 
     def describe(self, settings: ObjectiveConfig) -> str:
         """One line for a model card."""
@@ -93,15 +97,19 @@ class ReplacedTokens(Objective):
     title = "replaced token detection"
 
     def models(self, model: ModelConfig, settings: ObjectiveConfig) -> dict[str, ModelConfig]:
+        """Generator and discriminator."""
         return {GENERATOR: settings.rtd.generator(model), DISCRIMINATOR: settings.rtd.discriminator(model)}
 
     def layers(self, model: ModelConfig, settings: ObjectiveConfig) -> list[Layer]:
+        """Of both parts, in one list."""
         return rtd_layers(model, settings.rtd)
 
     def loss_weights(self, settings: ObjectiveConfig) -> dict[str, float]:
+        """See ``Objective.loss_weights``."""
         return {"mlm_loss": 1.0, "rtd_loss": settings.rtd.loss_weight}
 
     def updates(self, settings: ObjectiveConfig) -> tuple[Update, ...]:
+        """One joint update, or the generator's and then the discriminator's."""
         weights = self.loss_weights(settings)
         if not settings.rtd.decoupled:
             return (Update(None, weights),)
@@ -111,6 +119,8 @@ class ReplacedTokens(Objective):
         )
 
     def check(self, config: RunConfig) -> None:
+        """See ``Objective.check``."""
+        super().check(config)
         settings = config.objective.rtd
         if settings.decoupled and config.engine.zero_stage == 3:
             # DeepSpeed 0.19.8, runtime/zero/stage3.py: the flat buffer of gradient partitions is overwritten by a
@@ -136,19 +146,25 @@ class NextTokens(Objective):
     reads_left_to_right = True
 
     def layers(self, model: ModelConfig, settings: ObjectiveConfig) -> list[Layer]:
+        """Of both parts, in one list."""
         # A head that may read both ways has both pairs of terms; those without a sequence have no count.
         return token_model_layers(model, terms=_MLM + _AR)
 
     def loss_weights(self, settings: ObjectiveConfig) -> dict[str, float]:
+        """See ``Objective.loss_weights``."""
         return {"ar_loss": 1.0}
 
     def targets_per_sequence(self, settings: ObjectiveConfig, length: int) -> float:
+        """See ``Objective.targets_per_sequence``."""
         return float(self.most_targets(settings, length))
 
     def most_targets(self, settings: ObjectiveConfig, length: int) -> int:
+        """All but [CLS] and [SEP]."""
         return length - SPECIAL_TOKENS
 
     def check(self, config: RunConfig) -> None:
+        """See ``Objective.check``."""
+        super().check(config)
         if config.model.conv_kernel_size:
             raise ConfigError(
                 f"objective.name={self.name!r} predicts the next token, and with model.conv_kernel_size="
@@ -156,6 +172,7 @@ class NextTokens(Objective):
             )
 
     def describe(self, settings: ObjectiveConfig) -> str:
+        """See ``Objective.describe``."""
         return self.title
 
 
@@ -166,14 +183,17 @@ class MaskedAndNextTokens(NextTokens):
     title = "masked language modelling and next tokens"
 
     def loss_weights(self, settings: ObjectiveConfig) -> dict[str, float]:
+        """See ``Objective.loss_weights``."""
         return {"mlm_loss": 1.0, "ar_loss": settings.autoregressive.loss_weight}
 
     def targets_per_sequence(self, settings: ObjectiveConfig, length: int) -> float:
+        """See ``Objective.targets_per_sequence``."""
         fraction = settings.autoregressive.share
         masked = float(masked_tokens(settings.mask_rate, length))
         return fraction * self.most_targets(settings, length) + (1 - fraction) * masked
 
     def describe(self, settings: ObjectiveConfig) -> str:
+        """See ``Objective.describe``."""
         return f"{self.title}, {settings.mask_rate:.0%} of the tokens of masked sequences"
 
 

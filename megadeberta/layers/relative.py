@@ -31,9 +31,11 @@ class RelativeTable(Layer, kind="relative"):
 
     @property
     def reads(self) -> tuple[str, ...]:
+        """Nothing: it is a table."""
         return ()
 
     def own_parameters(self) -> Shapes:
+        """The table ``[2k, D]`` and its LayerNorm."""
         size = self.model.hidden_size
         norm = layer_norm("layer_norm", size) if self.model.norm_rel_ebd == "layer_norm" else {}
         return {"embedding.weight": (2 * self.model.relative_half_width, size)} | norm
@@ -45,6 +47,7 @@ class RelativeTable(Layer, kind="relative"):
         return relative_rows(model, batch.length) * (vectors * model.hidden_size * batch.element_bytes + INDEX_BYTES)
 
     def checkpointed_bytes(self, batch: MicroBatch) -> int:
+        """The same, and the table once more for its dropout."""
         kept = self.kept_bytes(batch)
         if not self.model.hidden_dropout_prob:
             return kept

@@ -67,6 +67,7 @@ class MetricsFile:
             raise StorageError(f"{self.path}: only {written} of {len(line)} bytes written at step {step}: {reason}")
 
     def close(self) -> None:
+        """Close the file."""
         os.close(self._descriptor)
 
     def __enter__(self) -> Self:

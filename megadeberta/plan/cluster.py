@@ -24,6 +24,7 @@ class Cluster:
 
     @property
     def world_size(self) -> int:
+        """GPUs of all machines."""
         return self.nodes * self.gpus
 
     def describe(self) -> str:

@@ -48,10 +48,12 @@ class Layout:
 
     @property
     def world_size(self) -> int:
+        """Ranks of the job."""
         return self.tensor * self.pipeline * self.data
 
     @property
     def global_batch(self) -> int:
+        """Sequences per optimizer step."""
         return self.micro_batch * self.accumulation * self.data
 
     def in_flight(self, stage: int) -> int:

@@ -36,6 +36,7 @@ class RankMemory:
 
     @property
     def device(self) -> int:
+        """Bytes on the device: all but what is on the host."""
         return sum(getattr(self, field.name) for field in fields(self)) - self.on_host
 
 

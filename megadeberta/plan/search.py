@@ -50,6 +50,7 @@ class Search:
 
     @property
     def fitting(self) -> tuple[Candidate, ...]:
+        """Those that fit into the memory."""
         return tuple(candidate for candidate in self.candidates if candidate.fits)
 
     @property

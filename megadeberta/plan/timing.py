@@ -29,6 +29,7 @@ class StepTime:
 
     @property
     def total(self) -> float:
+        """Seconds per optimizer step."""
         return self.compute + self.tensor + self.bubble + self.pipeline + self.data
 
 

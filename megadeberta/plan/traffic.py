@@ -24,6 +24,7 @@ class StepTraffic:
 
     @property
     def total(self) -> int:
+        """Of all three kinds."""
         return self.tensor + self.pipeline + self.data
 
 

@@ -17,8 +17,8 @@ from megadeberta.weights.tensor_file import SAFETENSORS
 def initial_values(
     shapes: Mapping[str, Sequence[int]], folder: Path, *, tokenizer: Path | None = None
 ) -> Callable[[str, nn.Parameter], None]:
-    """What gives each parameter of a model its values from ``folder/model.safetensors``, as `megadeberta convert
-    import` writes it. A parameter with a ``shard`` gets its part, and no more is read.
+    """A function that fills each parameter of a model from ``folder/model.safetensors``, as `megadeberta convert
+    import` writes it. A parameter with a ``shard`` gets that slice, and no more is read.
 
     The checks read every tensor once, one at a time, so that all ranks agree about an error.
 
@@ -54,17 +54,17 @@ def initial_values(
 
     @torch.no_grad()
     def fill(name: str, parameter: nn.Parameter) -> None:
-        whole, part = weights.get_slice(name), getattr(parameter, "shard", None)
-        if part is None:
+        whole, shard = weights.get_slice(name), getattr(parameter, "shard", None)
+        if shard is None:
             parameter.copy_(whole[:])
         else:
-            parameter.copy_(whole[(*[slice(None)] * part.dim, slice(part.start, part.stop))])
+            parameter.copy_(whole[(*[slice(None)] * shard.dim, slice(shard.start, shard.stop))])
 
     return fill
 
 
 def _check_vocabulary(own: Path, tokenizer: Path | None) -> None:
-    """Row i of the word table means piece i of one vocabulary; in another one of that size it would mean nothing."""
+    """Row i of the word table belongs to piece i of one vocabulary; with another of the same size it has no meaning."""
     if tokenizer is None or not own.is_file() or own.read_bytes() == tokenizer.read_bytes():
         return
     raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Generator and discriminator as models of their own, out of the weights of a run with both."""
+"""Generator and discriminator as models of their own, from the weights of a run that trained both."""
 
 from collections.abc import Mapping
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -31,6 +31,8 @@ from megadeberta.weights.shapes import compare_shapes, shapes_of
 from megadeberta.weights.tensor_file import SAFETENSORS, check_finite, read_tensor_file
 
 log = logging.getLogger(__name__)
+
+_Section = TypeVar("_Section", bound=Section)
 
 MODEL_JSON = "model.json"
 """In an imported folder: the dump of its ModelConfig."""
@@ -117,7 +119,7 @@ def load_weights(path: Path) -> ModelSource:
         config, weights = _read_json(path / MODEL_JSON, ModelConfig), _imported_weights(path / SAFETENSORS)
         return _complete(path, config, objective, weights=weights, run={})
     folder, manifest = (path, verify_checkpoint(path)) if (path / MANIFEST_NAME).is_file() else _newest_sound(path)
-    config, objective = _shape_of(manifest, folder)
+    config, objective = _sections_of(manifest, folder)
     run = {"step": manifest.step, "config": manifest.run.config}
     weights = {name: torch.from_numpy(values) for name, values in CheckpointContent(folder).whole()}
     return _complete(folder, config, objective, weights=weights, run=run)
@@ -151,7 +153,7 @@ def _newest_sound(output_dir: Path) -> tuple[Path, Manifest]:
     raise CheckpointError(f"{root}: none of {len(names)} checkpoints is sound, the newest: {problems[0]}")
 
 
-def _shape_of(manifest: Manifest, folder: Path) -> tuple[ModelConfig, ObjectiveConfig]:
+def _sections_of(manifest: Manifest, folder: Path) -> tuple[ModelConfig, ObjectiveConfig]:
     try:
         recipe = manifest.run.config
         load_plugins(recipe.get("plugins", ()), source=str(folder / MANIFEST_NAME))
@@ -163,7 +165,7 @@ def _shape_of(manifest: Manifest, folder: Path) -> tuple[ModelConfig, ObjectiveC
         ) from None
 
 
-def _read_json(path: Path, section: type[Section]) -> Section:
+def _read_json(path: Path, section: type[_Section]) -> _Section:
     try:
         return section.model_validate(json.loads(path.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:

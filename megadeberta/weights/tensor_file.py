@@ -26,12 +26,10 @@ def read_folder_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
     Raises:
         CheckpointError: no weights, damaged, unsafe, or not only tensors.
     """
-    found = next((name for name in _CANDIDATES if (folder / name).is_file()), None)
-    if found is None:
-        found = _of_microsoft_run(folder)
-    if found.endswith(".index.json"):
-        return _read_shards(folder / found), found
-    return read_tensor_file(folder / found), found
+    name = next((name for name in _CANDIDATES if (folder / name).is_file()), None) or _of_microsoft_run(folder)
+    if name.endswith(".index.json"):
+        return _read_indexed(folder / name), name
+    return read_tensor_file(folder / name), name
 
 
 def _of_microsoft_run(folder: Path) -> str:
@@ -41,8 +39,8 @@ def _of_microsoft_run(folder: Path) -> str:
             f"{folder}: holds {len(names)} checkpoints, {names[0]} to {names[-1]}; leave only the one to be read"
         )
     if not names:
-        wanted = ", ".join((*_CANDIDATES, _OF_MICROSOFT_RUNS))
-        raise CheckpointError(f"{folder}: holds none of {wanted}; give a folder with a model's weights")
+        names_read = ", ".join((*_CANDIDATES, _OF_MICROSOFT_RUNS))
+        raise CheckpointError(f"{folder}: holds none of {names_read}; give a folder with a model's weights")
     return names[0]
 
 
@@ -95,7 +93,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in content.items()}
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _read_indexed(index: Path) -> dict[str, Tensor]:
+    """Weights in several files, with an index that says which tensor is in which."""
     try:
         files = json.loads(index.read_bytes())["weight_map"]
         names = sorted(set(files.values()))

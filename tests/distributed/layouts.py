@@ -5,10 +5,12 @@
 Every batch, mask, sample, dropout draw and initial value is a function of global numbers, so all layouts agree.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import deepspeed
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,54 +23,60 @@ from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.step import Stepper
 from megadeberta.layers.cuts import ShardSlice
 from megadeberta.topology import Topology
+from tests.models import (
+    INPUT_POSITIONS,
+    V1,
+    masked_batch,
+    pack_two,
+    read_left_to_right,
+    run_config,
+    tiny_rtd,
+    tiny_v2,
+    tiny_v3,
+)
 from tests.ranks import run_ranks
 
 GLOBAL_BATCH, LENGTH, SLOTS = 4, 16, 5
 SEED = 5
 LR = 2e-3
+CLOSE = 1e-5
+"""fp32 with another order of summation, amplified a little by AdamW over 20 steps."""
 # Uneven shards: 9 units of rows, the last one of 3 rows.
-BASE = {
+SIZES = {
     "vocab_size": 67,
-    "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 32,
     "position_buckets": 4,
     "max_position_embeddings": 32,
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
     "initializer_range": 0.1,
+    "dropout": 0.1,
 }
-V1 = BASE | {
-    "position_buckets": -1,
-    "max_relative_positions": 12,
-    "norm_rel_ebd": "none",
-    "share_att_key": False,
-    "key_bias": False,
-    "position_biased_input": True,
-    "enhanced_mask_decoder": False,
-    "type_vocab_size": 2,
-}
+_V1 = tiny_v3(**SIZES | V1 | INPUT_POSITIONS | {"max_relative_positions": 12})
+_V2 = tiny_v2(**SIZES)
+_V3 = tiny_v3(**SIZES)
+_MLM = ObjectiveConfig()
 
 
-def _rtd(sharing: str, **changes: object) -> dict[str, object]:
-    return {"name": "rtd", "rtd": {"embedding_sharing": sharing, "loss_weight": 10.0, "generator_layers": 2} | changes}
+def _rtd(sharing: str, **changes: object) -> ObjectiveConfig:
+    return tiny_rtd(sharing, loss_weight=10.0, **changes)
 
 
-VARIANTS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
-    "v1": (V1, {}),
-    "v2-conv": (BASE | {"conv_kernel_size": 3}, {}),
-    "v3": (BASE, {}),
-    "v3-packed": (BASE, {}),
-    "v2-conv-packed": (BASE | {"conv_kernel_size": 3}, {}),
-    "rtd-gdes": (BASE, _rtd("gdes")),
-    "rtd-es": (BASE, _rtd("es")),
-    "rtd-nes": (BASE, _rtd("nes")),
-    "rtd-gdes-v1": (V1, _rtd("gdes")),
-    "rtd-decoupled": (BASE, _rtd("gdes", decoupled=True)),
-    "ar": (BASE, {"name": "ar"}),
-    "prefix": (BASE, {"name": "mlm_ar"}),
-    "v3-base": ({}, {}),
+VARIANTS: dict[str, tuple[ModelConfig, ObjectiveConfig]] = {
+    "v1": (_V1, _MLM),
+    "v2-conv": (_V2, _MLM),
+    "v3": (_V3, _MLM),
+    "v3-packed": (_V3, _MLM),
+    "v2-conv-packed": (_V2, _MLM),
+    "rtd-gdes": (_V3, _rtd("gdes")),
+    "rtd-es": (_V3, _rtd("es")),
+    "rtd-nes": (_V3, _rtd("nes")),
+    "rtd-gdes-v1": (_V1, _rtd("gdes")),
+    "rtd-gdes-decoupled": (_V3, _rtd("gdes", decoupled=True)),
+    "rtd-nes-decoupled": (_V3, _rtd("nes", decoupled=True)),
+    "ar": (_V3, ObjectiveConfig(name="ar")),
+    "prefix": (_V3, ObjectiveConfig(name="mlm_ar")),
+    "v3-base": (ModelConfig(), _MLM),
 }
 LENGTHS = {"v3-base": 128}
 """Where it is not ``LENGTH``."""
@@ -89,10 +97,14 @@ class Layout:
     more: tuple[tuple[str, object], ...] = ()
     """Further entries of the deepspeed block."""
     batch: int = GLOBAL_BATCH
+    lr: float = LR
+    discriminator_lr: float | None = None
+    seed: int = SEED
 
     def __str__(self) -> str:
         size = f"tp{self.tensor} pp{self.pipeline} dp{self.data} zero{self.zero} mb{self.micro_batch}"
-        return f"{self.variant} {size}" + " sp" * self.sequence_parallel + " ac" * self.recompute
+        more = "".join(f" {name}" for name, _ in self.more)
+        return f"{self.variant} {size}" + " sp" * self.sequence_parallel + " ac" * self.recompute + more
 
     @property
     def block(self) -> dict[str, object]:
@@ -109,24 +121,20 @@ class Layout:
     def config(self) -> RunConfig:
         model, objective = VARIANTS[self.variant]
         packing = "documents" if self.variant.endswith("packed") else "none"
-        length = LENGTHS.get(self.variant, LENGTH)
-        return RunConfig.model_validate(
-            {
-                "name": "toy",
-                "model": model,
-                "objective": objective,
-                "data": {"train": "-", "tokenizer": "-", "sequence_length": length, "packing": packing},
-                "optimizer": {"lr": LR, "weight_decay": 0.01},
-                "training": {"steps": 20, "seed": SEED, "output_dir": "-"},
-                "parallel": {
-                    "tensor": self.tensor,
-                    "pipeline": self.pipeline,
-                    "sequence_parallel": self.sequence_parallel,
-                    "activation_checkpointing": self.recompute,
-                    "timeout_seconds": 60.0,
-                },
-                "deepspeed": self.block,
-            }
+        return run_config(
+            model=model,
+            objective=objective,
+            data={"sequence_length": LENGTHS.get(self.variant, LENGTH), "packing": packing},
+            optimizer={"lr": self.lr, "discriminator_lr": self.discriminator_lr, "weight_decay": 0.01},
+            training={"steps": 20, "seed": self.seed},
+            parallel={
+                "tensor": self.tensor,
+                "pipeline": self.pipeline,
+                "sequence_parallel": self.sequence_parallel,
+                "activation_checkpointing": self.recompute,
+                "timeout_seconds": 60.0,
+            },
+            deepspeed=self.block,
         )
 
     @property
@@ -138,23 +146,39 @@ class Layout:
         return Topology(self.pipeline, self.data, self.tensor)
 
 
-RankTrace = tuple[list[tuple[float, float]], float, dict[str, tuple[ShardSlice | None, Tensor]]]
-"""(loss, norm) of each step, a validation loss, and what one rank holds of every parameter."""
+RankTrace = tuple[list[tuple[float, float]], dict[str, float], dict[str, tuple[ShardSlice | None, Tensor]]]
+"""(loss, norm) of each step, validation loss and terms, and what one rank holds of every parameter."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a run did: per step, and at its end under global names. ``held_out``: a validation loss."""
+    """What a run did: per step, and at its end under global names. ``held_out``: validation loss and terms."""
 
     losses: list[float]
     norms: list[float]
-    held_out: float
+    held_out: dict[str, float]
     parameters: dict[str, Tensor]
 
 
 def run_layout(layout: Layout, steps: int = 20) -> Trace:
     """Train under the layout on gloo ranks; what several ranks hold is checked to be equal."""
     return join_ranks(run_ranks(train_rank, layout.topology.world_size, layout, steps, timeout=240.0))
+
+
+@functools.cache
+def run_alone(variant: str, batch: int = GLOBAL_BATCH, *, steps: int = 20) -> Trace:
+    """The same run in one process with one large micro batch: what every layout must equal. Trained once."""
+    return run_layout(Layout(variant, micro_batch=batch, batch=batch), steps)
+
+
+def assert_equal(found: Trace, expected: Trace) -> None:
+    """Every step, the validation and every parameter."""
+    assert found.losses == pytest.approx(expected.losses, abs=CLOSE, rel=CLOSE)
+    assert found.norms == pytest.approx(expected.norms, abs=CLOSE, rel=CLOSE)
+    assert found.held_out == pytest.approx(expected.held_out, abs=CLOSE)
+    assert found.parameters.keys() == expected.parameters.keys()
+    apart = {name: float((found.parameters[name] - p).abs().max()) for name, p in expected.parameters.items()}
+    assert max(apart.values()) < CLOSE, sorted(apart.items(), key=lambda item: -item[1])[:5]
 
 
 def join_ranks(ranks: list[RankTrace]) -> Trace:
@@ -180,23 +204,18 @@ def train_rank(rank: int, world_size: int, layout: Layout, steps: int) -> RankTr
     assembly = build(layout)
     trace = train_steps(assembly, layout, range(steps))
     last = global_batch(1001, layout.variant)
-    held_out = [global_batch(1000, layout.variant), _rows(last, 0, 3)] if assembly.data_rank == 0 else []
-    score = assembly.stepper.evaluate(held_out).loss
-    return trace, score, local_parameters(assembly.stepper)
+    held_out = [global_batch(1000, layout.variant), rows(last, 0, 3)] if assembly.data_rank == 0 else []
+    result = assembly.stepper.evaluate(held_out)
+    return trace, {"loss": result.loss, **result.terms.means}, local_parameters(assembly.stepper)
 
 
 def train_steps(assembly: Assembly, layout: Layout, steps: Iterable[int]) -> list[tuple[float, float]]:
     """(loss, gradient norm) of each step."""
-    stepper, size = assembly.stepper, layout.micro_batch
-    share = [
-        (number * layout.data + assembly.data_rank) * size for number in range(layout.batch // (layout.data * size))
-    ]
-    trace = []
+    stepper, trace = assembly.stepper, []
     for step in steps:
-        whole = global_batch(step, layout.variant, size=layout.batch)
-        batches = [_rows(whole, start, start + size) for start in share]
+        batches = micro_batches(layout, step, assembly.data_rank)
         targets, _ = stepper.share_counts(batches, stop_requested=False)
-        result = stepper.train_step(batches, step=step, targets=targets, lr=LR)
+        result = stepper.train_step(batches, step=step, targets=targets, lr=layout.lr)
         trace.append((result.loss, result.grad_norm))
     return trace
 
@@ -215,36 +234,27 @@ def local_parameters(stepper: Stepper) -> dict[str, tuple[ShardSlice | None, Ten
     return held
 
 
-def _rows(batch: Batch, start: int, stop: int) -> Batch:
+def micro_batches(layout: Layout, step: int, data_rank: int) -> list[Batch]:
+    """Those of a step that one data-parallel rank computes, dealt out as the loader does."""
+    batch, size = global_batch(step, layout.variant, size=layout.batch), layout.micro_batch
+    numbers = range(data_rank, layout.batch // size, layout.data)
+    return [rows(batch, number * size, (number + 1) * size) for number in numbers]
+
+
+def rows(batch: Batch, start: int, stop: int) -> Batch:
     """Some sequences of the batch, with no more slots than they need, as the loader cuts them."""
-    rows = {name: tensor[start:stop] for name, tensor in batch.items()}
-    slots = int((rows["masked_labels"] != 0).sum(1).max())
-    return rows | {name: rows[name][:, :slots] for name in ("masked_positions", "masked_labels")}
+    some = {name: tensor[start:stop] for name, tensor in batch.items()}
+    slots = int((some["masked_labels"] != 0).sum(1).max())
+    return some | {name: some[name][:, :slots] for name in ("masked_positions", "masked_labels")}
 
 
 def global_batch(step: int, variant: str, *, size: int = GLOBAL_BATCH) -> Batch:
     """``size`` sequences with different lengths and numbers of targets; some slots are empty."""
-    generator = torch.Generator().manual_seed(1000 + step)
-    length, vocabulary = LENGTHS.get(variant, LENGTH), VARIANTS[variant][0].get("vocab_size", 128_000)
+    length = LENGTHS.get(variant, LENGTH)
     slots = SLOTS * length // LENGTH
-    ids = torch.randint(4, vocabulary, (size, length), generator=generator)
-    lengths = torch.randint(length // 2, length + 1, (size, 1), generator=generator)
-    mask = torch.arange(length) < lengths
-    ids = ids * mask
-    positions = torch.stack([torch.randperm(length // 2, generator=generator)[:slots] for _ in range(size)])
-    used = torch.arange(slots) < torch.randint(1, slots + 1, (size, 1), generator=generator)
-    labels, positions = ids.gather(1, positions) * used, positions * used
-    batch = {
-        "input_ids": ids.scatter(1, positions, torch.where(used, 3, ids[:, :1])),
-        "attention_mask": mask.long(),
-        "masked_positions": positions,
-        "masked_labels": labels,
-        "sample_numbers": torch.arange(size) + (step << 32),
-    }
+    batch = masked_batch(VARIANTS[variant][0], samples=size, length=length, slots=slots, step=step)
     if variant in ("ar", "prefix"):
-        prefix = [LENGTH, 3, LENGTH, 0] if variant == "prefix" else [3, 0, 6, 0]
-        batch["prefix_lengths"] = torch.tensor(prefix * (size // len(prefix)))
+        return read_left_to_right(batch, *((LENGTH, 3, LENGTH, 0) if variant == "prefix" else (3, 0, 6, 0)))
     if variant.endswith("packed"):
-        border = torch.randint(3, LENGTH // 2, (size, 1), generator=generator)
-        batch["document_starts"] = torch.where(torch.arange(LENGTH) < border, 0, border)
+        return pack_two(batch, *(3 + (5 * step + 3 * row) % (LENGTH // 2 - 3) for row in range(size)))
     return batch

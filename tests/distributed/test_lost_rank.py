@@ -13,18 +13,19 @@ from megadeberta.errors import EXIT_PEER_LOST, PeerLostError
 from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel
-from tests.distributed.toy_run import CONFIG, OPTIMIZER, toy_block
+from tests.distributed.layouts import Layout
 from tests.ranks import run_ranks
 
 TIMEOUT = 3.0
+RUN = Layout("v3", data=2, zero=1, micro_batch=2).config
 
 
 def _wait_for_a_silent_rank(rank: int, world_size: int) -> tuple[str, float]:
     """Rank 1 never joins the all-reduce over ZeRO's group; rank 0's error and how long it took."""
     start_process_group(60.0)
-    model = WholeModel(token_model_layers(CONFIG))
+    model = WholeModel(token_model_layers(RUN.model))
     initialize(model, seed=1, std=0.02)
-    engine = build_engine(model, OPTIMIZER, block=toy_block(zero_stage=1, micro_batch=2), timeout_seconds=TIMEOUT)
+    engine = build_engine(model, RUN.optimizer, block=RUN.deepspeed, timeout_seconds=TIMEOUT)
     if rank == 1:
         time.sleep(1.5 * TIMEOUT)
         return "", 0.0

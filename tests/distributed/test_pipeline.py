@@ -1,13 +1,18 @@
 """Pipelined = whole: losses, gradient norms, validation and every parameter after 20 steps, dropout on."""
 
-import functools
-
 import pytest
 import torch
 
 from megadeberta.errors import DivergenceError
-from tests.distributed.layouts import GLOBAL_BATCH, Layout, Trace, build, global_batch, run_layout
-from tests.distributed.test_tensor_layouts import assert_equal
+from tests.distributed.layouts import (
+    Layout,
+    assert_equal,
+    build,
+    global_batch,
+    micro_batches,
+    run_alone,
+    run_layout,
+)
 from tests.ranks import run_ranks
 
 LAYOUTS = [
@@ -23,14 +28,9 @@ LAYOUTS = [
 ]
 
 
-@functools.cache
-def _whole(variant: str) -> Trace:
-    return run_layout(Layout(variant))
-
-
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_a_pipeline_trains_like_the_whole_model(layout: Layout) -> None:
-    assert_equal(run_layout(layout), _whole(layout.variant))
+    assert_equal(run_layout(layout), run_alone(layout.variant))
 
 
 PRECISIONS = {
@@ -63,11 +63,10 @@ def _train_poisoned(rank: int, world_size: int, layout: Layout) -> tuple[str, bo
         with torch.no_grad():
             next(stage.parameters()).fill_(torch.nan)
     before = [parameter.detach().clone() for parameter in stage.parameters()]
-    whole = global_batch(0, layout.variant)
-    batches = [{name: tensor[s : s + 2] for name, tensor in whole.items()} for s in range(0, GLOBAL_BATCH, 2)]
-    targets, _ = stepper.share_counts(batches if reads else [], stop_requested=False)
+    batches = micro_batches(layout, 0, 0) if reads else []
+    targets, _ = stepper.share_counts(batches, stop_requested=False)
     with pytest.raises(DivergenceError) as caught:
-        stepper.train_step(batches if reads else [], step=0, targets=targets, lr=1e-3)
+        stepper.train_step(batches, step=0, targets=targets, lr=1e-3)
     same = [torch.equal(p, b) or bool(b.isnan().all()) for p, b in zip(stage.parameters(), before, strict=True)]
     return str(caught.value), all(same)
 

@@ -1,29 +1,8 @@
 """Tensor parallelism equals the single process: losses, gradient norms and parameters after 20 steps, dropout on."""
 
-import functools
-
 import pytest
 
-from tests.distributed.layouts import Layout, Trace, run_layout
-
-CLOSE = 1e-5
-"""fp32 with another order of summation, amplified a little by AdamW over 20 steps."""
-
-
-@functools.cache
-def _reference(variant: str) -> Trace:
-    return run_layout(Layout(variant))
-
-
-def assert_equal(found: Trace, expected: Trace) -> None:
-    """Every step, the validation loss and every parameter."""
-    assert found.losses == pytest.approx(expected.losses, abs=CLOSE, rel=CLOSE)
-    assert found.norms == pytest.approx(expected.norms, abs=CLOSE, rel=CLOSE)
-    assert found.held_out == pytest.approx(expected.held_out, abs=CLOSE)
-    assert found.parameters.keys() == expected.parameters.keys()
-    apart = {name: float((found.parameters[name] - p).abs().max()) for name, p in expected.parameters.items()}
-    assert max(apart.values()) < CLOSE, sorted(apart.items(), key=lambda item: -item[1])[:5]
-
+from tests.distributed.layouts import Layout, assert_equal, run_alone, run_layout
 
 LAYOUTS = [
     Layout("v3", tensor=2, data=2, zero=0, micro_batch=1),
@@ -47,4 +26,4 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_the_layout_changes_nothing(layout: Layout) -> None:
-    assert_equal(run_layout(layout), _reference(layout.variant))
+    assert_equal(run_layout(layout), run_alone(layout.variant))

@@ -10,8 +10,8 @@ from tests.distributed.layouts import Layout, train_rank
 from tests.ranks import run_ranks
 
 
-def _one_step(rank: int, world_size: int, layout: Layout, folder: Path) -> tuple[tuple[float, float], float]:
-    """(loss, gradient norm) of the step and the validation loss after it; the parameters go into ``folder``."""
+def _one_step(rank: int, world_size: int, layout: Layout, folder: Path) -> tuple[tuple[float, float], dict]:
+    """(loss, gradient norm) of the step and the validation after it; the parameters go into ``folder``."""
     steps, held_out, parameters = train_rank(rank, world_size, layout, 1)
     torch.save(
         {name: (part and (part.dim, part.start), t) for name, (part, t) in parameters.items()}, folder / f"{rank}"

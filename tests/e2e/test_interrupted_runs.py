@@ -29,13 +29,19 @@ def _kill_all(process: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> list[tuple[int, str, str]]:
-    """Losses and gradient norms of a run that nothing disturbs."""
+def finished_run(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
+    """Output folder of a run that nothing disturbs."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     process = start(write_recipe(folder, prepared))
     output = finish(process)
     assert process.returncode == 0, output
-    trace = losses(folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(finished_run: Path) -> list[tuple[int, str, str]]:
+    """Its losses and gradient norms."""
+    trace = losses(finished_run)
     assert [step for step, _, _ in trace] == list(range(1, STEPS + 1))
     return trace
 
@@ -123,11 +129,8 @@ def test_one_killed_rank_ends_the_job_by_name_and_the_same_command_resumes(
     assert losses(tmp_path / "run") == uninterrupted
 
 
-def test_every_committed_checkpoint_verifies(tmp_path: Path, prepared: Path) -> None:
-    process = start(write_recipe(tmp_path, prepared))
-    output = finish(process)
-    assert process.returncode == 0, output
-    folders = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+def test_every_committed_checkpoint_verifies(finished_run: Path) -> None:
+    folders = sorted((finished_run / "checkpoints").glob("step-*"))
     assert [folder.name for folder in folders] == ["step-30", "step-32"]
     for folder in folders:
         verify_checkpoint(folder)

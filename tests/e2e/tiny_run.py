@@ -7,61 +7,52 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.models import recipe, write_json
+
 STEPS = 32
 
 
 def write_recipe(folder: Path, prepared: Path, **changes: object) -> Path:
     """A recipe for the shards in ``prepared``; ``changes`` are dotted keys with ``__`` for the dots."""
-    recipe = {
-        "name": "tiny",
-        "model": {
-            "vocab_size": 1024,
+    values = recipe(
+        model={
             "hidden_size": 32,
-            "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "intermediate_size": 64,
             "max_position_embeddings": 64,
             "position_buckets": 16,
         },
-        "data": {
+        data={
             "train": str(prepared / "train"),
             "valid": str(prepared / "valid"),
             "tokenizer": str(prepared / "tokenizer" / "spm.model"),
             "sequence_length": 48,
             "loader_workers": 0,
         },
-        "optimizer": {"lr": 1e-3},
-        "schedule": {"warmup_steps": 4},
-        "training": {
-            "steps": STEPS,
-            "output_dir": str(folder / "run"),
-            "eval_interval": 11,
-            "eval_sequences": 8,
-        },
-        "checkpoint": {"interval": 3},
-        "logging": {"tensorboard": False, "plot": False, "peak_tflops": 0.1},
-        "parallel": {"timeout_seconds": 60},
-        "deepspeed": {
+        schedule={"warmup_steps": 4},
+        training={"steps": STEPS, "output_dir": str(folder / "run"), "eval_interval": 11, "eval_sequences": 8},
+        checkpoint={"interval": 3},
+        logging={"tensorboard": False, "plot": False, "peak_tflops": 0.1},
+        parallel={"timeout_seconds": 60},
+        deepspeed={
             "train_batch_size": 4,
             "train_micro_batch_size_per_gpu": 2,
             "gradient_clipping": 1.0,
             "zero_optimization": {"stage": 1},
         },
-    }
+    )
     for dotted, value in changes.items():
         *sections, key = dotted.split("__")
-        node = recipe
+        node = values
         for section in sections:
             node = node[section]
         node[key] = value
-    path = folder / "recipe.json"
-    path.write_text(json.dumps(recipe))
-    return path
+    return write_json(folder / "recipe.json", values)
 
 
-def start(recipe: Path, *arguments: str, ranks: int = 2, **environ: str) -> subprocess.Popen:
-    """`megadeberta launch` in a process group of its own."""
-    command = [sys.executable, "-m", "megadeberta", "launch", str(recipe), "--ranks", str(ranks), *arguments]
+def start(path: Path, *arguments: str, ranks: int = 2, **environ: str) -> subprocess.Popen:
+    """`megadeberta launch` of a recipe in a process group of its own."""
+    command = [sys.executable, "-m", "megadeberta", "launch", str(path), "--ranks", str(ranks), *arguments]
     return subprocess.Popen(
         command,
         env={**os.environ, "DS_ACCELERATOR": "cpu", **environ},

@@ -88,7 +88,7 @@ def from_config_json(values: Mapping[str, Any], family: Family, *, mask_decoder:
     fields = {name: values[name] for name in names if values.get(name) is not None}
     fields = _ABSENT | {"key_bias": family.key_bias} | fields
     if not fields.get("conv_kernel_size"):
-        del fields["conv_act"]  # of nothing
+        del fields["conv_act"]  # there is no convolution that it would be of
     terms = values.get("pos_att_type") or ()
     fields["pos_att_type"] = terms if isinstance(terms, str) else tuple(terms)
     if isinstance(fields["norm_rel_ebd"], str):

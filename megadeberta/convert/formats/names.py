@@ -1,6 +1,7 @@
 """Our parameter names <-> the names in Hugging Face and Microsoft checkpoints: one table, read both ways.
 
-Hugging Face names are given without the task prefix ``deberta.``, as the bare backbone has them.
+Backbone tensors have *v2 names*: those of transformers' ``DebertaV2Model``, which are without the prefix ``deberta.``
+that a model with a head puts ahead of them. A family that stores others maps v2 names to its own (``family.py``).
 """
 
 from megadeberta.config.model import ModelConfig
@@ -66,7 +67,7 @@ POSITION_TABLE_OF_DECODER = "mask_decoder.position_embeddings.weight"
 
 
 def backbone_names(config: ModelConfig) -> dict[str, str]:
-    """Ours -> Hugging Face (``deberta-v2`` layout) for every backbone tensor this configuration can have.
+    """Ours -> v2 names of every backbone tensor that this configuration can have.
 
     The enhanced mask decoder's layer is the backbone's last layer; its absolute table has the name that
     microsoft/DeBERTa gives it and transformers ignores.
@@ -78,8 +79,7 @@ def backbone_names(config: ModelConfig) -> dict[str, str]:
         names |= _with_suffixes({f"{ours}.{a}": f"encoder.layer.{i}.{b}" for a, b in _LAYER.items()})
     names |= _with_suffixes(_CONVOLUTION)
     if config.enhanced_mask_decoder:
-        names[POSITION_TABLE_OF_DECODER] = "embeddings.position_embeddings.weight"
-        del names["embeddings.position_embeddings.weight"]
+        names[POSITION_TABLE_OF_DECODER] = names.pop(INPUT_POSITION_TABLE)
     return names
 
 

@@ -73,23 +73,24 @@ def read_hf_folder(folder: Path, *, mask_decoder: bool | None = None) -> Importe
     Raises:
         CheckpointError: the weights are missing, damaged, unsafe, not finite or not those of the configuration.
     """
-    found = _read(folder)
-    if found.has_mask_decoder() if mask_decoder is None else mask_decoder:
-        found = dataclasses.replace(found, config=found.read_config(mask_decoder=True))
-    taken, dropped = found.take_backbone()
-    dropped |= _why_dropped(found.split.rtd_head, RTD_HEAD, "the head for replaced token detection")
-    dropped |= dict.fromkeys(found.split.differences, "the discriminator's difference from its generator, not a table")
-    if found.split.differences and WORD_TABLE not in found.split.backbone:
+    contents = _read(folder)
+    family, split = contents.family, contents.split
+    if contents.has_mask_decoder() if mask_decoder is None else mask_decoder:
+        contents = dataclasses.replace(contents, config=contents.read_config(mask_decoder=True))
+    taken, dropped = contents.take_backbone()
+    dropped |= _why_dropped(split.rtd_head, family.rtd_heads[0], "the head for replaced token detection")
+    dropped |= dict.fromkeys(split.differences, "the discriminator's difference from its generator, not a table")
+    if split.differences and WORD_TABLE not in split.backbone:
         raise CheckpointError(
-            f"{found.source}: holds a discriminator's difference (_weight) but no word table; the table is in the "
+            f"{contents.source}: holds a discriminator's difference (_weight) but no word table; the table is in the "
             "generator's folder: give that one with --generator"
         )
-    taken |= found.split.mlm_head
-    creatable = _creatable(found.config) - (MLM_HEAD.keys() if found.split.mlm_head else frozenset())
+    taken |= split.mlm_head
+    creatable = _creatable(contents.config) - (MLM_HEAD.keys() if split.mlm_head else frozenset())
     missing = creatable - taken.keys()
-    expected = parameter_shapes(found.config, ObjectiveConfig())
-    _check_shapes(expected, taken, found.source, may_lack=missing)
-    return found.imported(taken, missing, dropped)
+    expected = parameter_shapes(contents.config, ObjectiveConfig())
+    _check_shapes(expected, taken, contents.source, may_lack=missing)
+    return contents.imported(taken, missing, dropped)
 
 
 def read_discriminator(folder: Path) -> ImportedModel:
@@ -99,29 +100,30 @@ def read_discriminator(folder: Path) -> ImportedModel:
     Raises:
         CheckpointError: see :func:`read_hf_folder`.
     """
-    found = _read(folder)
-    expected = discriminator_shapes(found.config)
-    taken, dropped = found.take_backbone()
-    dropped |= _why_dropped(found.split.mlm_head, MLM_HEAD, "predicts tokens, which is the generator's task")
-    taken |= found.split.rtd_head
-    missing = frozenset() if found.split.rtd_head else frozenset(RTD_HEAD)
-    table_of = {name: name.replace(".delta", ".weight") for name in found.split.differences}
+    contents = _read(folder)
+    family, split = contents.family, contents.split
+    expected = discriminator_shapes(contents.config)
+    taken, dropped = contents.take_backbone()
+    dropped |= _why_dropped(split.mlm_head, family.mlm_heads[0], "predicts tokens, which is the generator's task")
+    taken |= split.rtd_head
+    missing = frozenset() if split.rtd_head else frozenset(RTD_HEAD)
+    table_of = {name: name.replace(".delta", ".weight") for name in split.differences}
     unused = [name for name, table in table_of.items() if table not in expected]
     dropped |= dict.fromkeys(unused, "a discriminator reads no absolute positions")
-    differences = {name: tensor.float() for name, tensor in found.split.differences.items() if name not in unused}
+    differences = {name: tensor.float() for name, tensor in split.differences.items() if name not in unused}
     for name, difference in differences.items():
         if tuple(difference.shape) != expected[table_of[name]]:
             raise CheckpointError(
-                f"{found.source}: {name} has shape {tuple(difference.shape)}, its table {expected[table_of[name]]}; "
+                f"{contents.source}: {name} has shape {tuple(difference.shape)}, its table {expected[table_of[name]]}; "
                 "the file is not one of microsoft/DeBERTa's"
             )
     whole = {table_of[name] for name in differences}
-    _check_shapes(expected, taken, found.source, may_lack=missing | (whole - taken.keys()))
-    return dataclasses.replace(found.imported(taken, missing, dropped), differences=differences)
+    _check_shapes(expected, taken, contents.source, may_lack=missing | (whole - taken.keys()))
+    return dataclasses.replace(contents.imported(taken, missing, dropped), differences=differences)
 
 
 @dataclass(frozen=True)
-class _Folder:
+class _Contents:
     """What a folder holds, before it is known which of its tensors are wanted."""
 
     config_file: Path
@@ -150,14 +152,14 @@ class _Folder:
     def imported(self, taken: dict[str, Tensor], missing: Collection[str], dropped: dict[str, str]) -> ImportedModel:
         theirs = backbone_names(self.config)
         theirs = {ours: self.family.stored_name(name) for ours, name in theirs.items()}
-        theirs |= self.family.mlm_heads[0] | self.family.rtd_heads[0]
+        theirs |= {**self.family.mlm_heads[0], **self.family.rtd_heads[0]}
         lines = [ReportLine("taken", ours, theirs[ours], str(tensor.dtype)) for ours, tensor in taken.items()]
         lines += [ReportLine("dropped", None, name, reason) for name, reason in dropped.items()]
         weights = {name: tensor.float().contiguous() for name, tensor in taken.items()}
         return ImportedModel(self.family, self.config, weights, sorted(missing), lines)
 
 
-def _read(folder: Path) -> _Folder:
+def _read(folder: Path) -> _Contents:
     """The configuration is the one without mask decoder."""
     config_file = config_path(folder)
     values = _read_json(config_file)
@@ -168,7 +170,7 @@ def _read(folder: Path) -> _Folder:
     check_finite(tensors, source)
     with _named(source):
         split = split_tensors(tensors, family, config)
-    return _Folder(config_file, values, family, config, split, source)
+    return _Contents(config_file, values, family, config, split, source)
 
 
 @contextlib.contextmanager

@@ -101,14 +101,14 @@ def _tied_tensors(others: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) 
         "cls.predictions.decoder.weight": backbone.get(WORD_TABLE),
         "cls.predictions.decoder.bias": others.get("cls.predictions.bias"),
     }
-    found = {name: source for name, source in tied_to.items() if name in others and source is not None}
-    for name, source in found.items():
+    tied = {name: source for name, source in tied_to.items() if name in others and source is not None}
+    for name, source in tied.items():
         if not torch.equal(others[name], source):
             raise CheckpointError(
                 f"{name} differs from the tensor that it is tied to; only a decoder that is the word table, with "
                 "one bias, can be imported"
             )
-    return dict.fromkeys(found, "tied: the same values as the tensor it is tied to")
+    return dict.fromkeys(tied, "tied: the same values as the tensor it is tied to")
 
 
 def _reason(name: str) -> str:
@@ -127,17 +127,17 @@ def take_backbone(config: ModelConfig, split: SplitTensors, family: Family) -> t
     Raises:
         CheckpointError: the file has weights that the configuration has no place for, so one of the two is wrong.
     """
-    wanted = parameter_shapes(config, ObjectiveConfig())
-    names = {ours: theirs for ours, theirs in backbone_names(config).items() if ours in wanted}
+    shapes = parameter_shapes(config, ObjectiveConfig())
+    names = {ours: theirs for ours, theirs in backbone_names(config).items() if ours in shapes}
     taken = {ours: split.backbone[theirs] for ours, theirs in names.items() if theirs in split.backbone}
-    left = {name: t for name, t in split.backbone.items() if name not in {names[ours] for ours in taken}}
+    remaining = {name: t for name, t in split.backbone.items() if name not in {names[ours] for ours in taken}}
     dropped = {}
-    for name, tensor in left.items():
+    for name, tensor in remaining.items():
         if name == INPUT_POSITION_TABLE:
             dropped[name] = "this model reads absolute positions neither at the input nor in a mask decoder"
         elif reason := family.why_superfluous(name, tensor, config):
             dropped[name] = reason
-    if unknown := sorted(left.keys() - dropped.keys()):
+    if unknown := sorted(remaining.keys() - dropped.keys()):
         raise CheckpointError(
             f"{len(unknown)} tensors have no place in the model that config.json describes, first {unknown[0]}; "
             "the config.json belongs to other weights (layers, share_att_key, norm_rel_ebd, conv_kernel_size)"

@@ -1,10 +1,10 @@
-"""SentencePiece's character normalisation out of the parts that the tokenizers library has.
+"""SentencePiece's character normalisation, built from the steps that the tokenizers library has.
 
 SentencePiece replaces the longest match of its compiled table at every place, from left to right. The library's
-``Precompiled`` uses the same table otherwise: on one grapheme, or on single characters when the grapheme is long, and
-with the shortest match. Alone it loses the second mark of a decomposed Vietnamese letter and leaves decomposed Hangul,
-kana and half-width kana apart. NFC composes those, but it also sorts marks and extends letters that are composed
-already, which SentencePiece does not; so a blocker stands at such places while it runs.
+``Precompiled`` applies the same table differently: to one grapheme, or to single characters when the grapheme is long,
+and with the shortest match. Alone it loses the second mark of a decomposed Vietnamese letter and leaves decomposed
+Hangul, kana and half-width kana apart. NFC composes those, but it also sorts marks and extends letters that are
+composed already, which SentencePiece does not; so a blocker stands at such places while it runs.
 
 What still differs: a mark on a letter of a compatibility alphabet (full-width or mathematical), which SentencePiece
 composes, and a few letters of Kannada, Sinhala, Tibetan and Dives Akuru in unusual encodings.

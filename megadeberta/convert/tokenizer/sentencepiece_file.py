@@ -1,13 +1,14 @@
 """What ``tokenizer.json`` needs from a SentencePiece file and SentencePiece's own interface does not give.
 
-The file is a protocol buffer; the few fields used here are read by hand, so that neither protobuf nor its generated
-classes are needed. Field numbers are those of sentencepiece_model.proto.
+The file is a protocol buffer; the few fields needed are parsed here, so that exporting depends neither on protobuf nor
+on generated classes. Field numbers are those of sentencepiece_model.proto.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import DataError
@@ -21,7 +22,7 @@ _WIRE_VARINT, _WIRE_FIXED64, _WIRE_BYTES, _WIRE_FIXED32 = 0, 1, 2, 5
 
 
 MASK = "[MASK]"
-"""Not a piece: it is added behind them, so its id is their number."""
+"""Not a piece: it is added after them, so its id is the number of pieces."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ def read_unigram_pieces(path: Path) -> UnigramPieces:
     SentencePieceTokenizer.load(path)  # the one validation of special ids, model type and integrity
     pieces: list[tuple[str, float]] = []
     kinds: set[int] = set()
-    trainer: dict[int, int | bytes] = {}
-    normalizer: dict[int, int | bytes] = {}
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
     for number, value in _fields(path.read_bytes()):
         if number == _PIECE:
             piece = dict(_fields(value))
@@ -57,7 +58,9 @@ def read_unigram_pieces(path: Path) -> UnigramPieces:
     return UnigramPieces(pieces, normalizer.get(_CHARSMAP, b""))
 
 
-def _check_expressible(path: Path, kinds: set[int], trainer: dict, normalizer: dict, *, has_mask: bool) -> None:
+def _check_expressible(
+    path: Path, kinds: set[int], trainer: Mapping[int, Any], normalizer: Mapping[int, Any], *, has_mask: bool
+) -> None:
     problems = {
         "a piece [MASK]": has_mask,
         "user_defined_symbols": _USER_DEFINED in kinds,
@@ -75,7 +78,7 @@ def _check_expressible(path: Path, kinds: set[int], trainer: dict, normalizer: d
         )
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Field number and value: an int for varints, bytes for the rest. The file has been parsed before: it is sound."""
     position = 0
     while position < len(message):

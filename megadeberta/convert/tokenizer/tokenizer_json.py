@@ -21,8 +21,8 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 def build_tokenizer(sentencepiece_model: Path) -> Tokenizer:
     """The SentencePiece model as a fast tokenizer; [MASK] is added behind the pieces.
 
-    Text between special tokens is cut like the middle of a sentence: only the start of the whole text, or a space,
-    opens a word, so what stands right behind ``[MASK]`` continues it, as it does in the masked training data.
+    Text between special tokens is tokenized like the middle of a sentence: only the start of the whole text, or a
+    space, opens a word, so what directly follows ``[MASK]`` continues it, as it does in the masked training data.
 
     Raises:
         DataError: not a model made with the special ids of this package, or with options no JSON can express.
@@ -34,7 +34,7 @@ def build_tokenizer(sentencepiece_model: Path) -> Tokenizer:
         [
             pre_tokenizers.Metaspace(replacement=WORD_BOUNDARY, prepend_scheme="first"),
             # SentencePiece never reads a control piece out of text. The library's model would, in what normalisation
-            # makes of full-width "[CLS]": cut it in two.
+            # makes of full-width "[CLS]": split it in two.
             pre_tokenizers.Split(Regex(r"\[(?=(?:PAD|CLS|SEP|UNK)\])"), "merged_with_previous"),
         ]
     )

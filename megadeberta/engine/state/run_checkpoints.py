@@ -106,7 +106,10 @@ def run_record(config: RunConfig, *, world_size: int, data_fingerprint: Mapping[
     )
     fixed = {
         "model": config.model.model_dump(mode="json"),
-        "objective": config.objective.model_dump(mode="json"),
+        # Checkpoints of before there were options have no such line.
+        "objective": config.objective.model_dump(
+            mode="json", exclude=None if config.objective.options else {"options"}
+        ),
         "data": {
             "sequence_length": config.data.sequence_length,
             "packing": config.data.packing,

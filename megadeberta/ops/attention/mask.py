@@ -14,7 +14,7 @@ class AttentionMask:
     """Query ``i`` of sample ``b`` sees key ``j`` iff ``begin[b, i] <= j < end[b, i]`` and ``real[b, j]``.
 
     Padding, causal, prefix and document masks are all of this form. A query without any visible key gives zeros. Any
-    other rule goes into ``pairs``, which only the reference and the CPU path read.
+    other rule goes into ``pairs``, which not every backend reads (``Backend.takes_pairs``).
 
     begin, end: ``[B, Q]`` integers. real: ``[B, L]`` bool, or None when every key is real. pairs: ``[B, Q, L]`` bool,
     what else must hold, or None.

@@ -14,7 +14,7 @@ from megadeberta.launcher.hosts import pdsh, supervise
 from megadeberta.launcher.hosts.supervise import check_hosts, launch_hosts
 from megadeberta.launcher.verdict import Verdict
 from tests.models import recipe, write_json
-from tests.unit.launcher.fake_hosts import install_pdsh, runner_command
+from tests.unit.launcher.hosts.fake_hosts import install_pdsh, runner_command
 
 HOSTS = ["nodeA", "nodeB"]
 

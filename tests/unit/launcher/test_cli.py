@@ -12,7 +12,7 @@ from megadeberta.cli import app
 from megadeberta.errors import ConfigError, ParallelError
 from megadeberta.launcher.verdict import Verdict
 from tests.models import recipe, write_json
-from tests.unit.launcher.fake_hosts import install_pdsh
+from tests.unit.launcher.hosts.fake_hosts import install_pdsh
 
 
 @pytest.fixture

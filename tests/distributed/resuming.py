@@ -1,0 +1,54 @@
+"""Save under one layout, go on under another: what the tests of resuming share."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from megadeberta.assembly import Assembly
+from megadeberta.checkpoint import find_resumable
+from megadeberta.checkpoint.content import WEIGHT, CheckpointContent
+from megadeberta.engine.state.optimizer_state import OptimizerState
+from megadeberta.engine.state.save_load import load_checkpoint, save_checkpoint
+from tests.distributed.checkpoint_toy import collectives, open_store, run_record
+from tests.distributed.layouts import Layout, train_steps
+
+SAVED_AFTER = 3
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Outcome(NamedTuple):
+    """Where a layout wrote what it held, and the (loss, norm) of the steps after."""
+
+    folder: Path
+    steps: list[tuple[float, float]]
+
+
+def save(assembly: Assembly, root: Path) -> Path:
+    """Write what the ranks hold after ``SAVED_AFTER`` steps; the folder."""
+    ranks = collectives()
+    state = OptimizerState(assembly.stepper.engine, assembly.parameters)
+    run = run_record(ranks.world_size)
+    return save_checkpoint(state, open_store(root), SAVED_AFTER, run=run, rank=ranks.rank, required=True)
+
+
+def load(assembly: Assembly, root: Path) -> None:
+    """Take the state of the newest checkpoint there."""
+    ranks = collectives()
+    point = find_resumable(root, collectives=ranks, run=run_record(ranks.world_size))
+    load_checkpoint(OptimizerState(assembly.stepper.engine, assembly.parameters), point, collectives=ranks)
+
+
+def go_on(assembly: Assembly, layout: Layout, more: int) -> list[tuple[float, float]]:
+    """The steps after the checkpoint."""
+    return train_steps(assembly, layout, range(SAVED_AFTER, SAVED_AFTER + more))
+
+
+def assert_same_content(first: Path, second: Path) -> None:
+    """Weights, moments and numbers of updates of two checkpoints, bit for bit."""
+    one, two = CheckpointContent(first), CheckpointContent(second)
+    assert set(one.names) == set(two.names)
+    for kind in (WEIGHT, *ADAM_MOMENTS):
+        expected, found = dict(one.whole(kind)), dict(two.whole(kind))
+        assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []
+    assert {name: one.updates(name) for name in one.names} == {name: two.updates(name) for name in one.names}
