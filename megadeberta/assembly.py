@@ -155,16 +155,38 @@ def _pipeline(config: RunConfig, groups: Groups, fill: Fill, device: torch.devic
 def _make_real(
     model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: str
 ) -> None:
-    """From the meta device to this rank's shard with its values; at no time is more than a parameter too much there."""
+    """From the meta device to this rank's shard with its values; at no time is more than a parameter too much there.
+
+    The order of the passes:
+
+    1. Shards first: some modules are swapped for others, and what the later passes set on a module would go with it.
+    2. The attention backend before the residual norm, which follows it unless the recipe says otherwise.
+    3. Recomputation and apex anywhere between: they touch nothing that another pass reads.
+    4. Sites when all modules are there: each one that draws has a site of its own, by its global name.
+    5. Storage last: on the meta device the passes before it cost nothing, a shard is cut before there is memory for the
+       whole, and under ZeRO-3 a parameter is divided as soon as it has its values and must not be replaced after that.
+    """
+    training = config.training
+    passes: tuple[Callable[[nn.Module], str | None], ...] = (
+        partial(_shard, config=config, groups=groups),
+        partial(select_attention, backend=attention, device=device),
+        partial(select_residual_norm, setting=training.residual_norm, device=device, attention=attention),
+        partial(select_recompute, selective=training.selective_recompute),
+        partial(select_apex, switch=training.apex, device=device, agree=partial(_largest, device)),
+        lambda module: set_sites(module.named_modules(), seed=training.seed),
+        partial(give_storage, fill=fill),
+    )
+    for run_pass in passes:
+        line = run_pass(model)
+        if line is not None:
+            logger.info("%s", line)
+
+
+def _shard(model: nn.Module, *, config: RunConfig, groups: Groups) -> None:
+    """Swap the layers for this rank's shards of them, where ranks share tensors."""
     if groups.topology.tensor > 1:
         plan = TensorParallel(groups.tensor, config.model.vocab_size, config.parallel.sequence_parallel)
         apply_tensor_parallel(model, plan)
-    select_attention(model, attention, device)
-    logger.info(select_residual_norm(model, config.training.residual_norm, device, attention=attention))
-    select_recompute(model, config.training.selective_recompute)
-    logger.info(select_apex(model, config.training.apex, device, agree=partial(_largest, device)))
-    set_sites(model.named_modules(), seed=config.training.seed)
-    give_storage(model, fill)
 
 
 def _choose_attention(config: RunConfig, device: torch.device) -> AttentionChoice:
