@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -103,7 +103,7 @@ def import_command(
     from megadeberta.convert.import_parts import import_parts
     from megadeberta.errors import ConfigError
 
-    more = {"allow_new": allow_new, "mask_decoder": mask_decoder, "seed": seed, "overwrite": overwrite}
+    more: dict[str, Any] = {"allow_new": allow_new, "mask_decoder": mask_decoder, "seed": seed, "overwrite": overwrite}
     if new_generator and generator is not None:
         raise ConfigError("--generator and --new-generator exclude each other: there is one generator")
     if new_generator or generator is not None:

@@ -77,6 +77,7 @@ def _source_of(loaded: ModelSource, kind: ModelKind) -> ModelSource:
 
 
 def _write_files(folder: Path, source: ModelSource, target: ExportTarget) -> None:
+    assert source.tokenizer is not None
     found = export_tensors(source.config, source.weights, target)
     tensors = {name: tensor.contiguous() for name, tensor in found.items()}
     config = to_config_json(source.config, target)

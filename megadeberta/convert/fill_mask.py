@@ -53,6 +53,7 @@ def predict_masks(path: Path, text: str, *, top_k: int = 5) -> list[list[Guess]]
     check_tokenizer_fits(source.tokenizer, source.config)
     tokenizer = build_tokenizer(source.tokenizer)
     num_pieces = tokenizer.token_to_id(MASK)
+    assert num_pieces is not None
     if not 1 <= top_k <= num_pieces - UNK_ID - 1:
         raise ConfigError(f"--top-k {top_k} is not between 1 and {num_pieces - UNK_ID - 1}, the number of pieces")
     ids = tokenizer.encode(text).ids
@@ -65,8 +66,14 @@ def predict_masks(path: Path, text: str, *, top_k: int = 5) -> list[list[Guess]]
         logits = model.mlm_logits(input_ids, torch.ones_like(input_ids), torch.tensor([places]))[0]  # [Q, V]
     probabilities = logits[:, UNK_ID + 1 : num_pieces].softmax(-1)
     values, pieces = probabilities.topk(top_k)
+
+    def guess(number: int, probability: float) -> Guess:
+        piece = tokenizer.id_to_token(number + UNK_ID + 1)
+        assert piece is not None
+        return Guess(piece, probability)
+
     return [
-        [Guess(tokenizer.id_to_token(piece + UNK_ID + 1), value) for value, piece in zip(row, row_pieces, strict=True)]
+        [guess(piece, value) for value, piece in zip(row, row_pieces, strict=True)]
         for row, row_pieces in zip(values.tolist(), pieces.tolist(), strict=True)
     ]
 

@@ -175,6 +175,7 @@ def _add_table(
         whole = weights[base_name] + difference
         origin, reason = microsoft, "the difference as the file has it"
     else:
+        assert whole is not None  # the file has one of the two, see the caller
         difference = whole - weights[base_name]
         fraction = difference.abs().mean() / weights[base_name].abs().mean()
         origin, reason = table, f"less the generator's table; the difference is {fraction:.3f} of it on average"

@@ -113,7 +113,7 @@ def _training(source: ModelSource) -> str:
 def _losses(checkpoint: Path, step: int) -> dict[str, str]:
     """The last losses that the run logged up to ``step``; none when the folder was moved away from its run."""
     labels = {"loss": "training loss", "valid_loss": "validation loss"}
-    found = {}
+    found: dict[str, str] = {}
     for record in read_metrics(checkpoint.absolute().parent.parent / METRICS_FILE):
         if record["step"] <= step:
             found |= {label: f"{record[key]:.4f}" for key, label in labels.items() if record.get(key) is not None}

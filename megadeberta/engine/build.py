@@ -68,7 +68,7 @@ def divider(block: Mapping[str, Any], *, mpu: ModelParallelUnit | None = None) -
     settings = EngineSettings.of(block)
     if settings.zero_stage != 3:
         return lambda parameter: None
-    divided: list[nn.Parameter] = []
+    divided: list[Any] = []  # parameters, to which DeepSpeed adds methods
     dtype = working_type(settings.precision)
 
     def divide(parameter: nn.Parameter) -> None:

@@ -121,7 +121,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, offloaded: boo
     """The optimizer that DeepSpeed wraps. ``offloaded``, to the host or to files, it must be DeepSpeed's CPU kernel."""
     part_lr = {DISCRIMINATOR: (config.discriminator_lr or config.lr) / config.lr}
     groups = parameter_groups(model.named_parameters(), weight_decay=config.weight_decay, part_lr=part_lr)
-    common = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    common: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if offloaded:  # the first one compiles a C++ kernel
         optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, bias_correction=config.bias_correction, **common)
     else:

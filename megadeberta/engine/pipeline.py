@@ -64,7 +64,7 @@ class PipelinedModel(PipelineModule):
         comms = {}
         for name, stages in here.items():
             ranks, group = groups[tuple(stages)]
-            parameter = self.stage.get_parameter(name)
+            parameter: Any = self.stage.get_parameter(name)
             # The gradient norm counts the owner's copy only.
             parameter.ds_pipe_replicated = self._place.stage != stages[0]
             comms[name] = {"ranks": ranks, "group": group, "module": nn.ParameterList([parameter])}
@@ -99,7 +99,7 @@ class PipelinedModel(PipelineModule):
         return pairs
 
 
-def _gradient_of(parameter: nn.Parameter, optimizer: Any) -> Tensor:
+def _gradient_of(parameter: Any, optimizer: Any) -> Tensor:
     """What the optimizer is going to read as the gradient; zeros where no backward pass reached the parameter.
 
     A copy that its stage reads without gradient (the base of disentangled sharing) still has to be updated as the

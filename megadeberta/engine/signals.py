@@ -6,7 +6,7 @@ previous checkpoint is still there.
 """
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -22,7 +22,7 @@ class StopFlag:
 
     def __init__(self, signals: Iterable[signal.Signals] = STOP_SIGNALS) -> None:
         self._signals = tuple(signals)
-        self._previous: dict[signal.Signals, object] = {}
+        self._previous: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
         self._requested = False
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import RelativePositions
 from megadeberta.model.dropout import AttentionDropout, Draws, HiddenDropout
-from megadeberta.model.joint_linear import JointLinear
+from megadeberta.model.joint_linear import JointLinear, LinearMap
 from megadeberta.model.residual import ResidualNorm, add_and_norm
 from megadeberta.ops.attention.backends import AUTO
 from megadeberta.ops.attention.interface import disentangled_attention
@@ -91,7 +91,7 @@ class DisentangledSelfAttention(nn.Module):
         wanted = (self.key_proj, self.value_proj, *([self.query_proj] if with_query else []))
         key, value, *query = map(self._split_heads, self.project(hidden, *wanted))
         recompute = (lambda: self.project(hidden.detach(), *wanted)) if self.recompute else None
-        return ProjectedKeys(key, value, position, *query, recompute=recompute)
+        return ProjectedKeys(key, value, position, query[0] if with_query else None, recompute=recompute)
 
     def forward(self, query: QueryStream, keys: ProjectedKeys) -> Tensor:
         """Context ``[B, Lq, D]`` of the query stream."""
@@ -124,7 +124,7 @@ class AttentionBlock(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.attention = DisentangledSelfAttention(config)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense: LinearMap = nn.Linear(config.hidden_size, config.hidden_size)
         self.layer_norm = ResidualNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = HiddenDropout(config.hidden_dropout_prob)
 
@@ -139,8 +139,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.up: LinearMap = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down: LinearMap = nn.Linear(config.intermediate_size, config.hidden_size)
         self.layer_norm = ResidualNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = HiddenDropout(config.hidden_dropout_prob)
         self.recompute = False

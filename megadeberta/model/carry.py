@@ -61,7 +61,7 @@ class Carry:
         """A carry that starts with a batch, whose fields are those of ``batch.py``; and other fields of the carry."""
         fields = as_read(batch)
         numbers = fields.pop(SAMPLE_NUMBERS, None)
-        own = {name: fields.pop(name) for name in list(fields) if name in cls.__dataclass_fields__}
+        own: dict[str, Any] = {name: fields.pop(name) for name in list(fields) if name in cls.__dataclass_fields__}
         draws = None if numbers is None else Draws.of(numbers, batch["input_ids"].size(1))
         return cls(**own, draws=draws, more=fields, **more)
 

@@ -8,6 +8,7 @@ Shapes: B batch · L length · Lq query rows · P table rows · D columns.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -128,5 +129,6 @@ def set_sites(named_modules: Iterable[tuple[str, nn.Module]], *, seed: int) -> N
     """
     for name, module in named_modules:
         if hasattr(module, "site"):
+            drawing: Any = module
             digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-            module.site = int.from_bytes(digest[:8], "little", signed=True)
+            drawing.site = int.from_bytes(digest[:8], "little", signed=True)

@@ -48,7 +48,7 @@ class Embeddings(nn.Module):
         width = config.embedding_width
         table = SharedEmbedding if differences else nn.Embedding
         words = SharedEmbedding if differences else WordTable
-        self.word_embeddings = words(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.word_embeddings: nn.Module = words(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.position_embeddings = (
             table(config.max_position_embeddings, width) if config.position_biased_input else None
         )
@@ -79,6 +79,8 @@ class SharedEmbedding(nn.Module):
     ``base`` is the generator's table (a Tie); ``delta`` starts at zero and takes all of the discriminator's gradient.
     """
 
+    base: nn.Parameter
+
     def __init__(self, rows: int, width: int, padding_idx: int | None = None) -> None:
         super().__init__()
         self.padding_idx = padding_idx
@@ -107,7 +109,7 @@ class RelativeTable(nn.Module):
         self.layer_norm = (
             nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.norm_rel_ebd == "layer_norm" else None
         )
-        self.into_shards = nn.Identity()  # a place that tensor parallelism takes
+        self.into_shards: nn.Module = nn.Identity()  # a place that tensor parallelism takes
 
     def forward(self, carry: Carry) -> Carry:
         rows = rows_by_distance(carry.input_ids.size(1), self.num_buckets, self.span)

@@ -31,7 +31,8 @@ def fill_parameter(name: str, parameter: nn.Parameter, *, seed: int, std: float)
         parameter.fill_(1.0 if name.endswith("layer_norm.weight") else 0.0)
         return
     part: ShardSlice | None = getattr(parameter, "shard", None)
-    start, stop, width = 0, parameter.size(0), parameter.shape[1:]
+    start, stop = 0, parameter.size(0)
+    width: tuple[int, ...] = parameter.shape[1:]
     if part is not None:
         start, stop = (part.start, part.stop) if part.dim == 0 else (0, part.shape[0])
         width = part.shape[1:]

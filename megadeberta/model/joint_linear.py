@@ -4,10 +4,20 @@ Shapes: D hidden size · O outputs of a layer.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from megadeberta.ops.joint_linear import Pair, joint_linear
+
+
+class LinearMap(Protocol):
+    """``nn.Linear``, or what tensor parallelism puts in its place."""
+
+    weight: Tensor
+    bias: nn.Parameter
+
+    def __call__(self, hidden: Tensor, /) -> Tensor: ...
 
 
 class JointLinear(nn.Module):

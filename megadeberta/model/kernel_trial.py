@@ -109,14 +109,15 @@ def _layer(config: ModelConfig, length: int, device: torch.device) -> tuple[Enco
 def _pass(layer: EncoderLayer, carry: Carry, dtype: torch.dtype) -> Callable[[], dict[str, Tensor]]:
     """What runs a copy of the layer in ``dtype``, forward and backward, and gives its output and all gradients."""
     layer = copy.deepcopy(layer).to(dtype)
-    leaves = {"the input": carry.hidden.to(dtype).requires_grad_()}
+    hidden = carry.field("hidden")
+    leaves = {"the input": hidden.to(dtype).requires_grad_()}
     carry = replace(carry, hidden=leaves["the input"])
     if carry.relative is not None:
         leaves["the relative table"] = carry.relative.table.to(dtype).requires_grad_()
         carry = replace(carry, relative=replace(carry.relative, table=leaves["the relative table"]))
     leaves |= dict(layer.named_parameters())
     # A weight for every element: the sum of a LayerNorm's output has hardly any gradient.
-    weights = torch.linspace(-1, 1, carry.hidden.numel(), device=carry.hidden.device).view_as(carry.hidden).to(dtype)
+    weights = torch.linspace(-1, 1, hidden.numel(), device=hidden.device).view_as(hidden).to(dtype)
 
     def run() -> dict[str, Tensor]:
         output = layer(carry).hidden

@@ -27,7 +27,7 @@ class EncoderLayer(nn.Module):
         self.convolution = ConvolutionBranch(config) if convolution else None
 
     def forward(self, carry: Carry) -> Carry:
-        query = QueryStream(carry.hidden, carry.visibility, carry.draws)
+        query = QueryStream(carry.field("hidden"), carry.visibility, carry.draws)
         hidden = self.attend(query, self.project_keys(carry, with_query=True))
         if self.convolution is not None:
             hidden = self.convolution(carry, hidden)
@@ -36,7 +36,7 @@ class EncoderLayer(nn.Module):
     def project_keys(self, carry: Carry, *, with_query: bool = False) -> ProjectedKeys:
         """See ``DisentangledSelfAttention.project_keys``."""
         attention = self.self_attention.attention
-        return attention.project_keys(carry.hidden, carry.relative, carry.draws, with_query=with_query)
+        return attention.project_keys(carry.field("hidden"), carry.relative, carry.draws, with_query=with_query)
 
     def attend(self, query: QueryStream, keys: ProjectedKeys) -> Tensor:
         """Run the layer for a query stream that may differ from the key stream: ``[B, Lq, D]``."""

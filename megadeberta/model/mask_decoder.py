@@ -39,7 +39,8 @@ class EnhancedMaskDecoder(nn.Module):
         """Decoder states ``[B, Q, D]`` at ``positions`` ``[B, Q]``."""
         mask = carry.visibility.at_rows(positions)  # empty slots have position 0 and are dropped later
         keys = self.layer.project_keys(carry)
-        query = gather_rows(carry.hidden, positions) + self.position_embeddings(carry.local_positions(positions))
+        query = gather_rows(carry.field("hidden"), positions)
+        query = query + self.position_embeddings(carry.local_positions(positions))
         for number in range(PASSES):
             draws = None if carry.draws is None else carry.draws.at(positions, stream=number)
             query = self.layer.attend(QueryStream(query, mask, draws, positions), keys)

@@ -21,6 +21,8 @@ EMPTY = 0
 class TiedDecoder(nn.Module):
     """Projection onto the word table with a bias of its own. The weight is the word table itself (a Tie)."""
 
+    weight: nn.Parameter
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.register_parameter("weight", None)
@@ -45,7 +47,7 @@ class MlmHead(nn.Module):
         self.for_sampling = for_sampling
         self.dense = nn.Linear(config.hidden_size, config.embedding_width)
         self.layer_norm = nn.LayerNorm(config.embedding_width, config.layer_norm_eps)
-        self.decoder = TiedDecoder(config)
+        self.decoder: nn.Module = TiedDecoder(config)
         self.all_tokens = nn.Identity()  # a place that sequence parallelism takes
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -59,7 +61,7 @@ class MlmHead(nn.Module):
     def forward(self, carry: Carry) -> Carry:
         rows = carry.masked_hidden
         if rows is None:
-            rows = gather_rows(self.all_tokens(carry.hidden), carry.masked_positions)
+            rows = gather_rows(self.all_tokens(carry.hidden), carry.field("masked_positions"))
         # Sums, not means: each is divided once by its count over the whole global batch, so that the gradient does not
         # depend on how the batch is cut into micro batches and ranks.
         terms = dict(carry.terms)
@@ -87,7 +89,7 @@ class MlmHead(nn.Module):
 
 def _targets(carry: Carry) -> dict[str, Tensor]:
     """Labels ``[B, Q]`` of masked tokens, and of next tokens where the batch has sequences read left to right."""
-    labels = carry.masked_labels
+    labels = carry.field("masked_labels")
     if carry.prefix_lengths is None:
         return {"mlm": labels}
     whole = (carry.prefix_lengths >= carry.input_ids.size(1)).unsqueeze(-1)  # [B, 1]

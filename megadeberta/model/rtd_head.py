@@ -36,7 +36,7 @@ class RtdHead(nn.Module):
         logits = self.logits(self.all_tokens(carry.hidden), carry.document_starts)
         if logits.dtype != torch.float64:
             logits = logits.float()
-        real, replaced = carry.attention_mask, carry.replaced
+        real, replaced = carry.attention_mask, carry.field("replaced")
         losses = functional.binary_cross_entropy_with_logits(logits, replaced.to(logits.dtype), reduction="none")
         logits = logits.detach()
         called, tokens = (logits > 0) & real, real.sum()

@@ -36,10 +36,10 @@ class Sample(nn.Module):
 
     @torch.no_grad()
     def forward(self, carry: Carry) -> Carry:
-        positions, labels = carry.masked_positions, carry.masked_labels
+        positions, labels = carry.field("masked_positions"), carry.field("masked_labels")
         is_target = labels != EMPTY
         keys = needed(carry.draws).rows.gather(1, positions) ^ self.site  # [B, Q]
-        drawn = self.draw(carry.masked_logits / self.temperature, keys)
+        drawn = self.draw(carry.field("masked_logits") / self.temperature, keys)
         length = carry.input_ids.size(1)
         target = torch.where(is_target, positions, length)  # empty slots write behind the end
         input_ids = functional.pad(carry.input_ids, (0, 1)).scatter(1, target, drawn)[:, :length]

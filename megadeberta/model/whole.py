@@ -4,7 +4,7 @@ Shapes: B batch · L length · Q target rows per sequence · D hidden size · V 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +134,7 @@ class WholeModel(nn.Module):
         return {name: done.field(name) for name in (*fields, *adds)} | numbers
 
     def encode(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, **more: Tensor
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, **more: Any
     ) -> Tensor:
         """Last hidden state ``[B, L, D]`` of the backbone, the last part's if there are several: for fine-tuning.
 
@@ -142,10 +142,10 @@ class WholeModel(nn.Module):
             more: fields of ``Carry`` that limit attention.
         """
         carry = Carry(input_ids, attention_mask.bool(), token_type_ids, **more)
-        return self.run(carry, self._backbone(self.layers[-1].part)).hidden
+        return self.run(carry, self._backbone(self.layers[-1].part)).field("hidden")
 
     def mlm_logits(
-        self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None, **more: Tensor
+        self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None, **more: Any
     ) -> Tensor:
         """Vocabulary logits ``[B, Q, V]`` at ``positions`` ``[B, Q]``, or ``[B, L, V]`` at all of them."""
         batch, length = input_ids.shape
@@ -156,8 +156,8 @@ class WholeModel(nn.Module):
         done = self.run(carry, self._backbone(head.part))
         rows = done.masked_hidden
         if rows is None:
-            rows = gather_rows(done.hidden, positions)
-        return self.get_submodule(head.name).logits(rows)
+            rows = gather_rows(done.field("hidden"), positions)
+        return cast(MlmHead, self.get_submodule(head.name)).logits(rows)
 
     def _backbone(self, part: str) -> list[Layer]:
         return [layer for layer in self.layers if layer.part == part and not layer.is_head]

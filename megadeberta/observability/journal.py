@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 class TermMeans(Protocol):
     """Named means over a global batch; see ``engine.terms.Terms``."""
 
-    counts: Mapping[str, int]
+    @property
+    def counts(self) -> Mapping[str, int]: ...
 
     @property
     def means(self) -> Mapping[str, float]: ...
@@ -36,10 +37,17 @@ class TermMeans(Protocol):
 class StepFacts(Protocol):
     """One optimizer step over all ranks; see ``engine.step.StepResult``."""
 
-    loss: float
-    terms: TermMeans
-    grad_norms: Mapping[str, float]
-    applied: bool
+    @property
+    def loss(self) -> float: ...
+
+    @property
+    def terms(self) -> TermMeans: ...
+
+    @property
+    def grad_norms(self) -> Mapping[str, float]: ...
+
+    @property
+    def applied(self) -> bool: ...
 
     @property
     def grad_norm(self) -> float: ...
@@ -48,8 +56,11 @@ class StepFacts(Protocol):
 class ValidationFacts(Protocol):
     """One validation over all ranks; see ``engine.step.EvalResult``."""
 
-    loss: float
-    terms: TermMeans
+    @property
+    def loss(self) -> float: ...
+
+    @property
+    def terms(self) -> TermMeans: ...
 
 
 class Journal:

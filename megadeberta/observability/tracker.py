@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,13 +32,15 @@ class Tracker:
         """Write every finite number of ``values`` under ``prefix/name``."""
         for name, value in values.items():
             if isinstance(value, int | float) and math.isfinite(value):
-                self._guarded(lambda tag=f"{prefix}/{name}", number=value: self._scalar(tag, number, step))
+                self._guarded(partial(self._scalar, f"{prefix}/{name}", value, step))
 
     def flush(self) -> None:
-        self._guarded(lambda: self._writer and self._writer.flush())
+        if self._writer is not None:
+            self._guarded(self._writer.flush)
 
     def close(self) -> None:
-        self._guarded(lambda: self._writer and self._writer.close())
+        if self._writer is not None:
+            self._guarded(self._writer.close)
         self._writer = None
 
     def _scalar(self, tag: str, value: float, step: int) -> None:

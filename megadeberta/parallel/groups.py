@@ -31,7 +31,9 @@ def make_groups(topology: Topology, *, timeout_seconds: float) -> Groups:
     rank = distributed.get_rank()
     assert topology.world_size == distributed.get_world_size()
     timeout = datetime.timedelta(seconds=timeout_seconds)
-    made: dict[tuple[int, ...], ProcessGroup] = {tuple(range(topology.world_size)): distributed.group.WORLD}
+    world = distributed.group.WORLD
+    assert world is not None
+    made: dict[tuple[int, ...], ProcessGroup] = {tuple(range(topology.world_size)): world}
 
     def mine(groups: Sequence[Sequence[int]]) -> ProcessGroup:
         # Two axes may have the same groups, and every rank must create every group, in the same order.

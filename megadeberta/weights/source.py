@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -31,6 +31,8 @@ from megadeberta.weights.shapes import compare_shapes, shapes_of
 from megadeberta.weights.tensor_file import SAFETENSORS, check_finite, read_tensor_file
 
 log = logging.getLogger(__name__)
+
+_Section = TypeVar("_Section", bound=Section)
 
 MODEL_JSON = "model.json"
 """In an imported folder: the dump of its ModelConfig."""
@@ -163,7 +165,7 @@ def _sections_of(manifest: Manifest, folder: Path) -> tuple[ModelConfig, Objecti
         ) from None
 
 
-def _read_json(path: Path, section: type[Section]) -> Section:
+def _read_json(path: Path, section: type[_Section]) -> _Section:
     try:
         return section.model_validate(json.loads(path.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:

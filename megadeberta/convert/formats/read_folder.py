@@ -152,7 +152,7 @@ class _Contents:
     def imported(self, taken: dict[str, Tensor], missing: Collection[str], dropped: dict[str, str]) -> ImportedModel:
         theirs = backbone_names(self.config)
         theirs = {ours: self.family.stored_name(name) for ours, name in theirs.items()}
-        theirs |= self.family.mlm_heads[0] | self.family.rtd_heads[0]
+        theirs |= {**self.family.mlm_heads[0], **self.family.rtd_heads[0]}
         lines = [ReportLine("taken", ours, theirs[ours], str(tensor.dtype)) for ours, tensor in taken.items()]
         lines += [ReportLine("dropped", None, name, reason) for name, reason in dropped.items()]
         weights = {name: tensor.float().contiguous() for name, tensor in taken.items()}

@@ -5,9 +5,10 @@ on generated classes. Field numbers are those of sentencepiece_model.proto.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import DataError
@@ -42,8 +43,8 @@ def read_unigram_pieces(path: Path) -> UnigramPieces:
     SentencePieceTokenizer.load(path)  # the one validation of special ids, model type and integrity
     pieces: list[tuple[str, float]] = []
     kinds: set[int] = set()
-    trainer: dict[int, int | bytes] = {}
-    normalizer: dict[int, int | bytes] = {}
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
     for number, value in _fields(path.read_bytes()):
         if number == _PIECE:
             piece = dict(_fields(value))
@@ -57,7 +58,9 @@ def read_unigram_pieces(path: Path) -> UnigramPieces:
     return UnigramPieces(pieces, normalizer.get(_CHARSMAP, b""))
 
 
-def _check_expressible(path: Path, kinds: set[int], trainer: dict, normalizer: dict, *, has_mask: bool) -> None:
+def _check_expressible(
+    path: Path, kinds: set[int], trainer: Mapping[int, Any], normalizer: Mapping[int, Any], *, has_mask: bool
+) -> None:
     problems = {
         "a piece [MASK]": has_mask,
         "user_defined_symbols": _USER_DEFINED in kinds,
@@ -75,7 +78,7 @@ def _check_expressible(path: Path, kinds: set[int], trainer: dict, normalizer: d
         )
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Field number and value: an int for varints, bytes for the rest. The file has been parsed before: it is sound."""
     position = 0
     while position < len(message):

@@ -212,7 +212,8 @@ def _partitioned_pieces(
     is_bf16 = isinstance(optimizer, BF16_Optimizer)
     flats = optimizer.fp32_groups_flat_partition if is_bf16 else optimizer.single_partition_of_fp32_groups
     for local in parameters:
-        mapping = local.parameter._hp_mapping  # None where the rank's partition has nothing of it
+        parameter: Any = local.parameter  # with attributes that DeepSpeed gave it
+        mapping = parameter._hp_mapping  # None where the rank's partition has nothing of it
         if mapping is not None:
             place, start = mapping.hp_fragment_address, mapping.lp_fragment_address.start
             yield Piece(local, start, start + place.numel, flats[mapping.param_group_index], place.start)
@@ -220,7 +221,7 @@ def _partitioned_pieces(
 
 def _sharded_pieces(optimizer: DeepSpeedZeroOptimizer_Stage3, parameters: Sequence[LocalParameter]) -> Iterator[Piece]:
     for local in parameters:
-        parameter = local.parameter
+        parameter: Any = local.parameter
         group, offset, count = optimizer.grad_position[optimizer.get_param_id(parameter)]
         start = count * optimizer._get_param_partition_rank(parameter)
         # The last ranks' partitions are filled up to equal size, or are nothing but filling.

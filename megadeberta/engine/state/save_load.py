@@ -6,12 +6,12 @@ what was written, wherever it goes.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
-from torch import Tensor
 
 from megadeberta.checkpoint.collectives import Collectives
 from megadeberta.checkpoint.content import (
@@ -145,9 +145,9 @@ def _entries(state: OptimizerState, pieces: list[Piece]) -> list[Entry]:
     for piece in pieces:
         fragment = state.fragment(piece)
         for name in (WEIGHT, *state.moments) if fragment.updates is not None else (WEIGHT,):
-            entries.append(Entry(name, fragment, lambda piece=piece, name=name: _on_host(state.tensor(piece, name))))
+            entries.append(Entry(name, fragment, partial(_on_host, state, piece, name)))
     return entries
 
 
-def _on_host(tensor: Tensor) -> np.ndarray:
-    return tensor.to("cpu", torch.float32).numpy()
+def _on_host(state: OptimizerState, piece: Piece, name: str) -> np.ndarray:
+    return state.tensor(piece, name).to("cpu", torch.float32).numpy()

@@ -19,9 +19,9 @@ from torch.distributed import ProcessGroup
 from megadeberta.layers.cuts import shard_slice
 from megadeberta.model.attention import AttentionBlock, DisentangledSelfAttention, FeedForward
 from megadeberta.model.dropout import Draws, HiddenDropout
-from megadeberta.model.embeddings import Embeddings, RelativeTable, SharedEmbedding
+from megadeberta.model.embeddings import Embeddings, RelativeTable, SharedEmbedding, WordTable
 from megadeberta.model.mask_decoder import EnhancedMaskDecoder
-from megadeberta.model.mlm_head import MlmHead
+from megadeberta.model.mlm_head import MlmHead, TiedDecoder
 from megadeberta.model.sampling import Sample, best_ids
 from megadeberta.parallel.tensor.collectives import gather_tokens, own_tokens, sum_backward, take_tokens
 from megadeberta.parallel.tensor.linear import (
@@ -107,7 +107,7 @@ def _cut(name: str, parameter: nn.Parameter, plan: TensorParallel) -> nn.Paramet
     part = shard_slice(name, parameter.shape, tensor=plan.ranks, rank=plan.rank)
     if part is None:
         return parameter
-    mine = nn.Parameter(parameter.detach().narrow(part.dim, part.start, part.stop - part.start).clone())
+    mine: Any = nn.Parameter(parameter.detach().narrow(part.dim, part.start, part.stop - part.start).clone())
     mine.shard = part
     mine.tensor_model_parallel = True
     return mine
@@ -138,8 +138,11 @@ def _share_tokens(block: AttentionBlock | FeedForward, plan: TensorParallel) -> 
 
 def _shard_embeddings(embeddings: Embeddings, plan: TensorParallel) -> None:
     words = embeddings.word_embeddings
-    kind = SharedVocabularyTable if isinstance(words, SharedEmbedding) else VocabularyTable
-    embeddings.word_embeddings = kind(words, shard=plan.shard)
+    if isinstance(words, SharedEmbedding):
+        embeddings.word_embeddings = SharedVocabularyTable(words, shard=plan.shard)
+    else:
+        assert isinstance(words, WordTable)
+        embeddings.word_embeddings = VocabularyTable(words, shard=plan.shard)
 
 
 def _shard_relative(relative: RelativeTable, plan: TensorParallel) -> None:
@@ -148,6 +151,7 @@ def _shard_relative(relative: RelativeTable, plan: TensorParallel) -> None:
 
 
 def _shard_mlm_head(head: MlmHead, plan: TensorParallel) -> None:
+    assert isinstance(head.decoder, TiedDecoder)
     head.decoder = VocabularyDecoder(head.decoder, shard=plan.shard)
 
 

@@ -8,6 +8,7 @@ Shapes: B batch · L length · T ranks of the group · D any width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -89,55 +90,55 @@ def sum_gradients(*parameters: Tensor, group: ProcessGroup) -> tuple[Tensor, ...
 
 class _SumBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor: Tensor, group: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return start_sum(grad.clone(memory_format=torch.contiguous_format), ctx.group).wait(), None
 
 
 class _SumForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, partial: Tensor, group: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, partial: Tensor, group: ProcessGroup) -> Tensor:
         return start_sum(partial.clone(memory_format=torch.contiguous_format), group).wait()
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
 class _GatherTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, share: Tensor, group: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, share: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
         return start_gather_tokens(share, group).wait()
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return own_tokens(grad, ctx.group), None
 
 
 class _TakeTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, whole: Tensor, group: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, whole: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
         return own_tokens(whole, group).clone()
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return start_gather_tokens(grad, ctx.group).wait(), None
 
 
 class _SumGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, group: ProcessGroup, *parameters: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, group: ProcessGroup, *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.group = group
         return tuple(parameter.view_as(parameter) for parameter in parameters)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         flat = start_sum(torch.cat([grad.flatten() for grad in grads]), ctx.group).wait()
         parts = flat.split([grad.numel() for grad in grads])
         return None, *(part.view_as(grad) for part, grad in zip(parts, grads, strict=True))

@@ -3,6 +3,8 @@
 Shapes: M rows · R rows of a chunk · E embedding width · V vocabulary · T tensor-parallel ranks.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,7 +45,15 @@ def vocabulary_cross_entropy(
 
 class _VocabularyCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, labels, shard: VocabularyShard, tied) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Tensor,
+        shard: VocabularyShard,
+        tied: TiedGradient | None,
+    ) -> tuple[Tensor, Tensor]:
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         loss_sum = torch.zeros((), dtype=precise, device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
@@ -66,7 +76,7 @@ class _VocabularyCrossEntropy(torch.autograd.Function):
         return loss_sum, correct
 
     @staticmethod
-    def backward(ctx, grad_loss: Tensor, _grad_correct: Tensor | None):
+    def backward(ctx: Any, grad_loss: Tensor, _grad_correct: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, best, total, kept_error = ctx.saved_tensors
         factor = (grad_loss * (labels != 0)).unsqueeze(1)  # [M, 1]
         summing = []
@@ -80,12 +90,13 @@ class _VocabularyCrossEntropy(torch.autograd.Function):
             error, narrow = prepare_error(error, factor[part], weight.dtype)
             summing.append(start_sum(hidden_gradient(error, narrow, weight), ctx.shard.group))
             table = table_gradients(error, narrow, hidden[part], so_far=table)
+        assert table is not None  # one chunk at least
         grad_weight, grad_bias = table
         grad_hidden = torch.cat([pending.wait() for pending in summing])
-        if ctx.tied is not None:
-            ctx.tied.leave(grad_weight)
-            grad_weight = None
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        if ctx.tied is None:
+            return grad_hidden, grad_weight, grad_bias, None, None, None
+        ctx.tied.leave(grad_weight)
+        return grad_hidden, None, grad_bias, None, None, None
 
 
 def _statistics(logits: Tensor, labels: Tensor, shard: VocabularyShard) -> tuple[Tensor, Tensor, Tensor]:

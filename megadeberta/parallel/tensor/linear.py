@@ -6,12 +6,14 @@ backward. With sequence parallelism the hidden states outside a pair are divided
 Shapes: B batch · L length · D inputs · O outputs · T tensor-parallel ranks.
 """
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-from megadeberta.model.joint_linear import JointLinear, pairs_of
+from megadeberta.model.joint_linear import JointLinear, LinearMap, pairs_of
 from megadeberta.model.residual import ResidualNorm
 from megadeberta.ops.joint_linear import input_gradient, parameter_gradients
 from megadeberta.parallel.tensor.collectives import (
@@ -43,7 +45,7 @@ class ColumnParallel(JointLinear):
 class ColumnParallelLinear(nn.Module):
     """One linear map cut by its outputs; communicates as ``ColumnParallel`` does."""
 
-    def __init__(self, linear: nn.Linear, *, group: ProcessGroup, sequence_parallel: bool = False) -> None:
+    def __init__(self, linear: LinearMap, *, group: ProcessGroup, sequence_parallel: bool = False) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
         self.group = group
@@ -61,7 +63,7 @@ class RowParallelLinear(nn.Module):
     All-reduce over tp in forward; with ``sequence_parallel`` reduce-scatter in forward and all-gather in backward.
     """
 
-    def __init__(self, linear: nn.Linear, *, group: ProcessGroup, sequence_parallel: bool = False) -> None:
+    def __init__(self, linear: LinearMap, *, group: ProcessGroup, sequence_parallel: bool = False) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
         self.group = group
@@ -88,21 +90,24 @@ class TokenShareNorm(ResidualNorm):
         self.group = group
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor]:
-        return sum_gradients(self.weight, self.bias, group=self.group)
+        weight, bias = sum_gradients(self.weight, self.bias, group=self.group)
+        return weight, bias
 
 
 class _ColumnParallel(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, group: ProcessGroup, sequence_parallel: bool, *parameters) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, hidden: Tensor, group: ProcessGroup, sequence_parallel: bool, *parameters: Tensor | None
+    ) -> tuple[Tensor, ...]:
         ctx.group, ctx.sequence_parallel = group, sequence_parallel
-        weights, biases = parameters[::2], parameters[1::2]
+        weights, biases = cast(tuple[Tensor, ...], parameters[::2]), parameters[1::2]
         ctx.has_bias = [bias is not None for bias in biases]
         ctx.save_for_backward(hidden, *weights)
         whole = start_gather_tokens(hidden, group).wait() if sequence_parallel else hidden
         return tuple(functional.linear(whole, *pair) for pair in zip(weights, biases, strict=True))
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, *weights = ctx.saved_tensors
         # Only a share of the tokens is kept between the passes, so the others are gathered again.
         gathering = start_gather_tokens(hidden, ctx.group) if ctx.sequence_parallel else None
@@ -117,14 +122,16 @@ class _ColumnParallel(torch.autograd.Function):
 
 class _RowParallel(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, inner: Tensor, weight: Tensor, bias: Tensor, group: ProcessGroup, sequence_parallel: bool):
+    def forward(
+        ctx: Any, inner: Tensor, weight: Tensor, bias: Tensor, group: ProcessGroup, sequence_parallel: bool
+    ) -> Tensor:
         ctx.group, ctx.sequence_parallel = group, sequence_parallel
         ctx.save_for_backward(inner, weight)
         start = start_scatter_sum if sequence_parallel else start_sum
         return start(functional.linear(inner, weight), group).wait().add_(bias)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inner, weight = ctx.saved_tensors
         if ctx.sequence_parallel:
             # The gradients of all tokens are here anyway, so that of the bias is whole without another sum.

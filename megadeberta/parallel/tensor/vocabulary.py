@@ -6,7 +6,8 @@ Shapes: E embedding width · M rows with a target · V vocabulary · T tensor-pa
 from torch import Tensor, nn
 from torch.nn import functional
 
-from megadeberta.model.embeddings import WordTable
+from megadeberta.model.embeddings import SharedEmbedding, WordTable
+from megadeberta.model.mlm_head import TiedDecoder
 from megadeberta.ops.tied_table import TiedGradient, lookup
 from megadeberta.parallel.tensor.collectives import sum_forward
 from megadeberta.parallel.tensor.cross_entropy import vocabulary_cross_entropy
@@ -48,7 +49,9 @@ class VocabularyTable(nn.Module):
 class SharedVocabularyTable(nn.Module):
     """The rows of one shard of ``stop_gradient(base) + delta``. All-reduce over tp in forward."""
 
-    def __init__(self, table: nn.Module, *, shard: VocabularyShard) -> None:
+    base: nn.Parameter
+
+    def __init__(self, table: SharedEmbedding, *, shard: VocabularyShard) -> None:
         super().__init__()
         self.register_parameter("base", table.base)
         self.delta = table.delta
@@ -66,7 +69,9 @@ class SharedVocabularyTable(nn.Module):
 class VocabularyDecoder(nn.Module):
     """Projection onto one shard of the word table, and the cross entropy over all of them."""
 
-    def __init__(self, decoder: nn.Module, *, shard: VocabularyShard) -> None:
+    weight: nn.Parameter
+
+    def __init__(self, decoder: TiedDecoder, *, shard: VocabularyShard) -> None:
         super().__init__()
         self.register_parameter("weight", decoder.weight)
         self.bias = decoder.bias
