@@ -9,10 +9,9 @@ import sys
 from itertools import product
 
 from benchmarks.kept_bytes import kept_bytes
-from megadeberta.config.model import ModelConfig
-from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.run import RunConfig
-from megadeberta.layers.kept import Work
+from megadeberta.layers.micro_batch import MicroBatch
+from megadeberta.layers.objectives import Update
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import forward_memory
 from megadeberta.plan.stages import Recipe
@@ -39,32 +38,37 @@ def main() -> None:
     cases = [*product(SHAPES, ["mlm"], ["cpu", "cpu-lean", "reference"], [False, True])]
     cases += product(["v3"], ["rtd"], ["cpu", "reference"], [False, True])
     for shape, name, attention, recompute in cases:
-        model = ModelConfig.model_validate(SIZES | SHAPES[shape])
-        objective = ObjectiveConfig.model_validate({"name": name})
-        targets = math.ceil(objective.mask_rate * LENGTH)
-        planned = _planned(model, objective, Work(BATCH, LENGTH, targets, "fp32", attention), recompute=recompute)
-        kept = kept_bytes(model, objective, attention, targets=targets, batch=BATCH, length=LENGTH, recompute=recompute)
+        config = _config(SHAPES[shape], name)
+        targets = math.ceil(config.objective.mask_rate * LENGTH)
+        batch = MicroBatch(BATCH, LENGTH, targets, attention=attention, activation_checkpointing=recompute)
+        planned = _planned(config, batch)
+        sizes = {"targets": targets, "batch": BATCH, "length": LENGTH}
+        kept = kept_bytes(config.model, config.objective, attention, recompute=recompute, **sizes)
         is_on = "yes" if recompute else "no"
         row = (shape, name, attention, is_on, f"{planned / 1e6:.1f}", f"{kept / 1e6:.1f}", f"{planned / kept:.3f}")
         sys.stdout.write(f"| {' | '.join(row)} |\n")
         sys.stdout.flush()
 
 
-def _planned(model: ModelConfig, objective: ObjectiveConfig, work: Work, *, recompute: bool) -> int:
-    config = RunConfig.model_validate(
+def _config(shape: dict[str, object], objective: str) -> RunConfig:
+    return RunConfig.model_validate(
         {
             "name": "medium",
-            "model": model.model_dump(),
+            "model": SIZES | shape,
             "data": {"train": "none", "tokenizer": "none", "sequence_length": LENGTH},
-            "objective": objective.model_dump(),
+            "objective": {"name": objective},
             "optimizer": {"lr": 1e-4},
             "training": {"steps": 1, "output_dir": "none"},
             "deepspeed": {},
         }
     )
-    recipe = Recipe(config)
+
+
+def _planned(config: RunConfig, batch: MicroBatch) -> int:
     layout = Layout(tensor=1, pipeline=1, data=1, zero_stage=0, micro_batch=BATCH, accumulation=1)
-    forward = forward_memory(recipe, recipe.stages(layout)[0], work, recompute=recompute)
+    (stage,) = Recipe(config).stages(layout)
+    # One update of the whole model: both parts of replaced token detection are kept at once.
+    forward = forward_memory(stage, batch, updates=(Update(None, {}),))
     return forward.kept + forward.kept_logits
 
 

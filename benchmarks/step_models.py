@@ -20,7 +20,7 @@ from megadeberta.convert.formats.config_json import to_config_json
 from megadeberta.convert.formats.families import choose_target
 from megadeberta.convert.formats.family import ModelKind
 from megadeberta.convert.formats.names import mlm_names
-from megadeberta.layers.objectives import list_layers
+from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.model.attention import DisentangledSelfAttention
 from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm
 from megadeberta.model.dropout import set_sites
@@ -232,7 +232,7 @@ def our_loss(model: WholeModel, batch: Batch) -> Tensor:
     loss = loss_sum / count
     if "rtd_loss" in terms:
         loss_sum, count = terms["rtd_loss"]
-        loss = loss + REPLACED.loss_weights["rtd_loss"] * loss_sum / count
+        loss = loss + objective_of(REPLACED).loss_weights(REPLACED)["rtd_loss"] * loss_sum / count
     return loss
 
 

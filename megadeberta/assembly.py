@@ -19,6 +19,7 @@ from megadeberta.engine.pipeline import build_pipeline_engine
 from megadeberta.engine.pipeline_step import PipelineStepper
 from megadeberta.engine.state.local_parameters import LocalParameter, TensorSlice
 from megadeberta.engine.step import Stepper
+from megadeberta.engine.whole_step import WholeStepper
 from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.layers.recipe import micro_batch_of
 from megadeberta.layers.shapes import Shapes, parameter_shapes
@@ -88,7 +89,7 @@ def assemble(config: RunConfig, topology: Topology, device: torch.device) -> Ass
     return Assembly(stepper, groups, _describe(stepper.engine.module, shapes, groups), attention.line)
 
 
-def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: str) -> Stepper:
+def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: str) -> WholeStepper:
     """All layers in one module, sharded or not, under any ZeRO stage."""
     mpu = ModelParallelUnit(tensor=groups.tensor, data=groups.data) if groups.topology.tensor > 1 else None
     with torch.device("meta"):
@@ -108,11 +109,12 @@ def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, 
         timeout_seconds=config.parallel.timeout_seconds,
         mpu=mpu,
     )
-    return Stepper(
+    return WholeStepper(
         engine,
         updates=objective_of(config.objective).updates(config.objective),
         batch_fields=batch_fields(config.data, config.objective),
         settings=config.engine,
+        topology=groups.topology,
         device=device,
         mpu=mpu,
     )
@@ -142,10 +144,10 @@ def _pipeline(config: RunConfig, groups: Groups, fill: Fill, device: torch.devic
     return PipelineStepper(
         engine,
         updates=objective_of(config.objective).updates(config.objective),
-        settings=config.engine,
-        device=device,
-        topology=topology,
         batch_fields=fields,
+        settings=config.engine,
+        topology=topology,
+        device=device,
         terms=term_names(layers),
     )
 

@@ -1,4 +1,4 @@
-"""One optimizer step, and validation, of a pipeline: what ``Stepper`` does, by DeepSpeed's schedule.
+"""One optimizer step, and validation, of a rank that holds the layers of a pipeline stage, by DeepSpeed's schedule.
 
 Shapes: B micro batch · L length · Q target rows per sequence.
 """
@@ -13,13 +13,13 @@ from torch import Tensor, distributed
 
 from megadeberta.batch import Batch, equal_shapes
 from megadeberta.config.deepspeed_block import EngineSettings
-from megadeberta.engine.step import BLANK_LENGTH, EvalResult, Stepper, add_terms, as_terms
+from megadeberta.engine.step import Stepper, TermPair, UpdateResult, add_terms
 from megadeberta.layers.objectives import Update
 from megadeberta.topology import Topology
 
 
 class PipelineStepper(Stepper):
-    """Drives a pipeline engine one optimizer step at a time, with the results of ``Stepper``.
+    """Runs a schedule over all micro batches at once.
 
     The ranks of the first stage are given the data; the others may be given none. Equality kept: the stages together
     do what the whole model does.
@@ -30,43 +30,33 @@ class PipelineStepper(Stepper):
         engine: PipelineEngine,
         *,
         updates: Sequence[Update],
-        settings: EngineSettings,
-        device: torch.device,
-        topology: Topology,
         batch_fields: Sequence[str],
+        settings: EngineSettings,
+        topology: Topology,
+        device: torch.device,
         terms: Sequence[str],
     ) -> None:
-        """
-        Args:
-            batch_fields: names of a batch's tensors, in the order in which the first stage takes them.
-            terms: names of all terms that the last stage makes.
-        """
-        super().__init__(engine, updates=updates, batch_fields=batch_fields, settings=settings, device=device)
-        self.data_parallel = topology.data
-        place = topology.coordinates(distributed.get_rank())
-        # Tensor-parallel ranks have the same samples and the same terms: one of them counts.
-        self._counts_targets = place.stage == 0 and place.tensor == 0
-        self._counts_terms = place.stage == topology.pipeline - 1 and place.tensor == 0
-        self._blank_length = BLANK_LENGTH * topology.tensor
+        """``terms``: names of all terms that the last stage makes; the rest as for ``Stepper``."""
+        super().__init__(
+            engine, updates=updates, batch_fields=batch_fields, settings=settings, topology=topology, device=device
+        )
+        # Tensor-parallel ranks have the same terms: one of them counts.
+        self._counts_terms = self.place.stage == topology.pipeline - 1 and self.place.tensor == 0
         self._terms = tuple(terms)
         self._sums: dict[str, Tensor] = {}
-        self._loss_of: Callable[[Mapping[str, tuple[Tensor, Tensor]]], Tensor] = self._no_loss
+        self._loss_of: Callable[[Mapping[str, TermPair]], Tensor] = self._no_loss
         engine.module.loss_fn = self._take_terms
         engine._compute_loss = True
 
-    def share_counts(self, micro_batches: Sequence[Batch], *, stop_requested: bool) -> tuple[dict[str, int], bool]:
-        """Targets of every loss term in the global batch, and whether any rank was asked to stop. One all-reduce."""
-        return super().share_counts(micro_batches if self._counts_targets else (), stop_requested=stop_requested)
-
     def _update(
         self, update: Update, batches: Sequence[Batch], *, step: int, targets: Mapping[str, int]
-    ) -> tuple[dict[str, Tensor], float, bool, list[Batch]]:
+    ) -> UpdateResult:
         engine = self.engine
         sums: dict[str, Tensor] = {}
 
         def before_update() -> None:
             sums.update(self._share_terms())
-            self._check_loss(sums, update, step)
+            self.guard.check_loss(sums, update, step=step)
 
         # DeepSpeed divides the loss by the number of micro batches; the global count is the divisor wanted here.
         self._loss_of = lambda terms: self._loss(update, terms, targets) * engine.micro_batches
@@ -74,29 +64,18 @@ class PipelineStepper(Stepper):
         schedule.before_update = before_update
         self._run(schedule, batches)
         applied = engine.was_step_applied()
-        grad_norm = self._reported_norm()
-        self._check_applied(applied, step)
-        return sums, grad_norm, applied, []
+        self.guard.check_applied(applied, step=step)
+        return UpdateResult(sums, self._reported_norm(), applied)
 
-    @torch.no_grad()
-    def evaluate(self, batches: Sequence[Batch]) -> EvalResult:
-        """Terms over all first-stage ranks' batches, which have one length. Ranks may hold different numbers of them.
-
-        All-reduces over the world twice.
-        """
-        self.engine.eval()
-        passes = torch.tensor(len(batches), device=self.device)
-        distributed.all_reduce(passes, op=distributed.ReduceOp.MAX)
-        self._loss_of = self._no_loss
-        filled = [self._to_device(batch) for batch in batches]
-        blank = {
-            name: torch.zeros_like(tensor) for name, tensor in (filled[0] if filled else self._blank_batch()).items()
-        }
-        filled += [blank] * (int(passes) - len(filled))
+    def _validate(self, batches: Sequence[Batch], *, passes: int) -> Mapping[str, Tensor]:
+        # All batches of a rank have one length, and what passes between two stages one shape.
+        like = batches[0] if batches else self._blank_batch()
+        blank = {name: torch.zeros_like(tensor) for name, tensor in like.items()}
+        self._loss_of, self._sums = self._no_loss, {}
         if passes:
-            self._run(InferenceSchedule(int(passes), self.engine.num_stages, self.engine.stage_id), filled)
-        result = as_terms(self._share_terms())
-        return EvalResult(result.total(self.updates), result)
+            schedule = InferenceSchedule(passes, self.engine.num_stages, self.engine.stage_id)
+            self._run(schedule, [*batches, *[blank] * (passes - len(batches))])
+        return self._share_terms()
 
     def _run(self, schedule: TrainSchedule | InferenceSchedule, batches: Sequence[Batch]) -> None:
         """Run the schedule over these micro batches, or over those that the stage before sends."""
@@ -113,12 +92,12 @@ class PipelineStepper(Stepper):
         for batch in equal_shapes(batches):
             yield tuple(batch[name] for name in self._batch_fields), None
 
-    def _take_terms(self, terms: Mapping[str, tuple[Tensor, Tensor]], _labels: None) -> Tensor:
+    def _take_terms(self, terms: Mapping[str, TermPair], _labels: None) -> Tensor:
         """Called by DeepSpeed on the last stage with what it made of one micro batch."""
         add_terms(self._sums, terms)
         return self._loss_of(terms)
 
-    def _no_loss(self, terms: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+    def _no_loss(self, terms: Mapping[str, TermPair]) -> Tensor:
         return torch.zeros((), device=self.device)
 
     def _share_terms(self) -> dict[str, Tensor]:
