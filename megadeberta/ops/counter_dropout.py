@@ -5,6 +5,7 @@ One Philox4x32 block (Salmon et al., Parallel random numbers: as easy as 1, 2, 3
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,13 +72,13 @@ def philox(seed: Tensor, *counters: Tensor) -> tuple[Tensor, ...]:
     if seed.device.type == "cpu":
         # numpy has unsigned words and a third of torch's cost a call; the tensors of a tile are small.
         words = _rounds(int(seed), *(counter.numpy().astype(np.uint64) for counter in counters))
-        words = [torch.from_numpy(np.asarray(word, dtype=np.int64)) for word in words]
+        words = tuple(torch.from_numpy(np.asarray(word, dtype=np.int64)) for word in words)
     else:
         words = _rounds(seed, *counters)
     return torch.broadcast_tensors(*words)
 
 
-def _rounds(seed, c0, c1, c2, c3) -> tuple:
+def _rounds(seed: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> tuple[Any, ...]:
     """The rounds in any 64-bit integers: a product may wrap, and its upper word is masked after the shift."""
     key0, key1 = seed & _LOW, (seed >> 32) & _LOW
     for _ in range(ROUNDS):

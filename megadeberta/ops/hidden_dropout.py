@@ -5,6 +5,8 @@ Attention weights have theirs in ``counter_dropout.py``: there a row is long and
 Shapes: D columns · ... rows.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -52,13 +54,13 @@ def hidden_dropout(hidden: Tensor, keys: Tensor, *, probability: float) -> Tenso
 
 class _HiddenDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, keys: Tensor, probability: float) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, keys: Tensor, probability: float) -> Tensor:
         ctx.probability = probability
         ctx.save_for_backward(keys)
         return kept_as(keys, hidden, probability=probability).mul_(hidden).mul_(kept_scale(probability))
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (keys,) = ctx.saved_tensors
         dropped = kept_as(keys, grad, probability=ctx.probability).mul_(grad).mul_(kept_scale(ctx.probability))
         return dropped, None, None
@@ -84,7 +86,7 @@ def _dropout_bytes(keys: Tensor, num_columns: int) -> Tensor:
 
 
 @_dropout_bytes.register_fake
-def _(keys, num_columns):
+def _(keys: Tensor, num_columns: int) -> Tensor:
     whole = keys.new_empty(*keys.shape, _num_words(num_columns) * _BYTES, dtype=torch.uint8)
     return whole[..., :num_columns]
 

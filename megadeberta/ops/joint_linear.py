@@ -6,6 +6,7 @@ Shapes: M rows · D inputs · O outputs of a map.
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,14 +23,14 @@ def joint_linear(hidden: Tensor, pairs: Sequence[Pair]) -> tuple[Tensor, ...]:
 
 class _JointLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
-        weights, biases = parameters[::2], parameters[1::2]
+    def forward(ctx: Any, hidden: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        weights, biases = cast(tuple[Tensor, ...], parameters[::2]), parameters[1::2]
         ctx.has_bias = [bias is not None for bias in biases]
         ctx.save_for_backward(hidden, *weights)
         return tuple(functional.linear(hidden, *pair) for pair in zip(weights, biases, strict=True))
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, *weights = ctx.saved_tensors
         rows = [grad.flatten(0, -2) for grad in grads]  # [M, O]
         grad_hidden = input_gradient(rows, weights).to(hidden.dtype).view(hidden.shape)

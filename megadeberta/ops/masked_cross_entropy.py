@@ -3,6 +3,8 @@
 Shapes: M masked rows · R rows of a chunk · E embedding width · V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,9 @@ def masked_cross_entropy(
 
 class _MaskedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, tied) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, tied: TiedGradient | None
+    ) -> tuple[Tensor, Tensor]:
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         loss_sum = torch.zeros((), dtype=precise, device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
@@ -49,7 +53,7 @@ class _MaskedCrossEntropy(torch.autograd.Function):
         return loss_sum, correct
 
     @staticmethod
-    def backward(ctx, grad_loss: Tensor, _grad_correct: Tensor | None):
+    def backward(ctx: Any, grad_loss: Tensor, _grad_correct: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, kept_error = ctx.saved_tensors
         factor = (grad_loss * (labels != 0)).unsqueeze(1)  # [M, 1]
         grad_hidden = torch.empty_like(hidden)
@@ -61,11 +65,12 @@ class _MaskedCrossEntropy(torch.autograd.Function):
             error, narrow = prepare_error(error, factor[rows], weight.dtype)
             grad_hidden[rows] = hidden_gradient(error, narrow, weight)
             table = table_gradients(error, narrow, hidden[rows], so_far=table)
+        assert table is not None  # one chunk at least
         grad_weight, grad_bias = table
-        if ctx.tied is not None:
-            ctx.tied.leave(grad_weight)
-            grad_weight = None
-        return grad_hidden, grad_weight, grad_bias, None, None
+        if ctx.tied is None:
+            return grad_hidden, grad_weight, grad_bias, None, None
+        ctx.tied.leave(grad_weight)
+        return grad_hidden, None, grad_bias, None, None
 
 
 def _chunk_loss(

@@ -7,6 +7,7 @@ too.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ def recomputed(outputs: Sequence[Tensor], compute: Callable[[], Sequence[Tensor]
         return
     source = _Source(compute)
 
-    def pack(saved: Tensor) -> Tensor | tuple:
+    def pack(saved: Tensor) -> Tensor | tuple[Any, ...]:
         address = saved.untyped_storage().data_ptr()
         number = next((n for n, output in enumerate(hidden) if output.untyped_storage().data_ptr() == address), None)
         if number is None:
@@ -58,7 +59,7 @@ def recomputed(outputs: Sequence[Tensor], compute: Callable[[], Sequence[Tensor]
         source.uses += 1
         return number, saved.size(), saved.stride(), saved.storage_offset()
 
-    def unpack(packed: Tensor | tuple) -> Tensor:
+    def unpack(packed: Tensor | tuple[Any, ...]) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
         number, *place = packed
@@ -98,10 +99,11 @@ def gelu_then(
     Args:
         recompute: gives ``inner``, which then is not kept either.
     """
-    kept = inner.detach() if recompute is None else None
+    kept = inner.detach()
+    give = recompute or (lambda: kept)
 
     def compute() -> tuple[Tensor, Tensor]:
-        source = kept if recompute is None else recompute()
+        source = give()
         return source, functional.gelu(source)
 
     with recomputed([inner], compute) as hidden:

@@ -3,6 +3,9 @@
 Shapes: D columns · ... rows.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -48,31 +51,58 @@ def reason_not_to_run(implementation: str, device_type: str) -> str:
     return reason_without_triton(device_type) if implementation == "triton" else ""
 
 
-def _torch(branch: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, eps, keys, probability) -> Tensor:
+def _torch(
+    branch: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    keys: Tensor | None,
+    probability: float,
+) -> Tensor:
     dropped = branch if keys is None else hidden_dropout(branch, keys, probability=probability)
     return functional.layer_norm(dropped + residual, weight.shape, weight, bias, eps)
 
 
-def _cpu(branch: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, eps, keys, probability) -> Tensor:
+def _cpu(
+    branch: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    keys: Tensor | None,
+    probability: float,
+) -> Tensor:
     if keys is None:  # without a mask there is nothing to join
         return _torch(branch, residual, weight, bias, eps=eps, keys=None, probability=probability)
     return _CpuResidualNorm.apply(branch, residual, weight, bias, eps, keys, probability)
 
 
-def _triton(*inputs: Tensor, **options) -> Tensor:
+def _triton(*inputs: Tensor, **options: Any) -> Tensor:
     # Triton is an optional dependency, and importing it takes a second.
     from megadeberta.ops.triton_residual_norm import triton_residual_norm
 
     return triton_residual_norm(*inputs, **options)
 
 
-IMPLEMENTATIONS = {"torch": _torch, "cpu": _cpu, "triton": _triton}
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"torch": _torch, "cpu": _cpu, "triton": _triton}
 """By the name that ``training.residual_norm`` and a backend's ``residual_norm`` use."""
 
 
 class _CpuResidualNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, branch, residual, weight, bias, eps: float, keys: Tensor, probability: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        branch: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        keys: Tensor,
+        probability: float,
+    ) -> Tensor:
         kept = kept_as(keys, branch, probability=probability)
         total = torch.addcmul(residual, branch, kept, value=kept_scale(probability))
         normed, mean, scale = torch.native_layer_norm(total, weight.shape, weight, bias, eps)
@@ -81,7 +111,7 @@ class _CpuResidualNorm(torch.autograd.Function):
         return normed
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         total, mean, scale, weight, bias, keys = ctx.saved_tensors
         grad_total, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
             grad.contiguous(), total, weight.shape, mean, scale, weight, bias, [True, True, True]

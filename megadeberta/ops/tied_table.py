@@ -3,6 +3,8 @@
 Shapes: V vocabulary · E embedding width · B batch · L length.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,22 +35,23 @@ class TiedGradient:
         return torch.zeros_like(self._table) if dense is None else dense
 
 
-def lookup(table: Tensor, ids: Tensor, *, padding: int, tied: TiedGradient) -> Tensor:
+def lookup(table: Tensor, ids: Tensor, *, padding: int | None, tied: TiedGradient) -> Tensor:
     """Rows ``[B, L, E]`` of ``table`` ``[V, E]``; the row ``padding`` gets no gradient from here."""
     return _Lookup.apply(table, ids, padding, tied)
 
 
 class _Lookup(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, table: Tensor, ids: Tensor, padding: int, tied: TiedGradient) -> Tensor:
+    def forward(ctx: Any, table: Tensor, ids: Tensor, padding: int | None, tied: TiedGradient) -> Tensor:
         ctx.padding, ctx.tied = padding, tied
         ctx.save_for_backward(ids)
         return table.index_select(0, ids.flatten()).unflatten(0, ids.shape)
 
     @staticmethod
-    def backward(ctx, grad_rows: Tensor):
+    def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor, None, None, None]:
         (ids,) = ctx.saved_tensors
         gradient = ctx.tied.take()
-        grad_rows = grad_rows * (ids != ctx.padding).unsqueeze(-1)
+        if ctx.padding is not None:
+            grad_rows = grad_rows * (ids != ctx.padding).unsqueeze(-1)
         gradient.index_add_(0, ids.flatten(), grad_rows.flatten(0, -2))
         return gradient, None, None, None

@@ -6,6 +6,8 @@ program adds up its own rows, then the programs' sums are added.
 Shapes: R rows · D columns · BD columns of a tile, D padded to a power of two · P programs of the backward kernel.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -130,7 +132,9 @@ def _forward(
 
 
 @_forward.register_fake
-def _(branch, residual, weight, bias, keys, eps, below):
+def _(
+    branch: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, keys: Tensor | None, eps: float, below: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = branch.new_empty(branch.size(0), dtype=torch.float32)
     return torch.empty_like(branch), torch.empty_like(branch), rows, torch.empty_like(rows)
 
@@ -150,21 +154,24 @@ def _backward(
         total if keys is None else grad_branch, grad_residual, *parts,
         rows, triton.cdiv(rows, programs), size, below, 256.0 / (256 - below), DROPOUT=keys is not None, **tile(size),
     )  # fmt: skip
-    return grad_branch, grad_residual, *(part.sum(0).to(weight.dtype) for part in parts)
+    grad_weight, grad_bias = (part.sum(0).to(weight.dtype) for part in parts)
+    return grad_branch, grad_residual, grad_weight, grad_bias
 
 
 @_backward.register_fake
-def _(grad, total, mean, scale, weight, keys, below):
+def _(
+    grad: Tensor, total: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, keys: Tensor | None, below: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_branch = total.new_empty(0) if keys is None else torch.empty_like(total)
     return grad_branch, torch.empty_like(total), torch.empty_like(weight), torch.empty_like(weight)
 
 
-def _keep(ctx, inputs, output) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, _, weight, _, keys, _, ctx.below = inputs
     ctx.save_for_backward(*output[1:], weight, keys)
 
 
-def _gradients(ctx, grad, *_):
+def _gradients(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     *kept, keys = ctx.saved_tensors
     grad_branch, grad_residual, *grads = torch.ops.megadeberta.residual_norm_backward(grad, *kept, keys, ctx.below)
     return (grad_residual if keys is None else grad_branch, grad_residual, *grads, None, None, None)

@@ -9,6 +9,7 @@ Shapes: B batch · N heads · H head size · Q query rows · L keys · P table r
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,10 +82,10 @@ class _Call:
     ) -> "_Call":
         """From the arguments of the operators below."""
         rows, positions, begin, end, real, pairs, seed, samples = lookups
-        mask = None if begin is None else AttentionMask(begin, end, real, pairs)
+        mask = None if begin is None or end is None else AttentionMask(begin, end, real, pairs)
         if mask is not None and mask.hides_nothing(num_keys):
             mask = None
-        dropout = None if seed is None else CounterDropout(probability, seed, samples, first_head)
+        dropout = None if seed is None or samples is None else CounterDropout(probability, seed, samples, first_head)
         return cls(rows, positions, mask, dropout, scale)
 
 
@@ -118,7 +119,7 @@ def _forward(
 
 
 @_forward.register_fake
-def _(query, key, *rest):
+def _(query: Tensor, key: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     batch, heads, num_rows, head_size = query.shape
     saved = (heads, batch, num_rows, key.size(2)) if rest[-1] else 0
     return query.new_empty(batch, num_rows, heads, head_size), query.new_empty(saved, dtype=_precise(query))
@@ -148,14 +149,19 @@ def _backward(
             weights = saved[number, tile.samples, tile.rows] if keep else head.probabilities(tile)
             head.backward(tile, weights, grad_n[tile.samples, tile.rows], into=sums)
     folded = work.fold(tables)
-    return (
-        *(grad.to(t.dtype) for grad, t in zip(grads, inputs[:3], strict=True)),
-        *(query.new_empty(0) if t is None else g.to(t.dtype) for g, t in zip(folded, inputs[3:], strict=True)),
+    grad_query, grad_key, grad_value = (grad.to(t.dtype) for grad, t in zip(grads, inputs[:3], strict=True))
+    grad_position_key, grad_position_query = (
+        query.new_empty(0) if g is None or t is None else g.to(t.dtype) for g, t in zip(folded, inputs[3:], strict=True)
     )
+    return grad_query, grad_key, grad_value, grad_position_key, grad_position_query
 
 
 @_backward.register_fake
-def _(grad_context, saved, query, key, value, position_key, position_query, *_):
+def _(
+    grad_context: Tensor, saved: Tensor,
+    query: Tensor, key: Tensor, value: Tensor, position_key: _OptionalTensor, position_query: _OptionalTensor,
+    *_: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
     content = (t.new_empty(_rows_first(t)) for t in (query, key, value))
     tables = (
         query.new_empty(0) if t is None else t.new_empty(t.size(1), t.size(0), t.size(2))
@@ -164,14 +170,14 @@ def _(grad_context, saved, query, key, value, position_key, position_query, *_):
     return (*content, *tables)
 
 
-def _keep(ctx, inputs, output) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)  # no zeros in place of the gradient that the second output never gets
     *tensors, scale, probability, first_head, keep = inputs
     ctx.numbers = (scale, probability, first_head, keep)
     ctx.save_for_backward(output[1], *tensors)
 
 
-def _gradients(ctx, grad_context, _grad_saved):
+def _gradients(ctx: Any, grad_context: Tensor | None, _grad_saved: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_context is None:
         return (None,) * len(ctx.needs_input_grad)
     saved, *tensors = ctx.saved_tensors
@@ -197,20 +203,31 @@ def _rows_first(tensor: Tensor) -> tuple[int, ...]:
 class _Work:
     """The inputs of one call, cut into heads and tiles."""
 
-    def __init__(self, call: _Call, query, key, value, position_key, position_query) -> None:
+    def __init__(
+        self,
+        call: _Call,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        position_key: Tensor | None,
+        position_query: Tensor | None,
+    ) -> None:
         self.call = call
         self.precise = _precise(query)
         self._inputs = (query, key, value)
         self.tiles = _tiles(query.size(0), query.size(2), key.size(2))
         self._tables = (position_key, position_query)
         self._scratch = Scratch(self.precise)
-        self._index = None
+        self._index: Tensor | None = None
         if call.rows is not None and call.query_positions is not None:
             self._index = relative_index(call.rows, query_positions=call.query_positions)  # [B, Q, L]
         elif call.rows is not None:
             # Along a row of scores the distance falls, along a column it rises; see SkewedScores.
             self._distance_rows = (call.rows.flip(0), call.rows)
-        self.bias, self.seeing = (None, None) if call.mask is None else _bias(call.mask, key.size(2), self.precise)
+        self.bias: Tensor | None = None
+        self.seeing: Tensor | None = None
+        if call.mask is not None:
+            self.bias, self.seeing = _bias(call.mask, key.size(2), self.precise)
 
     def head(self, number: int, table_grads: list[Tensor | None] | None = None) -> "_Head":
         """One head.
@@ -222,6 +239,7 @@ class _Work:
         query, key, value = (t[:, number].to(self.precise) for t in self._inputs)
         grads = (None, None) if table_grads is None else [None if g is None else g[:, number] for g in table_grads]
         tables = [None if t is None else t[number].to(self.precise) for t in self._tables]
+        scores: SkewedScores | GatheredScores | None
         if self.call.rows is None:
             scores = None
         elif self._index is None:
@@ -248,7 +266,10 @@ class _Work:
         """What was added up in ``zero_table_gradients`` -> gradients of the projected tables, ``[P, N, H]``."""
         if self._index is None and self.call.rows is not None:
             by_distance = zip(grads, self._distance_rows, self._tables, strict=True)
-            grads = [None if grad is None else _added_rows(grad, rows, t.size(1)) for grad, rows, t in by_distance]
+            grads = [
+                None if grad is None or t is None else _added_rows(grad, rows, t.size(1))
+                for grad, rows, t in by_distance
+            ]
         return grads
 
 
@@ -274,7 +295,7 @@ class _Head:
         else:
             self.scores.write(scores, query, key, tile=tile)
             torch.baddbmm(scores, query, key.mT, beta=scale, alpha=scale, out=scores)
-        if self.work.bias is None:
+        if self.work.bias is None or self.work.seeing is None:
             return torch.softmax(scores, dim=-1, out=out)
         bias, seeing = self.work.bias[tile.samples], self.work.seeing[tile.samples, tile.rows]
         scores += bias if bias.size(1) == 1 else bias[:, tile.rows]
@@ -284,6 +305,7 @@ class _Head:
     def dropout_factor(self, tile: Tile) -> Tensor:
         """0 for dropped attention weights and the inverse keep probability for the others, ``[G, Q, L]``."""
         dropout = self.work.call.dropout
+        assert dropout is not None
         samples = torch.arange(tile.samples.start, tile.samples.stop)[:, None]
         rows = torch.arange(tile.rows.start, tile.rows.stop)[None, :]
         number = torch.tensor(self.number)

@@ -73,7 +73,9 @@ class SkewedScores:
         distance falls. by_rising: Q_r for ``-(L-1) .. L-1``: along a column it rises. table_grads: of both, or None
         where there will be no backward pass."""
         self._by_falling, self._by_rising = by_falling, by_rising
-        self._center = (by_rising if by_falling is None else by_falling).size(0) // 2
+        either = by_rising if by_falling is None else by_falling
+        assert either is not None
+        self._center = either.size(0) // 2
         self._table_grads, self._scratch = table_grads, scratch
 
     def write(self, scores: Tensor, query: Tensor, key: Tensor, *, tile: Tile) -> None:
@@ -100,7 +102,9 @@ class SkewedScores:
         """Add to the gradients ``into`` of query and key, and to those of the tables, from ``scale * grad``
         ``[G, Q, L]``."""
         grad_query, grad_key = into
+        falling_grad, rising_grad = self._table_grads
         if self._by_falling is not None:
+            assert falling_grad is not None
             for start, size, table in self._query_windows(grad, tile):
                 window = slice(start, start + size)
                 product = self._scratch.zero_outside(grad.size(0), size, size + grad.size(2) - 1)
@@ -108,14 +112,15 @@ class SkewedScores:
                 # are then ordinary products over all distances.
                 _skewed(product).copy_(grad[:, window])
                 _add_product(grad_query[:, window], product, self._by_falling[table], scale)
-                _add_table(self._table_grads[0][table], product, query[:, window], scale)
+                _add_table(falling_grad[table], product, query[:, window], scale)
         if self._by_rising is not None:
+            assert rising_grad is not None
             for start, size, table in self._key_windows(grad, tile):
                 window = slice(start, start + size)
                 product = self._scratch.zero_outside(grad.size(0), size, size + grad.size(1) - 1)
                 _skewed(product).copy_(grad[:, :, window].mT)
                 _add_product(grad_key[:, window], product, self._by_rising[table], scale)
-                _add_table(self._table_grads[1][table], product, key[:, window], scale)
+                _add_table(rising_grad[table], product, key[:, window], scale)
 
     def _query_windows(self, scores: Tensor, tile: Tile) -> Iterator[tuple[int, int, slice]]:
         """(start, size, table rows) of windows of the tile's queries. The first column is the largest distance, that of
@@ -171,14 +176,17 @@ class GatheredScores:
         ``[G, Q, L]``."""
         grad_query, grad_key = into
         index = self._index[tile.samples, tile.rows]
+        key_table_grad, query_table_grad = self._table_grads
         if self._key_table is not None:
+            assert key_table_grad is not None
             by_row = _scattered(grad, index, self._key_table)  # [G, Q, P]
             _add_product(grad_query, by_row, self._key_table, scale)
-            _add_table(self._table_grads[0], by_row, query, scale)
+            _add_table(key_table_grad, by_row, query, scale)
         if self._query_table is not None:
+            assert query_table_grad is not None
             by_row = _scattered(grad.mT, index.mT, self._query_table)  # [G, L, P]
             _add_product(grad_key, by_row, self._query_table, scale)
-            _add_table(self._table_grads[1], by_row, key, scale)
+            _add_table(query_table_grad, by_row, key, scale)
 
 
 def windows(total: int) -> Iterator[tuple[int, int]]:

@@ -78,5 +78,7 @@ def _kept_weights(
 
 
 @_kept_weights.register_fake
-def _(seed, samples, probability, first_head, heads, rows, columns):
+def _(
+    seed: Tensor, samples: Tensor, probability: float, first_head: int, heads: int, rows: int, columns: int
+) -> Tensor:
     return samples.new_empty(samples.size(0), heads, rows, columns, dtype=torch.bool)

@@ -13,7 +13,7 @@ from torch import Tensor
 from megadeberta.ops.attention.mask import AttentionMask
 from megadeberta.ops.attention.position_terms import PositionTerms, score_scale
 from megadeberta.ops.attention.triton_kernels import forward_kernel, key_kernel, query_kernel, table_kernel
-from megadeberta.ops.attention.triton_plan import plan_tiles
+from megadeberta.ops.attention.triton_plan import TilePlan, plan_tiles
 from megadeberta.ops.counter_dropout import ROUNDS, CounterDropout
 
 _OptionalTensor = Tensor | None
@@ -31,10 +31,11 @@ def triton_attention(
 ) -> Tensor:
     """See :func:`megadeberta.ops.attention.interface.disentangled_attention`; on a GPU, or under the interpreter."""
     query, key, value = (_dense_last(t) for t in (query, key, value))
-    rows, tables = None, (None, None)
+    rows = None
+    tables: list[Tensor | None] = [None, None]
     if position is not None and position.count:
         rows = position.rows.to(torch.int32)
-        tables = (_dense_last(position.key), _dense_last(position.query))
+        tables = [None if table is None else _dense_last(table) for table in (position.key, position.query)]
     begin, end, real = (None, None, None) if mask is None else (mask.begin, mask.end, mask.real)
     context, _ = torch.ops.megadeberta.attention_forward(
         query,
@@ -54,8 +55,8 @@ def triton_attention(
     return context.transpose(1, 2)
 
 
-def _dense_last(tensor: Tensor | None) -> Tensor | None:
-    return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
+def _dense_last(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _int32(tensor: Tensor | None) -> Tensor | None:
@@ -86,7 +87,7 @@ def _forward(
 
 
 @_forward.register_fake
-def _(query, key, value, *_):
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     batch, heads, num_queries, head_size = query.shape
     context = query.new_empty(batch, num_queries, heads, head_size)
     return context, query.new_empty(batch, heads, num_queries, dtype=torch.float32)
@@ -137,17 +138,21 @@ def _backward(
         )  # fmt: skip
         to_rows = _distances_to_rows(plan, rows, first, count, positions is not None)
         for number, (part, table) in enumerate(zip(parts, given, strict=True)):
-            if part is not None:
+            if part is not None and table is not None:
                 select = torch.zeros(table.size(1), to_rows.numel(), device=table.device)
                 select[to_rows, torch.arange(to_rows.numel(), device=table.device)] = 1.0
                 # A product with zeros and ones: unlike index_add_, it adds in the same order every time.
                 folded = select @ part.sum(0).flatten(1, 2)  # [N, P, H]
                 tables[number] = folded.transpose(0, 1).to(table.dtype).contiguous()
-    return (*grads, *tables)
+    return grads[0], grads[1], grads[2], tables[0], tables[1]
 
 
 @_backward.register_fake
-def _(grad_context, context, lse, query, key, value, position_key, position_query, *_):
+def _(
+    grad_context: Tensor, context: Tensor, lse: Tensor,
+    query: Tensor, key: Tensor, value: Tensor, position_key: _OptionalTensor, position_query: _OptionalTensor,
+    *_: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
     content = (t.new_empty(t.size(0), t.size(2), t.size(1), t.size(3)) for t in (query, key, value))
     tables = (
         query.new_empty(0) if t is None else t.new_empty(t.size(1), t.size(0), t.size(2))
@@ -156,14 +161,14 @@ def _(grad_context, context, lse, query, key, value, position_key, position_quer
     return (*content, *tables)
 
 
-def _keep(ctx, inputs, output) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)  # no zeros in place of the gradient that the second output never gets
     *tensors, scale, threshold, first_head = inputs
     ctx.numbers = (scale, threshold, first_head)
     ctx.save_for_backward(*output, *tensors)
 
 
-def _gradients(ctx, grad_context, _grad_lse):
+def _gradients(ctx: Any, grad_context: Tensor | None, _grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_context is None:
         return (None,) * len(ctx.needs_input_grad)
     context, lse, *tensors = ctx.saved_tensors
@@ -219,7 +224,7 @@ class _Inputs:
         }
 
 
-def _distances_to_rows(plan, rows: Tensor, first: int, count: int, separate_rows: bool) -> Tensor:
+def _distances_to_rows(plan: TilePlan, rows: Tensor, first: int, count: int, separate_rows: bool) -> Tensor:
     """Table row of every (window, distance) of the table kernel, ``[count * WD]``."""
     window = torch.arange(count, device=rows.device) + first
     start = window * plan.window if separate_rows else window * plan.rows - plan.columns + 1
