@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.convert.formats.read_folder import config_path, read_hf_folder
@@ -59,23 +60,22 @@ def predict_masks(path: Path, text: str, *, top_k: int = 5) -> list[list[Guess]]
     ids = tokenizer.encode(text).ids
     places = [place for place, token_id in enumerate(ids) if token_id == num_pieces]
     _check_text(text, len(ids), len(places), source.config.max_position_embeddings)
+    logits = _logits(source, ids, places)
+    values, pieces = logits[:, UNK_ID + 1 : num_pieces].softmax(-1).topk(top_k)
+    names = {number: piece for piece, number in tokenizer.get_vocab().items()}
+    return [
+        [Guess(names[piece + UNK_ID + 1], value) for value, piece in zip(row, row_pieces, strict=True)]
+        for row, row_pieces in zip(values.tolist(), pieces.tolist(), strict=True)
+    ]
+
+
+def _logits(source: ModelSource, ids: list[int], places: list[int]) -> Tensor:
+    """Vocabulary logits ``[Q, V]`` at these places of one sequence."""
     model = WholeModel(token_model_layers(source.config)).eval()
     model.load_state_dict(source.weights, strict=False)  # strict would want the tied decoder twice
     input_ids = torch.tensor([ids])
     with torch.no_grad():
-        logits = model.mlm_logits(input_ids, torch.ones_like(input_ids), torch.tensor([places]))[0]  # [Q, V]
-    probabilities = logits[:, UNK_ID + 1 : num_pieces].softmax(-1)
-    values, pieces = probabilities.topk(top_k)
-
-    def guess(number: int, probability: float) -> Guess:
-        piece = tokenizer.id_to_token(number + UNK_ID + 1)
-        assert piece is not None
-        return Guess(piece, probability)
-
-    return [
-        [guess(piece, value) for value, piece in zip(row, row_pieces, strict=True)]
-        for row, row_pieces in zip(values.tolist(), pieces.tolist(), strict=True)
-    ]
+        return model.mlm_logits(input_ids, torch.ones_like(input_ids), torch.tensor([places]))[0]
 
 
 def _load(path: Path) -> ModelSource:
