@@ -22,7 +22,6 @@ from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import CheckpointError, ConfigError
 from megadeberta.weights.source import ModelSource, load_weights
 from megadeberta.weights.tensor_file import PICKLED, SAFETENSORS
-from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 
 def export_checkpoint(
@@ -55,14 +54,12 @@ def export_checkpoint(
     _check_place(out)
     loaded = load_weights(checkpoint)
     source = _source_of(loaded, kind)
-    if source.tokenizer is None:
-        raise CheckpointError(f"{source.folder / TOKENIZER_FILE}: is missing; put the tokenizer of these weights there")
-    check_tokenizer_fits(source.tokenizer, source.config)
+    tokenizer = source.checked_tokenizer()
     target = choose_target(source.config, kind, file_format)
     findings: list[Finding] = []
 
     def fill(folder: Path) -> None:
-        _write_files(folder, source, target)
+        _write_files(folder, source, target, tokenizer=tokenizer)
         findings.append(_check_round_trip(folder, source, kind))
         findings.extend(check_export(folder))
 
@@ -76,8 +73,7 @@ def _source_of(loaded: ModelSource, kind: ModelKind) -> ModelSource:
     return loaded.token_model() if kind == ModelKind.MLM else loaded.encoder_model()
 
 
-def _write_files(folder: Path, source: ModelSource, target: ExportTarget) -> None:
-    assert source.tokenizer is not None
+def _write_files(folder: Path, source: ModelSource, target: ExportTarget, *, tokenizer: Path) -> None:
     found = export_tensors(source.config, source.weights, target)
     tensors = {name: tensor.contiguous() for name, tensor in found.items()}
     config = to_config_json(source.config, target)
@@ -87,12 +83,12 @@ def _write_files(folder: Path, source: ModelSource, target: ExportTarget) -> Non
         write_json(folder / MICROSOFT_CONFIG, config)
     else:
         safetensors.torch.save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
-        write_tokenizer(source.tokenizer, folder, max_length=source.config.max_position_embeddings)
+        write_tokenizer(tokenizer, folder, max_length=source.config.max_position_embeddings)
         opt_in = target.family.opt_in
         if target.kind == ModelKind.MLM and source.config.enhanced_mask_decoder and opt_in is not None:
             (folder / opt_in.file_name).write_bytes(opt_in.source())
-    shutil.copyfile(source.tokenizer, folder / TOKENIZER_FILE)
-    num_tokens = SentencePieceTokenizer.load(source.tokenizer).vocab_size_needed
+    shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+    num_tokens = SentencePieceTokenizer.load(tokenizer).vocab_size_needed
     (folder / "README.md").write_text(write_model_card(source, target, num_tokens=num_tokens), encoding="utf-8")
 
 

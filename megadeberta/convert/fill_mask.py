@@ -18,7 +18,6 @@ from megadeberta.errors import CheckpointError, ConfigError, DataError
 from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.whole import WholeModel
 from megadeberta.weights.source import MODEL_JSON, ModelSource, load_weights
-from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,7 @@ def predict_masks(path: Path, text: str, *, top_k: int = 5) -> list[list[Guess]]
         ConfigError: ``top_k`` is not between 1 and the number of pieces.
     """
     source = _load(path)
-    if source.tokenizer is None:
-        raise CheckpointError(f"{source.folder / TOKENIZER_FILE}: is missing; put the tokenizer of these weights there")
-    check_tokenizer_fits(source.tokenizer, source.config)
-    tokenizer = build_tokenizer(source.tokenizer)
+    tokenizer = build_tokenizer(source.checked_tokenizer())
     num_pieces = tokenizer.token_to_id(MASK)
     assert num_pieces is not None
     if not 1 <= top_k <= num_pieces - UNK_ID - 1:

@@ -5,19 +5,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megadeberta.config.data import TOKENIZER_FILE, DataConfig
+from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.data.check import check_data
 from megadeberta.data.loader import validation_batches
 from megadeberta.data.tokenizer import SentencePieceTokenizer
-from megadeberta.errors import CheckpointError, ConfigError, DataError
+from megadeberta.errors import ConfigError, DataError
 from megadeberta.evaluate.sequences import Scores, score_by_mask_kind, score_terms
 from megadeberta.evaluate.texts import score_left_to_right, score_pseudo_perplexity
 from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.whole import WholeModel
 from megadeberta.weights.source import ModelSource, load_weights
-from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 _SEED = 1234
 """Of the generator's samples, for weights that are of no run."""
@@ -45,11 +44,9 @@ def evaluate(
         CheckpointError, ConfigError, DataError: nothing sound at ``path``, nothing to score on, or it does not fit.
     """
     source = load_weights(path)
-    if source.tokenizer is None:
-        raise CheckpointError(f"{source.folder / TOKENIZER_FILE}: is missing; put the tokenizer of these weights there")
-    check_tokenizer_fits(source.tokenizer, source.config)
-    data = _data_section(source, source.tokenizer, shard=shard, length=_sequence_length(source, length))
-    tokenizer = SentencePieceTokenizer.load(source.tokenizer)
+    tokenizer_file = source.checked_tokenizer()
+    data = _data_section(source, tokenizer_file, shard=shard, length=_sequence_length(source, length))
+    tokenizer = SentencePieceTokenizer.load(tokenizer_file)
     model = _model(source)
     scores: Scores = {}
     if data.valid is not None and (shard is not None or text is None):

@@ -29,6 +29,7 @@ from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.weights.parts import split_parts
 from megadeberta.weights.shapes import compare_shapes, shapes_of
 from megadeberta.weights.tensor_file import SAFETENSORS, check_finite, read_tensor_file
+from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,20 @@ class ModelSource:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     run: dict[str, Any] = field(default_factory=dict)
     """``step`` and the resolved ``config`` of the run, when the weights come from one."""
+
+    def checked_tokenizer(self) -> Path:
+        """The tokenizer, which belongs to these weights as far as can be told.
+
+        Raises:
+            CheckpointError: there is none, or it is that of other weights.
+            DataError: it is no tokenizer with the special ids of these models.
+        """
+        if self.tokenizer is None:
+            raise CheckpointError(
+                f"{self.folder / TOKENIZER_FILE}: is missing; put the tokenizer of these weights there"
+            )
+        check_tokenizer_fits(self.tokenizer, self.config)
+        return self.tokenizer
 
     def token_model(self) -> "ModelSource":
         """The model that predicts tokens: of two parts, the generator.
