@@ -14,7 +14,7 @@ Shapes: B batch · L length · D hidden size · V vocabulary.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import DebertaV2Config, DebertaV2ForMaskedLM
+from transformers import DebertaV2ForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
 
 PASSES = 2
@@ -23,7 +23,7 @@ PASSES = 2
 class DebertaV2ForMaskedLMWithMaskDecoder(DebertaV2ForMaskedLM):
     """``DebertaV2ForMaskedLM`` whose logits come out of the enhanced mask decoder."""
 
-    def __init__(self, config: DebertaV2Config) -> None:
+    def __init__(self, config) -> None:
         if config.position_biased_input:
             raise ValueError("this model has absolute positions at the input and no mask decoder")
         super().__init__(config)
@@ -57,7 +57,6 @@ class DebertaV2ForMaskedLMWithMaskDecoder(DebertaV2ForMaskedLM):
     def _decode(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Decoder states ``[B, L, D]`` from the states below the last layer."""
         encoder, table = self.deberta.encoder, self.deberta.embeddings.position_embeddings
-        assert table is not None
         length = hidden.size(1)
         if length > table.num_embeddings:
             raise ValueError(f"{length} tokens, but the model has absolute positions for {table.num_embeddings}")
