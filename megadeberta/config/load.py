@@ -1,7 +1,6 @@
 """Recipe file -> RunConfig: ``extends``, ``--set`` overrides, and errors that name file, path and nearest key."""
 
 import difflib
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from megadeberta.config.first_problem import first_problem
+from megadeberta.config.plugins import load_plugins
 from megadeberta.config.recipes import find_recipe, suggest_recipe
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
@@ -34,24 +34,6 @@ def parse_run_config(values: Mapping[str, Any], *, source: str) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_describe(error, source)) from None
-
-
-def load_plugins(modules: Any, *, source: str) -> None:
-    """Import the modules of a recipe's ``plugins``.
-
-    Raises:
-        ConfigError: it is no list of names, or one of them cannot be imported.
-    """
-    if not isinstance(modules, list | tuple) or not all(isinstance(module, str) for module in modules):
-        raise ConfigError(f"{source}: plugins must be a list of Python modules, found {modules!r}")
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # a module of the user's may raise anything
-            raise ConfigError(
-                f"{source}: the module {module!r} of plugins cannot be imported ({type(error).__name__}: {error}); it "
-                "must be installed, or lie in a folder of PYTHONPATH"
-            ) from error
 
 
 def read_recipe(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:

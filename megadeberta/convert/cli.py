@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from megadeberta.config.plugins import PluginOption
+
 app = typer.Typer(help="Checkpoints of ours to Hugging Face folders, and back.", no_args_is_help=True)
 
 Checkpoint = Annotated[
@@ -36,6 +38,7 @@ def export_command(
         Literal["hf", "microsoft"], typer.Option("--format", help="for transformers, or for microsoft/DeBERTa")
     ] = "hf",
     overwrite: Overwrite = False,
+    plugin: PluginOption = None,
 ) -> None:
     """Write a checkpoint as a folder that others load: weights, config, tokenizer, model card.
 
@@ -91,6 +94,7 @@ def import_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of what is drawn")] = 1234,
     overwrite: Overwrite = False,
+    plugin: PluginOption = None,
 ) -> None:
     """Turn a Hugging Face or Microsoft folder into weights that `training.init_from` starts from.
 
@@ -125,7 +129,8 @@ def fill_mask(
         Path, typer.Argument(help="run, checkpoint, imported folder or Hugging Face folder", show_default=False)
     ],
     text: Annotated[str, typer.Argument(help='e.g. "The [MASK] of the United States."', show_default=False)],
-    top_k: Annotated[int, typer.Option(help="Pieces to show for each mask")] = 5,
+    top_k: Annotated[int, typer.Option(help="Tokens to show for each mask")] = 5,
+    plugin: PluginOption = None,
 ) -> None:
     """Show the likeliest pieces for every [MASK] in a text, predicted through the mask decoder.
 

@@ -1,6 +1,7 @@
 """Learning rate as a pure function of the optimizer step: nothing to save, nothing to restore."""
 
 import math
+from collections.abc import Callable
 
 from megadeberta.config.training import ScheduleConfig
 
@@ -14,23 +15,46 @@ def learning_rate_factor(schedule: ScheduleConfig, *, step: int, total_steps: in
     warmup = schedule.warmup_steps
     if step < warmup:
         return step / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    if schedule.name == "constant":
-        return 1.0
-    if schedule.name == "linear":
-        return _between(1.0 - step / total_steps, schedule.end_ratio)
-    if schedule.name == "linear_shift":
-        return _between(1.0 - progress, schedule.end_ratio)
-    if schedule.name == "cosine":
-        return _between(0.5 * (1.0 + math.cos(math.pi * progress)), schedule.end_ratio)
-    return _between(_stable_then_decay(step, total_steps, schedule.decay_fraction), schedule.end_ratio)
+    return _SHAPES[schedule.name](schedule, step, total_steps)
 
 
-def _stable_then_decay(step: int, total_steps: int, decay_fraction: float) -> float:
-    """Warm-up, stable, decay: 1 until the last ``decay_fraction`` of the run, then linear to 0."""
-    decay_steps = max(1.0, decay_fraction * total_steps)
-    return min(1.0, (total_steps - step) / decay_steps)
+def _progress(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+    """Fraction of the steps after the warm-up that are done."""
+    return (step - schedule.warmup_steps) / max(1, total_steps - schedule.warmup_steps)
 
 
-def _between(share: float, end: float) -> float:
-    return end + (1.0 - end) * max(0.0, share)
+def _constant(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+    return 1.0
+
+
+def _linear(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+    return _between(1.0 - step / total_steps, schedule.end_ratio)
+
+
+def _linear_shift(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+    return _between(1.0 - _progress(schedule, step, total_steps), schedule.end_ratio)
+
+
+def _cosine(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+    progress = _progress(schedule, step, total_steps)
+    return _between(0.5 * (1.0 + math.cos(math.pi * progress)), schedule.end_ratio)
+
+
+def _warmup_stable_decay(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+    """1 until the last ``decay_fraction`` of the run, then linear to the end value."""
+    decay_steps = max(1.0, schedule.decay_fraction * total_steps)
+    return _between(min(1.0, (total_steps - step) / decay_steps), schedule.end_ratio)
+
+
+def _between(fraction: float, end: float) -> float:
+    return end + (1.0 - end) * max(0.0, fraction)
+
+
+_SHAPES: dict[str, Callable[[ScheduleConfig, int, int], float]] = {
+    "constant": _constant,
+    "linear": _linear,
+    "linear_shift": _linear_shift,
+    "cosine": _cosine,
+    "wsd": _warmup_stable_decay,
+}
+"""By ``schedule.name``: schedule, step and number of steps -> factor, after the warm-up."""

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from megadeberta.config.plugins import PluginOption
+
 
 def evaluate(
     path: Annotated[
@@ -25,6 +27,7 @@ def evaluate(
         int | None, typer.Option(help="Tokens of a sequence; by default as in training", show_default=False)
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time")] = 16,
+    plugin: PluginOption = None,
 ) -> None:
     """Score weights: token losses by mask kind, replaced tokens, perplexity of a text, as their objective has them.
 

@@ -6,9 +6,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from megadeberta.config.plugins import PluginOption
 
-def report(output_dir: Annotated[Path, typer.Argument(metavar="RUN", help="a run's training.output_dir")]) -> None:
-    """Show how a run went: the end of its curve, the last validation beside its baseline, where the picture is.
+
+def report(
+    output_dir: Annotated[Path, typer.Argument(metavar="RUN", help="training.output_dir of a run")],
+    plugin: PluginOption = None,
+) -> None:
+    """Show how a run went: the end of its curve, the last validation against its baseline, the path of the plot.
 
     Example: megadeberta report runs/quickstart
     """

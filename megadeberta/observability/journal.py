@@ -136,7 +136,7 @@ class WritingJournal(Journal):
         if self._unigram is not None:
             values["unigram_cross_entropy"] = self._unigram
         self._metrics.write(step, values)
-        beside = "" if self._unigram is None else f" (unigram cross-entropy {self._unigram:.3f})"
+        beside = "" if self._unigram is None or token_loss is None else f" (unigram cross-entropy {self._unigram:.3f})"
         perplexity = f" perplexity {values['valid_perplexity']:.1f}" if token_loss is not None else ""
         shown = " ".join(format_terms(means))
         log.info("step %d validation loss %.3f%s%s %s", step, facts.loss, beside, perplexity, shown)

@@ -1,15 +1,13 @@
 """`megadeberta report`: how a run went, from its metrics file."""
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from megadeberta.config.load import load_plugins
 from megadeberta.errors import ConfigError
 from megadeberta.layers.terms import TERMS
-from megadeberta.observability.metrics import CURVE_FILE, METRICS_FILE, RECIPE_FILE, Record, read_metrics
+from megadeberta.observability.metrics import CURVE_FILE, METRICS_FILE, Record, read_metrics
 from megadeberta.observability.progress import format_terms
 
 ROWS_SHOWN = 8
@@ -23,7 +21,6 @@ def print_report(output_dir: Path, console: Console) -> None:
     Raises:
         ConfigError: the folder holds no metrics of a training run.
     """
-    load_plugins(_plugins(output_dir / RECIPE_FILE), source=str(output_dir / RECIPE_FILE))
     records = read_metrics(output_dir / METRICS_FILE)
     if not any(TRAIN_LOSS in record for record in records):
         raise ConfigError(f"{output_dir} holds no {METRICS_FILE} with training steps; give a run's training.output_dir")
@@ -34,14 +31,6 @@ def print_report(output_dir: Path, console: Console) -> None:
     picture = output_dir / CURVE_FILE
     if picture.exists():
         console.print(f"loss curve: {picture}", soft_wrap=True)
-
-
-def _plugins(recipe: Path) -> list[str]:
-    """The modules that the run's objective and its terms are registered by."""
-    try:
-        return json.loads(recipe.read_bytes()).get("plugins", [])
-    except (OSError, ValueError):
-        return []  # an older run, or a folder that holds metrics alone
 
 
 def _curve_table(records: list[Record]) -> Table:

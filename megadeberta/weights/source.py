@@ -17,7 +17,6 @@ from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints, 
 from megadeberta.checkpoint.manifest import MANIFEST_NAME, Manifest
 from megadeberta.checkpoint.verify import verify_checkpoint
 from megadeberta.config.data import TOKENIZER_FILE
-from megadeberta.config.load import load_plugins
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig
 from megadeberta.config.section import Section
@@ -171,13 +170,20 @@ def _newest_sound(output_dir: Path) -> tuple[Path, Manifest]:
 def _sections_of(manifest: Manifest, folder: Path) -> tuple[ModelConfig, ObjectiveConfig]:
     try:
         recipe = manifest.run.config
-        load_plugins(recipe.get("plugins", ()), source=str(folder / MANIFEST_NAME))
-        return ModelConfig.model_validate(recipe["model"]), ObjectiveConfig.model_validate(recipe.get("objective", {}))
+        model, objective = recipe["model"], recipe.get("objective", {})
+        sections = ModelConfig.model_validate(model), ObjectiveConfig.model_validate(objective)
+        objective_of(sections[1])
+    except ConfigError as error:
+        hint = "".join(f" --plugin {name}" for name in recipe.get("plugins", ()))
+        raise CheckpointError(
+            f"{folder / MANIFEST_NAME}: {error}" + (f"; the run had{hint}: add that if you trust it" if hint else "")
+        ) from None
     except (KeyError, ValidationError) as error:
         raise CheckpointError(
             f"{folder / MANIFEST_NAME}: its configuration has no model section that this megadeberta reads "
             f"({type(error).__name__}); use the megadeberta version that wrote it"
         ) from None
+    return sections
 
 
 def _read_json(path: Path, section: type[_Section]) -> _Section:

@@ -79,11 +79,12 @@ def test_it_is_planned_trained_plotted_reported_evaluated_and_exported(tmp_path:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[0].keys() >= {"mlm_loss", "length_loss", "length_accuracy", "length_targets"}
     assert (run / "loss_curve.png").stat().st_size > 10_000  # a panel for each of its losses
-    report = _megadeberta("report", str(run))
+    plugin = ("--plugin", "tests.toy_objective")
+    report = _megadeberta("report", str(run), *plugin)
     assert "len " in report
     assert "validation MLM loss" in report
-    assert "length loss" in _megadeberta("evaluate", str(run), "--sequences", "4")
+    assert "length loss" in _megadeberta("evaluate", str(run), "--sequences", "4", *plugin)
     for model in ("mlm", "backbone"):
-        _megadeberta("convert", "export", str(run), str(tmp_path / model), "--model", model)
+        _megadeberta("convert", "export", str(run), str(tmp_path / model), "--model", model, *plugin)
         card = (tmp_path / model / "README.md").read_text()
         assert "masked language modelling and sequence length" in card

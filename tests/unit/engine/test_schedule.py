@@ -1,5 +1,7 @@
 """Learning-rate schedules: values of microsoft/DeBERTa, continuity, end values."""
 
+from typing import get_args
+
 import pytest
 
 from megadeberta.config.training import ScheduleConfig
@@ -55,3 +57,11 @@ def test_a_longer_run_has_the_same_warm_up(name: str) -> None:
     schedule = ScheduleConfig(name=name, warmup_steps=100)
     short = [learning_rate_factor(schedule, step=s, total_steps=1000) for s in range(100)]
     assert short == [learning_rate_factor(schedule, step=s, total_steps=5000) for s in range(100)]
+
+
+@pytest.mark.parametrize("name", get_args(ScheduleConfig.model_fields["name"].annotation))
+def test_every_name_of_the_recipe_has_a_shape(name: str) -> None:
+    factors = [
+        learning_rate_factor(ScheduleConfig(name=name, warmup_steps=2), step=step, total_steps=10) for step in range(11)
+    ]
+    assert factors[0] == 0 and all(0 <= factor <= 1 for factor in factors)
