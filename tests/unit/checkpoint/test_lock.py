@@ -21,10 +21,13 @@ HOLDER = """
     from pathlib import Path
     from megadeberta.checkpoint import OutputLock
     with OutputLock(Path(sys.argv[1])):
+        reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(writer, b".")  # what runs in a child after a fork has run
             time.sleep(3)
             os._exit(0)
+        os.read(reader, 1)
         print("held", flush=True)
         time.sleep(60)
 """
