@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data_fixtures import prepared_corpus
+from tests.data_fixtures import prepared_corpus, train_vocabulary
+from tests.unit.convert.odd_texts import ALL_TEXTS
 
 # OpenMP's idle threads spin. On a busy machine they take the cores from those that work: a test of 6 s took 280 s.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -21,3 +22,9 @@ if shutil.which("nvidia-smi") is None:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a finished small set: ``train.*``, ``valid.*`` and ``tokenizer/spm.model`` (1000 pieces)."""
     return prepared_corpus(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def spm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A unigram model with the project's special ids whose pieces cover all odd characters of the tests."""
+    return train_vocabulary(tmp_path_factory.mktemp("vocabulary") / "spm.model", extra=ALL_TEXTS)

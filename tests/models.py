@@ -83,11 +83,6 @@ def tiny_v2(**changes: object) -> ModelConfig:
     return tiny_v3(**V2 | changes)
 
 
-def tiny_v1(**changes: object) -> ModelConfig:
-    """The same with keys without bias, projections of their own for positions, and linear distances."""
-    return tiny_v3(**V1 | changes)
-
-
 def tiny_rtd(sharing: str = "gdes", **changes: object) -> ObjectiveConfig:
     """Replaced token detection with a generator of two layers, the fewest that a mask decoder allows."""
     return ObjectiveConfig.model_validate(

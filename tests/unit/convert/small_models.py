@@ -2,11 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import safetensors.torch
-import sentencepiece
 import torch
 from torch import Tensor
 
@@ -21,10 +19,8 @@ from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.layers.objectives import list_layers
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel
+from tests.data_fixtures import NUM_PIECES
 from tests.models import V1, padded_ids, tiny_v3
-
-SOTU = Path(__file__).parents[2] / "data" / "sotu.txt"
-NUM_PIECES = 1000
 
 MASK_DECODER = {}
 NO_MASK_DECODER = {"enhanced_mask_decoder": False}
@@ -122,30 +118,6 @@ def write_checkpoint(
     )
     store = CheckpointStore(output_dir / "checkpoints", collectives=SingleProcess(), keep_last=9)
     return store.save(step, write, run=run, rank_state=index.model_dump(mode="json"), required=True)
-
-
-def train_vocabulary(path: Path, *, extra: Iterable[str] = (), **options: object) -> Path:
-    """Unigram pieces on the test text and ``extra``, every character of which becomes a piece."""
-    lines = [line for line in SOTU.read_text(encoding="utf-8").splitlines() if line][:200]
-    defaults = {
-        "vocab_size": NUM_PIECES,
-        "model_type": "unigram",
-        "pad_id": 0,
-        "bos_id": 1,
-        "eos_id": 2,
-        "unk_id": 3,
-        "pad_piece": "[PAD]",
-        "bos_piece": "[CLS]",
-        "eos_piece": "[SEP]",
-        "unk_piece": "[UNK]",
-        "character_coverage": 1.0,
-        "num_threads": 1,
-        "minloglevel": 2,
-    }
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*lines, *extra]), model_prefix=str(path.with_suffix("")), **(defaults | options)
-    )
-    return path
 
 
 def padded_batch(config: ModelConfig, *, length: int = 13) -> tuple[Tensor, Tensor]:

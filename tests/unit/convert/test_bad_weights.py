@@ -26,13 +26,12 @@ from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.model.whole import WholeModel
 from megadeberta.weights.initial import initial_values
+from tests.data_fixtures import NUM_PIECES, train_vocabulary
 from tests.e2e.tiny_run import write_recipe
 from tests.unit.convert.odd_texts import ALL_TEXTS
 from tests.unit.convert.small_models import (
-    NUM_PIECES,
     small_config,
     small_model,
-    train_vocabulary,
     weights_of,
     write_checkpoint,
     write_weights_folder,

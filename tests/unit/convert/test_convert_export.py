@@ -22,15 +22,14 @@ from megadeberta.convert.formats.names import LEGACY_MLM_HEAD, MLM_HEAD
 from megadeberta.convert.reload_check import check_export
 from megadeberta.errors import CheckpointError, ConfigError, DataError, StorageError
 from megadeberta.model.whole import WholeModel
+from tests.data_fixtures import NUM_PIECES, train_vocabulary
 from tests.unit.convert.small_models import (
     CASES,
     NO_MASK_DECODER,
-    NUM_PIECES,
     V1,
     padded_batch,
     small_config,
     small_model,
-    train_vocabulary,
     write_checkpoint,
     write_weights_folder,
 )

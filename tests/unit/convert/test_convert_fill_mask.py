@@ -11,9 +11,9 @@ from megadeberta.convert.fill_mask import predict_masks
 from megadeberta.convert.formats.family import ModelKind
 from megadeberta.convert.tokenizer.tokenizer_json import build_tokenizer
 from megadeberta.errors import CheckpointError, ConfigError, DataError
+from tests.data_fixtures import NUM_PIECES
 from tests.unit.convert.small_models import (
     NO_MASK_DECODER,
-    NUM_PIECES,
     small_config,
     small_model,
     write_checkpoint,

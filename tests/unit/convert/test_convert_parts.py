@@ -27,6 +27,7 @@ from megadeberta.model.initialize import give_storage, initialize
 from megadeberta.model.whole import WholeModel
 from megadeberta.weights.initial import initial_values
 from megadeberta.weights.source import load_weights
+from tests.data_fixtures import train_vocabulary
 from tests.models import rtd_logits
 from tests.unit.convert.small_models import (
     NO_MASK_DECODER,
@@ -34,7 +35,6 @@ from tests.unit.convert.small_models import (
     padded_batch,
     small_config,
     small_model,
-    train_vocabulary,
     weights_of,
     write_checkpoint,
 )

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from megadeberta.convert.tokenizer.tokenizer_json import build_tokenizer, write_tokenizer
 from megadeberta.errors import DataError
+from tests.data_fixtures import NUM_PIECES, SOTU, train_vocabulary
 from tests.unit.convert.odd_texts import ODD_TEXTS, SPECIAL_NAMES
-from tests.unit.convert.small_models import NUM_PIECES, SOTU, train_vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification
 
 from megadeberta.convert.export import export_checkpoint
 from megadeberta.convert.formats.family import ModelKind
-from tests.unit.convert.small_models import SOTU, padded_batch, small_config, small_model, write_weights_folder
+from tests.data_fixtures import SOTU
+from tests.unit.convert.small_models import padded_batch, small_config, small_model, write_weights_folder
 
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "finetune_with_sift.py"
 START, STEP = 1e-2, 1e-4

@@ -8,16 +8,13 @@ import sentencepiece
 from megadeberta.config.data import DataConfig
 from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
-
-TEXT = Path(__file__).parents[2] / "data" / "sotu.txt"
-SPECIAL_IDS = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
-SPECIAL_NAMES = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
+from tests.data_fixtures import SOTU, SPECIAL_IDS, SPECIAL_NAMES
 
 
 def train_tokenizer(folder: Path, **options: object) -> Path:
     """Train 300 pieces on a part of the text; with SentencePiece's own special ids unless told otherwise."""
     sentencepiece.SentencePieceTrainer.train(
-        input=str(TEXT),
+        input=str(SOTU),
         input_sentence_size=200,
         shuffle_input_sentence=False,  # its shuffling has another seed every time
         model_prefix=str(folder / "spm"),

@@ -11,7 +11,8 @@ from megadeberta.data.check import check_data
 from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import ConfigError, DataError
-from tests.unit.data.small_data import SPECIAL_IDS, SPECIAL_NAMES, make_data, train_tokenizer, write_shard
+from tests.data_fixtures import SPECIAL_IDS, SPECIAL_NAMES
+from tests.unit.data.small_data import make_data, train_tokenizer, write_shard
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import pytest
 
 from megadeberta.data.tokenizer import PieceKind, SentencePieceTokenizer, starts_word
 from megadeberta.errors import DataError
-from tests.unit.data.small_data import SPECIAL_IDS, SPECIAL_NAMES, TEXT, train_tokenizer
+from tests.data_fixtures import SOTU, SPECIAL_IDS, SPECIAL_NAMES
+from tests.unit.data.small_data import train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_text_file_is_refused() -> None:
     with pytest.raises(DataError, match=r"sotu\.txt is not a SentencePiece model, or it is damaged.*--model_type"):
-        SentencePieceTokenizer.load(TEXT)
+        SentencePieceTokenizer.load(SOTU)
 
 
 def test_default_special_ids_are_refused_and_named(tmp_path: Path) -> None:

@@ -27,14 +27,8 @@ from megadeberta.layers.objectives import list_layers
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.whole import WholeModel
 from megadeberta.weights.source import load_weights
-from tests.unit.convert.small_models import (
-    SOTU,
-    small_config,
-    small_model,
-    train_vocabulary,
-    write_checkpoint,
-    write_weights_folder,
-)
+from tests.data_fixtures import SOTU
+from tests.unit.convert.small_models import small_config, small_model, write_checkpoint, write_weights_folder
 
 MASK_ID = 50
 OBJECTIVES = {
@@ -51,13 +45,8 @@ def model() -> WholeModel:
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_vocabulary(tmp_path_factory.mktemp("vocabulary") / "spm.model")
-
-
-@pytest.fixture(scope="module")
-def shard(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Path:
-    tokenizer = SentencePieceTokenizer.load(vocabulary)
+def shard(tmp_path_factory: pytest.TempPathFactory, spm: Path) -> Path:
+    tokenizer = SentencePieceTokenizer.load(spm)
     prefix = tmp_path_factory.mktemp("shard") / "valid"
     with ShardWriter(prefix, dtype=torch.zeros(1, dtype=torch.int32).numpy().dtype) as writer:
         for line in SOTU.read_text(encoding="utf-8").splitlines()[:60]:
@@ -66,12 +55,12 @@ def shard(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Path:
     return prefix
 
 
-def _checkpoint(folder: Path, name: str, vocabulary: Path, shard: Path, *, seed: int = 1234) -> Path:
+def _checkpoint(folder: Path, name: str, spm: Path, shard: Path, *, seed: int = 1234) -> Path:
     objective, config = OBJECTIVES[name], small_config()
     made = small_model(config, objective=objective)
-    data = {"train": str(shard), "valid": str(shard), "tokenizer": str(vocabulary), "sequence_length": 32}
+    data = {"train": str(shard), "valid": str(shard), "tokenizer": str(spm), "sequence_length": 32}
     sections = {"data": data, "objective": objective.model_dump(mode="json"), "training": {"steps": 9, "seed": seed}}
-    write_checkpoint(folder / name, made, config, vocabulary, step=5, **sections)
+    write_checkpoint(folder / name, made, config, spm, step=5, **sections)
     return folder / name
 
 
@@ -133,8 +122,8 @@ WANTED = {
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_scores_are_those_of_the_objective(name: str, tmp_path: Path, vocabulary: Path, shard: Path) -> None:
-    run = _checkpoint(tmp_path, name, vocabulary, shard)
+def test_scores_are_those_of_the_objective(name: str, tmp_path: Path, spm: Path, shard: Path) -> None:
+    run = _checkpoint(tmp_path, name, spm, shard)
     text = tmp_path / "text.txt"
     text.write_text("The state of the Union is strong.\n", encoding="utf-8")
     scores = evaluate(run, text=text, shard=shard, sequences=12, batch_size=5)
@@ -146,15 +135,15 @@ def test_scores_are_those_of_the_objective(name: str, tmp_path: Path, vocabulary
     assert {"mlm": "mlm perplexity", "rtd": "rtd f1", "ar": "ar perplexity", "mlm_ar": "ar loss"}[name] in done.output
 
 
-def test_f1_is_that_of_precision_and_recall(tmp_path: Path, vocabulary: Path, shard: Path) -> None:
-    scores = evaluate(_checkpoint(tmp_path, "rtd", vocabulary, shard), sequences=20)
+def test_f1_is_that_of_precision_and_recall(tmp_path: Path, spm: Path, shard: Path) -> None:
+    scores = evaluate(_checkpoint(tmp_path, "rtd", spm, shard), sequences=20)
     p, r = scores["rtd_precision"], scores["rtd_recall"]
     assert scores["rtd_f1"] == pytest.approx(2 * p * r / (p + r))
     assert 0.1 < scores["sampled_rate"] < 0.2 and scores["replaced_rate"] <= scores["sampled_rate"]
 
 
-def test_parts_of_a_run_are_models_that_export_and_fill_masks(tmp_path: Path, vocabulary: Path, shard: Path) -> None:
-    run = _checkpoint(tmp_path, "rtd", vocabulary, shard)
+def test_parts_of_a_run_are_models_that_export_and_fill_masks(tmp_path: Path, spm: Path, shard: Path) -> None:
+    run = _checkpoint(tmp_path, "rtd", spm, shard)
     source = load_weights(run)
     assert source.token_model().config.num_hidden_layers == 2
     assert source.encoder_model().config.num_hidden_layers == 3
@@ -167,8 +156,8 @@ def test_parts_of_a_run_are_models_that_export_and_fill_masks(tmp_path: Path, vo
     assert torch.equal(again["embeddings.word_embeddings.weight"], table + delta)
 
 
-def test_the_generator_samples_as_in_the_validation_of_the_run(tmp_path: Path, vocabulary: Path, shard: Path) -> None:
-    run = _checkpoint(tmp_path, "rtd", vocabulary, shard, seed=77)
+def test_the_generator_samples_as_in_the_validation_of_the_run(tmp_path: Path, spm: Path, shard: Path) -> None:
+    run = _checkpoint(tmp_path, "rtd", spm, shard, seed=77)
     source = load_weights(run)
     model = WholeModel(list_layers(source.config, source.objective)).eval()
     model.load_state_dict(source.weights, strict=False)
@@ -184,10 +173,8 @@ def test_the_generator_samples_as_in_the_validation_of_the_run(tmp_path: Path, v
     assert abs(found["rtd_loss"] - losses[78]) > 1e-5
 
 
-def test_parts_that_were_exported_and_imported_score_as_their_run(
-    tmp_path: Path, vocabulary: Path, shard: Path
-) -> None:
-    run = _checkpoint(tmp_path, "rtd", vocabulary, shard)
+def test_parts_that_were_exported_and_imported_score_as_their_run(tmp_path: Path, spm: Path, shard: Path) -> None:
+    run = _checkpoint(tmp_path, "rtd", spm, shard)
     for kind in (ModelKind.MLM, ModelKind.DISCRIMINATOR):
         export_checkpoint(run, tmp_path / kind, kind=kind)
     import_parts(tmp_path / "discriminator", tmp_path / "imported", generator=tmp_path / "mlm")
@@ -207,7 +194,7 @@ def test_parts_that_were_exported_and_imported_score_as_their_run(
     ],
 )
 def test_what_cannot_be_scored_is_said(
-    options: dict, error: type[Exception], text: str, tmp_path: Path, vocabulary: Path, shard: Path
+    options: dict, error: type[Exception], text: str, tmp_path: Path, spm: Path, shard: Path
 ) -> None:
     contents = {"empty": b"", "binary": b"\xff\xfe\x00"}
     if options.get("text") in contents:
@@ -215,12 +202,12 @@ def test_what_cannot_be_scored_is_said(
         path.write_bytes(contents[options["text"]])
         options = {"text": path}
     with pytest.raises(error, match=text):
-        evaluate(_checkpoint(tmp_path, "mlm", vocabulary, shard), **options)
+        evaluate(_checkpoint(tmp_path, "mlm", spm, shard), **options)
 
 
-def test_weights_without_a_run_need_something_to_score(tmp_path: Path, vocabulary: Path, shard: Path) -> None:
+def test_weights_without_a_run_need_something_to_score(tmp_path: Path, spm: Path, shard: Path) -> None:
     config = small_config()
-    folder = write_weights_folder(tmp_path / "imported", small_model(config), config, vocabulary)
+    folder = write_weights_folder(tmp_path / "imported", small_model(config), config, spm)
     with pytest.raises(ConfigError, match="name no validation shard; give --data PREFIX or --text FILE"):
         evaluate(folder)
     assert evaluate(folder, shard=shard, sequences=2)["mlm_targets"] > 0

@@ -4,7 +4,6 @@ Shapes: B batch · L length · D hidden size.
 """
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,9 +24,9 @@ from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention import backends
 from megadeberta.ops.attention.mask import padding_mask
 from megadeberta.ops.attention.relative_position import rows_by_distance
+from tests.data_fixtures import SOTU
 from tests.models import tiny_v3
 
-TEXT = Path(__file__).parents[2] / "data" / "sotu.txt"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
@@ -52,7 +51,7 @@ def _losses(backend: str, *, steps: int, dropout: float) -> list[float]:
     initialize(model, seed=1, std=0.02)
     _select(model, backend)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    data = torch.tensor(list(TEXT.read_bytes()[: steps * 4 * 64])).view(steps, 4, 64) + 4
+    data = torch.tensor(list(SOTU.read_bytes()[: steps * 4 * 64])).view(steps, 4, 64) + 4
     generator = torch.Generator().manual_seed(2)
     set_sites(model.named_modules(), seed=3)
     losses = []

@@ -11,7 +11,7 @@ from megadeberta.model.carry import Carry
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.relative_position import rows_by_distance
-from tests.models import rtd_logits
+from tests.models import V1, rtd_logits
 from tests.unit.model.golden import IDS, MASK, golden_config
 
 
@@ -81,7 +81,7 @@ def _alone(first: int, last: int) -> tuple[Tensor, Tensor]:
         {"enhanced_mask_decoder": True},
         {"enhanced_mask_decoder": True, "conv_kernel_size": 3},
         {"position_biased_input": True, "conv_kernel_size": 5},
-        {"position_buckets": -1, "norm_rel_ebd": "none", "key_bias": False, "share_att_key": False},
+        V1,
     ],
     ids=["v3", "v2 with convolution", "input positions", "v1"],
 )

@@ -9,16 +9,16 @@ from megadeberta.layers.catalogue import backbone_layers, token_model_layers
 from megadeberta.model.attention import QueryStream
 from megadeberta.model.carry import Carry
 from megadeberta.model.whole import WholeModel
-from tests.models import padded_ids, random_model, tiny_v3
+from tests.models import V1, padded_ids, random_model, tiny_v3
 
-V1 = {"vocab_size": 50265, "position_buckets": -1, "norm_rel_ebd": "none", "share_att_key": False, "key_bias": False}
+V1_BASE = V1 | {"vocab_size": 50265}
 XLARGE = {"hidden_size": 1536, "num_attention_heads": 24, "intermediate_size": 6144, "conv_kernel_size": 3}
 LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
 # Sizes, backbone parameters, and parameters with the prediction head, as transformers counts them.
 PUBLISHED = {
-    "deberta-base": (V1, 138_601_728, 139_244_121),
-    "deberta-large": (V1 | LARGE | {"num_hidden_layers": 24}, 405_163_008, 406_264_921),
-    "deberta-xlarge": (V1 | LARGE | {"num_hidden_layers": 48}, 757_804_032, 758_905_945),
+    "deberta-base": (V1_BASE, 138_601_728, 139_244_121),
+    "deberta-large": (V1_BASE | LARGE | {"num_hidden_layers": 24}, 405_163_008, 406_264_921),
+    "deberta-xlarge": (V1_BASE | LARGE | {"num_hidden_layers": 48}, 757_804_032, 758_905_945),
     "deberta-v2-xlarge": (XLARGE | {"num_hidden_layers": 24}, 884_593_152, 887_085_156),
     "deberta-v2-xxlarge": (XLARGE | {"num_hidden_layers": 48}, 1_564_549_632, 1_567_041_636),
     "deberta-v3-xsmall": (

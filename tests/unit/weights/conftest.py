@@ -1,5 +1,0 @@
-"""The small vocabulary of the conversion tests."""
-
-from tests.unit.convert.conftest import spm
-
-__all__ = ["spm"]
