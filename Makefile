@@ -78,7 +78,7 @@ check: $(CHECK_STAMP) ## lint, format and types, changing nothing
 	$(BIN)/python tools/format_recipes.py --check
 	$(BIN)/mypy
 
-format: $(CHECK_STAMP) ## mend what ruff can mend
+format: $(CHECK_STAMP) ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python tools/format_recipes.py

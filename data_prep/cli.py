@@ -24,23 +24,27 @@ if TYPE_CHECKING:
     from megadeberta.data_prep.prepare import Outcome
 
 _Corpora = Annotated[list[Path], typer.Argument(help="Files or folders: plain text or JSON lines, plain, .gz or .zst.")]
-_Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for vocabulary and shards.", metavar="DIR")]
+_Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder for the vocabulary and the token files.", metavar="DIR")
+]
 _VocabSize = Annotated[int | None, typer.Option(help="Train a vocabulary of this many pieces, specials included.")]
 _Tokenizer = Annotated[Path | None, typer.Option(help="Use this spm.model instead of training one.")]
-_Valid = Annotated[list[Path] | None, typer.Option(help="A validation corpus of its own; may be repeated.")]
-_ValidFraction = Annotated[float, typer.Option(help="Else: share of the documents set apart, at least one; 0 = none.")]
-_ValidDocuments = Annotated[int | None, typer.Option(help="Else: number of documents set apart.")]
+_Valid = Annotated[list[Path] | None, typer.Option(help="Separate validation corpus; may be repeated.")]
+_ValidFraction = Annotated[float, typer.Option(help="Without --valid: fraction of documents held out; 0 = none.")]
+_ValidDocuments = Annotated[int | None, typer.Option(help="Without --valid: number of documents held out.")]
 _DocumentPer = Annotated[DocumentPer, typer.Option(help="What one document of a plain-text file is.")]
 _Format = Annotated[InputFormat, typer.Option("--format", help="auto: .jsonl, .ndjson and .json are JSON lines.")]
 _JsonKey = Annotated[str, typer.Option(help="Key of the text in a JSON line.")]
-_Coverage = Annotated[float, typer.Option(help="Share of the characters the vocabulary must cover; 1 for few scripts.")]
-_SampleBytes = Annotated[int, typer.Option(help="Text the vocabulary is trained on; about 30 bytes of memory a byte.")]
+_Coverage = Annotated[float, typer.Option(help="Fraction of characters to cover; 1 for small alphabets.")]
+_SampleBytes = Annotated[int, typer.Option(help="Bytes of text to train it on; needs 30 times as much memory.")]
 _OnBadLine = Annotated[BadLinePolicy, typer.Option(help="skip: count and leave out; stop: fail at the first.")]
-_MaxBad = Annotated[float, typer.Option(help="Fail when a larger share of lines, or of files, cannot be used.")]
-_MaxLine = Annotated[int, typer.Option(help="Longer lines are left out; bounds the memory.")]
-_MaxExpansion = Annotated[int, typer.Option(help="Largest ratio of text to compressed bytes that is believed.")]
-_Workers = Annotated[int, typer.Option("--workers", "-j", help="Processes; 0 = one a core. The output is the same.")]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished set that DIR holds.")]
+_MaxBad = Annotated[float, typer.Option(help="Fail if a larger fraction of lines or files is unusable.")]
+_MaxLine = Annotated[int, typer.Option(help="Skip longer lines; limits memory.")]
+_MaxExpansion = Annotated[int, typer.Option(help="Largest accepted ratio of text to compressed bytes.")]
+_Workers = Annotated[
+    int, typer.Option("--workers", "-j", help="Processes; 0 = one per core. Does not affect the output.")
+]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the finished output in DIR.")]
 
 
 def prep(
@@ -63,11 +67,11 @@ def prep(
     workers: _Workers = 0,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Clean and tokenize a corpus into token shards, with a vocabulary trained on it.
+    """Clean and tokenize a corpus into token files, with a vocabulary trained on it.
 
     Writes DIR/tokenizer/spm.model, DIR/train.{bin,idx,json}, DIR/valid.{bin,idx,json}, DIR/report.json and
-    DIR/lengths.png. A killed run goes on where it was when the same command is given again; the bytes are the same for
-    any number of workers.
+    DIR/lengths.png. A killed run resumes when the same command is run again; the bytes are the same for any number of
+    workers.
 
     Example: megadeberta prep corpora/wikitext2/train.raw.gz --valid corpora/wikitext2/valid.raw.gz --document-per
     wikitext --vocab-size 8000 --output corpora/wikitext2-8k
@@ -91,9 +95,9 @@ def prep(
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="The --output of a prep.", metavar="DIR")],
+    folder: Annotated[Path, typer.Argument(help="The --output of `megadeberta prep`.", metavar="DIR")],
 ) -> None:
-    """Check a finished set byte for byte: hashes, sizes, counts, largest token id, and the tokenizer's hash.
+    """Check prepared data byte by byte: hashes, sizes, counts, largest token id, and the tokenizer's hash.
 
     Example: megadeberta verify corpora/wikitext2-8k
     """

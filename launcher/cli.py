@@ -47,7 +47,7 @@ def launch(
         typer.Option(help="with a hostfile: address of its first host that the others use (default: its first one)"),
     ] = None,
     slurm: Annotated[
-        int | None, typer.Option(metavar="NODES", min=1, help="print an sbatch script for so many nodes; start nothing")
+        int | None, typer.Option(metavar="NODES", min=1, help="print an sbatch script for this many nodes and exit")
     ] = None,
 ) -> None:
     """Train a recipe on several processes: the local ones, those of a hostfile, or a Slurm job's.

@@ -44,7 +44,7 @@ app = typer.Typer(
     4. `megadeberta convert export runs/quickstart exported`
     """,
     epilog="Exit codes: 0 done; 2 something to change; 75 saved on a signal; 77 not finite; 79 storage; 80 a rank was "
-    "lost. After 75 and 80 the same command goes on.",
+    "lost. After 75 and 80, run the same command again to resume.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     add_completion=False,

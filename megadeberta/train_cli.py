@@ -30,18 +30,18 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, e.g. --set optimizer.lr=5e-4; may be repeated")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and its data, print both, stop")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and data, print a summary and exit")] = False,
     as_ranks: Annotated[
-        int | None, typer.Option("--ranks", min=1, help="with --dry-run: as if started on so many ranks")
+        int | None, typer.Option("--ranks", min=1, help="With --dry-run: as if started on this many ranks")
     ] = None,
 ) -> None:
     """Pre-train one model from a recipe: this process is one rank, or the only one.
 
     Start several ranks with `megadeberta launch`, or start this command under torchrun, deepspeed, mpiexec or srun.
-    It resumes by itself from the newest sound checkpoint of training.output_dir.
+    It resumes from the newest intact checkpoint in training.output_dir.
 
     Exit codes: 0 done; 2 wrong recipe, data or checkpoint; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C after saving; 77
-    not finite; 79 disk; 80 another rank was lost. After 75 and 80 the same command goes on.
+    not finite; 79 disk; 80 another rank was lost. After 75 and 80, run the same command again.
 
     Example: megadeberta train quickstart --set training.steps=100
     """

@@ -63,9 +63,9 @@ class CheckpointConfig(Section):
     """When to save, how many to keep."""
 
     interval: int = Field(1000, gt=0, description="optimizer steps between checkpoints; the last step saves too")
-    keep_last: int = Field(2, ge=1, description="older checkpoints are removed; at least one sound one always stays")
+    keep_last: int = Field(2, ge=1, description="older checkpoints are removed; at least one intact one is always kept")
     resume: Literal["auto", "required"] = Field(
-        "auto", description="auto: from the newest sound checkpoint, or from scratch if there is none at all"
+        "auto", description="auto: from the newest intact checkpoint, or from scratch if there is none at all"
     )
 
 

@@ -11,12 +11,12 @@ from rich.text import Text
 
 from megadeberta.config.plugins import PluginOption
 
-app = typer.Typer(help="Checkpoints of ours to Hugging Face folders, and back.", no_args_is_help=True)
+app = typer.Typer(help="Convert checkpoints to Hugging Face folders and back.", no_args_is_help=True)
 
 Checkpoint = Annotated[
     Path,
     typer.Argument(
-        help="training.output_dir of a run (its newest sound checkpoint), one step-N folder, or an imported folder",
+        help="training.output_dir of a run (its newest intact checkpoint), one step-N folder, or an imported folder",
         show_default=False,
     ),
 ]
@@ -73,26 +73,27 @@ def import_command(
     out: Annotated[Path, typer.Argument(help="new folder, for training.init_from", show_default=False)],
     generator: Annotated[
         Path | None,
-        typer.Option(help="FOLDER is a discriminator and this its generator: to go on with replaced token detection"),
+        typer.Option(help="FOLDER is a discriminator, this is its generator; continues replaced token detection"),
     ] = None,
     new_generator: Annotated[
-        bool, typer.Option("--new-generator", help="FOLDER is a discriminator; draw a generator around its word table")
+        bool,
+        typer.Option("--new-generator", help="FOLDER is a discriminator; initialise a generator from its word table"),
     ] = False,
     sharing: Annotated[
         Literal["gdes", "es", "nes"], typer.Option(help="How generator and discriminator will share tables")
     ] = "gdes",
     allow_new: Annotated[
-        bool, typer.Option("--allow-new", help="Draw a head or absolute positions that the file lacks")
+        bool, typer.Option("--allow-new", help="Initialise a head or absolute positions that the file lacks")
     ] = False,
     mask_decoder: Annotated[
         bool | None,
         typer.Option(
             "--mask-decoder/--no-mask-decoder",
-            help="Whether the model has the enhanced mask decoder; by default if the file has its absolute positions",
+            help="Whether the model has the enhanced mask decoder; default: yes if the file has absolute positions",
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of what is drawn")] = 1234,
+    seed: Annotated[int, typer.Option(help="Seed of newly initialised weights")] = 1234,
     overwrite: Overwrite = False,
     plugin: PluginOption = None,
 ) -> None:
@@ -132,7 +133,7 @@ def fill_mask(
     top_k: Annotated[int, typer.Option(help="Tokens to show for each mask")] = 5,
     plugin: PluginOption = None,
 ) -> None:
-    """Show the likeliest pieces for every [MASK] in a text, predicted through the mask decoder.
+    """Show the most likely tokens for every [MASK] in a text, predicted through the mask decoder.
 
     Example: megadeberta fill-mask runs/quickstart "The President of the [MASK] States."
     """

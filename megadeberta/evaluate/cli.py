@@ -17,19 +17,19 @@ def evaluate(
         typer.Argument(help="training.output_dir, one step-N folder, or an imported folder", show_default=False),
     ],
     data: Annotated[
-        Path | None, typer.Option(help="Prefix of a token shard; by default the validation shard of the run")
+        Path | None, typer.Option(help="Prefix of a token file; default: the validation data of the run")
     ] = None,
     text: Annotated[
         Path | None, typer.Option(help="UTF-8 file: its perplexity, left to right and by masking each token in turn")
     ] = None,
-    sequences: Annotated[int, typer.Option(min=1, help="At most this many sequences of the shard")] = 512,
+    sequences: Annotated[int, typer.Option(min=1, help="At most this many sequences of it")] = 512,
     length: Annotated[
-        int | None, typer.Option(help="Tokens of a sequence; by default as in training", show_default=False)
+        int | None, typer.Option(help="Tokens per sequence; default: as in training", show_default=False)
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time")] = 16,
     plugin: PluginOption = None,
 ) -> None:
-    """Score weights: token losses by mask kind, replaced tokens, perplexity of a text, as their objective has them.
+    """Score weights: token losses by mask kind, replaced tokens, perplexity of a text, as applicable to the objective.
 
     Example: megadeberta evaluate runs/quickstart --sequences 256
     """

@@ -29,14 +29,15 @@ from megadeberta.plan.stages import Recipe
 def plan(
     recipe: RecipeArgument,
     *,
-    nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs of a machine")],
-    memory: Annotated[float, typer.Option(min=0.001, metavar="GIB", help="memory of a GPU")],
+    nodes: Annotated[int, typer.Option(min=1, help="number of machines")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs per machine")],
+    memory: Annotated[float, typer.Option(min=0.001, metavar="GIB", help="memory per GPU")],
     reserve: Annotated[
-        float | None, typer.Option(min=0, metavar="GIB", help="for CUDA, NCCL and fragments [default: 1 + 6 % of it]")
+        float | None,
+        typer.Option(min=0, metavar="GIB", help="set aside for CUDA, NCCL and memory fragmentation [default: 1 + 6 %]"),
     ] = None,
-    bandwidth_intra: Annotated[float, typer.Option(min=0.001, metavar="GB/S", help="of a GPU inside a node")] = 300,
-    bandwidth_inter: Annotated[float, typer.Option(min=0.001, metavar="GB/S", help="of a GPU between nodes")] = 40,
+    bandwidth_intra: Annotated[float, typer.Option(min=0.001, metavar="GB/S", help="per GPU inside a node")] = 300,
+    bandwidth_inter: Annotated[float, typer.Option(min=0.001, metavar="GB/S", help="per GPU between nodes")] = 40,
     tflops: Annotated[float, typer.Option(min=0.001, help="what a GPU sustains on such a model, not its peak")] = 200,
     set_: Annotated[list[str] | None, typer.Option("--set", help="override of the recipe; may be repeated")] = None,
     limit: Annotated[int, typer.Option(min=1, help="layouts to list")] = 12,
@@ -47,8 +48,8 @@ def plan(
 ) -> None:
     """List the layouts of a recipe that fit a cluster, and recommend one.
 
-    For each: memory of the fullest rank, share of the pipeline's bubble, bytes that a rank sends in a step and an
-    estimated time. docs/plan.md has the formulas, what they were checked against and what they leave out.
+    For each: memory of the fullest rank, pipeline bubble, bytes each rank sends per step, and an estimated time.
+    docs/plan.md has the formulas, what they were checked against and what they leave out.
 
     Examples:
 
