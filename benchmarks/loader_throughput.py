@@ -64,7 +64,7 @@ def main() -> None:
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, help="prefix of a token shard; needs --tokenizer")
+    parser.add_argument("--train", type=Path, help="prefix of a token file; needs --tokenizer")
     parser.add_argument("--tokenizer", type=Path, help="the spm.model the shard was made with")
     parser.add_argument("--micro-batch", type=int, default=16, help="sequences (default: 16)")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each line (default: 4)")

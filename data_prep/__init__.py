@@ -1,1 +1,1 @@
-"""Raw text -> SentencePiece vocabulary -> token shards. Finished before training starts; never imports torch."""
+"""Raw text -> SentencePiece vocabulary -> token files. Finished before training starts; never imports torch."""

@@ -135,7 +135,7 @@ class CorpusTally:
             worst = max(kinds, key=lambda kind: found[kind]["count"])
             raise DataError(
                 f"{bad} of {total} {unit} cannot be used ({bad / total:.2%}, allowed {max_bad_fraction:.2%}); most: "
-                f"{found[worst]['count']} x {MEANING[worst]}, first at {found[worst]['first']}; mend the corpus "
+                f"{found[worst]['count']} x {MEANING[worst]}, first at {found[worst]['first']}; fix the corpus "
                 f"or raise --max-bad-fraction"
             )
 
@@ -147,7 +147,7 @@ class CorpusTally:
         """
         for kind, entry in self.describe().items():
             if kind not in TOLERATED:
-                raise DataError(f"{entry['first']}: {MEANING[kind]}; mend it, or use --on-bad-line=skip")
+                raise DataError(f"{entry['first']}: {MEANING[kind]}; fix it, or use --on-bad-line=skip")
 
     def _place(self, kind: str) -> str:
         name, example = next((name, t.examples[kind]) for name, t in self._files if kind in t.examples)

@@ -94,7 +94,7 @@ class PartStore:
             tokens.replace(self.path(part.number, "tokens"))
             self.path(part.number, "documents").write_bytes(documents.tobytes())
             digest.update(documents.tobytes())
-            # Not synced: what a power cut takes away no longer matches the digest, and is made again.
+            # Not synced: what a power cut takes away no longer matches the digest, and is computed again.
             temporary_path(mark).write_bytes(part.mark(digest.hexdigest()))
             temporary_path(mark).replace(mark)
 

@@ -13,7 +13,7 @@ from torch import distributed, nn
 
 from megadeberta.batch import batch_fields
 from megadeberta.config.run import RunConfig
-from megadeberta.engine.build import build_engine, divider, working_type
+from megadeberta.engine.build import build_engine, partitioner, working_type
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.pipeline import build_pipeline_engine
 from megadeberta.engine.pipeline_step import PipelineStepper
@@ -95,13 +95,13 @@ def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, 
     with torch.device("meta"):
         layers = list_layers(config.model, config.objective)
         model = WholeModel(layers, recompute=config.parallel.activation_checkpointing)
-    divide = divider(config.deepspeed, mpu=mpu)
+    partition = partitioner(config.deepspeed, mpu=mpu)
 
-    def fill_and_divide(name: str, parameter: nn.Parameter) -> None:
+    def fill_and_partition(name: str, parameter: nn.Parameter) -> None:
         fill(name, parameter)
-        divide(parameter)
+        partition(parameter)
 
-    _make_real(model, config, groups, fill_and_divide, device, attention)
+    _make_real(model, config, groups, fill_and_partition, device, attention)
     engine = build_engine(
         model,
         config.optimizer,
@@ -164,7 +164,7 @@ def _make_real(
     3. Recomputation and apex anywhere between: they touch nothing that another pass reads.
     4. Sites when all modules are there: each one that draws has a site of its own, by its global name.
     5. Storage last: on the meta device the passes before it cost nothing, a shard is cut before there is memory for the
-       whole, and under ZeRO-3 a parameter is divided as soon as it has its values and must not be replaced after that.
+       whole, and under ZeRO-3 a parameter is partitioned as soon as it has its values and must stay from then on.
     """
     training = config.training
     passes: tuple[Callable[[nn.Module], str | None], ...] = (

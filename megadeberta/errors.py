@@ -17,7 +17,7 @@ EXIT_PEER_LOST = 80
 
 
 class MegadebertaError(Exception):
-    """Base of all errors that a user can mend."""
+    """Base of all errors that a user can fix."""
 
     exit_code = EXIT_USAGE
 
@@ -27,7 +27,7 @@ class ConfigError(MegadebertaError):
 
 
 class DataError(MegadebertaError):
-    """A corpus, a tokenizer or a token shard is missing, damaged or does not fit the recipe."""
+    """A corpus, a tokenizer or a token file is missing, damaged or does not fit the recipe."""
 
 
 class CheckpointError(MegadebertaError):

@@ -67,7 +67,7 @@ def temporary_path(path: Path) -> Path:
 
 
 def take_lock(descriptor: int, *, wait_seconds: float | None = None) -> bool:
-    """Take the exclusive lock of an open file or folder; whether it was free within ``wait_seconds`` (None: for ever).
+    """Take the exclusive lock of an open file or folder; whether it was free within ``wait_seconds`` (None: forever).
 
     The kernel releases it when the last process that shares the descriptor closes it or ends, kill -9 included.
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-# A host that is switched off says nothing: ssh would wait for ever. Before the connection 10 s, later 30 s.
+# A host that is switched off says nothing: ssh would wait forever. Before the connection 10 s, later 30 s.
 _SSH_OPTIONS = "-oBatchMode=yes -oConnectTimeout=10 -oServerAliveInterval=10 -oServerAliveCountMax=3"
 _FAN_OUT = "1024"
 _EXIT = re.compile(r"pdsh@[^:]*: (\S+): ssh (?:exited with exit code (\d+)|killed by signal \d+)")

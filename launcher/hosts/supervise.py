@@ -2,7 +2,7 @@
 
 DeepSpeed 0.19.8 alone answers a signal with ``pkill -f``, which reaches every job of the user on those machines and
 saves nothing (launcher/multinode_runner.py:PDSHRunner), returns 0 when pdsh was killed (launcher/runner.py:main) and
-waits for ever for a machine that was switched off. So its launcher runs below this process, out of reach of signals:
+waits forever for a machine that was switched off. So its launcher runs below this process, out of reach of signals:
 they go to the ranks of this job alone, which save together; the exit codes that pdsh names for each machine are judged;
 and one machine's failure ends the others.
 """

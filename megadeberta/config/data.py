@@ -12,7 +12,7 @@ TOKENIZER_FILE = "spm.model"
 
 
 class DataConfig(Section):
-    """Where the token shards are and how they are cut into sequences. Relative paths start at the working folder."""
+    """Where the token files are and how they are cut into sequences. Relative paths start at the working folder."""
 
     train: Path = Field(description="shard prefix: PREFIX.bin, PREFIX.idx and PREFIX.json, made by `megadeberta prep`")
     valid: Path | None = Field(None, description="shard prefix of the held-out documents; null = no validation")

@@ -41,7 +41,7 @@ def read_recipe(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = find_recipe(path)
     resolved = path.resolve()
     if resolved in _chain:
-        raise ConfigError(f"{path}: extends goes round in a circle: {' -> '.join(str(p) for p in (*_chain, resolved))}")
+        raise ConfigError(f"{path}: extends forms a loop: {' -> '.join(str(p) for p in (*_chain, resolved))}")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The ``.idx`` file of a token shard: bytes <-> arrays, and every check that needs no ``.bin``.
+"""The ``.idx`` file of a token file: bytes <-> arrays, and every check that needs no ``.bin``.
 
 The layout is that of Megatron-LM's indexed dataset (megatron/core/datasets/indexed_dataset.py); docs/formats.md has it
 as a table. S sequences, D document marks (documents + 1); all little-endian, arrays unaligned after 34 bytes.

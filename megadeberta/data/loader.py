@@ -30,7 +30,7 @@ from megadeberta.data.sample_order import SampleOrder
 from megadeberta.data.sequences import ChunkReader, open_reader
 from megadeberta.data.targets import Targets, load_targets
 from megadeberta.data.tokenizer import PAD_ID, SentencePieceTokenizer
-from megadeberta.data.workers import leave_with_the_rank, tells_of_a_dead_worker, worker_context
+from megadeberta.data.workers import exit_with_the_rank, is_death_of_a_worker, worker_context
 from megadeberta.errors import MegadebertaError, PeerLostError
 
 _STEPS_AHEAD = 4  # of each worker
@@ -130,13 +130,13 @@ class StepIterator(Iterator[StepBatch]):
             num_workers=workers,
             prefetch_factor=_STEPS_AHEAD if workers else None,
             multiprocessing_context=worker_context(preload=__name__) if workers else None,
-            worker_init_fn=leave_with_the_rank,
+            worker_init_fn=exit_with_the_rank,
             generator=torch.Generator(),  # else every start draws from the global generator, and a resumed run differs
         )
         self._dataset = batches
         self._workers = workers
         self._steps: Iterator[_PackedStep | MegadebertaError] = iter(loader)
-        # The workers are deaf to SIGTERM, so somebody must tell them when the interpreter ends. The reference is weak,
+        # The workers ignore SIGTERM, so somebody must tell them when the interpreter ends. The reference is weak,
         # so that dropping the iterator is enough otherwise.
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
         atexit.register(self._at_exit)
@@ -145,7 +145,7 @@ class StepIterator(Iterator[StepBatch]):
         try:
             packed = next(self._steps)
         except (RuntimeError, OSError, EOFError) as error:
-            if not (self._workers and tells_of_a_dead_worker(error)):
+            if not (self._workers and is_death_of_a_worker(error)):
                 raise
             self.close()
             raise PeerLostError(

@@ -1,4 +1,4 @@
-"""Chunks of a token shard as sequences: [CLS] chunk [SEP] [PAD]*."""
+"""Chunks of a token file as sequences: [CLS] chunk [SEP] [PAD]*."""
 
 # N sequences · L length
 

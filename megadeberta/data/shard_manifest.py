@@ -1,4 +1,4 @@
-"""The manifest of a token shard, ``PREFIX.json``: what the pair ``PREFIX.bin``, ``PREFIX.idx`` holds and hashes to."""
+"""The manifest of a token file, ``PREFIX.json``: what the pair ``PREFIX.bin``, ``PREFIX.idx`` holds and hashes to."""
 
 import hashlib
 import json

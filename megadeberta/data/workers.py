@@ -1,4 +1,4 @@
-"""The processes that prepare batches: safe beside gloo and CUDA, deaf to signals, never outliving their rank."""
+"""The processes that prepare batches: safe beside gloo and CUDA, ignoring signals, never outliving their rank."""
 
 import multiprocessing
 import os
@@ -30,13 +30,13 @@ def worker_context(*, preload: str) -> BaseContext:
     return context
 
 
-def leave_with_the_rank(_worker_id: int) -> None:
+def exit_with_the_rank(_worker_id: int) -> None:
     """Called in a new worker: leave as soon as the rank is gone, ``kill -9`` included."""
     # torch's own watch looks at the parent process id, which is the server's; and the server waits for its workers.
     threading.Thread(target=_wait_for_the_rank, daemon=True).start()
 
 
-def tells_of_a_dead_worker(error: Exception) -> bool:
+def is_death_of_a_worker(error: Exception) -> bool:
     """Whether an error of a DataLoader with workers means that one died, and not that one raised it."""
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader worker (pid")

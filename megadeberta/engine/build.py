@@ -60,7 +60,7 @@ def working_type(precision: Precision) -> torch.dtype:
     return _TYPES[precision]
 
 
-def divider(block: Mapping[str, Any], *, mpu: ModelParallelUnit | None = None) -> Callable[[nn.Parameter], None]:
+def partitioner(block: Mapping[str, Any], *, mpu: ModelParallelUnit | None = None) -> Callable[[nn.Parameter], None]:
     """What to do with a parameter as soon as it has its values: under ZeRO stage 3 keep this rank's part only.
 
     Broadcasts over the data-parallel ranks; every rank must pass the same parameters in the same order.
@@ -68,23 +68,23 @@ def divider(block: Mapping[str, Any], *, mpu: ModelParallelUnit | None = None) -
     settings = EngineSettings.of(block)
     if settings.zero_stage != 3:
         return lambda parameter: None
-    divided: list[Any] = []  # parameters, to which DeepSpeed adds methods
+    partitioned: list[Any] = []  # parameters, to which DeepSpeed adds methods
     dtype = working_type(settings.precision)
 
-    def divide(parameter: nn.Parameter) -> None:
-        # DeepSpeed takes parameters that are divided already for cast already (runtime/engine.py).
+    def partition(parameter: nn.Parameter) -> None:
+        # DeepSpeed takes parameters that are partitioned already for cast already (runtime/engine.py).
         parameter.data = parameter.data.to(dtype)
-        if divided:
-            divided[0].convert_to_zero_parameters(param_list=[parameter])
+        if partitioned:
+            partitioned[0].convert_to_zero_parameters(param_list=[parameter])
             return
         holder = nn.Module()
         holder.register_parameter("parameter", parameter)
         # As runtime/zero/parameter_offload.py of DeepSpeed 0.19.8 does for a model that comes whole.
         group = None if mpu is None else mpu.get_data_parallel_group()
         deepspeed.zero.Init(module=holder, data_parallel_group=group, config_dict_or_path=dict(block), mpu=mpu)
-        divided.append(parameter)
+        partitioned.append(parameter)
 
-    return divide
+    return partition
 
 
 def _reason(error: ValidationError | DeepSpeedConfigError) -> str:

@@ -54,7 +54,7 @@ class StateFormat:
         return float(state["step"]) - self.count_at_start
 
     def step(self, updates: float, device: torch.device) -> Tensor | int:
-        """``step`` of a state after so many updates."""
+        """``step`` of a state after this many updates."""
         count = updates + self.count_at_start
         return torch.tensor(count, dtype=torch.float32, device=device) if self.counts_in_tensor else int(count)
 

@@ -159,7 +159,7 @@ def _norm_of_all_groups(optimizer: deepspeed.runtime.zero.stage_1_and_2.DeepSpee
     """The gradient norm with one reduction over stages and tensor shards.
 
     DeepSpeed 0.19.8 makes one for each parameter group (``scaled_global_norm``); stages with generator and
-    discriminator have more groups than those with one of them, and would wait for each other for ever.
+    discriminator have more groups than those with one of them, and would wait for each other forever.
     """
     if optimizer.cpu_offload:
         parameters = [parameter for group in optimizer.params_in_partition for parameter in group]

@@ -18,7 +18,7 @@ def start_process_group(timeout_seconds: float) -> torch.device:
         ParallelError: the rendezvous failed (port in use, unreachable master, peers missing).
     """
     # On a CPU DeepSpeed compiles a shared-memory all-reduce at the first start. It is not used here: its collectives
-    # spin without a timeout, so one dead rank would hang the others for ever.
+    # spin without a timeout, so one dead rank would hang the others forever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":

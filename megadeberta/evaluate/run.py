@@ -35,7 +35,7 @@ def evaluate(
 
     Args:
         path: see :func:`megadeberta.weights.source.load_weights`.
-        shard: prefix of a token shard. Masks are those of a run's own validation, so its loss comes out again.
+        shard: prefix of a token file. Masks are those of a run's own validation, so its loss comes out again.
         text: a UTF-8 file.
         sequences: at most this many of the shard.
         length: tokens of a sequence; as in the run if not given.

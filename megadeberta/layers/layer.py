@@ -113,7 +113,7 @@ class Layer:
         return 0.0
 
     def repeated_multiply_adds(self, batch: MicroBatch) -> float:
-        """Matrix products of the forward pass that are made again although the result was there."""
+        """Matrix products of the forward pass that are computed again although the result was there."""
         return 0.0
 
     def extra_operations(self, batch: MicroBatch) -> float:

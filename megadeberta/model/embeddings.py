@@ -56,7 +56,7 @@ class Embeddings(nn.Module):
         self.embed_proj = nn.Linear(width, config.hidden_size, bias=False) if width != config.hidden_size else None
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = HiddenDropout(config.hidden_dropout_prob)
-        self.own_tokens = nn.Identity()  # a place that sequence parallelism takes
+        self.own_tokens = nn.Identity()  # an insertion point of sequence parallelism
 
     def forward(self, carry: Carry) -> Carry:
         shared = () if carry.tied_gradient is None else (carry.tied_gradient,)
@@ -109,7 +109,7 @@ class RelativeTable(nn.Module):
         self.layer_norm = (
             nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.norm_rel_ebd == "layer_norm" else None
         )
-        self.into_shards: nn.Module = nn.Identity()  # a place that tensor parallelism takes
+        self.into_shards: nn.Module = nn.Identity()  # an insertion point of tensor parallelism
 
     def forward(self, carry: Carry) -> Carry:
         rows = rows_by_distance(carry.input_ids.size(1), self.num_buckets, self.span)

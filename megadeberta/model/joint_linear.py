@@ -1,4 +1,4 @@
-"""Several linear layers that read the same hidden states. A place that tensor parallelism takes.
+"""Several linear layers that read the same hidden states. An insertion point of tensor parallelism.
 
 Shapes: D hidden size · O outputs of a layer.
 """

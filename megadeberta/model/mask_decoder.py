@@ -26,7 +26,7 @@ class EnhancedMaskDecoder(nn.Module):
         super().__init__()
         self.layer = EncoderLayer(config)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.all_tokens = nn.Identity()  # a place that sequence parallelism takes: the keys are of whole sequences
+        self.all_tokens = nn.Identity()  # an insertion point of sequence parallelism: the keys are of whole sequences
 
     def forward(self, carry: Carry) -> Carry:
         """Fill ``masked_hidden``; with no masked positions in the carry, run the layer in its ordinary way."""

@@ -48,7 +48,7 @@ class MlmHead(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.embedding_width)
         self.layer_norm = nn.LayerNorm(config.embedding_width, config.layer_norm_eps)
         self.decoder: nn.Module = TiedDecoder(config)
-        self.all_tokens = nn.Identity()  # a place that sequence parallelism takes
+        self.all_tokens = nn.Identity()  # an insertion point of sequence parallelism
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D]`` -> ``[..., V]``."""

@@ -25,7 +25,7 @@ class RtdHead(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, 1)
-        self.all_tokens = nn.Identity()  # a place that sequence parallelism takes
+        self.all_tokens = nn.Identity()  # an insertion point of sequence parallelism
 
     def logits(self, hidden: Tensor, document_starts: Tensor | None) -> Tensor:
         """``[B, L, D]`` -> ``[B, L]``; above 0 = replaced."""

@@ -32,7 +32,7 @@ class Sample(nn.Module):
         super().__init__()
         self.temperature = temperature
         self.site = 0
-        self.draw = gumbel_max  # a place that tensor parallelism takes
+        self.draw = gumbel_max  # an insertion point of tensor parallelism
 
     @torch.no_grad()
     def forward(self, carry: Carry) -> Carry:

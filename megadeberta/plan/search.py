@@ -72,7 +72,7 @@ def search_layouts(config: RunConfig, cluster: Cluster, attention: str, *, sourc
     """Try every layout that divides the cluster.
 
     Raises:
-        ConfigError: the recipe allows no layout at all on so many ranks.
+        ConfigError: the recipe allows no layout at all on this many ranks.
     """
     recipe = Recipe(config)
     found, refused = [], []
@@ -96,7 +96,7 @@ def as_it_is(config: RunConfig, cluster: Cluster, attention: str, *, source: str
     """The layout that the recipe asks for itself.
 
     Raises:
-        ConfigError: it cannot run on so many ranks.
+        ConfigError: it cannot run on this many ranks.
     """
     algebra, topology = validate_run(config, world_size=cluster.world_size, source=source)
     return assess(Recipe(config), Layout.of_run(config, algebra, topology), cluster, attention)

@@ -19,7 +19,7 @@ def expect_group_threads() -> None:
 def ending() -> Iterator[None]:
     """Around all of a command: where a process group was started, end without taking the interpreter apart.
 
-    A thread of gloo that gives a tensor back while the interpreter is taken apart ends the process with SIGABRT,
+    A thread of gloo that gives a tensor back during interpreter shutdown ends the process with SIGABRT,
     whatever its exit code was, and ``destroy_process_group`` does not wait for these threads (torch 2.13). What is
     registered to run at exit runs, what was written is flushed, and a bug keeps its traceback and Python's code 1.
     """

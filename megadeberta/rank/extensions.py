@@ -1,7 +1,7 @@
 """The folder in which torch builds C++ extensions: private, one per machine, and free of dead locks.
 
 torch guards a build by a file ``lock`` created with O_EXCL (torch/utils/file_baton.py), without owner or timeout: a
-process killed while it builds makes every later start wait for ever. The holder keeps that file open, and the
+process killed while it builds makes every later start wait forever. The holder keeps that file open, and the
 compilers it starts work inside the folder, so a lock that no process has open, in a folder where none works, is dead.
 """
 

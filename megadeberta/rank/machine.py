@@ -66,7 +66,7 @@ def check_writable(folder: Path) -> None:
         raise ConfigError(f"{folder} cannot be the output folder: a file of that name is in the way") from None
     except PermissionError:
         raise ConfigError(
-            f"{folder} cannot be written by user id {os.getuid()}; choose another training.output_dir or mend its "
+            f"{folder} cannot be written by user id {os.getuid()}; choose another training.output_dir or fix its "
             "permissions"
         ) from None
     except OSError as error:

@@ -13,7 +13,12 @@ from megadeberta.ops.recompute import gelu_then
 from megadeberta.ops.tied_table import TiedGradient, lookup
 from megadeberta.parallel.tensor import collectives
 from megadeberta.parallel.tensor.cross_entropy import vocabulary_cross_entropy
-from megadeberta.parallel.tensor.linear import ColumnParallel, ColumnParallelLinear, RowParallelLinear, TokenShareNorm
+from megadeberta.parallel.tensor.linear import (
+    ColumnParallel,
+    ColumnParallelLinear,
+    RowParallelLinear,
+    SequenceParallelNorm,
+)
 from megadeberta.parallel.tensor.sampling import best_of_shards
 from megadeberta.parallel.tensor.shard import VocabularyShard
 from megadeberta.parallel.tensor.vocabulary import VocabularyTable
@@ -64,7 +69,7 @@ def _check_pair(rank: int, ranks: int, sequence_parallel: bool) -> None:
     own_norm.load_state_dict(norm.state_dict())
     share, take = hidden.detach().clone(), collectives.own_tokens
     if sequence_parallel:
-        own_norm = TokenShareNorm(own_norm, group=group)
+        own_norm = SequenceParallelNorm(own_norm, group=group)
         share, upstream, expected = (take(tensor, group).detach().clone() for tensor in (share, upstream, expected))
     share.requires_grad_()
     gate, inner = project(share, own_key, own_up)

@@ -312,7 +312,7 @@ def test_run_that_diverges_stops_with_77_and_keeps_its_checkpoints(tmp_path: Pat
 
 
 def test_stale_compile_lock_does_not_hang_the_start(tmp_path: Path, prepared: Path) -> None:
-    """A run that was killed while DeepSpeed compiled leaves ``lock``; every later start used to wait for ever."""
+    """A run that was killed while DeepSpeed compiled leaves ``lock``; every later start used to wait forever."""
     lock = tmp_path / "extensions" / "deepspeed_shm_comm" / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()

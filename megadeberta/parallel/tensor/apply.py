@@ -28,7 +28,7 @@ from megadeberta.parallel.tensor.linear import (
     ColumnParallel,
     ColumnParallelLinear,
     RowParallelLinear,
-    TokenShareNorm,
+    SequenceParallelNorm,
 )
 from megadeberta.parallel.tensor.sampling import best_of_shards
 from megadeberta.parallel.tensor.shard import VocabularyShard
@@ -132,8 +132,8 @@ def _shard_feed_forward(block: FeedForward, plan: TensorParallel) -> None:
 
 def _share_tokens(block: AttentionBlock | FeedForward, plan: TensorParallel) -> None:
     if plan.sequence_parallel:
-        block.dropout = _TokenShareDropout(block.dropout, plan.group)
-        block.layer_norm = TokenShareNorm(block.layer_norm, group=plan.group)
+        block.dropout = _SequenceParallelDropout(block.dropout, plan.group)
+        block.layer_norm = SequenceParallelNorm(block.layer_norm, group=plan.group)
 
 
 def _shard_embeddings(embeddings: Embeddings, plan: TensorParallel) -> None:
@@ -188,7 +188,7 @@ class _Border(nn.Module):
         return self.operator(tensor, self.group)
 
 
-class _TokenShareDropout(HiddenDropout):
+class _SequenceParallelDropout(HiddenDropout):
     """Dropout of this rank's tokens ``[B, L/T, D]``, as they would be dropped in the whole sequence."""
 
     def __init__(self, whole: HiddenDropout, group: ProcessGroup) -> None:

@@ -74,7 +74,7 @@ class RowParallelLinear(nn.Module):
         return _RowParallel.apply(inner, self.weight, self.bias, self.group, self.sequence_parallel)
 
 
-class TokenShareNorm(ResidualNorm):
+class SequenceParallelNorm(ResidualNorm):
     """The end of a block on a share of the tokens: branch and residual are ``[B, L/T, D]``, and so is the result.
 
     One all-reduce over tp of the gradients of weight and bias in backward. Runs torch's implementation unless

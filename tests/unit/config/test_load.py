@@ -127,7 +127,7 @@ def test_extends_merges_objects_and_replaces_values(tmp_path: Path) -> None:
 def test_circle_of_extends_is_shown(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"extends": "b.json"})
     write_json(tmp_path / "b.json", {"extends": "a.json"})
-    with pytest.raises(ConfigError, match=r"extends goes round in a circle: .*a\.json -> .*b\.json -> .*a\.json"):
+    with pytest.raises(ConfigError, match=r"extends forms a loop: .*a\.json -> .*b\.json -> .*a\.json"):
         read_recipe(tmp_path / "a.json")
 
 

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: fixed for ever, and as good as masking and shuffling need."""
+"""Counter-based random numbers: fixed forever, and as good as masking and shuffling need."""
 
 import numpy as np
 import pytest

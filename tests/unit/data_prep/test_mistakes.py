@@ -190,7 +190,7 @@ def test_too_many_bad_lines_fail_with_the_first_place_and_leave_nothing(
         assert message.startswith("3 of 100 lines cannot be used (3.00%, allowed 1.00%); ") and expected in message
     assert left_in(output) == []
     message = failure("prep", corpus, "-o", output, "--tokenizer", model, "--on-bad-line", "stop")
-    assert message.startswith(f"a.jsonl:41 (byte {at}): has 'txt', not 'text': no such key; mend it, or use")
+    assert message.startswith(f"a.jsonl:41 (byte {at}): has 'txt', not 'text': no such key; fix it, or use")
     result = invoke("prep", corpus, "-o", output, "--tokenizer", model, "--max-bad-fraction", "0.05")
     assert result.exit_code == 0, result.exception
     report = json.loads((output / "report.json").read_bytes())["corpus"]

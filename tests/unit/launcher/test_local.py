@@ -154,7 +154,7 @@ def test_third_interrupt_kills_ranks_that_do_not_listen(tmp_path: Path) -> None:
 
 
 def test_killed_rank_is_named_and_the_others_end_within_five_seconds(tmp_path: Path) -> None:
-    # The worst peers: one ignores SIGTERM, one would sleep for ever.
+    # The worst peers: one ignores SIGTERM, one would sleep forever.
     program = 'rank == 2 and signal.signal(signal.SIGTERM, signal.SIG_IGN); note("ready"); time.sleep(60)'
     job = _launch(tmp_path, 3, program)
     pids = [_note(tmp_path / f"ready.{rank}")[0] for rank in range(3)]

@@ -32,7 +32,7 @@ from megadeberta.ops.attention.backends import (
 )
 from megadeberta.ops.attention.mask import AttentionMask
 from megadeberta.ops.attention.reference import reference_attention
-from megadeberta.parallel.tensor.linear import TokenShareNorm
+from megadeberta.parallel.tensor.linear import SequenceParallelNorm
 from megadeberta.preflight.validate import validate_run
 from tests.models import run_config
 from tests.unit.ops.cases import Case, largest_error
@@ -234,7 +234,7 @@ def test_the_residual_norm_goes_with_the_attention_unless_it_is_named(setting: s
 
 def test_norms_that_are_shared_by_tokens_stay_with_torch_unless_another_is_named() -> None:
     block = _Block()
-    block.shared = TokenShareNorm(ResidualNorm(64, 1e-7), group=None)
+    block.shared = SequenceParallelNorm(ResidualNorm(64, 1e-7), group=None)
     assert select_residual_norm(block, "auto", CPU, attention="cpu") == "residual norm auto: cpu and torch"
     assert (block.norm.implementation, block.shared.implementation) == ("cpu", "torch")
     assert select_residual_norm(block, "cpu", CPU, attention="reference") == "residual norm cpu: cpu"

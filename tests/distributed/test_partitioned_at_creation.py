@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from megadeberta.engine.build import divider
+from megadeberta.engine.build import partitioner
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.layers.cuts import how_cut
@@ -27,7 +27,7 @@ def _check_born(rank: int, world_size: int) -> None:
         model = WholeModel(list_layers(config, objective))
     whole = {name: parameter.numel() for name, parameter in model.named_parameters()}
     apply_tensor_parallel(model, TensorParallel(groups.tensor, config.vocab_size))
-    divide = divider(LAYOUT.block | {"bf16": {"enabled": True}}, mpu=mpu)
+    divide = partitioner(LAYOUT.block | {"bf16": {"enabled": True}}, mpu=mpu)
     made: list[nn.Parameter] = []
 
     def fill(name: str, parameter: nn.Parameter) -> None:
