@@ -136,7 +136,7 @@ def test_circle_of_extends_is_shown(tmp_path: Path) -> None:
     [
         ('{"name": "a",\n "name": "b"}', r"key 'name' is given twice in one object"),
         ('{"model": {"x": 1,\n "x": 2}}', r"key 'x' is given twice"),
-        ('{"name": 1,\n}', r"r\.json:2: not valid JSON"),
+        ('{"name": 1,\n"x"}', r"r\.json:2: not valid JSON"),
         ("", r"r\.json:1: not valid JSON"),
         ("[1]", r"a recipe is one JSON object, found list"),
         ('{"extends": 5}', r"extends must be the path or name of another recipe, found 5"),
