@@ -130,6 +130,6 @@ def test_a_run_without_files_goes_on_with_its_state_in_files(tmp_path: Path) -> 
 
 @pytest.mark.campaign
 @pytest.mark.skipif(not AsyncIOBuilder().is_compatible(), reason="needs libaio: apt install libaio-dev")
-def test_the_same_through_libaio(tmp_path: Path) -> None:
+def test_libaio_gives_the_same(tmp_path: Path) -> None:
     AsyncIOBuilder().load()  # built once, not by two ranks at a time
     _check(_run_libaio, tmp_path, PIPELINED)

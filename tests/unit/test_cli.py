@@ -132,7 +132,7 @@ def test_no_arguments_print_the_help() -> None:
     assert "launch" in done.stdout
 
 
-def test_version() -> None:
+def test_version_is_that_of_the_package() -> None:
     assert _run("--version").stdout == f"megadeberta {megadeberta.__version__}\n"
 
 

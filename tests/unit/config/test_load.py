@@ -50,7 +50,7 @@ def test_values_and_defaults_are_read(path: Path) -> None:
         ("checkpoint.keep_last=5", "checkpoint", "keep_last", 5),
     ],
 )
-def test_override_of_each_kind(path: Path, override: str, section: str, key: str, value: Any) -> None:
+def test_override_takes_values_of_each_kind(path: Path, override: str, section: str, key: str, value: Any) -> None:
     if override.endswith("output_dir=123"):  # a number where a path belongs: quote it
         with pytest.raises(ConfigError, match=r"training\.output_dir=123: Input is not a valid path"):
             load_run_config(path, [override])

@@ -52,11 +52,11 @@ def test_unusual_shape_that_works_is_accepted(values: dict[str, Any]) -> None:
     ("given", "terms"),
     [("p2c|c2p", ("p2c", "c2p")), ("C2P", ("c2p",)), ("none", ()), ("", ()), (["c2p"], ("c2p",))],
 )
-def test_position_terms_in_the_form_of_published_configs(given: object, terms: tuple[str, ...]) -> None:
+def test_position_terms_are_read_in_the_form_of_published_configs(given: object, terms: tuple[str, ...]) -> None:
     assert ModelConfig(pos_att_type=given).pos_att_type == terms
 
 
-def test_derived_sizes() -> None:
+def test_other_sizes_follow_from_the_fields() -> None:
     base = ModelConfig()
     assert (base.head_size, base.embedding_width, base.relative_span, base.relative_half_width) == (64, 768, 512, 256)
     linear = ModelConfig(position_buckets=-1, max_relative_positions=128)

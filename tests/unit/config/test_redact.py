@@ -15,12 +15,12 @@ from megadeberta.config.redact import is_secret_name, redact
         "apikey",
     ],
 )
-def test_names_of_secrets(name: str) -> None:
+def test_names_of_secrets_are_known(name: str) -> None:
     assert is_secret_name(name)
 
 
 @pytest.mark.parametrize("name", ["HOME", "TOKENIZERS_PARALLELISM", "tokenizer", "RANK", "MASTER_ADDR"])
-def test_names_of_ordinary_variables(name: str) -> None:
+def test_ordinary_variables_are_no_secrets(name: str) -> None:
     assert not is_secret_name(name)
 
 

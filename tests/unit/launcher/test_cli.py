@@ -57,7 +57,7 @@ def test_exit_code_and_lines_are_those_of_the_ranks(path: Path, started: list[tu
     assert started[0][1]["ranks"] == 1
 
 
-def test_one_rank_for_each_visible_device(
+def test_each_visible_device_gets_a_rank(
     path: Path, started: list[tuple[list[str], dict]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")

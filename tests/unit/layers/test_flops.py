@@ -29,7 +29,7 @@ def flops_per_token(model: ModelConfig, *, sequence_length: int, mask_rate: floa
 
 
 @pytest.mark.parametrize(("values", "millions"), [({}, 712), (LARGE, 2233), (XLARGE, 9280)])
-def test_totals_of_base_large_and_xlarge_at_512_tokens(values: dict[str, int], millions: int) -> None:
+def test_totals_of_base_large_and_xlarge_follow_the_formula(values: dict[str, int], millions: int) -> None:
     # 72 L D^2 (+ 18 D^2) + 12 L N D + 12 L R D + m (6 D V + 6 D^2) in millions, with m = 0.15, N = 512, and R = 511:
     # no distance reads row 0.
     total = flops_per_token(_model(**values), sequence_length=512, mask_rate=0.15)

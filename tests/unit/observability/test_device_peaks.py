@@ -29,7 +29,7 @@ from megadeberta.observability.gemm_rate import measure_gemm_rate
         ("AMD Instinct MI300X", 1307.4),
     ],
 )
-def test_peak_of_a_known_device(name: str, tera: float) -> None:
+def test_known_device_has_its_peak(name: str, tera: float) -> None:
     assert device_peak_flops(name) == pytest.approx(tera * 1e12)
 
 

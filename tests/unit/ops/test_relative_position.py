@@ -101,7 +101,7 @@ def test_a_longer_span_moves_every_bucket_beyond_the_middle(max_distance: int, e
     assert [bucket_relative_position(distance, 256, max_distance) for distance in distances] == expected
 
 
-def test_four_buckets_over_eight_positions() -> None:
+def test_four_buckets_over_eight_positions_are_the_known_ones() -> None:
     buckets = [bucket_relative_position(distance, 4, 8) for distance in range(-12, 13)]
     assert buckets == [-3] * 10 + [-2, -1, 0, 1, 2] + [3] * 10
     assert [table_row(distance, num_buckets=4, max_distance=8) for distance in range(-12, 13)] == [

@@ -141,7 +141,7 @@ def test_uneven_tasks_per_node_are_counted_for_the_own_node() -> None:
         ("tux[1,3-9]-ib", "tux1-ib"),
     ],
 )
-def test_first_host_of_a_node_list(nodelist: str, host: str) -> None:
+def test_first_host_of_a_node_list_is_found(nodelist: str, host: str) -> None:
     assert first_host(nodelist) == host
 
 
@@ -202,7 +202,7 @@ def test_lone_processes_get_different_free_ports() -> None:
     assert all(1024 <= port < 65536 for port in ports)
 
 
-def test_ranks_under_the_installed_mpiexec() -> None:
+def test_ranks_under_the_installed_mpiexec_know_their_numbers() -> None:
     mpiexec = shutil.which("mpiexec", path=str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"])
     assert mpiexec is not None, "the test extra, which `make test` installs, brings one"
     # One string a line: of several, unbuffered Python writes each by itself, and mpiexec mixes what its ranks write.

@@ -79,7 +79,7 @@ def test_output_folder_is_created_and_left_empty(tmp_path: Path) -> None:
     assert list((tmp_path / "runs" / "one").iterdir()) == []
 
 
-def test_file_in_the_way_of_the_output_folder(tmp_path: Path) -> None:
+def test_file_in_the_way_of_the_output_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     for folder in (tmp_path / "runs", tmp_path / "runs" / "one"):
         with pytest.raises(ConfigError, match=rf"{folder} cannot be the output folder: a file of that name"):
@@ -94,7 +94,7 @@ def test_file_in_the_way_of_the_output_folder(tmp_path: Path) -> None:
         (OSError(30, "Read-only file system"), StorageError, "cannot be written: Read-only file system"),
     ],
 )
-def test_unwritable_output_folder(
+def test_unwritable_output_folder_is_an_error_of_its_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, expected: type[Exception], message: str
 ) -> None:
     def refuse(*args: object) -> None:
