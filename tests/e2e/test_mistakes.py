@@ -128,7 +128,7 @@ MISTAKES: dict[str, tuple[Case, str]] = {
     "recipe that is not JSON": (_text('{"name": "x",}'), r"recipe.json:1: not valid JSON"),
     "recipe that is a list": (_text("[]"), r"one JSON object, found list"),
     "key given twice": (_text('{"name": "a", "name": "b"}'), r"'name' is given twice"),
-    "recipe that extends itself": (_text('{"extends": "recipe.json"}'), r"round in a circle"),
+    "recipe that extends itself": (_text('{"extends": "recipe.json"}'), r"forms a loop"),
     "missing section": (_text('{"name": "x"}'), r"model is required and missing"),
     "unknown key": (_override("model.num_heads=4"), r"unknown key model.num_heads; did you mean 'num_attention_heads'"),
     "unknown deepspeed key": (
