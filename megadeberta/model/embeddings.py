@@ -91,7 +91,7 @@ class SharedEmbedding(nn.Module):
         """``[...]`` -> ``[..., E]``."""
         # Rows are looked up in both tables before the sum: the sum of the tables would be as large as a third one.
         base = functional.embedding(ids, self.base.detach())
-        return base + functional.embedding(ids, self.delta, self.padding_idx)
+        return base + lookup(self.delta, ids, padding=self.padding_idx)
 
 
 class RelativeTable(nn.Module):
