@@ -72,8 +72,8 @@ def _exponential(words):
 def draw_kernel(LOGITS, KEYS, VALUES, IDS, inverse, first_id, size, stride, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     """The best id of one row; of equal ones the lowest."""
     row = tl.program_id(0).to(tl.int64)
-    start = tl.multiple_of(row * stride, ALIGNED)
-    size = tl.multiple_of(size, ALIGNED)
+    start = row * (stride // ALIGNED) * ALIGNED  # so the compiler sees how many it can read at once
+    size = size // ALIGNED * ALIGNED
     key = tl.load(KEYS + row)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     place = tl.zeros([BLOCK], tl.int32)

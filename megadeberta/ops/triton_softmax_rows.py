@@ -22,7 +22,9 @@ PASSES = {
     "megadeberta.softmax_statistics_and_error_": (2, 1),
 }
 """How often each operator reads and writes all logits."""
-OPTIONS = {"BLOCK": 4096, "num_warps": 8}
+OPTIONS = {"BLOCK": 16384, "num_warps": 32}
+"""One program fills a multiprocessor, so that the rows under way (34 MB of 128 000 ids on an H200) stay in its L2 cache
+for their second pass; 16 logits a thread."""
 
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
 
@@ -67,8 +69,8 @@ def softmax_kernel(
 ):  # fmt: skip
     """One row: its statistics, and its error, which may take the place of its logits."""
     row = tl.program_id(0).to(tl.int64)
-    start = tl.multiple_of(row * stride, ALIGNED)
-    size = tl.multiple_of(size, ALIGNED)
+    start = row * (stride // ALIGNED) * ALIGNED  # so the compiler sees how many it can read at once
+    size = size // ALIGNED * ALIGNED
     label = tl.load(COLUMNS + row)
     if STATISTICS:
         # Before the reductions: behind their barriers other warps may write an error in its place.

@@ -12,6 +12,9 @@ from megadeberta.ops.attention.mask import padding_mask
 from megadeberta.ops.attention.position_terms import PositionTerms
 from megadeberta.ops.attention.relative_position import rows_by_distance
 from megadeberta.ops.counter_dropout import CounterDropout
+from megadeberta.ops.gumbel_max import gumbel_max
+from megadeberta.ops.logits import IMPLEMENTATIONS as LOGITS
+from megadeberta.ops.masked_cross_entropy import masked_cross_entropy
 from megadeberta.ops.residual_norm import IMPLEMENTATIONS, residual_layer_norm
 
 
@@ -58,3 +61,16 @@ def test_dropout_residual_and_layer_norm_are_one_graph(implementation: str) -> N
         return residual_layer_norm(branch, residual, weight, bias, **options)
 
     _check(norm, [torch.randn(shape, requires_grad=True) for shape in ((3, 24), (3, 24), (24,), (24,))])
+
+
+@pytest.mark.parametrize("implementation", LOGITS)
+def test_loss_over_the_vocabulary_and_draw_are_one_graph(implementation: str) -> None:
+    torch.manual_seed(0)
+    labels, keys = torch.tensor([3, 0, 9]), torch.arange(3)
+
+    def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        found = masked_cross_entropy(hidden, weight, bias, labels, implementation=implementation, keep_logits=True)
+        drawn = gumbel_max(found.logits, keys, implementation=implementation)
+        return found.loss_sum + (hidden.sum(1) * drawn).sum()
+
+    _check(loss, [torch.randn(shape, requires_grad=True) for shape in ((3, 8), (1500, 8), (1500,))])
