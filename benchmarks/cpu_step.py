@@ -11,7 +11,6 @@ import argparse
 import os
 import statistics
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from attention_layer import draw_inputs, our_layer, their_layer, with_backward
@@ -34,6 +33,7 @@ from step_models import (
 )
 from stopwatch import draw_bars, gemm_rate, interleave, print_ratios
 from torch import nn
+from transformers_pair import PAIR, TransformersPair, check_pair, step_of_pair
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.training import OptimizerConfig
@@ -98,17 +98,23 @@ def bench_optimizer(shape: tuple[int, int], config: ModelConfig, models: dict[st
 
 
 def bench_replaced(shape: tuple[int, int], config: ModelConfig, models: dict[str, Variant], repeats: int) -> Seconds:
-    """G10: the step of replaced token detection against that of masked tokens, our model, forward and backward."""
-    print(
-        f"replaced tokens (RTD) against masked tokens (MLM), {shape[0]}x{shape[1]}, {config.num_hidden_layers} layers"
-    )
+    """C8, G10: the step of replaced token detection against transformers' classes and our step of masked tokens."""
+    print(f"replaced tokens (RTD), {shape[0]}x{shape[1]}, {config.num_hidden_layers} layers")
     mlm, batch = models[OURS], draw_batch(*shape, config.vocab_size)
-    rtd = partial(build_ours, backend=BACKENDS[OURS], device=torch.device("cpu"), objective=REPLACED)
-    built = {"masked tokens": mlm.build(mlm.config).train(), "replaced tokens": rtd(mlm.config).train()}
-    seconds = interleave({name: lambda m=model: mlm.step(m, batch) for name, model in built.items()}, repeats)
-    masked, replaced = seconds.values()
-    ratios = [b / a for a, b in zip(masked, replaced, strict=True)]
-    print_ratios(seconds, "masked tokens")
+    rtd = build_ours(mlm.config, backend=BACKENDS[OURS], device=torch.device("cpu"), objective=REPLACED).train()
+    pair = TransformersPair(mlm.config).train()
+    if not config.hidden_dropout_prob:
+        check_pair(pair, rtd, batch, mlm.config, tolerance=GRADIENT_TOLERANCE)
+    masked = mlm.build(mlm.config).train()
+    theirs, ours, rival = PAIR, f"{OURS}, replaced tokens", f"{OURS}, masked tokens"
+    runs: dict[str, Callable[[], object]] = {
+        theirs: lambda: step_of_pair(pair, batch),
+        ours: lambda: mlm.step(rtd, batch),
+        rival: lambda: mlm.step(masked, batch),
+    }
+    seconds = interleave(runs, repeats)
+    print_ratios(seconds, theirs)
+    ratios = [a / b for a, b in zip(seconds[ours], seconds[rival], strict=True)]
     print(f"  RTD step : MLM step {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
     return seconds
 

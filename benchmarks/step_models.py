@@ -25,6 +25,7 @@ from megadeberta.model.attention import DisentangledSelfAttention
 from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import initialize
+from megadeberta.model.logit_kernels import select_logits
 from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.backends import Backend, register_backend
 
@@ -83,6 +84,7 @@ def build_ours(
     set_sites(model.named_modules(), seed=0)
     select_attention(model, backend, device)
     select_residual_norm(model, "auto", device, attention=backend)
+    select_logits(model, "auto", device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     return model
 
 

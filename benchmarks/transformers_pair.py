@@ -18,6 +18,7 @@ from megadeberta.convert.formats.names import backbone_names, mlm_names
 from megadeberta.layers.objectives import objective_of
 from megadeberta.model.whole import WholeModel
 
+PAIR = "transformers pair, eager"
 WEIGHT = objective_of(REPLACED).loss_weights(REPLACED)["rtd_loss"]
 
 
@@ -59,10 +60,11 @@ class TransformersPair(nn.Module):
         return batch.ids.masked_scatter(is_target, drawn)
 
 
-def pair_loss(model: TransformersPair, batch: Batch) -> Tensor:
-    """With the weights of a recipe."""
+def step_of_pair(model: TransformersPair, batch: Batch) -> None:
+    """Forward and backward, the losses with the weights of a recipe."""
+    model.zero_grad()
     masked, replaced = model(batch)
-    return masked + WEIGHT * replaced
+    (masked + WEIGHT * replaced).backward()
 
 
 def pair_names(config: ModelConfig) -> dict[str, str]:
