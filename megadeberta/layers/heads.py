@@ -125,7 +125,8 @@ class Sample(Layer, kind="sample"):
 
     def collectives(self, batch: MicroBatch) -> list[Collective]:
         """What the head reads or sums over ranks."""
-        return [Collective("all_reduce", "forward", "draw", (batch.sequences, batch.slots), INDEX_BYTES)]
+        rows = batch.rows if batch.targets is None else batch.targets[0]
+        return [Collective("all_reduce", "forward", "draw", (rows,), INDEX_BYTES)]
 
 
 class RtdHead(Layer, kind="rtd_head"):
