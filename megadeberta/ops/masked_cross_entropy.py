@@ -81,7 +81,8 @@ def masked_cross_entropy(
         keep_logits: return the logits too, for a draw.
     """
     name = resolve(implementation, hidden.device.type)
-    call = _Call(tied, shards, name, keep_logits, range(weight.size(0)) if shards is None else shards.ids)
+    ids = range(weight.size(0)) if shards is None else shards.ids
+    call = _Call(tied, shards, name, keep_logits, ids, trains=torch.is_grad_enabled())
     return TokenLoss(*_MaskedCrossEntropy.apply(hidden, weight, bias, labels, call))
 
 
@@ -92,6 +93,8 @@ class _Call:
     implementation: str
     keep_logits: bool
     ids: range
+    trains: bool
+    """Autograd records the call."""
 
     def chunks(self, hidden: Tensor, weight: Tensor) -> list[slice]:
         columns = weight.size(0) if self.shards is None else self.shards.largest
@@ -113,7 +116,7 @@ class _MaskedCrossEntropy(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # a gradient of zeros for the logits would be as large as they are
         chunks, columns = call.chunks(hidden, weight), label_columns(labels, call.ids)
         rows_of = softmax_rows(call.implementation, weight.dtype)
-        keeps_error = len(chunks) == 1 and any(ctx.needs_input_grad) and rows_of.keeps_error(weight.dtype)
+        keeps_error = call.trains and len(chunks) == 1 and rows_of.keeps_error(weight.dtype)
         done = [
             _forward_chunk(hidden[rows], weight, bias, columns[rows], rows_of, call, keeps_error) for rows in chunks
         ]

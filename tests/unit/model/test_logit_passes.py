@@ -46,7 +46,8 @@ def _count(implementation: str, *, for_sampling: bool, batch: int = B) -> tuple[
     with LogitPasses(vocabulary=V, width=CONFIG.embedding_width) as passes:
         carry = head(carry)
         loss: Tensor = carry.terms["mlm_loss"][0]
-        loss.backward()
+        if torch.is_grad_enabled():
+            loss.backward()
     if not for_sampling:
         return passes, None
     sample = Sample(1.0)
@@ -62,6 +63,12 @@ def test_loss_and_gradient_over_the_vocabulary_pass_less_than_6_gb() -> None:
     # Softmax and error read twice and write once; the gradient of the bias reads the error.
     assert passes.elementwise == pytest.approx(4 * WHOLE, rel=0.01)
     assert passes.products == pytest.approx(3 * WHOLE, rel=0.01)  # written by the decoder, read for two gradients
+
+
+def test_validation_passes_once() -> None:
+    with torch.no_grad():
+        passes, _ = _count(TRITON, for_sampling=False)
+    assert passes.elementwise == pytest.approx(WHOLE, rel=0.01)
 
 
 def test_a_draw_from_the_generator_passes_less_than_8_gb_and_makes_no_logits_again() -> None:
