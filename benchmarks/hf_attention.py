@@ -2,10 +2,10 @@
 
     python benchmarks/hf_attention.py [--shapes 8x128 4x512] [--layers 4] [--repeats 5] [--dropout 0.1] [--plot hf.png]
 
-Base size (v3: width 768, 12 heads, shared projections, 256 buckets), one thread, one process: inference is a forward pass in
-evaluation mode, fine-tuning forward and backward in training mode. Both are one model whose attention is switched between
-runs. Outputs and gradients are compared first, without dropout and with padding. Variants are interleaved; times are CPU
-seconds of this process, and a ratio is the median of those of neighbouring runs.
+Base size (v3: width 768, 12 heads, shared projections, 256 buckets), one thread, one process: inference is a forward
+pass in evaluation mode, fine-tuning forward and backward in training mode. Both are one model whose attention is
+switched between runs. Outputs and gradients are compared first, without dropout and with padding. Variants are
+interleaved; times are CPU seconds of this process, and a ratio is the median of those of neighbouring runs.
 
 Shapes: B batch · L length.
 """
@@ -101,12 +101,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--dropout", type=float, default=0.1, help="of hidden states and attention in fine-tuning")
-    parser.add_argument("--padded", action="store_true", help="time batches with padding; those compared always have it")
+    parser.add_argument(
+        "--padded", action="store_true", help="time batches with padding; those compared always have it"
+    )
     parser.add_argument("--toy", action="store_true", help="a small model: every line of this in seconds")
     parser.add_argument("--plot", help="write a bar chart to this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, 1 thread of {os.cpu_count()}, load {os.getloadavg()[0]:.1f}, dropout {args.dropout}")
+    load = os.getloadavg()[0]
+    print(f"torch {torch.__version__}, 1 thread of {os.cpu_count()}, load {load:.1f}, dropout {args.dropout}")
     model = build(args.layers, args.dropout, toy=args.toy)
     panels = {}
     for text in args.shapes:

@@ -27,7 +27,7 @@ TERMS = ("c2p", "p2c")
 class FastAttention(nn.Module):
     """What both versions share. Mixed in before a ``DisentangledSelfAttention`` of transformers."""
 
-    EAGER: ClassVar[type[nn.Module]]
+    EAGER: ClassVar[Any]
     choice: BackendChoice
     num_attention_heads: int
     all_head_size: int
@@ -58,27 +58,10 @@ class FastAttention(nn.Module):
                 relative_pos = dense_distances(relative_pos)
             mask = dense_mask(attention_mask, hidden_states.device)
             return super().forward(hidden_states, mask, output_attentions, query_states, relative_pos, rel_embeddings)
-        query, key, value = self.project(hidden_states, query_states)
         position = None
         if self.relative_attention and relative_pos is not None and rel_embeddings is not None:
             position = self._position_terms(rel_embeddings, relative_pos)
-        mask, blind = None, None
-        if attention_mask is not None:
-            mask, blind = read_mask(attention_mask, batch=hidden_states.size(0), length=hidden_states.size(1))
-        context = disentangled_attention(
-            self._rescaled(query, position),
-            key,
-            value,
-            position=position,
-            mask=mask,
-            dropout=self._draw(hidden_states),
-            backend=self.choice.on(hidden_states.device),
-        )
-        context = context.transpose(1, 2).flatten(2)  # [B, L, D]
-        if blind is not None:
-            # Softmax over nothing but equal scores, and not the op's zeros: losses over all positions read such rows.
-            uniform = value.mean(2).flatten(1).unsqueeze(1)  # [B, 1, D]
-            context = torch.addcmul(context, blind.to(context.dtype), uniform)
+        context = self._attend(self.project(hidden_states, query_states), position, attention_mask)
         return context, None
 
     def project(self, hidden: Tensor, query_states: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +76,7 @@ class FastAttention(nn.Module):
         """Half of the table's rows, and the number of logarithmic buckets or less than 1."""
         raise NotImplementedError
 
-    def config(self) -> dict[str, object]:
+    def layer_fields(self) -> dict[str, object]:
         """Fields of ``ModelConfig`` for a layer of this shape."""
         half_width, buckets = self.buckets() if self.relative_attention else (1, -1)
         span = self.max_relative_positions if self.relative_attention else 1
@@ -134,13 +117,37 @@ class FastAttention(nn.Module):
     def _drops(self) -> bool:
         return self.dropout.training and self.dropout.p > 0
 
-    def _draw(self, hidden: Tensor) -> CounterDropout | None:
-        """A seed from torch's generator of the device, new for every call: ``torch.manual_seed`` repeats it, and
-        gradient checkpointing, which restores the generator, draws the same."""
+    def _attend(
+        self, projected: tuple[Tensor, Tensor, Tensor], position: PositionTerms | None, attention_mask: Tensor | None
+    ) -> Tensor:
+        """Context ``[B, L, D]`` of query, key and value ``[B, N, L, H]``."""
+        query, key, value = projected
+        mask = blind = None
+        if attention_mask is not None:
+            mask, blind = read_mask(attention_mask, batch=key.size(0), length=key.size(2))
+        context = disentangled_attention(
+            self._rescaled(query, position),
+            key,
+            value,
+            position=position,
+            mask=mask,
+            dropout=self._draw(key),
+            backend=self.choice.on(key.device),
+        )
+        context = context.transpose(1, 2).flatten(2)
+        if blind is None:
+            return context
+        # Softmax over nothing but equal scores, and not the op's zeros: losses over all positions read such rows.
+        uniform = value.mean(2).flatten(1).unsqueeze(1)  # [B, 1, D]
+        return torch.addcmul(context, blind.to(context.dtype), uniform)
+
+    def _draw(self, key: Tensor) -> CounterDropout | None:
+        """Dropout with a seed from torch's generator of the device, new for every call: ``torch.manual_seed`` repeats
+        it, and gradient checkpointing, which restores the generator, draws the same."""
         if not self._drops():
             return None
-        seed = torch.randint(-(2**63), 2**63 - 1, (), device=hidden.device)
-        return CounterDropout(self.dropout.p, seed, torch.arange(hidden.size(0), device=hidden.device))
+        seed = torch.randint(-(2**63), 2**63 - 1, (), device=key.device)
+        return CounterDropout(self.dropout.p, seed, torch.arange(key.size(0), device=key.device))
 
     def _position_terms(self, table: Tensor, distances: Tensor) -> PositionTerms | None:
         """Of ``table`` ``[2k, D]`` only the rows that distances of this length reach are projected, once for all
@@ -184,8 +191,8 @@ class FastAttentionV1(FastAttention, v1.DisentangledSelfAttention):
     def buckets(self) -> tuple[int, int]:
         return self.max_relative_positions, -1
 
-    def config(self) -> dict[str, object]:
-        return super().config() | {"share_att_key": False, "key_bias": False}
+    def layer_fields(self) -> dict[str, object]:
+        return super().layer_fields() | {"share_att_key": False, "key_bias": False}
 
     def _reason_for_eager(self, hidden: Tensor, mask: Tensor | None, output_attentions: bool, *rest: Any) -> str:
         reason = super()._reason_for_eager(hidden, mask, output_attentions, *rest)
@@ -216,14 +223,14 @@ class FastAttentionV2(FastAttention, v2.DisentangledSelfAttention):
     def buckets(self) -> tuple[int, int]:
         return self.pos_ebd_size, self.position_buckets
 
-    def config(self) -> dict[str, object]:
-        return super().config() | {"share_att_key": self.share_att_key}
+    def layer_fields(self) -> dict[str, object]:
+        return super().layer_fields() | {"share_att_key": self.share_att_key}
 
 
 class FastEncoder(nn.Module):
     """What both versions share. Mixed in before an encoder of transformers; its layers have ``FastAttention``."""
 
-    EAGER: ClassVar[type[nn.Module]]
+    EAGER: ClassVar[Any]
     choice: BackendChoice
     relative_attention: bool
 
@@ -231,7 +238,7 @@ class FastEncoder(nn.Module):
         """As of transformers' class."""
         device = hidden_states.device
         if device.type != self.choice.device_type and not torch.compiler.is_compiling():
-            autocast = torch.is_autocast_enabled(device.type)
+            autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
             dtype = torch.get_autocast_dtype(device.type) if autocast else hidden_states.dtype
             self.choose(self.choice.setting, device, dtype)
         return super().forward(hidden_states, *args, **kwargs)
@@ -243,7 +250,7 @@ class FastEncoder(nn.Module):
             ConfigError: see ``choose_backend``.
         """
         layers = [module for module in self.modules() if isinstance(module, FastAttention)]
-        self.choice = choose_backend(setting, device, dtype, config=layers[0].config)
+        self.choice = choose_backend(setting, device, dtype, fields=layers[0].layer_fields)
         for layer in layers:
             layer.choice = self.choice
 
@@ -255,10 +262,10 @@ class FastEncoder(nn.Module):
         self, hidden_states: Tensor, query_states: Tensor | None = None, relative_pos: Tensor | None = None
     ) -> Tensor | None:
         """For the layers: the bucket of each distance ``-(L-1) .. L-1``, as transformers rounds them on this device."""
-        same = query_states is None or query_states.size(-2) == hidden_states.size(-2)
-        if not self.relative_attention or relative_pos is not None or not same:
-            return super().get_rel_pos(hidden_states, query_states, relative_pos)
         length = hidden_states.size(-2)
+        same = query_states is None or query_states.size(-2) == length
+        if not self.relative_attention or relative_pos is not None or not same:
+            return self.EAGER.get_rel_pos(self, hidden_states, query_states, relative_pos)
         return self.bucketed(torch.arange(1 - length, length, device=hidden_states.device))
 
     def bucketed(self, distances: Tensor) -> Tensor:

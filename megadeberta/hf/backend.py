@@ -1,7 +1,7 @@
 """Which implementation of the op the layers of a model take on a device."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -29,44 +29,50 @@ class BackendChoice:
         return self.name if device.type == self.device_type else self.setting
 
 
-def check_setting(setting: str) -> None:
-    """Refuse what is neither "auto" nor the name of a backend.
+def check_setting(setting: str, device_types: Iterable[str]) -> None:
+    """Refuse what is neither "auto" nor the name of a backend that runs on those types of devices.
 
     Raises:
-        ConfigError: names those that exist.
+        ConfigError: names what exists, or says why it does not run there.
     """
     if setting != AUTO and setting not in BACKENDS:
         raise ConfigError(f"attention backend {setting!r} does not exist; known: {', '.join([AUTO, *BACKENDS])}")
+    for device_type in device_types:
+        reason = resolve(setting, device_type).reason_not_to_run(device_type)
+        if reason:
+            raise ConfigError(f"attention backend {setting}: {reason}; use auto")
 
 
 def choose_backend(
-    setting: str, device: torch.device, dtype: torch.dtype, *, config: Callable[[], dict[str, object]]
+    setting: str, device: torch.device, dtype: torch.dtype, *, fields: Callable[[], dict[str, object]]
 ) -> BackendChoice:
     """The backend named, or for "auto" what the trainer takes: on a GPU the kernels if a trial of seconds finds them
     right and faster.
 
     Args:
-        config: fields of ``ModelConfig`` that describe an attention layer of the model, for the trial.
+        fields: of ``ModelConfig``, for a layer of the model's shape that the trial runs.
 
     Raises:
-        ConfigError: the backend named does not run there.
+        ConfigError: see ``check_setting``.
     """
-    reason = resolve(setting, device.type).reason_not_to_run(device.type)
-    if reason:
-        raise ConfigError(f"attention backend {setting}: {reason}; use auto")
+    check_setting(setting, [device.type])
+    name = resolve(setting, device.type).name
     if setting == AUTO and device.type != "meta" and backends_to_try(device.type):
-        name = _after_trial(device, dtype, config())
-    else:
-        name = resolve(setting, device.type).name
+        name = _after_trial(device, dtype, fields()) or name
     return BackendChoice(setting, device.type, name)
 
 
-def _after_trial(device: torch.device, dtype: torch.dtype, fields: dict[str, object]) -> str:
+def _after_trial(device: torch.device, dtype: torch.dtype, fields: dict[str, object]) -> str | None:
+    """The backend that ``choose_attention`` takes; None if the trainer has no layer of this shape to try."""
     from megadeberta.config.model import ModelConfig
     from megadeberta.model.attention_backend import choose_attention, select_attention
     from megadeberta.model.kernel_trial import Trial, try_backend
 
-    config = ModelConfig.model_validate(fields)
+    try:
+        config = ModelConfig.model_validate(fields)
+    except ValueError as error:
+        log.info("attention auto: no trial for a layer of this shape (%s)", str(error).splitlines()[0])
+        return None
 
     def select(module: nn.Module, backend: str) -> None:
         select_attention(module, backend, device)

@@ -1,8 +1,8 @@
 """What transformers' encoder hands to its layers, in the small forms that the attention op reads, and back again.
 
-Masks are kept as they come: ``[B, L]`` for padding and not the pairs ``[B, 1, L, L]``; relative positions are one number
-for each distance and not one for each pair. All of it is plain tensors, so that gradient checkpointing, hooks that move
-inputs between devices and torch.compile take it as they take transformers' own.
+Masks are kept as they come: ``[B, L]`` for padding and not the pairs ``[B, 1, L, L]``; relative positions are one
+number for each distance and not one for each pair. All of it is plain tensors, so that gradient checkpointing, hooks
+that move inputs between devices and torch.compile take it as they take transformers' own.
 
 Shapes: B batch · N heads · L length · Q query rows.
 """

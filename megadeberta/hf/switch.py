@@ -1,12 +1,13 @@
 """Switching the attention of a model of transformers, and back."""
 
+import inspect
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from megadeberta.errors import ConfigError
 from megadeberta.hf.backend import check_setting
@@ -35,14 +36,15 @@ def use_fast_attention(model: Model, backend: str = AUTO) -> Model:
         ConfigError: transformers is missing or of another structure; ``model`` holds no DeBERTa encoder, or one that
             the op cannot compute; the backend does not exist, or does not run where the model is.
     """
-    check_setting(backend)
     fast = _load_fast()
     pairs = _modules_to_switch(model, fast)
+    weights = {id(module): _first_weight(module) for module, _ in pairs}
+    check_setting(backend, {weight.device.type for weight in weights.values()})
     for module, wanted in pairs:
         module.__class__ = wanted
     for module, _ in pairs:
         if isinstance(module, fast.FastEncoder):
-            weight = next(module.parameters())
+            weight = weights[id(module)]
             module.choose(backend, weight.device, weight.dtype)
     return model
 
@@ -70,11 +72,16 @@ def _load_fast() -> ModuleType:
         ConfigError: transformers is missing or of another structure.
     """
     if find_spec("transformers") is None:
-        raise ConfigError("transformers is not installed, and its models are what this is for: pip install transformers")
+        raise ConfigError("transformers is not installed: its models are what this is for; pip install transformers")
     try:
-        return import_module("megadeberta.hf.attention")
+        fast = import_module("megadeberta.hf.attention")
     except (ImportError, AttributeError) as error:
         raise _other_structure(str(error)) from error
+    for eager in (fast.FastAttentionV1.EAGER, fast.FastAttentionV2.EAGER):
+        found, wanted = (list(inspect.signature(c.forward).parameters) for c in (eager, fast.FastAttention))
+        if found != wanted:
+            raise _other_structure(f"{eager.__module__}.{eager.__name__} takes {', '.join(found[1:])}")
+    return fast
 
 
 def _modules_to_switch(model: nn.Module, fast: ModuleType) -> list[tuple[nn.Module, type[nn.Module]]]:
@@ -86,7 +93,9 @@ def _modules_to_switch(model: nn.Module, fast: ModuleType) -> list[tuple[nn.Modu
     classes = {c.EAGER: c for c in (fast.FastAttentionV1, fast.FastAttentionV2, fast.FastEncoderV1, fast.FastEncoderV2)}
     encoders = [m for m in model.modules() if isinstance(m, (fast.FastEncoderV1.EAGER, fast.FastEncoderV2.EAGER))]
     if not encoders:
-        raise ConfigError(f"{type(model).__name__} holds no DeBERTa encoder of transformers (DebertaModel, DebertaV2Model)")
+        raise ConfigError(
+            f"{type(model).__name__} holds no DeBERTa encoder of transformers (DebertaModel, DebertaV2Model)"
+        )
     found = [*encoders, *(layer.attention.self for encoder in encoders for layer in encoder.layer)]
     pairs = []
     for module in found:
@@ -99,6 +108,11 @@ def _modules_to_switch(model: nn.Module, fast: ModuleType) -> list[tuple[nn.Modu
     for problem in (problem for module in found for problem in _unsupported(module)):
         raise ConfigError(f"the fast attention has no {problem}; nothing was changed")
     return pairs
+
+
+def _first_weight(module: nn.Module) -> Tensor:
+    """That tells the device and the precision; quantised weights do not."""
+    return next(parameter for parameter in module.parameters() if parameter.is_floating_point())
 
 
 def _check_forward(module: nn.Module) -> None:
@@ -115,7 +129,7 @@ def _unsupported(module: nn.Module) -> Iterator[str]:
         yield "talking heads (talking_head=True)"
     terms = getattr(module, "pos_att_type", [])
     if hasattr(module, "in_proj") and (len(set(terms)) != len(terms) or not {"c2p", "p2c"}.issuperset(terms)):
-        yield f"pos_att_type={'|'.join(terms)} of DeBERTa v1, whose scale counts every entry; only c2p and p2c, each once"
+        yield f"pos_att_type={'|'.join(terms)} of DeBERTa v1, whose scale counts entries (c2p and p2c, each once)"
 
 
 def _other_structure(found: str) -> ConfigError:

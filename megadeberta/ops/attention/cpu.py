@@ -93,6 +93,7 @@ _OptionalTensor = Tensor | None
 
 
 @torch.library.custom_op("megadeberta::cpu_attention_forward", mutates_args=())
+@torch.autocast("cpu", enabled=False)
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, position_key: _OptionalTensor, position_query: _OptionalTensor,
     rows: _OptionalTensor, positions: _OptionalTensor,
@@ -126,6 +127,7 @@ def _(query: Tensor, key: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("megadeberta::cpu_attention_backward", mutates_args=())
+@torch.autocast("cpu", enabled=False)  # a backward pass may be called inside the context, too
 def _backward(
     grad_context: Tensor, saved: Tensor,
     query: Tensor, key: Tensor, value: Tensor, position_key: _OptionalTensor, position_query: _OptionalTensor,
