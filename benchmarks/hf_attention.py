@@ -14,6 +14,7 @@ import argparse
 import os
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from stopwatch import draw_bars, interleave, print_ratios
@@ -95,6 +96,27 @@ def bench(model: nn.Module, batch: dict[str, Tensor], repeats: int, *, train: bo
     return interleave({name: step(name) for name in SWITCH}, repeats)
 
 
+def bench_attention(model: nn.Module, batch: dict[str, Tensor], repeats: int) -> dict[str, list[float]]:
+    """CPU seconds of the attention of one layer alone, its projections included, forward and backward."""
+    model.train()
+    encoder = model.deberta.encoder
+    size = model.config.hidden_size
+    hidden, upstream = (torch.randn(*batch["input_ids"].shape, size) for _ in range(2))
+    hidden.requires_grad_()
+
+    def step(name: str) -> Callable[[], None]:
+        def run() -> None:
+            attention = encoder.layer[0].attention.self
+            context, _ = attention(hidden, mask, relative_pos=distances, rel_embeddings=encoder.rel_embeddings.weight)
+            context.backward(upstream)
+
+        SWITCH[name](model)  # mask and distances are made once a step and not once a layer, so neither is timed
+        mask, distances = encoder.get_attention_mask(batch["attention_mask"]), encoder.get_rel_pos(hidden)
+        return lambda: (SWITCH[name](model), run())
+
+    return interleave({name: step(name) for name in SWITCH}, repeats)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=["8x128", "4x512"])
@@ -118,9 +140,14 @@ def main() -> None:
         print(f"{text}, {args.layers} layers{', padded' if args.padded else ''}")
         check_equal(model, draw_batch((batch_size, length), vocab_size, padded=True))
         batch = draw_batch((batch_size, length), vocab_size, padded=args.padded)
-        for name, train in (("inference", False), ("fine-tuning", True)):
+        benches = {
+            "inference": partial(bench, train=False),
+            "fine-tuning": partial(bench, train=True),
+            "attention of one layer alone, forward and backward": bench_attention,
+        }
+        for name, run in benches.items():
             print(f" {name}")
-            seconds = bench(model, batch, args.repeats, train=train)
+            seconds = run(model, batch, args.repeats)
             print_ratios(seconds, EAGER)
             panels[f"{name}, {text}"] = {label: statistics.median(values) for label, values in seconds.items()}
     if args.plot:

@@ -17,6 +17,7 @@ from transformers.models.deberta_v2 import modeling_deberta_v2 as v2
 
 from megadeberta.hf.backend import BackendChoice, choose_backend
 from megadeberta.hf.inputs import dense_distances, dense_mask, read_mask, small_mask, table_reach
+from megadeberta.hf.trial import LayerShape
 from megadeberta.ops.attention.interface import disentangled_attention
 from megadeberta.ops.attention.position_terms import PositionTerms
 from megadeberta.ops.counter_dropout import CounterDropout
@@ -76,22 +77,16 @@ class FastAttention(nn.Module):
         """Half of the table's rows, and the number of logarithmic buckets or less than 1."""
         raise NotImplementedError
 
-    def layer_fields(self) -> dict[str, object]:
-        """Fields of ``ModelConfig`` for a layer of this shape."""
-        half_width, buckets = self.buckets() if self.relative_attention else (1, -1)
-        span = self.max_relative_positions if self.relative_attention else 1
-        return {
-            "hidden_size": self.all_head_size,
-            "intermediate_size": self.all_head_size,
-            "num_attention_heads": self.num_attention_heads,
-            "max_position_embeddings": max(span, half_width),
-            "max_relative_positions": span,
-            "position_buckets": buckets,
-            "relative_attention": self.relative_attention,
-            "pos_att_type": tuple(term for term in TERMS if term in self.pos_att_type),
-            "attention_probs_dropout_prob": self.dropout.p,
-            "enhanced_mask_decoder": False,
-        }
+    def shape(self, longest: int) -> LayerShape:
+        """For a trial with sequences of ``longest`` tokens."""
+        return LayerShape(
+            heads=self.num_attention_heads,
+            head_size=self.all_head_size // self.num_attention_heads,
+            longest=longest,
+            half_width=self.buckets()[0] if self.relative_attention else 0,
+            terms=tuple(term for term in TERMS if term in self.pos_att_type),
+            dropout=self.dropout.p,
+        )
 
     def _reason_for_eager(
         self,
@@ -191,9 +186,6 @@ class FastAttentionV1(FastAttention, v1.DisentangledSelfAttention):
     def buckets(self) -> tuple[int, int]:
         return self.max_relative_positions, -1
 
-    def layer_fields(self) -> dict[str, object]:
-        return super().layer_fields() | {"share_att_key": False, "key_bias": False}
-
     def _reason_for_eager(self, hidden: Tensor, mask: Tensor | None, output_attentions: bool, *rest: Any) -> str:
         reason = super()._reason_for_eager(hidden, mask, output_attentions, *rest)
         return reason or ("DeBERTa v1 has its own way with query states" if rest[0] is not None else "")
@@ -223,15 +215,13 @@ class FastAttentionV2(FastAttention, v2.DisentangledSelfAttention):
     def buckets(self) -> tuple[int, int]:
         return self.pos_ebd_size, self.position_buckets
 
-    def layer_fields(self) -> dict[str, object]:
-        return super().layer_fields() | {"share_att_key": self.share_att_key}
-
 
 class FastEncoder(nn.Module):
     """What both versions share. Mixed in before an encoder of transformers; its layers have ``FastAttention``."""
 
     EAGER: ClassVar[Any]
     choice: BackendChoice
+    layer: Any
     relative_attention: bool
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -249,10 +239,11 @@ class FastEncoder(nn.Module):
         Raises:
             ConfigError: see ``choose_backend``.
         """
-        layers = [module for module in self.modules() if isinstance(module, FastAttention)]
-        self.choice = choose_backend(setting, device, dtype, fields=layers[0].layer_fields)
-        for layer in layers:
-            layer.choice = self.choice
+        first = self.layer[0].attention
+        shape = first.self.shape(first.config.max_position_embeddings)
+        self.choice = choose_backend(setting, device, dtype, shape=shape)
+        for layer in self.layer:
+            layer.attention.self.choice = self.choice
 
     def get_attention_mask(self, attention_mask: Tensor) -> Tensor | None:
         """For the layers; see ``small_mask``."""

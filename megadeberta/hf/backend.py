@@ -1,19 +1,16 @@
 """Which implementation of the op the layers of a model take on a device."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from megadeberta.errors import ConfigError
+from megadeberta.hf.trial import LayerShape, try_backend
 from megadeberta.ops.attention.backends import AUTO, BACKENDS, backends_to_try, resolve
 
 log = logging.getLogger(__name__)
-
-_LONGEST = 512
-"""Tokens of the sequences that a trial runs on, at most: of a model for thousands, few inputs are that long."""
 
 
 @dataclass(frozen=True)
@@ -43,44 +40,24 @@ def check_setting(setting: str, device_types: Iterable[str]) -> None:
             raise ConfigError(f"attention backend {setting}: {reason}; use auto")
 
 
-def choose_backend(
-    setting: str, device: torch.device, dtype: torch.dtype, *, fields: Callable[[], dict[str, object]]
-) -> BackendChoice:
-    """The backend named, or for "auto" what the trainer takes: on a GPU the kernels if a trial of seconds finds them
-    right and faster.
-
-    Args:
-        fields: of ``ModelConfig``, for a layer of the model's shape that the trial runs.
+def choose_backend(setting: str, device: torch.device, dtype: torch.dtype, *, shape: LayerShape) -> BackendChoice:
+    """The backend named, or for "auto" on a GPU the kernels, if a trial of seconds at the model's shape finds them
+    right and faster than what auto takes without one.
 
     Raises:
         ConfigError: see ``check_setting``.
     """
     check_setting(setting, [device.type])
-    name = resolve(setting, device.type).name
-    if setting == AUTO and device.type != "meta" and backends_to_try(device.type):
-        name = _after_trial(device, dtype, fields()) or name
-    return BackendChoice(setting, device.type, name)
-
-
-def _after_trial(device: torch.device, dtype: torch.dtype, fields: dict[str, object]) -> str | None:
-    """The backend that ``choose_attention`` takes; None if the trainer has no layer of this shape to try."""
-    from megadeberta.config.model import ModelConfig
-    from megadeberta.model.attention_backend import choose_attention, select_attention
-    from megadeberta.model.kernel_trial import Trial, try_backend
-
-    try:
-        config = ModelConfig.model_validate(fields)
-    except ValueError as error:
-        log.info("attention auto: no trial for a layer of this shape (%s)", str(error).splitlines()[0])
-        return None
-
-    def select(module: nn.Module, backend: str) -> None:
-        select_attention(module, backend, device)
-
-    def trial(candidate: str, rival: str) -> Trial:
-        length = min(_LONGEST, config.max_position_embeddings)
-        return try_backend(config, select, candidate, rival, length=length, dtype=dtype, device=device)
-
-    choice = choose_attention(AUTO, device, trial)
-    log.info(choice.line)
-    return choice.backend
+    taken, least, reasons = resolve(setting, device.type).name, 1.0, []
+    rival = taken
+    for candidate in backends_to_try(device.type) if setting == AUTO and device.type != "meta" else []:
+        finding = candidate.reason_not_to_run(device.type)
+        ratio = 1.0
+        if not finding:
+            ratio, finding = try_backend(candidate.name, rival, shape, dtype, device)
+        reasons.append(f"{candidate.name}: {finding or f'right here, in {ratio:.2f} of the time of {rival}'}")
+        if ratio < least:
+            taken, least = candidate.name, ratio
+    if reasons:
+        log.info("; ".join([f"attention {setting}: {taken} on {device.type}", *reasons]))
+    return BackendChoice(setting, device.type, taken)

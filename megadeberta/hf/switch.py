@@ -1,7 +1,7 @@
 """Switching the attention of a model of transformers, and back."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -53,11 +53,12 @@ def use_eager_attention(model: Model) -> Model:
     """Give ``model`` transformers' own attention back; nothing happens where it has it. Returns ``model`` itself.
 
     Raises:
-        ConfigError: transformers is missing, or a hook that replaced a module's ``forward`` has to go first.
+        ConfigError: transformers is missing, or what was put on top since, a class or a ``forward``, has to go first.
     """
     fast = _load_fast()
     switched = [m for m in model.modules() if isinstance(m, fast.FastEncoder | fast.FastAttention)]
     for module in switched:
+        _check_class(module, _classes(fast).values())
         _check_forward(module)
     for module in switched:
         module.__class__ = module.EAGER
@@ -90,29 +91,41 @@ def _modules_to_switch(model: nn.Module, fast: ModuleType) -> list[tuple[nn.Modu
     Raises:
         ConfigError: see ``use_fast_attention``.
     """
-    classes = {c.EAGER: c for c in (fast.FastAttentionV1, fast.FastAttentionV2, fast.FastEncoderV1, fast.FastEncoderV2)}
-    encoders = [m for m in model.modules() if isinstance(m, (fast.FastEncoderV1.EAGER, fast.FastEncoderV2.EAGER))]
+    classes = _classes(fast)
+    all_encoders = [m for m in model.modules() if isinstance(m, (fast.FastEncoderV1.EAGER, fast.FastEncoderV2.EAGER))]
+    encoders = [encoder for encoder in all_encoders if len(encoder.layer)]
     if not encoders:
         raise ConfigError(
             f"{type(model).__name__} holds no DeBERTa encoder of transformers (DebertaModel, DebertaV2Model)"
         )
     found = [*encoders, *(layer.attention.self for encoder in encoders for layer in encoder.layer)]
-    pairs = []
     for module in found:
-        own = type(module)
-        wanted = own if own in classes.values() else classes.get(own)
-        if wanted is None:
-            raise ConfigError(f"{own.__module__}.{own.__name__} is no attention of transformers; nothing was changed")
+        _check_class(module, [*classes, *classes.values()])
         _check_forward(module)
-        pairs.append((module, wanted))
-    for problem in (problem for module in found for problem in _unsupported(module)):
-        raise ConfigError(f"the fast attention has no {problem}; nothing was changed")
-    return pairs
+        for problem in _unsupported(module):
+            raise ConfigError(f"the fast attention has no {problem}; nothing was changed")
+    return [(module, classes.get(type(module), type(module))) for module in found]
+
+
+def _classes(fast: ModuleType) -> dict[type[nn.Module], type[nn.Module]]:
+    """transformers' class -> ours."""
+    ours = (fast.FastAttentionV1, fast.FastAttentionV2, fast.FastEncoderV1, fast.FastEncoderV2)
+    return {each.EAGER: each for each in ours}
 
 
 def _first_weight(module: nn.Module) -> Tensor:
     """That tells the device and the precision; quantised weights do not."""
     return next(parameter for parameter in module.parameters() if parameter.is_floating_point())
+
+
+def _check_class(module: nn.Module, known: Collection[type[nn.Module]]) -> None:
+    """FSDP's ``fully_shard`` changes classes too, and other packages put their own attention in."""
+    own = type(module)
+    if own not in known:
+        raise ConfigError(
+            f"{own.__module__}.{own.__name__} is neither transformers' attention nor megadeberta's; switch before "
+            "anything else replaces it; nothing was changed"
+        )
 
 
 def _check_forward(module: nn.Module) -> None:

@@ -12,8 +12,9 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfA
 
 from megadeberta.errors import ConfigError
 from megadeberta.hf import attention, backend, switch, use_eager_attention, use_fast_attention
-from megadeberta.model import attention_backend
-from megadeberta.ops.attention.backends import BACKENDS
+from megadeberta.ops.attention import interface
+from megadeberta.ops.attention.backends import BACKENDS, Backend
+from megadeberta.ops.attention.reference import reference_attention
 from tests.unit.hf.small_models import CASES, build, distance, padded, results
 
 ROOT = Path(__file__).parents[3]
@@ -138,7 +139,7 @@ def test_other_models_and_other_attention_are_refused_by_name() -> None:
 
     model = build("v3")
     model.base_model.encoder.layer[1].attention.self.__class__ = Other
-    with pytest.raises(ConfigError, match=r"Other is no attention of transformers; nothing was changed"):
+    with pytest.raises(ConfigError, match=r"Other is neither transformers' attention nor megadeberta's"):
         use_fast_attention(model)
     assert not any(isinstance(module, attention.FastAttention | attention.FastEncoder) for module in model.modules())
 
@@ -178,24 +179,42 @@ def test_transformers_that_is_missing_or_has_another_deberta_is_named(monkeypatc
 @pytest.fixture
 def trials(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """The log of choices that try a backend, as on a GPU, with another one of the CPU in the kernels' place."""
-    for module in (attention_backend, backend):
-        monkeypatch.setattr(module, "backends_to_try", lambda device_type: [BACKENDS["cpu-lean"]])
+    monkeypatch.setattr(backend, "backends_to_try", lambda device_type: [BACKENDS["cpu-lean"]])
     caplog.set_level("INFO", logger="megadeberta.hf.backend")
     return caplog
 
 
-@pytest.mark.parametrize("case", ["v3", "v2, linear distances", "v2 without relative attention", "v1"])
-def test_auto_tries_a_layer_of_the_models_shape(case: str, trials: pytest.LogCaptureFixture) -> None:
-    model = use_fast_attention(build(case, torch.float32))
+@pytest.mark.parametrize("case", CASES)
+def test_auto_tries_a_call_of_the_models_shape(case: str, trials: pytest.LogCaptureFixture) -> None:
+    model = use_fast_attention(build(case, torch.float32, dropout=0.1))
     chosen = model.base_model.encoder.choice.name
     (line,) = trials.messages
-    assert line.startswith(f"attention auto: {chosen} on cpu; cpu-lean is right here and takes")
+    assert line.startswith(f"attention auto: {chosen} on cpu; cpu-lean: right here, in ")
 
 
-def test_auto_tries_nothing_where_the_trainer_has_no_layer_of_the_shape(trials: pytest.LogCaptureFixture) -> None:
-    model = use_fast_attention(build("v3", torch.float32, position_buckets=16, max_relative_positions=8))
-    (line,) = trials.messages
-    assert "no trial for a layer of this shape" in line and model.base_model.encoder.choice.name == "cpu"
+def test_a_trial_runs_inside_inference_and_takes_no_backend_that_is_wrong_or_fails(
+    trials: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("v3", torch.float32)
+
+    def wrong(query: torch.Tensor, *content: torch.Tensor, **options: object) -> torch.Tensor:
+        return reference_attention(query * 1.01, *content, **options)
+
+    def broken(*content: torch.Tensor, **options: object) -> torch.Tensor:
+        raise RuntimeError("no such instruction")
+
+    for implementation, finding in (
+        (wrong, "its output is "),
+        (broken, "failed with RuntimeError: no such instruction"),
+    ):
+        monkeypatch.setattr(backend, "backends_to_try", lambda device_type: [BACKENDS["odd"]])
+        monkeypatch.setitem(BACKENDS, "odd", Backend("odd", "a test's", implementation))
+        interface._LOADED.pop("odd", None)
+        trials.clear()
+        with torch.inference_mode():
+            use_fast_attention(model)
+        assert model.base_model.encoder.choice.name == "cpu"
+        assert f"attention auto: cpu on cpu; odd: {finding}" in trials.messages[0]
 
 
 def test_a_model_that_moves_to_another_device_chooses_again(monkeypatch: pytest.MonkeyPatch) -> None:
