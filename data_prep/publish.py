@@ -45,6 +45,8 @@ class Publication:
         }
         self._tokenizer = tokenizer
         self._dtype = smallest_dtype(tokenizer.vocab_size_needed)
+        self.num_duplicates = 0
+        """Documents that are equal to an earlier one; known once published."""
 
     def publish(
         self,
@@ -63,6 +65,7 @@ class Publication:
         records = {split: self._records(split) for split in self._numbers}
         lengths = np.concatenate([record["length"] for record in records.values()])
         num_tokens = int(lengths.sum(dtype=np.int64))
+        self.num_duplicates = len(lengths) - len(np.unique(np.concatenate([r["key"] for r in records.values()])))
         rule = self._rule(records)
         check_room(self._store, num_tokens * self._dtype.itemsize + 20 * len(lengths))
         stages.begin("writing shards", total=num_tokens, unit="Mtokens")
@@ -78,7 +81,7 @@ class Publication:
             valid_manifest = self._commit(valid, "valid") if valid else None
             described = {
                 **report,
-                "num_tokens": num_tokens,
+                "duplicate_documents": self.num_duplicates,
                 "document_tokens": describe_lengths(lengths),
                 "valid": describe_shard(valid_manifest) if valid_manifest else None,
             }
@@ -94,10 +97,10 @@ class Publication:
     def _rule(self, records: dict[str, np.ndarray]) -> SplitRule:
         for split, is_wanted in (("train", True), ("valid", bool(self._options.valid_corpora))):
             if is_wanted and len(records[split]) == 0:
-                raise DataError(f"no {split} document has any token; check the corpus, --json-key and --document-per")
+                raise DataError(f"no {split} document has any token; check the corpus, --text-key and --document-per")
         if self._options.valid_corpora:
             return SplitRule()
-        return choose_split(records["train"]["key"], self._options.split)
+        return choose_split(records["train"]["key"], records["train"]["length"], self._options.split)
 
     def _fill(
         self, train: ShardWriter, valid: ShardWriter | None, *, rule: SplitRule, advance: Callable[[int], None]

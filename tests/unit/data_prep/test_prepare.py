@@ -18,7 +18,7 @@ from rich.console import Console
 
 import megadeberta.data_prep.prepare
 from megadeberta.data.indexed import TokenShard
-from megadeberta.data_prep.documents import clean
+from megadeberta.data_prep.cleaning import clean
 from megadeberta.data_prep.options import DocumentPer, PrepOptions, ReadOptions, SplitOptions, VocabularyOptions
 from megadeberta.data_prep.prepare import Outcome, prepare
 from megadeberta.data_prep.verify import verify_set
