@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megadeberta.data.indexed import ShardWriter
+from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data_prep.options import SplitOptions
 from megadeberta.data_prep.parts import PartStore
 from megadeberta.errors import DataError, StorageError

@@ -9,8 +9,8 @@ import numpy as np
 
 from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.data.index_layout import smallest_dtype
-from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.shard_manifest import ShardManifest, ShardSource
+from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.data_prep.blocks import Block
 from megadeberta.data_prep.merge import SplitRule, check_room, choose_split, merge_parts

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import megadeberta.data_prep.merge
 import megadeberta.data_prep.parts
 from megadeberta import storage
-from megadeberta.data.indexed import ShardWriter
+from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data_prep.cli import prep, verify
 from megadeberta.data_prep.output_folder import OutputFolder
 from megadeberta.errors import ConfigError, DataError, MegadebertaError, StorageError
