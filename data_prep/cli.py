@@ -11,6 +11,7 @@ from rich.table import Table
 from megadeberta.data_prep.options import (
     AUTO_FORMAT,
     BadLinePolicy,
+    Deduplication,
     DocumentPer,
     PrepOptions,
     ReadOptions,
@@ -61,6 +62,7 @@ _OnUnreadable = Annotated[
 ]
 _Coverage = Annotated[float, typer.Option(help="Fraction of characters to cover; 1 for small alphabets.")]
 _SampleBytes = Annotated[int, typer.Option(help="Bytes of text to train it on; needs 30 times as much memory.")]
+_Deduplicate = Annotated[Deduplication, typer.Option(help="exact: of equal documents, keep the first.")]
 _OnBadLine = Annotated[BadLinePolicy, typer.Option(help="skip: count and leave out; stop: fail at the first.")]
 _MaxBad = Annotated[float, typer.Option(help="Fail if a larger fraction of lines or files is unusable.")]
 _MaxUnknown = Annotated[
@@ -82,6 +84,7 @@ def prep(
     valid: _Valid = None,
     valid_fraction: _ValidFraction = 0.005,
     valid_documents: _ValidDocuments = None,
+    deduplicate: _Deduplicate = Deduplication.NONE,
     document_per: _DocumentPer = DocumentPer.PARAGRAPH,
     input_format: _Format = AUTO_FORMAT,
     text_key: _TextKeys = None,
@@ -114,6 +117,7 @@ def prep(
             document_per, input_format, tuple(text_key or ("text",)), max_line_bytes, max_expansion, on_unreadable
         ),
         split=SplitOptions(valid_fraction, valid_documents),
+        deduplicate=deduplicate,
         on_bad_line=on_bad_line,
         max_bad_fraction=max_bad_fraction,
         max_unknown_fraction=max_unknown_fraction,

@@ -84,22 +84,28 @@ def merge_parts(
     train: ShardWriter,
     valid: ShardWriter | None,
     rule: SplitRule,
+    kept: Callable[[int], np.ndarray | slice],
     advance: Callable[[int], None],
 ) -> None:
     """Append the documents of ``parts``, in order, to ``train`` or, where ``rule`` says so and it exists, to ``valid``.
 
     Args:
+        kept: which documents of a part are not left out: ``[D]`` booleans, or a slice of all.
         advance: called with the number of tokens after each group of documents.
     """
     for number in parts:
         documents = store.documents(number)
-        chosen = rule.is_valid(documents["key"])
+        is_kept = np.zeros(len(documents), dtype=bool)
+        is_kept[kept(number)] = True
+        is_valid = is_kept & rule.is_valid(documents["key"]) & (valid is not None)
+        is_train = is_kept & ~is_valid
         for group, tokens in store.token_groups(number):
-            lengths, is_valid = documents["length"][group], chosen[group]
-            if valid is None or not is_valid.any():
-                train.add_documents(tokens, lengths)
-            else:
-                of_valid = np.repeat(is_valid, lengths)  # [D] -> [T]
-                train.add_documents(tokens[~of_valid], lengths[~is_valid])
-                valid.add_documents(tokens[of_valid], lengths[is_valid])
+            lengths = documents["length"][group]
+            for writer, chosen in ((train, is_train[group]), (valid, is_valid[group])):
+                if writer is None or not chosen.any():
+                    continue
+                if chosen.all():
+                    writer.add_documents(tokens, lengths)
+                else:
+                    writer.add_documents(tokens[np.repeat(chosen, lengths)], lengths[chosen])  # [D] -> [T]
             advance(len(tokens))

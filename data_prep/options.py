@@ -47,6 +47,14 @@ class BadLinePolicy(StrEnum):
     STOP = "stop"
 
 
+class Deduplication(StrEnum):
+    """Which documents are left out because of others."""
+
+    NONE = "none"
+    EXACT = "exact"
+    """Of equal documents the first is kept; validation documents are never in the training text."""
+
+
 @dataclass(frozen=True)
 class ReadOptions:
     """How bytes become documents. Part of the manifest: another value gives other tokens."""
@@ -123,6 +131,7 @@ class PrepOptions:
     valid_corpora: tuple[Path, ...] = ()
     read: ReadOptions = ReadOptions()
     split: SplitOptions = SplitOptions()
+    deduplicate: Deduplication = Deduplication.NONE
     on_bad_line: BadLinePolicy = BadLinePolicy.SKIP
     max_bad_fraction: float = 0.01
     max_unknown_fraction: float = 0.05
@@ -149,4 +158,10 @@ class PrepOptions:
         split: dict[str, Any] = {"valid": "given"}
         if not self.valid_corpora:
             split = {"valid_fraction": self.split.fraction, "valid_documents": self.split.documents}
-        return {**asdict(self.read), "text_keys": list(self.read.text_keys), **vocabulary, **split}
+        return {
+            **asdict(self.read),
+            "text_keys": list(self.read.text_keys),
+            "deduplicate": self.deduplicate,
+            **vocabulary,
+            **split,
+        }

@@ -102,7 +102,7 @@ def _keys(options: PrepOptions, sources: list[Source], tokenizer: SentencePieceT
     vocabulary = {**asdict(options.vocabulary), "tokenizer": tokenizer.sha256 if tokenizer else None}
     files = [[s.name, s.split, s.format_name, s.compression, s.size, s.mtime_ns] for s in sources]
     parts = [_REVISION, asdict(options.read), vocabulary, files]
-    return _digest(parts)[:16], _digest([*parts, asdict(options.split)])
+    return _digest(parts)[:16], _digest([*parts, asdict(options.split), options.deduplicate])
 
 
 def _digest(value: Any) -> str:
@@ -152,7 +152,7 @@ class _Run:
         publication = Publication(self._options, self._sources, store, parts, tokenizer=tokenizer)
         train, valid = publication.publish(self._output, report, stages=self._stages, plot=plot)
         store.remove()
-        for line in describe_result(report, publication.num_duplicates):
+        for line in describe_result(report, publication.num_copies, self._options.deduplicate):
             self._stages.say(line)
         return Outcome(train, valid, tally.total("text_bytes"), time.monotonic() - began, was_finished=False)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from megadeberta.data.shard_manifest import ShardManifest, ShardSource
 from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.data_prep.blocks import Block
+from megadeberta.data_prep.duplicates import FirstOccurrences
 from megadeberta.data_prep.merge import SplitRule, check_room, choose_split, merge_parts
-from megadeberta.data_prep.options import PrepOptions
+from megadeberta.data_prep.options import Deduplication, PrepOptions
 from megadeberta.data_prep.output_folder import OutputFolder
 from megadeberta.data_prep.parts import DOCUMENT_RECORD, Part, PartStore
 from megadeberta.data_prep.progress import Stages
@@ -45,8 +47,13 @@ class Publication:
         }
         self._tokenizer = tokenizer
         self._dtype = smallest_dtype(tokenizer.vocab_size_needed)
-        self.num_duplicates = 0
-        """Documents that are equal to an earlier one; known once published."""
+        # The validation corpus first: what is in both is left out of the training text.
+        self._firsts = FirstOccurrences(store, self._numbers["valid"] + self._numbers["train"])
+
+    @property
+    def num_copies(self) -> int:
+        """Documents that are equal to an earlier one."""
+        return self._firsts.num_copies
 
     def publish(
         self,
@@ -65,7 +72,6 @@ class Publication:
         records = {split: self._records(split) for split in self._numbers}
         lengths = np.concatenate([record["length"] for record in records.values()])
         num_tokens = int(lengths.sum(dtype=np.int64))
-        self.num_duplicates = len(lengths) - len(np.unique(np.concatenate([r["key"] for r in records.values()])))
         rule = self._rule(records)
         check_room(self._store, num_tokens * self._dtype.itemsize + 20 * len(lengths))
         stages.begin("writing shards", total=num_tokens, unit="Mtokens")
@@ -81,7 +87,7 @@ class Publication:
             valid_manifest = self._commit(valid, "valid") if valid else None
             described = {
                 **report,
-                "duplicate_documents": self.num_duplicates,
+                "copied_documents": self.num_copies,
                 "document_tokens": describe_lengths(lengths),
                 "valid": describe_shard(valid_manifest) if valid_manifest else None,
             }
@@ -91,8 +97,12 @@ class Publication:
 
     def _records(self, split: str) -> np.ndarray:
         """``[D]`` lengths and keys of all documents of a split, in order."""
-        records = [self._store.documents(number) for number in self._numbers[split]]
+        records = [self._store.documents(number)[self._kept(number)] for number in self._numbers[split]]
         return np.concatenate([np.empty(0, dtype=DOCUMENT_RECORD), *records])
+
+    def _kept(self, number: int) -> np.ndarray | slice:
+        """Which documents of a part go into the token files."""
+        return slice(None) if self._options.deduplicate is Deduplication.NONE else self._firsts.of_part(number)
 
     def _rule(self, records: dict[str, np.ndarray]) -> SplitRule:
         for split, is_wanted in (("train", True), ("valid", bool(self._options.valid_corpora))):
@@ -105,10 +115,10 @@ class Publication:
     def _fill(
         self, train: ShardWriter, valid: ShardWriter | None, *, rule: SplitRule, advance: Callable[[int], None]
     ) -> None:
-        merge_parts(self._store, self._numbers["train"], train=train, valid=valid, rule=rule, advance=advance)
+        merge = partial(merge_parts, self._store, kept=self._kept, advance=advance)
+        merge(self._numbers["train"], train=train, valid=valid, rule=rule)
         if valid is not None:
-            given = self._numbers["valid"]
-            merge_parts(self._store, given, train=valid, valid=None, rule=SplitRule(), advance=advance)
+            merge(self._numbers["valid"], train=valid, valid=None, rule=SplitRule())
 
     def _commit(self, writer: ShardWriter, split: str) -> ShardManifest:
         came_from = split if self._options.valid_corpora else "train"

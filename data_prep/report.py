@@ -11,6 +11,7 @@ import numpy as np
 from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data_prep.bad_lines import CorpusTally
 from megadeberta.data_prep.formats.table import FORMATS
+from megadeberta.data_prep.options import Deduplication
 from megadeberta.data_prep.sources import Corpus
 from megadeberta.storage import write_file
 
@@ -51,13 +52,15 @@ def describe_files(corpus: Corpus) -> list[str]:
     return lines
 
 
-def describe_result(report: dict[str, Any], num_duplicates: int) -> list[str]:
+def describe_result(report: dict[str, Any], num_copies: int, deduplicate: Deduplication) -> list[str]:
     """What a user should look at before training on it, a line each for the screen."""
     corpus, tokens = report["corpus"], report["num_tokens"]
     scripts = ", ".join(f"{name} {fraction:.1%}" for name, fraction in list(corpus["scripts"].items())[:_NAMED])
     lines = [f"scripts: {scripts or 'no letters'}; unknown tokens: {report['unknown_tokens'] / max(1, tokens):.2%}"]
-    if num_duplicates:
-        lines.append(f"{num_duplicates:,} documents are equal to another one; they are kept")
+    if num_copies:
+        is_kept = deduplicate is Deduplication.NONE
+        done = "kept: --deduplicate=exact leaves them out" if is_kept else "left out"
+        lines.append(f"{num_copies:,} documents are copies of an earlier one, and {done}")
     for entry in corpus["bad_lines"].values():
         lines.append(f"{entry['count']:,} x {entry['meaning']}, first at {entry['first']}")
     return lines

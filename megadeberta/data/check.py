@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megadeberta.config.data import DataConfig
-from megadeberta.data.indexed import SUFFIXES, TokenShard, shard_file
+from megadeberta.data.indexed import TokenShard, shard_file
 from megadeberta.data.sequences import open_reader
 from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
