@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from megadeberta.cli import app
 from megadeberta.model.kernel_choice import facts
 from megadeberta.model.kernel_choice.cache import KernelCache
 from megadeberta.model.kernel_choice.facts import trial_facts
 from megadeberta.model.kernel_choice.findings import ENCODER, Findings, Tried
+from megadeberta.ops.attention.backends import BACKENDS
 from tests.models import run_config, tiny_v3
 
 FACTS = {"device": "NVIDIA H200", "shape": "64 x 512 tokens"}
@@ -98,3 +101,25 @@ def test_other_shapes_masks_and_versions_are_other_facts(monkeypatch: pytest.Mon
     found.append(_facts())
     assert len(set(found)) == len(found)
     assert _facts() == _facts()
+
+
+def test_the_command_shows_what_runs_here_and_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["kernels", *arguments], catch_exceptions=False, env={"COLUMNS": "300"})
+        assert done.exit_code == 0
+        return done.output
+
+    monkeypatch.setenv("MEGADEBERTA_KERNEL_CACHE", str(tmp_path))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert f"no choices in {tmp_path}" in run()
+    KernelCache(tmp_path).write(FACTS, FINDINGS)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in run().splitlines() if line.startswith("│")]
+    assert ["cpu", BACKENDS["cpu"].summary, "yes", "yes"] in rows
+    (triton,) = [row for row in rows if row[0] == "triton"]
+    assert triton[3].startswith("no: it needs a GPU")
+    (choice,) = [row for row in rows if row[0] == "NVIDIA H200"]
+    assert choice[1:5] == ["64 x 512 tokens", "", "triton, 2.0x faster than reference", ""]
+    assert f"1 choices forgotten in {tmp_path}" in run("--clear")
+    assert f"no choices in {tmp_path}" in run()
+    monkeypatch.setenv("MEGADEBERTA_KERNEL_CACHE", "off")
+    assert "not kept" in run()
