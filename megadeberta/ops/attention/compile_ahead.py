@@ -73,6 +73,8 @@ def describe_failure(error: BaseException) -> str:
     """One line for the log on what a compiler, a driver or torch raised."""
     if "out of memory" in str(error):
         return "needs more memory than there is"
+    while error.__cause__ is not None:  # Triton's compiler begins with the code around
+        error = error.__cause__
     lines = str(error).splitlines() or [""]
     return f"failed with {type(error).__name__}: {lines[0][:200]}"
 

@@ -7,24 +7,30 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megadeberta.config.run import RunConfig
+from megadeberta.layers.objectives import list_layers
+from megadeberta.model.attention_backend import select_attention
+from megadeberta.model.dropout import set_sites
 from megadeberta.model.kernel_choice import checks, trial
 from megadeberta.model.kernel_choice.call import AttentionCall, attention_calls
 from megadeberta.model.kernel_choice.checks import AttentionCheck, check_residual_norm
 from megadeberta.model.kernel_choice.findings import ENCODER, MASK_DECODER
 from megadeberta.model.kernel_choice.trial import RecipeTrial
+from megadeberta.model.whole import WholeModel
 from megadeberta.ops import residual_norm
 from megadeberta.ops.attention.backends import BACKENDS, Backend, register_backend
 from megadeberta.ops.attention.compile_ahead import compile_ahead, kernels_to_launch
 from megadeberta.ops.attention.reference import reference_attention
 from megadeberta.ops.attention.triton_plan import AttentionPlan, KernelPlan, LaunchShape, default_plan, plan_for
-from tests.models import run_config, tiny_v3
+from tests.models import masked_batch, pack_two, run_config, tiny_v3
 
 CPU = torch.device("cpu")
 BATCH, LENGTH = 3, 24
@@ -125,6 +131,49 @@ def test_the_mask_is_that_of_the_recipe() -> None:
     assert torch.equal(causal[0], torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1))
     mixed = _hidden_pairs(_calls(objective={"name": "mlm_ar", "autoregressive": {"share": 0.34}})[ENCODER])
     assert mixed.any(dim=(1, 2)).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("packing", ["documents", "none"])
+def test_the_kernels_are_called_as_a_model_calls_them(monkeypatch: pytest.MonkeyPatch, packing: str) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    data = {"packing": packing} if packing == "documents" else {}
+    config = _config(data=data)
+    with _Signatures() as tried:
+        for call in attention_calls(config, dtype=torch.bfloat16, device=CPU).values():
+            call.gradients("triton", torch.ones_like(call.tensors["query"]))
+    model = WholeModel(list_layers(config.model, config.objective)).to(torch.bfloat16)
+    set_sites(model.named_modules(), seed=0)
+    select_attention(model, "triton", CPU)
+    batch = masked_batch(config.model, samples=BATCH, length=LENGTH, slots=8)
+    with _Signatures() as trained:
+        terms, _ = model(**(pack_two(batch, 8) if packing == "documents" else batch))
+        terms["mlm_loss"][0].backward()
+    assert len(tried.found) == 4  # forward and backward, of the encoder and of the mask decoder
+    assert tried.found == trained.found
+
+
+class _Signatures(TorchDispatchMode):
+    """What the operators of the kernels are called with, which decides what is compiled; computes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[tuple[object, ...]] = set()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = op.name()
+        if not name.startswith("megadeberta::attention_"):
+            return op(*args, **(kwargs or {}))
+        self.found.add((name, *map(_signature, args)))
+        query = args[0 if name.endswith("forward") else 3]
+        dense = [tensor.transpose(1, 2).contiguous().zero_() for tensor in args[:3] if isinstance(tensor, Tensor)]
+        if name.endswith("forward"):
+            return torch.zeros_like(dense[0]), query.new_zeros(query.shape[:3], dtype=torch.float32)
+        content = [torch.zeros(t.size(0), t.size(2), t.size(1), t.size(3), dtype=t.dtype) for t in args[3:6]]
+        return *content, *(t.transpose(0, 1).contiguous() for t in args[6:8])
+
+
+def _signature(value: object) -> object:
+    return (tuple(value.shape), value.stride(), value.dtype) if isinstance(value, Tensor) else value
 
 
 # What is right.
