@@ -162,10 +162,9 @@ def forward_kernel(
         key, value = _key_side(K, V, sk, sv, b, h, _consecutive(j, num_keys, BN), not EDGE, HEAD, D)
         key_window, query_window = _windows(
             KR, QR, s_kr, s_qr, h, ROWS, num_keys, tile * BM - j - BN + 1, C2P, P2C, BM + BN, HEAD, D)  # fmt: skip
-        scores = (scale * LOG2_E) * tile_scores(query, key, key_window, query_window, C2P, P2C, True)
+        scores = (scale * LOG2_E) * tile_scores(query, key, key_window, query_window, C2P, P2C)
         if HAS_MASK or not WHOLE:
-            visible = tile_visible(
-                begin[:, None], end[:, None], (j + tl.arange(0, BN))[None, :], REAL + b * num_keys, num_keys, HAS_REAL)  # fmt: skip
+            visible = tile_visible(begin, end, j + tl.arange(0, BN), REAL + b * num_keys, num_keys, HAS_REAL)
             scores = tl.where(visible, scores, -1e30)
         new_best = tl.maximum(best, tl.max(scores, 1))
         weights = tl.exp2(scores - new_best[:, None])
@@ -190,37 +189,25 @@ def _tile_gradient(
     query, key, value, grad_out, key_window, query_window, lse, delta, begin, end, numbers, j, REAL,
     seed, number, head, num_keys, scale, threshold, keep_scale,
     C2P: tl.constexpr, P2C: tl.constexpr, MASKED: tl.constexpr, HAS_REAL: tl.constexpr, DROPOUT: tl.constexpr,
-    ROUNDS: tl.constexpr, BN: tl.constexpr, BY_KEY: tl.constexpr,
+    ROUNDS: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Weights that dropout keeps, before its scale, and the gradient of the scaled scores, in fp32.
-
-    ``[BM, BN]``, or ``[BN, BM]`` (BY_KEY) where the gradient is multiplied from the left.
+    """Weights that dropout keeps, before its scale, and the gradient of the scaled scores, ``[BM, BN]`` in fp32.
 
     dS = P (dP - delta), delta the sum of P dP over a row. That sum is the row's product of context and its gradient,
     dropout included, so no pass over the keys is needed for it (FlashAttention, algorithm 4).
     """
-    across: tl.constexpr = 0 if BY_KEY else 1
-    columns = tl.expand_dims(j + tl.arange(0, BN), 1 - across)
-    if BY_KEY:
-        scores = tile_scores(key, query, query_window, key_window, P2C, C2P, False)
-        grad_weights = product(value, tl.trans(grad_out))
-    else:
-        scores = tile_scores(query, key, key_window, query_window, C2P, P2C, True)
-        grad_weights = product(grad_out, tl.trans(value))
+    scores = tile_scores(query, key, key_window, query_window, C2P, P2C)
     # The softmax at once: its sum is known.
-    weights = tl.exp2(scores * (scale * LOG2_E) - tl.expand_dims(lse * LOG2_E, across))
+    weights = tl.exp2(scores * (scale * LOG2_E) - (lse * LOG2_E)[:, None])
     if MASKED:
-        visible = tile_visible(
-            tl.expand_dims(begin, across), tl.expand_dims(end, across), columns, REAL, num_keys, HAS_REAL)  # fmt: skip
-        weights = tl.where(visible, weights, 0.0)
+        weights = tl.where(tile_visible(begin, end, j + tl.arange(0, BN), REAL, num_keys, HAS_REAL), weights, 0.0)
+    grad_weights = product(grad_out, tl.trans(value))
     kept_weights = weights
     if DROPOUT:
         kept = tile_kept(seed, number, head, numbers, j, threshold, ROUNDS, BN)
-        if BY_KEY:
-            kept = tl.trans(kept)
         kept_weights = tl.where(kept, weights, 0.0)
         grad_weights = tl.where(kept, grad_weights, 0.0) * keep_scale
-    return kept_weights, weights * (grad_weights - tl.expand_dims(delta, across))
+    return kept_weights, weights * (grad_weights - delta[:, None])
 
 
 @triton.jit(do_not_specialize=UNCOMPILED)
@@ -251,7 +238,7 @@ def query_kernel(
         _, grad = _tile_gradient(
             query, key, value, grad_out, key_window, query_window, lse, delta, begin, end, rows[0] + rows[1], j,
             REAL + b * num_keys, seed, number, head, num_keys, scale, threshold, keep_scale,
-            C2P, P2C, HAS_MASK or not WHOLE, HAS_REAL, DROPOUT, ROUNDS, BN, False)  # fmt: skip
+            C2P, P2C, HAS_MASK or not WHOLE, HAS_REAL, DROPOUT, ROUNDS, BN)  # fmt: skip
         gradient += product(grad.to(key.dtype), key)
         if C2P:
             # Laid out by distance, the gradient times the table's rows of these distances: no scatter.
@@ -291,11 +278,11 @@ def key_kernel(
             kept_weights, grad = _tile_gradient(
                 query, key, value, grad_out, key_window, query_window, lse, delta, begin, end, rows[0] + rows[1], j,
                 REAL + b * num_keys, seed, number, head, num_keys, scale, threshold, keep_scale,
-                C2P, P2C, HAS_MASK or not WHOLE, HAS_REAL, DROPOUT, ROUNDS, BN, True)  # fmt: skip
-            grad_value += product(kept_weights.to(grad_out.dtype), grad_out)
-            grad_key += product(grad.to(query.dtype), query)
+                C2P, P2C, HAS_MASK or not WHOLE, HAS_REAL, DROPOUT, ROUNDS, BN)  # fmt: skip
+            grad_value += product(tl.trans(kept_weights.to(grad_out.dtype)), grad_out)
+            grad_key += product(tl.trans(grad.to(query.dtype)), query)
             if P2C:
-                grad_key += product(write_skewed(grad, False).to(query.dtype), query_window)
+                grad_key += product(write_skewed(tl.trans(grad), False).to(query.dtype), query_window)
     _store_rows(DK, grad_key * scale, b, h, num_heads, num_keys, columns, HEAD, D)
     _store_rows(DV, grad_value * keep_scale, b, h, num_heads, num_keys, columns, HEAD, D)
 
@@ -347,7 +334,7 @@ def table_kernel(
                 _, grad = _tile_gradient(
                     query, key, value, grad_out, key_window, query_window, lse, delta, begin, end, rows[0] + rows[1], j,
                     REAL + b * num_keys, seed, number, head, num_keys, scale, threshold, keep_scale,
-                    C2P, P2C, HAS_MASK or not WHOLE, HAS_REAL, DROPOUT, ROUNDS, BN, False)  # fmt: skip
+                    C2P, P2C, HAS_MASK or not WHOLE, HAS_REAL, DROPOUT, ROUNDS, BN)  # fmt: skip
                 if C2P:
                     by_row = write_skewed(grad, True)
                     grad_key_table += product(tl.trans(by_row).to(query.dtype), query)

@@ -89,10 +89,11 @@ def read_skewed(x, DOWN: tl.constexpr):
     even, odd = tl.split(tl.reshape(x, [S, 2, 32, 2]))
     x0, x2 = tl.split(tl.permute(even, (0, 2, 1)))
     x1, x3 = tl.split(tl.permute(odd, (0, 2, 1)))
+    first = tl.gather(tl.where(next_block, x1, x0), source, 1)
+    second = tl.gather(tl.where(next_block, x2, x1), source, 1)
+    third = tl.gather(tl.where(next_block, x3, x2), source, 1)
     upper = (tl.arange(0, S)[:, None] < 32) == DOWN  # the rows whose blocks begin at the first
-    low, middle, high = tl.where(upper, x0, x1), tl.where(upper, x1, x2), tl.where(upper, x2, x3)
-    before, after = tl.where(next_block, middle, low), tl.where(next_block, high, middle)
-    before, after = tl.gather(before, source, 1), tl.gather(after, source, 1)
+    before, after = tl.where(upper, first, second), tl.where(upper, second, third)
     halves = tl.join(after, before) if DOWN else tl.join(before, after)
     return tl.reshape(tl.permute(halves, (0, 2, 1)), [S, S])
 
@@ -126,27 +127,24 @@ def write_skewed(g, DOWN: tl.constexpr):
 
 
 @triton.jit
-def tile_scores(left, right, left_window, right_window, LEFT: tl.constexpr, RIGHT: tl.constexpr, DOWN: tl.constexpr):
-    """Unscaled scores ``[S, S]`` of queries and keys (DOWN) or of keys and queries, ``[S, D]`` each.
-
-    Both windows ``[2 S, D]`` begin at the distance of the first query and the last key; LEFT, RIGHT: there is one.
-    """
-    scores = tl.zeros([left.shape[0], right.shape[0]], tl.float32)
-    if RIGHT:
-        scores += tl.trans(read_skewed(product(right, tl.trans(right_window)), not DOWN))
-    if LEFT:
-        scores += read_skewed(product(left, tl.trans(left_window)), DOWN)
+def tile_scores(query, key, key_window, query_window, C2P: tl.constexpr, P2C: tl.constexpr):
+    """Unscaled scores ``[BM, BN]``; both windows ``[WD, D]`` begin at the distance of the first query and last key."""
+    scores = tl.zeros([query.shape[0], key.shape[0]], tl.float32)
+    if P2C:
+        scores += tl.trans(read_skewed(product(key, tl.trans(query_window)), False))
+    if C2P:
+        scores += read_skewed(product(query, tl.trans(key_window)), True)
     # Last: all that follows then has the layout of a product.
-    return product(left, tl.trans(right), scores)
+    return product(query, tl.trans(key), scores)
 
 
 @triton.jit
 def tile_visible(begin, end, columns, real, num_keys, HAS_REAL: tl.constexpr):
-    """Which keys each query sees; see AttentionMask. Queries (``begin``, ``end``) and keys broadcast to the tile."""
-    visible = (columns >= begin) & (columns < end)
+    """Which keys each query sees, ``[BM, BN]``; see AttentionMask."""
     if HAS_REAL:
-        visible = visible & (tl.load(real + columns, mask=columns < num_keys, other=0) != 0)
-    return visible
+        is_real = tl.load(real + columns, mask=columns < num_keys, other=0) != 0
+        columns = tl.where(is_real, columns, num_keys)  # past every end
+    return (columns[None, :] >= begin[:, None]) & (columns[None, :] < end[:, None])
 
 
 @triton.jit
@@ -162,7 +160,7 @@ def tile_kept(seed, number, head, rows, first_column, threshold, ROUNDS: tl.cons
         seed, zeros + groups[None, :], zeros + rows[:, None].to(tl.int32), zeros + head, zeros + number, ROUNDS
     )
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # [BM, BN / 16, 2, 2], in the order of the words
-    low = tl.join(words & 255, (words >> 16) & 255)
-    high = tl.join((words >> 8) & 255, (words >> 24) & 255)
+    low = tl.join(words.to(tl.uint8), (words >> 16).to(tl.uint8))
+    high = tl.join((words >> 8).to(tl.uint8), (words >> 24).to(tl.uint8))
     bytes_ = tl.reshape(tl.join(low, high), [BM, BN])
-    return bytes_ >= threshold
+    return bytes_.to(tl.int32) >= threshold
