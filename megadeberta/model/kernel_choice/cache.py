@@ -73,17 +73,19 @@ class KernelCache:
             return None
         return entry.findings
 
-    def write(self, facts: Facts, findings: Findings) -> None:
-        """Keep the findings; one line in the log where the folder cannot be written."""
+    def write(self, facts: Facts, findings: Findings) -> bool:
+        """Keep the findings; whether they are, with one line in the log where the folder cannot be written."""
         path = self.path(facts)
         if path is None:
-            return
+            return False
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_file(path, _ENTRY.dump_json(Entry(dict(facts), findings), indent=1))
         except (OSError, StorageError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             logger.warning("the next start will try the kernels again: %s: %s (%s moves it)", path, reason, VARIABLE)
+            return False
+        return True
 
     def entries(self) -> Iterator[tuple[Path, Entry]]:
         """Every readable file."""

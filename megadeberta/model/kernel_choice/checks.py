@@ -14,10 +14,10 @@ from torch import Tensor
 
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.recipe import micro_batch_of
-from megadeberta.model.dropout import Draws
+from megadeberta.model.dropout import Draws, HiddenDropout
 from megadeberta.model.kernel_choice.call import AttentionCall, part_of
+from megadeberta.model.residual import ResidualNorm, add_and_norm
 from megadeberta.ops.attention.backends import REFERENCE
-from megadeberta.ops.residual_norm import residual_layer_norm
 
 _SAMPLES, _SCORES = 2, 2**24
 """Most that are compared: the reference holds the scores several times, in fp32."""
@@ -58,31 +58,23 @@ class AttentionCheck:
 
 def check_residual_norm(name: str, config: RunConfig, *, dtype: torch.dtype, device: torch.device) -> str:
     """What is wrong with an implementation of ``ops/residual_norm.py``; empty if nothing is."""
-    micro_batch, width = micro_batch_of(config), config.model.hidden_size
-    shape = (micro_batch.sequences, micro_batch.length, width)
+    micro_batch, model = micro_batch_of(config), config.model
+    shape = (micro_batch.sequences, micro_batch.length, model.hidden_size)
     generator = torch.Generator(device).manual_seed(2)
-
-    def draw(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, device=device, dtype=dtype)
-
-    keys = Draws.of(torch.arange(shape[0], device=device), shape[1]).rows
-    given, upstream = (draw(*shape), draw(*shape), draw(width), draw(width)), draw(*shape)
+    upstream, *given = (torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3))
     upstream[1:] = 0.0
 
     def run(implementation: str, samples: int, precision: torch.dtype) -> Results:
-        leaves = [each[:samples] if each.dim() == 3 else each for each in given]
-        leaves = [each.detach().to(precision).requires_grad_() for each in leaves]
-        output = residual_layer_norm(
-            *leaves,
-            eps=config.model.layer_norm_eps,
-            keys=keys[:samples],
-            probability=config.model.hidden_dropout_prob,
-            implementation=implementation,
-        )
-        found = torch.autograd.grad(output, leaves, upstream[:samples].to(precision))
-        names = ("the branch", "the residual", "its weight", "its bias")
-        gradients = {f"the gradient of {of}": each for of, each in zip(names, found, strict=True)}
-        results = {"the output": output.detach()} | gradients
+        norm = ResidualNorm(model.hidden_size, model.layer_norm_eps).to(device, precision)
+        norm.implementation = implementation
+        draws = Draws.of(torch.arange(samples, device=device), shape[1])
+        branch, residual = (each[:samples].to(precision).requires_grad_() for each in given)
+        dropout = HiddenDropout(model.hidden_dropout_prob)
+        output = add_and_norm(norm, dropout, branch=branch, residual=residual, draws=draws)
+        leaves = {"branch": branch, "residual": residual, "weight": norm.weight, "bias": norm.bias}
+        found = torch.autograd.grad(output, list(leaves.values()), upstream[:samples].to(precision))
+        results = {"the output": output.detach()}
+        results |= {f"the gradient of the {of}": each for of, each in zip(leaves, found, strict=True)}
         return {of: each[:1] if each.dim() == 3 else each for of, each in results.items()}
 
     found = difference(run(name, shape[0], dtype), run("torch", 1, torch.float32), run("torch", 1, dtype))

@@ -101,11 +101,8 @@ def choose_attention(
     ranks = ranks or Alone()
     try:
         found, source = _find(names, trial, facts(names), cache, ranks)
-        chosen = {role: pick(tried, rival) for role, tried in found.items()}
-        for each in chosen.values():
-            if each.shape is not None and each.plan is not None:
-                choose_plan(each.shape, each.plan)
-        wrong = _check(chosen, rival, setting, trial, ranks)
+        chosen = _choose(found, rival)
+        wrong = _check(chosen, names, trial, ranks)
     finally:
         trial.close()
     reasons = []
@@ -132,20 +129,26 @@ def _names_to_try(setting: str, device_type: str) -> list[str]:
 
 
 def _find(names: Sequence[str], trial: Trial, facts: Facts, cache: KernelCache, ranks: Ranks) -> tuple[Findings, str]:
-    """What holds on all kinds of machines of the job, and where this rank's kind has it from."""
+    """What holds on all kinds of machines of the job, and where this rank has it from."""
     own = json.dumps([socket.gethostname(), dict(facts)])
     is_first = ranks.all_gather_text(own).index(own) == ranks.rank
-    path = cache.path(facts)
-    known = cache.read(facts) if is_first else None
-    found = known
-    if is_first and found is None:
-        found = _try(names, trial)
-        candidates = names[1:] or names
-        if not any(its[name].failed for its in found.values() for name in candidates):
-            cache.write(facts, found)
+    found, source = _find_here(names, trial, facts, cache) if is_first else (None, "")
     texts = ranks.all_gather_text("" if found is None else to_json(found))
-    source = "" if path is None else f"{'read from' if known is not None else 'kept in'} {path}"
     return slowest([from_json(text) for text in texts if text]), source
+
+
+def _find_here(names: Sequence[str], trial: Trial, facts: Facts, cache: KernelCache) -> tuple[Findings, str]:
+    """From the cache or by a trial."""
+    known, path = cache.read(facts), cache.path(facts)
+    if known is not None and ENCODER in known and all(set(its) == set(names) for its in known.values()):
+        # While the others wait: should Triton's own cache be empty, one rank compiles and not all of them at once.
+        _objections(_choose(known, names[0]), names, trial)
+        return known, f"read from {path}"
+    found = _try(names, trial)
+    candidates = names[1:] or names
+    if any(its[name].failed for its in found.values() for name in candidates):
+        return found, "to be tried again by the next start"
+    return found, f"kept in {path}" if cache.write(facts, found) else ""
 
 
 def _try(names: Sequence[str], trial: Trial) -> Findings:
@@ -156,15 +159,29 @@ def _try(names: Sequence[str], trial: Trial) -> Findings:
         return {role: dict.fromkeys(names, failed) for role in (ENCODER, MASK_DECODER)}
 
 
-def _check(chosen: Mapping[str, Pick], rival: str, setting: str, trial: Trial, ranks: Ranks) -> dict[str, str]:
+def _choose(found: Findings, rival: str) -> dict[str, Pick]:
+    """What each role takes; sets the tiles."""
+    chosen = {role: pick(tried, rival) for role, tried in found.items()}
+    for each in chosen.values():
+        if each.shape is not None and each.plan is not None:
+            choose_plan(each.shape, each.plan)
+    return chosen
+
+
+def _objections(chosen: Mapping[str, Pick], names: Sequence[str], trial: Trial) -> dict[str, str]:
+    """What is wrong on this device with what needs a trial, by role."""
+    candidates = names[1:] or names
+    return {role: trial.finding(role, each.backend) for role, each in chosen.items() if each.backend in candidates}
+
+
+def _check(chosen: Mapping[str, Pick], names: Sequence[str], trial: Trial, ranks: Ranks) -> dict[str, str]:
     """What is wrong with the choice, by role, on any rank."""
-    doubtful = [role for role, each in chosen.items() if each.backend != rival or setting != AUTO]
-    if not doubtful:
+    own = _objections(chosen, names, trial)
+    if not own:
         return {}
-    own = {role: trial.finding(role, chosen[role].backend) for role in doubtful}
     reports = [json.loads(text) for text in ranks.all_gather_text(json.dumps(own))]
     problems = {}
-    for role in doubtful:
+    for role in own:
         where = [f"{report[role]} on rank {rank}" for rank, report in enumerate(reports) if report[role]]
         if where:
             problems[role] = where[0] if len(where) == 1 else f"{where[0]} and on {len(where) - 1} others"

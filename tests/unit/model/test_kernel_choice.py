@@ -185,6 +185,7 @@ def test_a_trial_that_breaks_leaves_the_reference_and_is_tried_again(tmp_path: P
         choice = _choose(trial, folder=tmp_path)
         assert (choice.backend, len(trial.runs)) == ("reference", 1)
         assert "triton failed with RuntimeError: CUDA error" in choice.line
+        assert choice.line.endswith("; to be tried again by the next start")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -210,6 +211,17 @@ def test_the_second_start_reads_what_the_first_one_found_and_checks_it(tmp_path:
     trial = _Trial(RuntimeError("must not run"))
     second = _choose(trial, folder=tmp_path)
     assert trial.runs == []
-    assert trial.checked == [(ENCODER, "triton")]
+    # By the first rank before the others, which then find all compiled; and by each rank.
+    assert trial.checked == [(ENCODER, "triton")] * 2
     assert first.line.removesuffix(f"; kept in {path}") == second.line.removesuffix(f"; read from {path}")
     assert second.line.endswith(f"; read from {path}")
+
+
+def test_a_cached_choice_among_other_backends_is_tried_again(tmp_path: Path) -> None:
+    findings = _encoder(reference=Tried(1.0), triton=Tried(0.5))
+    _choose(_Trial(findings), folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(path.read_text().replace('"reference": {', '"other": {'))
+    trial = _Trial(findings)
+    assert _choose(trial, folder=tmp_path).backend == "triton"
+    assert len(trial.runs) == 1
