@@ -5,8 +5,13 @@ Plain arithmetic without torch and Triton, so that a design can be checked where
 Shapes: BM queries · BN keys · WD = BM + BN distances of a window · D head size, padded to a power of two.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+_TILE, _SMALL_TILE = 64, 32
+"""Queries and keys of a tile."""
 
 PROGRAMS_WANTED = 8 * 132
 """Programs of the table kernel: four for each place of two blocks on each multiprocessor of an H200."""
@@ -87,24 +92,84 @@ class LaunchShape:
 
 
 _CHOSEN: dict[LaunchShape, AttentionPlan] = {}
+_asked: list[LaunchShape] | None = None
 
 
 def default_plan(shape: LaunchShape) -> AttentionPlan:
     """The tiles without a trial."""
-    plan = KernelPlan(64, 64, warps=4 if shape.head_size <= 64 else 8, stages=1)
-    return AttentionPlan(plan, plan, plan, plan)
+    return _all_kernels(KernelPlan(_TILE, _TILE, _warps(shape), stages=1))
+
+
+def small_plan(shape: LaunchShape) -> AttentionPlan | None:
+    """Tiles for a GPU with too little shared memory for the default ones; None where there are none."""
+    return _all_kernels(KernelPlan(_SMALL_TILE, _SMALL_TILE, 4, stages=1)) if shape.kernels == "triton" else None
+
+
+def variants(shape: LaunchShape, plan: AttentionPlan) -> list[AttentionPlan]:
+    """What a trial compares ``plan`` with: plans that differ from it in one kernel."""
+    found = []
+    for kernel in fields(AttentionPlan):
+        others = [other for other in _worth_trying(shape, kernel.name) if other != getattr(plan, kernel.name)]
+        found += [replace(plan, **{kernel.name: other}) for other in others]
+    return found
 
 
 def plan_for(shape: LaunchShape) -> AttentionPlan:
     """The tiles chosen for the shape, else the default."""
-    return _CHOSEN.get(shape) or default_plan(shape)
+    if _asked is not None:
+        _asked.append(shape)
+    return _CHOSEN.get(_kind(shape)) or default_plan(shape)
 
 
 def choose_plan(shape: LaunchShape, plan: AttentionPlan) -> None:
-    """Take ``plan`` for the shape in this process from now on."""
-    _CHOSEN[shape] = plan
+    """Take ``plan`` in this process from now on: for the shape, without dropout or mask too, and with any number of
+    target rows, which differs between micro batches."""
+    _CHOSEN[_kind(shape)] = plan
 
 
-def candidates(shape: LaunchShape) -> list[AttentionPlan]:
-    """What a trial may try; the first is the default."""
-    return [default_plan(shape)]
+@contextmanager
+def plan_chosen(shape: LaunchShape, plan: AttentionPlan) -> Iterator[None]:
+    """Take ``plan`` for the shape meanwhile, and then what was taken before."""
+    before = _CHOSEN.get(_kind(shape))
+    choose_plan(shape, plan)
+    try:
+        yield
+    finally:
+        if before is None:
+            del _CHOSEN[_kind(shape)]
+        else:
+            choose_plan(shape, before)
+
+
+@contextmanager
+def asked_shapes() -> Iterator[list[LaunchShape]]:
+    """The shapes that ``plan_for`` is asked for meanwhile, in any thread."""
+    global _asked
+    _asked = []
+    try:
+        yield _asked
+    finally:
+        _asked = None
+
+
+def _worth_trying(shape: LaunchShape, kernel: str) -> list[KernelPlan]:
+    """For one kernel, from what they compile to: each choice costs the time of compiling it."""
+    if shape.kernels != "triton":
+        return []
+    usual, more = _warps(shape), 12 - _warps(shape)
+    plans = [KernelPlan(_TILE, _TILE, more, 1), KernelPlan(_SMALL_TILE, _SMALL_TILE, 4, 1)]
+    if kernel in ("forward", "query") and not shape.gathered:  # the others have no loop that two stages change
+        plans += [KernelPlan(_TILE, _TILE, usual, 2), KernelPlan(_SMALL_TILE, _SMALL_TILE, 4, 2)]
+    return plans
+
+
+def _warps(shape: LaunchShape) -> int:
+    return 4 if shape.head_size <= 64 else 8
+
+
+def _all_kernels(plan: KernelPlan) -> AttentionPlan:
+    return AttentionPlan(plan, plan, plan, plan)
+
+
+def _kind(shape: LaunchShape) -> LaunchShape:
+    return replace(shape, dropout=False, masked=False, queries=0 if shape.gathered else shape.queries)
