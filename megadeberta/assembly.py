@@ -21,7 +21,7 @@ from megadeberta.engine.state.local_parameters import LocalParameter, TensorSlic
 from megadeberta.engine.step import Stepper
 from megadeberta.engine.whole_step import WholeStepper
 from megadeberta.layers.objectives import list_layers, objective_of
-from megadeberta.layers.recipe import micro_batch_of
+from megadeberta.layers.recipe import micro_batch_of, resolved
 from megadeberta.layers.shapes import Shapes, parameter_shapes
 from megadeberta.layers.stages import plan_stages, shared_parameters
 from megadeberta.model.apex_switch import select_apex
@@ -79,6 +79,7 @@ def assemble(config: RunConfig, topology: Topology, device: torch.device) -> Ass
     Raises:
         ConfigError, CheckpointError: the same on every rank.
     """
+    config = resolved(config, topology)
     timeout = config.parallel.timeout_seconds
     groups = make_groups(topology, timeout_seconds=timeout)
     shapes = parameter_shapes(config.model, config.objective)

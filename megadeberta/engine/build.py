@@ -1,11 +1,13 @@
 """A model becomes a DeepSpeed engine."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.runtime.config import DeepSpeedConfigError
+from deepspeed.runtime.engine import ZERO_OPTIMIZATION, DeepSpeedEngine
 from pydantic import ValidationError
 from torch import nn
 
@@ -31,7 +33,7 @@ def build_engine(
     timeout_seconds: float,
     mpu: ModelParallelUnit | None = None,
 ) -> deepspeed.DeepSpeedEngine:
-    """Wrap ``model``; the recipe's deepspeed block goes in as it stands.
+    """Wrap ``model``; the deepspeed block goes in as it stands, so it must be that of a completed recipe.
 
     All-reduces over the world once, while DeepSpeed sets up its groups.
 
@@ -42,17 +44,39 @@ def build_engine(
         ConfigError: DeepSpeed refuses the block; the same on every rank.
     """
     try:
-        engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=build_optimizer(model, optimizer, offloaded=EngineSettings.of(block).offloads_optimizer),
-            config=_NEVER_PRINT | dict(block),
-            mpu=mpu,
-            dist_init_required=False,
-        )
+        with _zero_is_zero():
+            engine, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=build_optimizer(model, optimizer, offloaded=EngineSettings.of(block).offloads_optimizer),
+                config=_NEVER_PRINT | dict(block),
+                mpu=mpu,
+                dist_init_required=False,
+            )
     except (ValidationError, DeepSpeedConfigError) as error:
         raise ConfigError(f"DeepSpeed {deepspeed.__version__} refuses the deepspeed block: {_reason(error)}") from error
     apply_timeout(timeout_seconds)
     return engine
+
+
+@contextlib.contextmanager
+def _zero_is_zero() -> Iterator[None]:
+    """Engines that are made in here have the ZeRO optimizer wherever the block asks for ZeRO.
+
+    DeepSpeed 0.19.8 gives bf16 with fp32 accumulation under stage 1 to its BF16_Optimizer instead. That reduces after
+    the backward pass, out of a second copy of all gradients, and knows neither overlap_comm nor reduce_bucket_size. The
+    ZeRO optimizer, which does the same for fp16, gives the same bits (tests/distributed/test_gradient_types.py).
+    """
+    choose = DeepSpeedEngine._do_optimizer_sanity_check
+
+    def choose_zero(engine: DeepSpeedEngine, basic_optimizer: torch.optim.Optimizer) -> str | None:
+        chosen = choose(engine, basic_optimizer)
+        return ZERO_OPTIMIZATION if engine.zero_optimization() else chosen
+
+    DeepSpeedEngine._do_optimizer_sanity_check = choose_zero
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._do_optimizer_sanity_check = choose
 
 
 def working_type(precision: Precision) -> torch.dtype:
