@@ -159,12 +159,11 @@ def test_gradients_are_reduced_in_fp32_unless_the_recipe_says_bf16() -> None:
 def _with_both_optimizers(rank: int, world_size: int) -> tuple[str, str, bool]:
     """Parameters after three updates by DeepSpeed's choice for ZeRO 1, and by ours."""
     start_process_group(60.0)
-    block = _recipe(1, gradient_clipping=1.0, steps_per_print=10**9).deepspeed
+    config = _recipe(1, gradient_clipping=1.0, steps_per_print=10**9)
     model = _model()
-    theirs, *_ = deepspeed.initialize(
-        model=model, optimizer=build_optimizer(model, ADAM, offloaded=False), config=block, dist_init_required=False
-    )
-    ours = build_engine(_model(), ADAM, block=block, timeout_seconds=60.0)
+    adam = build_optimizer(model, ADAM, offloaded=False)
+    theirs, *_ = deepspeed.initialize(model=model, optimizer=adam, config=config.deepspeed, dist_init_required=False)
+    ours = build_engine(_model(), ADAM, block=config.deepspeed, timeout_seconds=60.0)
     for engine in (theirs, ours):
         for step in range(3):
             _run_backwards(engine, rank, step=step)
