@@ -82,7 +82,7 @@ class EngineSettings:
         """Read a block, checked or not."""
         zero, pipeline = _section(block, "zero_optimization"), _section(block, "pipeline")
         stage, precision = zero.get("stage", 0), _precision(block)
-        accumulation = _section(block, "data_types").get("grad_accum_dtype")
+        accumulation, overlap = _section(block, "data_types").get("grad_accum_dtype"), zero.get("overlap_comm")
         return cls(
             precision=precision,
             zero_stage=int(stage) if stage in _STAGES else 0,
@@ -96,7 +96,7 @@ class EngineSettings:
             parameter_device=_device(zero, "offload_param"),
             allows_untested_optimizer=bool(block.get("zero_allow_untested_optimizer", False)),
             contiguous_gradients=bool(zero.get("contiguous_gradients", True)),
-            overlaps_communication=bool(zero.get("overlap_comm", stage == 3)),
+            overlaps_communication=stage == 3 if overlap is None else bool(overlap),
             reduce_bucket_size=_elements(zero, "reduce_bucket_size", 5 * 10**8),
             max_reuse_distance=_elements(zero, "stage3_max_reuse_distance", 10**9),
             prefetch_bucket_size=_elements(zero, "stage3_prefetch_bucket_size", 5 * 10**7),

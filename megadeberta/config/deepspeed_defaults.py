@@ -10,7 +10,7 @@ from typing import Any
 from megadeberta.config.deepspeed_block import EngineSettings
 
 LARGEST_BUCKET = 50_000_000
-"""Elements: 200 MB in fp32, beyond which a ring over NVLink or InfiniBand is not faster any more."""
+"""Elements: 200 MB in fp32, where a ring is bound by the links and no longer by its steps (an estimate)."""
 SMALLEST_BUCKET = 4 * 2**20
 """Elements: 16 MB in fp32. Biases and LayerNorms still share a bucket; larger gradients are reduced where they are."""
 _BUCKETS = 8

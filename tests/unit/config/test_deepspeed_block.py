@@ -192,6 +192,10 @@ def test_settings_that_a_block_leaves_out_are_deepspeeds_defaults() -> None:
     assert settings.max_reuse_distance == zero.max_reuse_distance
     assert settings.prefetch_bucket_size == zero.prefetch_bucket_size
     assert settings.contiguous_gradients is zero.contiguous_gradients is True
+    for stage in (1, 2, 3):  # on by itself under stage 3 alone
+        given = {"stage": stage, "overlap_comm": None}
+        found = EngineSettings.of({"zero_optimization": given}).overlaps_communication
+        assert found is DeepSpeedZeroConfig(**given).overlap_comm
     assert (settings.global_batch, settings.micro_batch, settings.accumulation) == (0, 0, None)
     assert (settings.partitions_activations, settings.partitions_gradients) == (True, True)
     assert not settings.offloads_optimizer
