@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
@@ -153,7 +154,7 @@ class OptimizerState:
                 optimizer._reassign_or_swap_out_partitioned_parameters(number)
             self._swapped.put_back(changed=False)
             optimizer.checkpoint_event_epilogue()
-        elif isinstance(optimizer, DeepSpeedZeroOptimizer):
+        elif isinstance(optimizer, (DeepSpeedZeroOptimizer, BF16_Optimizer)):
             optimizer.update_lp_params()
 
     @property
@@ -205,8 +206,11 @@ def _copied_pieces(optimizer: FP16_UnfusedOptimizer, parameters: Sequence[LocalP
         yield Piece(local, 0, local.parameter.numel(), masters[id(local.parameter)], 0)
 
 
-def _partitioned_pieces(optimizer: DeepSpeedZeroOptimizer, parameters: Sequence[LocalParameter]) -> Iterator[Piece]:
-    flats = optimizer.single_partition_of_fp32_groups
+def _partitioned_pieces(
+    optimizer: DeepSpeedZeroOptimizer | BF16_Optimizer, parameters: Sequence[LocalParameter]
+) -> Iterator[Piece]:
+    is_bf16 = isinstance(optimizer, BF16_Optimizer)
+    flats = optimizer.fp32_groups_flat_partition if is_bf16 else optimizer.single_partition_of_fp32_groups
     for local in parameters:
         parameter: Any = local.parameter  # with attributes that DeepSpeed gave it
         mapping = parameter._hp_mapping  # None where the rank's partition has nothing of it
@@ -227,6 +231,7 @@ def _sharded_pieces(optimizer: DeepSpeedZeroOptimizer_Stage3, parameters: Sequen
 
 _PIECES: dict[type, Any] = {
     FP16_UnfusedOptimizer: _copied_pieces,
+    BF16_Optimizer: _partitioned_pieces,
     DeepSpeedZeroOptimizer: _partitioned_pieces,
     DeepSpeedZeroOptimizer_Stage3: _sharded_pieces,
 }

@@ -44,7 +44,7 @@ class Private:
 
 
 _PIPE, _STAGE_3 = "deepspeed.runtime.pipe", "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3"
-_STAGE_1_AND_2 = "deepspeed.runtime.zero.stage_1_and_2"
+_STAGE_1_AND_2, _BF16 = "deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.bf16_optimizer"
 _C10D = "torch.distributed.distributed_c10d"
 
 CONTRACT = (
@@ -57,6 +57,9 @@ CONTRACT = (
     Private("scaled_global_norm", f"{_STAGE_1_AND_2}.DeepSpeedZeroOptimizer", ("self", "norm_type")),
     Private("_zero_padding", _STAGE_1_AND_2, set_there=True),
     Private("_hp_mapping", _STAGE_1_AND_2, set_there=True),
+    Private("_hp_mapping", _BF16, set_there=True),
+    Private("_hp_grad", _BF16, set_there=True),
+    Private("_update_hp_grad", f"{_BF16}.BF16_Optimizer", ("self", "lp", "group_idx", "param_idx", "clear_lp_grads")),
     Private("_get_param_partition_rank", _STAGE_3, ("self", "param")),
     Private("_swappable_optimizer_subgroup", _STAGE_3, ("self", "sub_group_id")),
     Private("_optimizer_states_and_gradient_swap_in", _STAGE_3, ("self", "sub_group_id", "timer_names")),
