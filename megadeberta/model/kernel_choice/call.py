@@ -116,13 +116,12 @@ def attention_calls(config: RunConfig, *, dtype: torch.dtype, device: torch.devi
     )
     calls = {ENCODER: encoder}
     if any(layer.kind == MaskDecoder.kind for layer in list_layers(model, config.objective)):
-        positions, is_target = carry.field("masked_positions"), carry.field("masked_labels") != 0
-        mask = carry.visibility.at_rows(positions)
+        positions = carry.field("masked_positions")
         calls[MASK_DECODER] = replace(
             encoder,
             tensors={"query": draw.hidden(positions.size(1)), **keys, **tables},
             query_positions=positions,
-            mask=replace(mask, end=mask.end * is_target),  # an empty slot sees nothing
+            mask=carry.visibility_at(positions),
             dropout=dropout(None if carry.draws is None else carry.draws.at(positions, stream=0)),
         )
     return calls

@@ -88,7 +88,7 @@ def _slots_by_position(positions: Tensor, sees: Tensor | None, num_keys: int) ->
     wanting = numbers if sees is None else numbers.masked_fill(~sees, count)
     slots = wanting.new_full((positions.size(0), num_keys), count)
     slots = slots.scatter_reduce(1, positions.long(), wanting, "amin")
-    return slots, slots.gather(1, positions.long()) < wanting
+    return slots, (slots.gather(1, positions.long()) < wanting) & (wanting < count)
 
 
 def _kernels(name: str) -> ModuleType:
