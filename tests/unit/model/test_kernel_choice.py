@@ -1,7 +1,7 @@
 """What a job takes from the findings of its trials: the fastest that is right everywhere, the same on every rank."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,7 +23,15 @@ from megadeberta.model.kernel_choice.findings import (
 )
 from megadeberta.ops.attention import triton_plan
 from megadeberta.ops.attention.backends import BACKENDS, Backend, register_backend
-from megadeberta.ops.attention.triton_plan import AttentionPlan, KernelPlan, LaunchShape, default_plan, plan_for
+from megadeberta.ops.attention.triton_plan import (
+    AttentionPlan,
+    KernelPlan,
+    LaunchShape,
+    default_plan,
+    plan_for,
+    small_plan,
+    variants,
+)
 
 SHAPE = LaunchShape("triton", 64, 2, 512, 512, gathered=False, dropout=True, masked=True)
 DEFAULT = default_plan(SHAPE)
@@ -226,3 +234,15 @@ def test_a_cached_choice_among_other_backends_is_tried_again(tmp_path: Path) -> 
     trial = _Trial(findings)
     assert _choose(trial, folder=tmp_path).backend == "triton"
     assert len(trial.runs) == 1
+
+
+@pytest.mark.parametrize("head_size", [64, 128])
+def test_other_plans_differ_in_one_kernel(head_size: int) -> None:
+    shape = replace(SHAPE, head_size=head_size)
+    for base in (default_plan(shape), small_plan(shape)):
+        assert base is not None
+        plans = variants(shape, base)
+        assert len(set(plans)) == len(plans) > 4
+        for plan in plans:
+            assert sum(own != other for own, other in zip(astuple(plan), astuple(base), strict=True)) == 1
+        assert len(variants(replace(shape, gathered=True), base)) < len(plans)  # they take little of a step
