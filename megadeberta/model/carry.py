@@ -85,15 +85,6 @@ class Carry:
             mask = mask.within_documents(self.document_starts)
         return replace(mask, pairs=self.pairs)
 
-    def visibility_at(self, positions: Tensor) -> AttentionMask:
-        """Which pairs the target rows at ``positions`` ``[B, Q]`` may attend.
-
-        Empty slots all have position 0 and see nothing: kernels need rows of a call that see something to have
-        different positions.
-        """
-        mask = self.visibility.at_rows(positions)
-        return mask if self.masked_labels is None else replace(mask, end=mask.end * (self.masked_labels != 0))
-
     def local_positions(self, positions: Tensor) -> Tensor:
         """``positions`` ``[B, Q]`` counted from the start of each one's own document."""
         if self.document_starts is None:

@@ -121,7 +121,7 @@ def attention_calls(config: RunConfig, *, dtype: torch.dtype, device: torch.devi
             encoder,
             tensors={"query": draw.hidden(positions.size(1)), **keys, **tables},
             query_positions=positions,
-            mask=carry.visibility_at(positions),
+            mask=carry.visibility.at_rows(positions),
             dropout=dropout(None if carry.draws is None else carry.draws.at(positions, stream=0)),
         )
     return calls
@@ -159,11 +159,8 @@ def _field(name: str, config: RunConfig, micro_batch: MicroBatch) -> Tensor:
         return torch.arange(sequences)
     generator = torch.Generator().manual_seed(0)
     places = torch.rand(sequences, length, generator=generator).argsort()  # [B, L], a permutation of each sequence
-    if name in ("masked_positions", "masked_labels"):
-        targets = min(objective_of(config.objective).most_targets(config.objective, length), length)
-        filled = torch.zeros(sequences, slots, dtype=torch.int64)
-        filled[:, :targets] = places[:, :targets].sort().values if name == "masked_positions" else 1
-        return filled
+    if name == "masked_positions":
+        return places[:, :slots].sort().values  # in every slot another one: results of copies are nobody's matter
     if name == "document_starts":
         starts = torch.zeros(sequences, length, dtype=torch.int64)
         begins = places[:, : min(_DOCUMENTS, length) - 1]
