@@ -109,7 +109,7 @@ def choose_attention(
     for role, problem in wrong.items():
         logger.warning("attention: %s in the %s: %s", chosen[role].backend, role, problem)
         if setting == AUTO:
-            reasons.append(f"{chosen[role].backend} {problem}")
+            reasons.append(f"{chosen[role].backend}: {problem}")
             chosen[role] = Pick(rival)
     clauses = [_clause(role, each, found[role], device_type) for role, each in chosen.items()]
     return AttentionChoice(

@@ -63,10 +63,15 @@ class RecipeTrial:
         """What each backend does in each role: whether it is right, and how long it takes with which tiles.
 
         Takes seconds, and before them the time of compiling.
+
+        Args:
+            backends: first the one that needs no trial, if there are several.
         """
         deadline = self._clock() + self._patience
         missing = {name: BACKENDS[name].reason_not_to_run(self._device.type) for name in backends}
         running = [name for name in backends if not missing[name]]
+        if not set(running) & set(backends[1:] or backends):
+            return {ENCODER: {name: Tried(None, missing[name]) for name in backends}}
         size = self._config.engine.micro_batch, self._config.data.sequence_length
         self._say("trying %s at %d x %d tokens", " and ".join(running), *size)
         passes = {

@@ -241,6 +241,7 @@ def test_a_backend_that_does_not_run_here_is_not_tried() -> None:
         found = _trial().run(["cpu", "triton"])
     assert found[ENCODER]["triton"].finding.startswith("Triton is not installed")
     assert not found[ENCODER]["triton"].failed
+    assert found[ENCODER]["cpu"].seconds is None, "without a candidate there is nothing to compare with"
 
 
 def test_the_real_kernels_pass_their_trial(monkeypatch: pytest.MonkeyPatch) -> None:
