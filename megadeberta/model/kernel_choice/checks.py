@@ -7,7 +7,8 @@ gradients of what all samples share are then the same.
 Shapes: B micro batch · L length · Q query rows · N heads · H head size · D hidden size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -47,7 +48,8 @@ class AttentionCheck:
         self._upstream = torch.zeros_like(upstream)
         part_of(self._upstream, *self._part).copy_(of_part)
         part = call.part(*self._part)
-        self._right = part.to(torch.float32).gradients(REFERENCE, of_part.float())
+        with _exact_products():
+            self._right = part.to(torch.float32).gradients(REFERENCE, of_part.float())
         self._rounded = part.gradients(REFERENCE, of_part)
 
     def finding(self, backend: str) -> str:
@@ -104,6 +106,17 @@ def difference(found: Results, right: Results, rounded: Results) -> str:
         if not away <= allowed:
             return f"{name} is {away:.2g} away from the reference; rounding is {allowed:.2g}"
     return ""
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Products of fp32 in fp32, where the recipe lets the GPU round them to TF32."""
+    flags = torch.backends.cuda.matmul
+    before, flags.allow_tf32 = flags.allow_tf32, False
+    try:
+        yield
+    finally:
+        flags.allow_tf32 = before
 
 
 def _distance(found: Tensor, right: Tensor) -> float:

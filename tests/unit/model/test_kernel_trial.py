@@ -201,6 +201,23 @@ def test_the_reference_computes_a_part_only(monkeypatch: pytest.MonkeyPatch) -> 
     assert part.call_args.args[1:] == (2, 1)  # samples and heads
 
 
+def test_what_is_right_is_computed_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed: list[bool] = []
+    run = AttentionCall.run
+
+    def note(call: AttentionCall, backend: str) -> Tensor:
+        allowed.append(torch.backends.cuda.matmul.allow_tf32)
+        return run(call, backend)
+
+    monkeypatch.setattr(AttentionCall, "run", note)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        AttentionCheck(_calls()[ENCODER]).finding("reference")
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert allowed == [False, True, True]  # what is right, its rounding, the candidate
+
+
 def test_a_wrong_residual_norm_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     check = partial(check_residual_norm, config=_config(), dtype=torch.float32, device=CPU)
     assert check("cpu") == ""
