@@ -1,0 +1,83 @@
+"""Whole training steps, optimizer included, and a profile of one: what takes the time that the goal does not have."""
+
+import gc
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from stopwatch import gemm_rate, peak_memory
+
+from gpu.finding import Finding, WrongResultError
+from gpu.profiling import record, summarise, waiting_lines
+from gpu.scale import Scale
+from gpu.trainers import Trainer, built_trainer
+from megadeberta.engine.build import working_type
+from megadeberta.layers.flops import run_flops_per_token
+from megadeberta.observability.device_peaks import device_peak_flops
+
+WARM_UP, FEWEST, MOST, TIMED_SECONDS = 3, 3, 20, 4.0
+
+
+def measure(parameters: dict[str, Any]) -> Iterator[Finding]:
+    """Time, tokens per second, MFU and peak memory; then a profile, where one is asked for."""
+    gc.collect()  # the engine of the measurement before is full of cycles
+    scale = Scale.of(parameters)
+    device = torch.device(scale.device)
+    started = time.perf_counter()
+    with peak_memory(device) as peak, built_trainer(scale, parameters["model"], parameters["variant"]) as trainer:
+        built = time.perf_counter() - started
+        first = trainer.step()
+        last, seconds = time_steps(trainer, device)
+        most = peak()
+        if not 0 < last <= 2 * first:
+            raise WrongResultError(f"the loss went from {first} to {last} on one batch")
+        values = {
+            "attention": trainer.attention,
+            "tokens": trainer.tokens,
+            "step_ms": 1e3 * seconds,
+            "tokens_per_s": trainer.tokens / seconds,
+            "peak_gib": most,
+            "built_s": built,
+            "first_loss": first,
+            "last_loss": last,
+        }
+        yield Finding(values | mfu(trainer, seconds, device))
+        if parameters["profile"]:
+            yield profile(trainer, device)
+
+
+def time_steps(trainer: Trainer, device: torch.device) -> tuple[float, float]:
+    """Loss of the last step, and seconds of one, from the first launch of the first to the end of the last."""
+    if device.type == "cpu":
+        started = time.perf_counter()
+        return trainer.step(), time.perf_counter() - started
+    for _ in range(WARM_UP):
+        started = time.perf_counter()
+        trainer.step()
+        torch.cuda.synchronize()
+        once = time.perf_counter() - started
+    count = max(FEWEST, min(MOST, int(TIMED_SECONDS / once)))
+    started = time.perf_counter()
+    for _ in range(count):
+        loss = trainer.step()
+    torch.cuda.synchronize()
+    return loss, (time.perf_counter() - started) / count
+
+
+def mfu(trainer: Trainer, seconds: float, device: torch.device) -> dict[str, float | None]:
+    """Useful operations against the data sheet, and against a large matrix product in the same process."""
+    config = trainer.config
+    flops = run_flops_per_token(config.model, config.objective, sequence_length=config.data.sequence_length)
+    rate = flops * trainer.tokens / seconds
+    sheet = device_peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    products = gemm_rate(device, working_type(config.engine.precision))
+    return {"tflops": rate / 1e12, "mfu": rate / sheet if sheet else None, "mfu_of_products": rate / products}
+
+
+def profile(trainer: Trainer, device: torch.device) -> Finding:
+    """Of one step."""
+    values = summarise(record(trainer.step, device))
+    if device.type == "cuda":
+        values["waiting_lines"] = waiting_lines(trainer.step)
+    return Finding(values, about="profile", kind="profile")
