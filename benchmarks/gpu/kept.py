@@ -12,7 +12,7 @@ from gpu.scale import TOY_MODEL, Scale
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.attention_backend import select_recompute
 
-BATCH, LENGTH, FEW, MORE = 2, 512, 2, 4
+BATCH, LENGTH, TOY_LENGTH = 2, 512, 24
 
 
 def measure(parameters: dict[str, Any]) -> Iterator[Finding]:
@@ -43,9 +43,9 @@ def kept(
     """The difference of two depths, so that embeddings, table and head do not count."""
     small = {"vocab_size": 200, "enhanced_mask_decoder": False}
     drops = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    length = min(LENGTH, sizes.get("max_position_embeddings", LENGTH))
+    length = TOY_LENGTH if sizes else LENGTH
     found = []
-    for layers in (FEW, MORE):
+    for layers in (1, 2):
         config = ModelConfig(**{**sizes, **small, **drops, "num_hidden_layers": layers})
         model = build_ours(config, backend=backend, device=device).to(device, dtype).train()
         select_recompute(model, selective)
@@ -54,4 +54,4 @@ def kept(
         with KeptTensors() as tensors:
             loss = our_loss(model, batch)
             found.append(tensors.bytes() - loss.nbytes)
-    return {"kib_per_token_per_layer": (found[1] - found[0]) / (MORE - FEW) / BATCH / length / 1024}
+    return {"kib_per_token_per_layer": (found[1] - found[0]) / (BATCH * length * 1024)}

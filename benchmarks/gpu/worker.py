@@ -51,7 +51,7 @@ def load(place: str) -> Measure:
 
 
 def send(answers: TextIO, content: dict[str, Any]) -> None:
-    answers.write(json.dumps(content, allow_nan=False) + "\n")
+    answers.write(json.dumps(content, allow_nan=False, default=str) + "\n")
     answers.flush()
 
 
