@@ -35,7 +35,7 @@ def measure(parameters: dict[str, Any]) -> Iterator[Finding]:
     for _ in range(WARM_UP if shape.device.type == "cuda" else 0):  # the clock rises first
         run()
     summary = summarise(record(run, shape.device))
-    yield Finding({key: value for key, value in summary.items() if key not in ("waits", "gaps")}, kind="kernels")
+    yield Finding({key: value for key, value in summary.items() if key not in ("waits", "gaps")})
     times = {kernel["name"]: kernel for kernel in summary["kernels"]}
     for name, facts in launches.items():
         timed = next((kernel for found, kernel in times.items() if found.split("<")[0].endswith(name)), None)

@@ -73,24 +73,23 @@ def profile(record: Record) -> Iterator[str]:
     if not values["kernels"]:
         yield "The profiler saw no kernel."
         return
-    idle = values["idle_ms"] / values["span_ms"] if values["span_ms"] else 0.0
     yield (
-        f"The device was busy {values['busy_ms']:.2f} of {values['span_ms']:.2f} ms and idle {idle:.1%} of it, in "
-        f"{values['gap_count']} gaps; {values['kernel_count']} kernels, {values['launches']} launches, "
-        f"{sum(values['copies'].values())} copies and fills."
+        f"Of one step, under the profiler, which slows the host: {values['span_ms']:.2f} ms, the device busy for "
+        f"{values['busy_ms']:.2f} and idle for {values['idle']:.1%} of it in {values['gap_count']:.0f} gaps; "
+        f"{values['kernel_count']:.0f} kernels, {values['launches']:.0f} launches."
     )
     yield ""
-    rows = [(k["name"], k["count"], f"{k['ms']:.3f}", f"{k['share']:.1%}") for k in values["kernels"]]
+    rows = [(k["name"], f"{k['count']:.1f}", f"{k['ms']:.3f}", f"{k['share']:.1%}") for k in values["kernels"]]
     yield from table(("kernel", "launches", "ms", "of the step"), rows)
     yield ""
     for gap in values["gaps"]:
         yield f"* idle {gap['ms']:.3f} ms after `{gap['after']}`, before `{gap['before']}`"
-    for name, count in values["copies"].items():
-        yield f"* {count} x {name}"
-    for name, wait in values["waits"].items():
-        yield f"* the host waited in {name}: {wait['count']} times, {wait['ms']:.2f} ms"
+    for copy in values["copies"]:
+        yield f"* {copy['count']:.1f} x {copy['name']}, {copy['ms']:.3f} ms"
+    for wait in values["waits"]:
+        yield f"* {wait['count']:.1f} waits of the host in {wait['name']}, {wait['ms']:.2f} ms (the record ends in one)"
     for place, count in values.get("waiting_lines", {}).items():
-        yield f"* the host waits {count} times a step at {place}"
+        yield f"* the host waits {count} times at {place}"
 
 
 def step_rows(results: Results) -> list[Row]:

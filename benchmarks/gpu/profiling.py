@@ -46,31 +46,37 @@ def record(run: Callable[[], object], device: torch.device) -> list[Event]:
     return events
 
 
-def summarise(events: Sequence[Event]) -> dict[str, Any]:
-    """Times in milliseconds: of the device busy and idle between its first and last event, by kernel, and of waits."""
+def summarise(events: Sequence[Event], *, runs: int = 1) -> dict[str, Any]:
+    """Times in milliseconds: of the device busy and idle between its first and last event, by kernel, and of waits.
+
+    Args:
+        runs: how often the work was done; times and counts are those of one, gaps the longest of all.
+    """
     device = sorted((event for event in events if event.on_device), key=lambda event: event.start)
     host = [event for event in events if not event.on_device]
-    if not device:
-        return {"busy_ms": 0.0, "idle_ms": 0.0, "kernels": [], "gaps": [], "copies": {}, "launches": 0, "waits": {}}
-    gaps, busy_until, last = [], device[0].start, device[0]
+    gaps, busy, last = [], 0.0, None
     for event in device:
-        if event.start - busy_until >= SHORTEST_GAP_US:
-            gaps.append({"ms": (event.start - busy_until) / 1e3, "after": last.name[:80], "before": event.name[:80]})
-        if event.end > busy_until:
-            busy_until, last = event.end, event
-    span, busy = busy_until - device[0].start, _union(device)
-    is_copy = [event.name.startswith(("Memcpy", "Memset")) for event in device]
+        if last is not None and event.start - last.end >= SHORTEST_GAP_US:
+            gaps.append({"ms": (event.start - last.end) / 1e3, "after": last.name[:80], "before": event.name[:80]})
+        busy += max(0.0, event.end - (event.start if last is None else max(event.start, last.end)))
+        if last is None or event.end > last.end:
+            last = event
+    span = 0.0 if last is None else last.end - device[0].start
+    copies = [event for event in device if event.name.startswith(("Memcpy", "Memset"))]
+    kernels = [event for event in device if not event.name.startswith(("Memcpy", "Memset"))]
+    waits = [event for event in host if any(word in event.name for word in WAITS)]
+    launches = sum(any(word in event.name for word in LAUNCHES) for event in host)
     return {
-        "span_ms": span / 1e3,
-        "busy_ms": busy / 1e3,
-        "idle_ms": (span - busy) / 1e3,
-        "kernel_count": is_copy.count(False),
-        "kernels": _by_name([event for event, copy in zip(device, is_copy, strict=True) if not copy], span),
-        "gap_count": len(gaps),
+        "span_ms": span / 1e3 / runs,
+        "busy_ms": busy / 1e3 / runs,
+        "idle": (span - busy) / span if span else 0.0,
+        "kernel_count": len(kernels) / runs,
+        "kernels": [row | {"share": row["ms"] * runs * 1e3 / span} for row in _by_name(kernels, runs)[:TOP_KERNELS]],
+        "gap_count": len(gaps) / runs,
         "gaps": sorted(gaps, key=lambda gap: -gap["ms"])[:TOP_GAPS],
-        "copies": dict(Counter(event.name for event, copy in zip(device, is_copy, strict=True) if copy)),
-        "launches": sum(any(word in event.name for word in LAUNCHES) for event in host),
-        "waits": _waits(host),
+        "copies": _by_name(copies, runs),
+        "launches": launches / runs,
+        "waits": _by_name(waits, runs),
     }
 
 
@@ -87,34 +93,16 @@ def waiting_lines(run: Callable[[], object]) -> dict[str, int]:
     return dict(places.most_common())
 
 
-def _union(ordered: Sequence[Event]) -> float:
-    total, until = 0.0, float("-inf")
-    for event in ordered:
-        total += max(0.0, event.end - max(event.start, until))
-        until = max(until, event.end)
-    return total
-
-
-def _by_name(kernels: Sequence[Event], span: float) -> list[dict[str, Any]]:
+def _by_name(events: Sequence[Event], runs: int) -> list[dict[str, Any]]:
+    """Count and time of each name in one run, the longest time first."""
     total: Counter[str] = Counter()
     count: Counter[str] = Counter()
-    for event in kernels:
+    for event in events:
         total[event.name] += event.length
         count[event.name] += 1
     return [
-        {"name": name[:120], "count": count[name], "ms": time / 1e3, "share": time / span if span else 0.0}
-        for name, time in total.most_common(TOP_KERNELS)
+        {"name": name[:120], "count": count[name] / runs, "ms": time / 1e3 / runs} for name, time in total.most_common()
     ]
-
-
-def _waits(host: Sequence[Event]) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for event in host:
-        if any(word in event.name for word in WAITS):
-            entry = found.setdefault(event.name, {"count": 0, "ms": 0.0})
-            entry["count"] += 1
-            entry["ms"] += event.length / 1e3
-    return found
 
 
 def _short(path: str) -> str:

@@ -17,6 +17,7 @@ from megadeberta.layers.flops import run_flops_per_token
 from megadeberta.observability.device_peaks import device_peak_flops
 
 WARM_UP, FEWEST, MOST, TIMED_SECONDS = 3, 3, 20, 4.0
+PROFILED = 3
 
 
 def measure(parameters: dict[str, Any]) -> Iterator[Finding]:
@@ -76,8 +77,13 @@ def mfu(trainer: Trainer, seconds: float, device: torch.device) -> dict[str, flo
 
 
 def profile(trainer: Trainer, device: torch.device) -> Finding:
-    """Of one step."""
-    values = summarise(record(trainer.step, device))
+    """Of some steps on end, as in training, where the host may run ahead."""
+
+    def steps() -> None:
+        for _ in range(PROFILED):
+            trainer.step()
+
+    values = summarise(record(steps, device), runs=PROFILED)
     if device.type == "cuda":
         values["waiting_lines"] = waiting_lines(trainer.step)
     return Finding(values, about="profile", kind="profile")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -128,32 +129,33 @@ def test_the_note_says_which_goals_are_missed_and_why_something_has_no_number(tm
         [Event("gemm", 0, 900, True), Event("adam", 1000, 1100, True), Event("cudaLaunchKernel", 0, 1, False)]
     )
     results.add(Record("step base, auto: profile", "profile", MEASURED, {}, profile))
-    from datetime import datetime
-
     write_note(tmp_path / "note.md", results, started=datetime(2026, 1, 2), seconds=3.0, toy=False)
     note = (tmp_path / "note.md").read_text()
     assert "| G1 | attention layer, N=512, forward and backward | <= 3.5 ms | 5 ms | **no** |" in note
     assert "Falls short: G1, " in note
-    assert "| gemm | 1 | 0.900 | 81.8% |" in note and "idle 0.100 ms after `gemm`, before `adam`" in note
+    assert "| gemm | 1.0 | 0.900 | 81.8% |" in note and "idle 0.100 ms after `gemm`, before `adam`" in note
     assert "* op X: out of memory: 13 GiB" in note and "* op Y: flashdeberta not installed" in note
 
 
 def test_a_profile_counts_overlap_once_and_names_gaps_copies_and_waits() -> None:
-    summary = summarise(
-        [
-            Event("a", 0, 100, True),
-            Event("b", 50, 120, True),  # on another stream
-            Event("Memcpy HtoD (Pageable -> Device)", 220, 230, True),
-            Event("a", 232, 332, True),
-            Event("cuLaunchKernelEx", 0, 2, False),
-            Event("cudaStreamSynchronize", 120, 220, False),
-        ]
-    )
+    events = [
+        Event("a", 0, 100, True),
+        Event("b", 50, 120, True),  # on another stream
+        Event("Memcpy HtoD (Pageable -> Device)", 220, 230, True),
+        Event("a", 232, 332, True),
+        Event("cuLaunchKernelEx", 0, 2, False),
+        Event("cudaStreamSynchronize", 120, 220, False),
+    ]
+    summary = summarise(events)
     assert summary["span_ms"] == pytest.approx(0.332) and summary["busy_ms"] == pytest.approx(0.230)
+    assert summary["idle"] == pytest.approx(0.102 / 0.332)
     assert summary["gaps"] == [{"ms": 0.1, "after": "b", "before": "Memcpy HtoD (Pageable -> Device)"}]
     assert [(k["name"], k["count"], k["ms"]) for k in summary["kernels"]] == [("a", 2, 0.2), ("b", 1, 0.07)]
-    assert (summary["launches"], summary["kernel_count"], sum(summary["copies"].values())) == (1, 3, 1)
-    assert summary["waits"] == {"cudaStreamSynchronize": {"count": 1, "ms": 0.1}}
+    assert (summary["launches"], summary["kernel_count"], summary["copies"][0]["ms"]) == (1, 3, 0.01)
+    assert summary["waits"] == [{"name": "cudaStreamSynchronize", "count": 1, "ms": 0.1}]
+    halves = summarise(events, runs=2)
+    assert (halves["busy_ms"], halves["kernels"][0]["count"]) == (pytest.approx(0.115), 1)
+    assert halves["kernels"][0]["share"] == summary["kernels"][0]["share"]
 
 
 @pytest.mark.parametrize("padding", [False, True])
