@@ -5,6 +5,7 @@ product with each used table row. Shapes: B batch · N heads · L length · H he
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from stopwatch import device_seconds, peak_memory
 from torch import Tensor
 
 from gpu.finding import Finding, WrongResultError
+from gpu.launches import recorded_launches
 from gpu.scale import Scale
 from megadeberta.ops.attention.backends import BACKENDS, REFERENCE
 from megadeberta.ops.attention.interface import disentangled_attention
@@ -147,10 +149,21 @@ def measure(parameters: dict[str, Any]) -> Iterator[Finding]:
     values: dict[str, Any] = {"batch": shape.batch, "length": shape.length}
     comparable = variant in BACKENDS or (variant != BERT and not shape.dropout)
     if comparable:
-        values["error"] = largest_error(shape, attend)
+        with recorded_launches() if parameters["ours"] else nullcontext({}) as launches:
+            values["error"] = largest_error(shape, attend)
+        values |= {"tiles": tiles(launches)} if launches else {}
         if parameters["ours"] and not values["error"] <= TOLERANCE[shape.dtype]:
             raise WrongResultError(f"{values['error']:.1e} from the reference, allowed are {TOLERANCE[shape.dtype]}")
     yield Finding(values | times(shape, attend, with_tables=variant != BERT, repeats=Scale.of(parameters).repeats))
+
+
+def tiles(launches: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Sizes of the tiles, warps and stages of each of our kernels: what a trial may have chosen."""
+    wanted = ("BM", "BN", "num_warps", "num_stages")
+    return {
+        kernel: " ".join(f"{key}={facts['choice'][key]}" for key in wanted if key in facts["choice"])
+        for kernel, facts in launches.items()
+    }
 
 
 def times(shape: Shape, attend: Attend, *, with_tables: bool, repeats: int) -> dict[str, float]:

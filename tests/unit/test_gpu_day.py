@@ -203,6 +203,7 @@ def test_a_toy_day_measures_op_kernels_layer_and_step_and_draws_a_chart(tmp_path
     skipped = {record["name"] for record in records if record["status"] == SKIPPED}
     assert skipped == {f"{what}, {package}" for what in ("op N=512 dropout 0.0", "layer N=128") for package in PACKAGES}
     errors = [record["values"]["error"] for record in records if "error" in record["values"]]
+    assert all(record["values"]["tiles"] for record in records if record["name"].endswith("0.0, triton"))
     assert len(errors) == 3 and max(errors) < 1e-6  # the kernels, transformers and the reference
     assert any(record["kind"] == "kernel" and record["values"]["choice"] for record in records)
     assert "says anything about a GPU" in note and "Where the time goes: step base, auto" in note
