@@ -57,7 +57,7 @@ def header(results: Results, seconds: float) -> Iterator[str]:
 def goal_table(results: Results) -> Iterator[str]:
     rows = []
     for goal, value in verdicts(results):
-        found = "not measured" if value is None else f"{value:.3g}{goal.unit}"
+        found = "not measured" if value is None else f"{shown(float(value))}{goal.unit}"
         met = "" if value is None else ("yes" if goal.is_met(value) else "**no**")
         rows.append((goal.number, goal.what, goal.wanted, found, met))
     yield from table(("goal", "of", "wanted", "measured", "met"), rows)

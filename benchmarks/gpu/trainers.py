@@ -21,6 +21,7 @@ from megadeberta.config.load import parse_run_config, read_recipe
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.build import build_engine
 from megadeberta.engine.process_group import start_process_group
+from megadeberta.engine.schedule import learning_rate_factor
 from megadeberta.layers.recipe import micro_batch_of
 from megadeberta.ops.attention.backends import AUTO, BACKENDS
 from megadeberta.preflight.validate import validate_run
@@ -36,6 +37,8 @@ MODELS: dict[str, tuple[str, str]] = {
 }
 """The recipe of a run, and the one that its model section is of."""
 TIMEOUT_SECONDS = 120.0
+THEIR_LR = 1e-6
+"""As small as ours is at the start of the warm-up."""
 
 
 class Trainer(ABC):
@@ -72,7 +75,9 @@ class OurTrainer(Trainer):
 
     def step(self) -> float:
         targets, _ = self.stepper.share_counts(self._batches, stop_requested=False)
-        result = self.stepper.train_step(self._batches, step=self._done, targets=targets, lr=self.config.optimizer.lr)
+        factor = learning_rate_factor(self.config.schedule, step=self._done, total_steps=self.config.training.steps)
+        lr = self.config.optimizer.lr * factor  # of the warm-up: what is timed must not diverge
+        result = self.stepper.train_step(self._batches, step=self._done, targets=targets, lr=lr)
         self._done += 1
         return result.loss
 
@@ -86,9 +91,8 @@ class TheirTrainer(Trainer):
         model = build_theirs(config.model).to(device)
         if variant in PACKAGES:
             PACKAGE_USES[variant](model)
-        self.engine = build_engine(
-            model.train(), config.optimizer, block=config.deepspeed, timeout_seconds=TIMEOUT_SECONDS
-        )
+        optimizer = config.optimizer.model_copy(update={"lr": THEIR_LR})
+        self.engine = build_engine(model.train(), optimizer, block=config.deepspeed, timeout_seconds=TIMEOUT_SECONDS)
         batch = draw(config, device=device)
         self._inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "labels": batch.labels}
         self.attention = variant
