@@ -30,9 +30,10 @@ def measure(parameters: dict[str, Any]) -> Iterator[Finding]:
     started = time.perf_counter()
     with peak_memory(device) as peak, built_trainer(scale, parameters["model"], parameters["variant"]) as trainer:
         built = time.perf_counter() - started
-        first = trainer.step()
-        last, seconds = time_steps(trainer, device)
-        most = peak()
+        trainer.step()
+        first = trainer.loss()
+        seconds = time_steps(trainer, device)
+        last, most = trainer.loss(), peak()
         if not abs(last - first) <= MOST_CHANGE * first:  # nan included
             raise WrongResultError(f"the loss went from {first} to {last} on one batch, in the warm-up")
         values = {
@@ -50,22 +51,25 @@ def measure(parameters: dict[str, Any]) -> Iterator[Finding]:
             yield profile(trainer, device)
 
 
-def time_steps(trainer: Trainer, device: torch.device) -> tuple[float, float]:
-    """Loss of the last step, and seconds of one, from the first launch of the first to the end of the last."""
-    if device.type == "cpu":
-        started = time.perf_counter()
-        return trainer.step(), time.perf_counter() - started
-    for _ in range(WARM_UP):
-        started = time.perf_counter()
-        trainer.step()
-        torch.cuda.synchronize()
-        once = time.perf_counter() - started
-    count = max(FEWEST, min(MOST, int(TIMED_SECONDS / once)))
+def time_steps(trainer: Trainer, device: torch.device) -> float:
+    """Seconds of one step, from the first launch of the first to the end of the last; on a CPU, of one."""
+    count = 1
+    if device.type == "cuda":
+        for _ in range(WARM_UP):
+            once = timed(trainer, 1)
+        count = max(FEWEST, min(MOST, int(TIMED_SECONDS / once)))
+    return timed(trainer, count) / count
+
+
+def timed(trainer: Trainer, count: int) -> float:
+    """Seconds of so many steps, and of reading the loss of the last, which waits for the device."""
     started = time.perf_counter()
     for _ in range(count):
-        loss = trainer.step()
-    torch.cuda.synchronize()
-    return loss, (time.perf_counter() - started) / count
+        trainer.step()
+    trainer.loss()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def mfu(trainer: Trainer, seconds: float, device: torch.device) -> dict[str, float | None]:

@@ -22,6 +22,7 @@ from megadeberta.config.run import RunConfig
 from megadeberta.engine.build import build_engine
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.schedule import learning_rate_factor
+from megadeberta.engine.step import StepResult
 from megadeberta.layers.recipe import micro_batch_of
 from megadeberta.ops.attention.backends import AUTO, BACKENDS
 from megadeberta.preflight.validate import validate_run
@@ -53,8 +54,12 @@ class Trainer(ABC):
         self.tokens = config.engine.micro_batch * config.data.sequence_length
 
     @abstractmethod
-    def step(self) -> float:
-        """Forward, backward and update; the loss."""
+    def step(self) -> None:
+        """Forward, backward and update."""
+
+    @abstractmethod
+    def loss(self) -> float:
+        """Of the last step."""
 
     def close(self) -> None:
         """Let go of the memory: the engine's hooks hold it through autograd, where no garbage collector sees it."""
@@ -72,14 +77,18 @@ class OurTrainer(Trainer):
         self.engine = self.stepper.engine
         self._batches = [as_fields(config, draw(config))]
         self._done = 0
+        self._last: StepResult | None = None
 
-    def step(self) -> float:
+    def step(self) -> None:
         targets, _ = self.stepper.share_counts(self._batches, stop_requested=False)
         factor = learning_rate_factor(self.config.schedule, step=self._done, total_steps=self.config.training.steps)
         lr = self.config.optimizer.lr * factor  # of the warm-up: what is timed must not diverge
-        result = self.stepper.train_step(self._batches, step=self._done, targets=targets, lr=lr)
+        self._last = self.stepper.train_step(self._batches, step=self._done, targets=targets, lr=lr)
         self._done += 1
-        return result.loss
+
+    def loss(self) -> float:
+        assert self._last is not None, "there is no step yet"
+        return self._last.loss
 
 
 class TheirTrainer(Trainer):
@@ -97,11 +106,14 @@ class TheirTrainer(Trainer):
         self._inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "labels": batch.labels}
         self.attention = variant
 
-    def step(self) -> float:
+    def step(self) -> None:
         loss = self.engine(**self._inputs).loss
         self.engine.backward(loss)
         self.engine.step()
-        return float(loss.detach())
+        self._loss = loss.detach()
+
+    def loss(self) -> float:
+        return float(self._loss)
 
 
 @contextmanager
