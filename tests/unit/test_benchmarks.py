@@ -1,5 +1,5 @@
-"""Benchmarks are found to be stale here, not when a number is needed: all of them import what they name, and the CPU's
-runs end to end on a toy; the GPU's does in test_gpu_day.py."""
+"""Benchmarks are found to be stale here, not when a number is needed: all of them import what they name, and those
+that compare attention on a CPU run end to end on a toy; the GPU's does in test_gpu_day.py."""
 
 import os
 import subprocess
@@ -26,6 +26,14 @@ def test_every_benchmark_imports_what_it_names() -> None:
     environ = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_benchmark_of_transformers_models_compares_inference_and_fine_tuning_on_a_toy(tmp_path: Path) -> None:
+    chart = tmp_path / "chart.png"
+    output = _output("benchmarks/hf_attention.py", "--shapes", "2x16", "--layers", "1", "--plot", str(chart))
+    assert output.count("relative difference of logits") == 1
+    assert output.count("transformers eager") == output.count("use_fast_attention") == 3
+    assert chart.stat().st_size > 1000
 
 
 def test_the_cpu_benchmark_compares_layer_step_optimizer_and_objectives_on_a_toy(tmp_path: Path) -> None:
