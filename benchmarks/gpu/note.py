@@ -41,6 +41,7 @@ def paragraphs(results: Results, *, started: datetime, seconds: float, toy: bool
     yield from section("Attention layer, dropout 0.1", variant_table(results, "layer", OP_COLUMNS[:4]))
     yield from section("Attention op", variant_table(results, "op", OP_COLUMNS))
     yield from section("Kernels", table(("measured at", "kernel", *KERNEL_COLUMNS, "choice"), kernel_rows(results)))
+    yield from section("Tiles", table(("backend", "kernel", "tiles", "ms", "default", "problem"), tile_rows(results)))
     yield from section("Bytes kept per token and layer", kept_lines(results))
     yield from section("Agreement with the reference in fp32", agreement_lines(results))
     yield from section("Failed", reasons(results.with_status(FAILED)))
@@ -117,6 +118,15 @@ def kernel_rows(results: Results) -> list[Row]:
         at = record.name.removeprefix("kernels ").partition(":")[0]
         values = (record.values.get(key) for key in KERNEL_COLUMNS)
         rows.append((at, record.parameters["kernel"], *values, shown(record.values.get("choice", {}))))
+    return rows
+
+
+def tile_rows(results: Results) -> list[Row]:
+    rows: list[Row] = []
+    for record in results.measured("tiles"):
+        head = (record.parameters.get(key) for key in ("variant", "kernel", "tiles"))
+        values = record.values
+        rows.append((*head, values.get("ms"), "yes" if values.get("default") else "", values.get("problem")))
     return rows
 
 

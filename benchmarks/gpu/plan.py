@@ -75,6 +75,7 @@ class Planner:
             *self.kernels("512", 0.0),
             *self.kernels("128", 0.1),
             *self.kernels("2048", 0.1),
+            *self.tiles("512"),
             self.step("base", REFERENCE, seconds=25),
             *(entry for point in ("128", "2048", "8192") for rate in (0.1, 0.0) for entry in self.ops(point, rate)),
         ]
@@ -97,6 +98,14 @@ class Planner:
                 parameters = {"point": point, "dropout": dropout, "variant": backend.name, "padding": padding}
                 name = f"kernels N={point} dropout {dropout}{' padded' if padding else ''}, {backend.name}"
                 yield self._entry(name, "kernels", "kernels", parameters, 10, excluded=self._cannot(backend))
+
+    def tiles(self, point: str) -> Iterator[Measurement]:
+        """Our kernels with each of the tiles that a trial may choose from."""
+        for backend in backends():
+            if backend.has_plans:
+                parameters = {"point": "128" if self.toy else point, "dropout": 0.1, "variant": backend.name}
+                name = f"tiles N={point}, {backend.name}"
+                yield self._entry(name, "tiles", "tiles", parameters, 40, excluded=self._cannot(backend))
 
     def layers(self, point: str) -> Iterator[Measurement]:
         """The attention layer with projections and LayerNorm, as a model has it."""

@@ -73,7 +73,7 @@ class OurTrainer(Trainer):
         super().__init__(config)
         _, topology = validate_run(config, world_size=1, source=config.name)
         assembly = assemble(config, topology, join())
-        self.stepper, self.attention = assembly.stepper, assembly.attention
+        self.stepper, self.attention = assembly.stepper, assembly.attention.line
         self.engine = self.stepper.engine
         self._batches = [as_fields(config, draw(config))]
         self._done = 0

@@ -218,7 +218,19 @@ def test_a_whole_toy_day_measures_everything_that_does_not_need_a_gpu(tmp_path: 
     unmeasured = [record for record in records if record["status"] != MEASURED]
     assert all(record["status"] == SKIPPED and "GPU" in record["reason"] for record in unmeasured), unmeasured
     assert {record["kind"] for record in records} == {
-        *("device", "op", "kernels", "kernel", "layer", "step", "profile", "kept", "kept on a CPU", "agreement")
+        *(
+            "device",
+            "op",
+            "kernels",
+            "kernel",
+            "tiles",
+            "layer",
+            "step",
+            "profile",
+            "kept",
+            "kept on a CPU",
+            "agreement",
+        )
     }
     need_a_gpu = {"G6", "M3", "G7 base step, MFU"} | {g.number for g in GOALS if "disentangled-flash" in g.what}
     measured = [goal for goal in GOALS if not need_a_gpu & {goal.number, f"{goal.number} {goal.what}"}]
