@@ -58,7 +58,7 @@ class Planner:
             *self.ops("512", 0.1),
             *self.kernels("512", 0.1),
             *self.layers("512"),
-            self.step("base", AUTO, seconds=60, profile=True),
+            self.step("base", AUTO, seconds=70, profile=True),
             self.step("base", BERT, seconds=25),
             self.step("base", EAGER, seconds=25),
             *(self.step("base", package, seconds=25) for package in PACKAGES),
