@@ -3,7 +3,6 @@
 Shapes: B batch · N heads · H head size · Q query rows · L keys · P rows of the (windowed) table.
 """
 
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -16,9 +15,9 @@ from torch import Tensor
 from megadeberta.ops.attention.compile_ahead import kernels_to_launch
 from megadeberta.ops.attention.mask import AttentionMask
 from megadeberta.ops.attention.position_terms import PositionTerms, score_scale
-from megadeberta.ops.attention.triton_plan import AttentionPlan, LaunchShape, plan_for
+from megadeberta.ops.attention.triton_call import KernelCall
 from megadeberta.ops.attention.triton_reductions import DELTA_ROWS, delta_kernel, fold_kernel
-from megadeberta.ops.counter_dropout import ROUNDS, CounterDropout
+from megadeberta.ops.counter_dropout import CounterDropout
 
 _OptionalTensor = Tensor | None
 _FOLD_CHUNK = 64
@@ -66,7 +65,7 @@ def _attention(
         score_scale(query.size(-1), position), 0 if dropout is None else dropout.threshold,
         0 if dropout is None else dropout.first_head, kernels,
     )  # fmt: skip
-    if slots is not None:
+    if query_positions is not None and slots is not None:
         first = slots.gather(1, query_positions).long()
         context = context.gather(1, first[:, :, None, None].expand_as(context))
     return context.transpose(1, 2)
@@ -105,7 +104,7 @@ def _forward(
     scale: float, threshold: int, first_head: int, kernels: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Context ``[B, Q, N, H]`` and log-sum-exp ``[B, N, Q]``."""
-    call = _Call(
+    call = KernelCall(
         query, key, value, position_key, position_query, rows, begin, end, real, slots, seed, samples,
         scale, threshold, first_head, kernels,
     )  # fmt: skip
@@ -136,7 +135,7 @@ def _backward(
     scale: float, threshold: int, first_head: int, kernels: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of query, key and value ``[B, ., N, H]``, and of the tables ``[P, N, H]`` (empty if absent)."""
-    call = _Call(
+    call = KernelCall(
         query, key, value, position_key, position_query, rows, begin, end, real, slots, seed, samples,
         scale, threshold, first_head, kernels,
     )  # fmt: skip
@@ -161,7 +160,7 @@ def _backward(
 
 
 def _table_gradients(
-    call: "_Call", module: ModuleType, before: tuple[Any, ...], after: tuple[Any, ...]
+    call: KernelCall, module: ModuleType, before: tuple[Any, ...], after: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor]:
     """By table row, ``[P, N, H]``; empty for a table that is absent."""
     tables = (call.position_key, call.position_query)
@@ -218,88 +217,3 @@ def _gradients(ctx: Any, grad_context: Tensor | None, _grad_lse: Tensor | None) 
 
 
 torch.library.register_autograd("megadeberta::attention_forward", _gradients, setup_context=_keep)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """The arguments of a call, and what the kernels take of them; absent tensors are replaced by one never read."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    position_key: Tensor | None
-    position_query: Tensor | None
-    rows: Tensor | None
-    begin: Tensor | None
-    end: Tensor | None
-    real: Tensor | None
-    slots: Tensor | None
-    seed: Tensor | None
-    samples: Tensor | None
-    scale: float
-    threshold: int
-    first_head: int
-    kernels: str
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that tiles go over: positions, where the queries have positions of their own."""
-        return self.query.size(2) if self.slots is None else self.key.size(2)
-
-    @property
-    def plan(self) -> AttentionPlan:
-        query = self.query
-        return plan_for(
-            LaunchShape(
-                self.kernels,
-                query.size(3),
-                query.element_size(),
-                query.size(2),
-                self.key.size(2),
-                gathered=self.slots is not None,
-                dropout=self.seed is not None,
-                masked=self.begin is not None,
-            )  # fmt: skip
-        )
-
-    def new_dense(self, like: Tensor) -> Tensor:
-        """``[B, ., N, H]``."""
-        batch, heads, count, head_size = like.shape
-        return like.new_empty(batch, count, heads, head_size)
-
-    def new_rows(self, query: Tensor) -> Tensor:
-        """``[B, Q, N, H]`` for what the kernels write of each query row; zeros where rows may have no tile."""
-        rows = self.new_dense(query)
-        return rows if self.slots is None else rows.zero_()
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        tables = (self.query if t is None else t for t in (self.position_key, self.position_query))
-        return self.query, self.key, self.value, *tables
-
-    def lookups(self) -> tuple[Tensor, ...]:
-        given = (self.rows, self.begin, self.end, self.real, self.slots, self.seed, self.samples)
-        return tuple(self.query if t is None else t for t in given)
-
-    def strides(self) -> tuple[tuple[int, ...], ...]:
-        tables = (self.position_key, self.position_query)
-        content = (t.stride()[:3] for t in (self.query, self.key, self.value))
-        return (*content, *((0, 0) if t is None else t.stride()[:2] for t in tables))
-
-    def sizes(self) -> tuple[int, int, int]:
-        return self.query.size(1), self.query.size(2), self.key.size(2)
-
-    def numbers(self) -> tuple[float, int, int, float]:
-        return self.scale, self.first_head, self.threshold, 256.0 / (256 - self.threshold)
-
-    def flags(self, tile: int) -> dict[str, Any]:
-        return {
-            "C2P": self.position_key is not None,
-            "P2C": self.position_query is not None,
-            "HAS_MASK": self.begin is not None,
-            "HAS_REAL": self.real is not None,
-            "HAS_SLOTS": self.slots is not None,
-            "EDGE": self.num_rows % tile != 0 or self.key.size(2) % tile != 0,
-            "DROPOUT": self.seed is not None,
-            "ROUNDS": ROUNDS,
-            "HEAD": self.query.size(3),
-        }
