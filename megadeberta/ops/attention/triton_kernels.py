@@ -9,8 +9,8 @@ dense ``[B, rows, N, H]``, LSE and DELTA ``[B, N, Q]``. ``ROWS`` ``[2 L - 1]`` h
 the place of what is absent stands a tensor that is never read, behind a flag of compile time.
 
 Query rows are consecutive positions. Where they are not (HAS_SLOTS), tiles go over the positions all the same, and
-``SLOTS`` ``[B, L]`` has the row of Q at every position, Q where there is none. Dropout draws by row of Q. EDGE: the last
-tile of queries or keys has places past the end.
+``SLOTS`` ``[B, L]`` has the row of Q at every position, Q where there is none. Dropout draws by row of Q. EDGE: the
+last tile of queries or keys has places past the end.
 
 Programs are numbered along one axis (the others end at 65 535): tiles first, then heads, then samples.
 
