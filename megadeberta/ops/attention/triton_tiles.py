@@ -1,10 +1,10 @@
 """What the Triton kernels do inside one tile of scores: positions, visibility, dropout and their transposes.
 
-A tile of BM queries and BN keys meets at most BM + BN - 1 distances. The product of its queries with the table rows of
-that window of distances holds all its c2p scores; ``tl.gather`` reads them with a shift by the row number. So no score
-needs a gather from global memory, and no tensor of size [N, N] or [N, table] leaves the chip.
+A tile of BM queries and BN keys meets BM + BN - 1 distances. The product of its queries with the table rows of that
+window of distances holds all its c2p scores; each query reads them with a shift by its row number (``read_skewed``). So
+no score needs a gather from global memory, and no tensor of size [N, N] or [N, table] leaves the chip.
 
-Shapes: BM queries · BN keys · WD = BM + BN distances of a window · D head size (padded to a power of two).
+Shapes: BM = BN queries and keys, 32 or 64 · WD = BM + BN distances of a window · D head size, padded to a power of two.
 """
 
 import os
@@ -25,44 +25,130 @@ def product(left, right):
 
 
 @triton.jit
-def load_rows(base, row_stride, rows, valid, dims, head_size):
+def load_rows(base, row_stride, rows, valid, HEAD: tl.constexpr, D: tl.constexpr):
     """``[rows, D]`` with zeros where not valid."""
-    inside = valid[:, None] & (dims[None, :] < head_size)
+    dims = tl.arange(0, D)
+    inside = valid[:, None] if HEAD == D else valid[:, None] & (dims[None, :] < HEAD)
     return tl.load(base + rows[:, None] * row_stride + dims[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
-def load_window(base, row_stride, distance_rows, center, first, dims, head_size, WD: tl.constexpr):
+def load_window(
+    base, row_stride, distance_rows, num_keys, first, WD: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr
+):
     """Table rows ``[WD, D]`` of the distances ``first .. first + WD - 1``; beyond the keys the last one."""
     distances = first + tl.arange(0, WD)
     # No pair of the sequence has a distance beyond: what is read there is multiplied, but used by no score.
-    distances = tl.minimum(tl.maximum(distances, -center), center)
-    rows = tl.load(distance_rows + center + distances)
-    return tl.load(base + rows[:, None] * row_stride + dims[None, :], mask=dims[None, :] < head_size, other=0.0)
+    distances = tl.minimum(tl.maximum(distances, 1 - num_keys), num_keys - 1)
+    rows = tl.load(distance_rows + (num_keys - 1) + distances)
+    dims = tl.arange(0, D)
+    places = base + rows[:, None] * row_stride + dims[None, :]
+    return tl.load(places) if HEAD == D else tl.load(places, mask=dims[None, :] < HEAD, other=0.0)
+
+
+@triton.jit
+def _split2(x):
+    """Both blocks of 32 columns of ``[R, 64]``."""
+    R: tl.constexpr = x.shape[0]
+    return tl.split(tl.permute(tl.reshape(x, [R, 2, 32]), (0, 2, 1)))
+
+
+@triton.jit
+def _split4(x):
+    """The four blocks of 32 columns of ``[R, 128]``."""
+    R: tl.constexpr = x.shape[0]
+    even, odd = tl.split(tl.permute(tl.reshape(x, [R, 2, 2, 32]), (0, 3, 1, 2)))  # [R, 32, 2] by the lower bit
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def _join2(a, b):
+    R: tl.constexpr = a.shape[0]
+    return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), [R, 64])
+
+
+@triton.jit
+def _join4(a, b, c, d):
+    R: tl.constexpr = a.shape[0]
+    return tl.reshape(tl.permute(tl.join(tl.join(a, c), tl.join(b, d)), (0, 2, 3, 1)), [R, 128])
+
+
+@triton.jit
+def read_skewed(x, DOWN: tl.constexpr):
+    """``[S, S]`` out of ``[S, 2 S]``: entry (r, e) is x[r, r - e + S - 1] (DOWN) or x[r, e - r + S - 1].
+
+    Inside a block of 32 columns that is a rotation by the row number, and which of two neighbouring blocks an entry
+    comes from depends on its source lane only. So the block is chosen first, and one shuffle in a warp moves it.
+    """
+    S: tl.constexpr = x.shape[0]
+    lane = tl.arange(0, 32)[None, :]
+    row = tl.arange(0, S)[:, None]
+    q = row & 31
+    if DOWN:
+        next_block, source = lane < q, (q - lane + 31) & 31
+    else:
+        next_block, source = lane < 31 - q, (lane - q + 31) & 31
+    if S == 32:
+        x0, x1 = _split2(x)
+        return tl.gather(tl.where(next_block, x1, x0), source, 1)
+    lower = row >= 32
+    x0, x1, x2, x3 = _split4(x)
+    near = tl.where(next_block, tl.where(lower, x3, x2), tl.where(lower, x2, x1))
+    far = tl.where(next_block, tl.where(lower, x2, x1), tl.where(lower, x1, x0))
+    if not DOWN:
+        near = tl.where(next_block, tl.where(lower, x1, x2), tl.where(lower, x0, x1))
+        far = tl.where(next_block, tl.where(lower, x2, x3), tl.where(lower, x1, x2))
+    return _join2(tl.gather(near, source, 1), tl.gather(far, source, 1))
+
+
+@triton.jit
+def write_skewed(g, DOWN: tl.constexpr):
+    """``[S, 2 S]`` out of ``[S, S]``: the transpose of ``read_skewed``; zero where no entry is."""
+    S: tl.constexpr = g.shape[0]
+    lane = tl.arange(0, 32)[None, :]
+    row = tl.arange(0, S)[:, None]
+    q = row & 31
+    if DOWN:
+        next_block, source = lane < q, (q - lane + 31) & 31
+    else:
+        next_block, source = lane <= q, (q + lane + 1) & 31
+    if S == 32:
+        low, high = tl.where(next_block == DOWN, 0.0, g), tl.where(next_block == DOWN, g, 0.0)
+        return _join2(tl.gather(low, source, 1), tl.gather(high, source, 1))
+    lower = row >= 32
+    g0, g1 = _split2(g)
+    zero = tl.zeros_like(g0)
+    if DOWN:
+        b0 = tl.where(next_block, zero, tl.where(lower, zero, g1))
+        b1 = tl.where(next_block, tl.where(lower, zero, g1), tl.where(lower, g1, g0))
+        b2 = tl.where(next_block, tl.where(lower, g1, g0), tl.where(lower, g0, zero))
+        b3 = tl.where(next_block, tl.where(lower, g0, zero), zero)
+    else:
+        b0 = tl.where(next_block, tl.where(lower, g0, zero), zero)
+        b1 = tl.where(next_block, tl.where(lower, g1, g0), tl.where(lower, g0, zero))
+        b2 = tl.where(next_block, tl.where(lower, zero, g1), tl.where(lower, g1, g0))
+        b3 = tl.where(next_block, zero, tl.where(lower, zero, g1))
+    return _join4(
+        tl.gather(b0, source, 1), tl.gather(b1, source, 1), tl.gather(b2, source, 1), tl.gather(b3, source, 1)
+    )
 
 
 @triton.jit
 def tile_scores(
-    query, key, positions, columns, window_low, window_high, tables, strides, distance_rows, center, dims, head_size,
-    C2P: tl.constexpr, P2C: tl.constexpr, WD: tl.constexpr,
+    query, key, first, key_table, query_table, s_kr, s_qr, distance_rows, num_keys,
+    C2P: tl.constexpr, P2C: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Unscaled scores ``[BM, BN]``. With consecutive positions the window covers the tile at once."""
+    """Unscaled scores ``[BM, BN]``; ``first`` is the distance of the first query and the last key."""
+    WD: tl.constexpr = query.shape[0] + key.shape[0]
     scores = product(query, tl.trans(key))
-    if C2P or P2C:
-        distances = positions[:, None] - columns[None, :]
-        for first in range(window_low, window_high, WD):
-            shifted = distances - first  # where in the window a pair's distance is
-            inside = (shifted >= 0) & (shifted < WD)
-            # An index outside is undefined in a gather; what it reads is dropped below.
-            shifted = tl.where(inside, shifted, 0)
-            if C2P:
-                table = load_window(tables[0], strides[0], distance_rows, center, first, dims, head_size, WD)
-                scores_by_distance = product(query, tl.trans(table))  # [BM, WD]
-                scores += tl.where(inside, tl.gather(scores_by_distance, shifted, 1), 0.0)
-            if P2C:
-                table = load_window(tables[1], strides[1], distance_rows, center, first, dims, head_size, WD)
-                scores_by_distance = product(table, tl.trans(key))  # [WD, BN]
-                scores += tl.where(inside, tl.gather(scores_by_distance, shifted, 0), 0.0)
+    if C2P:
+        table = load_window(key_table, s_kr, distance_rows, num_keys, first, WD, HEAD, D)
+        scores += read_skewed(product(query, tl.trans(table)), True)
+    if P2C:
+        table = load_window(query_table, s_qr, distance_rows, num_keys, first, WD, HEAD, D)
+        scores += tl.trans(read_skewed(product(key, tl.trans(table)), False))
     return scores
 
 
@@ -77,10 +163,12 @@ def tile_visible(begin, end, columns, real, num_keys, HAS_REAL: tl.constexpr):
 
 
 @triton.jit
-def tile_kept(draws, sample, head, rows, first_column, threshold, ROUNDS: tl.constexpr, BN: tl.constexpr):
-    """Which weights survive dropout, ``[BM, BN]``: byte for byte ``counter_dropout.kept``. BN is a multiple of 16."""
+def tile_kept(seed, number, head, rows, first_column, threshold, ROUNDS: tl.constexpr, BN: tl.constexpr):
+    """Which weights survive dropout, ``[BM, BN]``: byte for byte ``counter_dropout.kept``. BN is a multiple of 16.
+
+    seed: int64. number: int32, of the sample. head: the global one.
+    """
     BM: tl.constexpr = rows.shape[0]
-    seed, number = tl.load(draws), tl.load(draws + 1 + sample).to(tl.int32)
     groups = (first_column // 16 + tl.arange(0, BN // 16)).to(tl.int32)
     zeros = tl.zeros([BM, BN // 16], tl.int32)
     w0, w1, w2, w3 = tl.philox(
@@ -91,37 +179,3 @@ def tile_kept(draws, sample, head, rows, first_column, threshold, ROUNDS: tl.con
     high = tl.join((words >> 8) & 255, (words >> 24) & 255)
     bytes_ = tl.reshape(tl.join(low, high), [BM, BN])
     return bytes_ >= threshold
-
-
-@triton.jit
-def by_distance_of_rows(grad, positions, first_column, first, WD: tl.constexpr):
-    """``[BM, WD]``: entry (m, c) is the entry of ``grad`` ``[BM, BN]`` at distance ``first + c`` of query m.
-
-    The transpose of the c2p gather, as a gather too: a query meets each distance at one key at most.
-    """
-    BN: tl.constexpr = grad.shape[1]
-    column = positions[:, None] - (first + tl.arange(0, WD))[None, :] - first_column
-    inside = (column >= 0) & (column < BN)
-    return tl.where(inside, tl.gather(grad, tl.where(inside, column, 0), 1), 0.0)
-
-
-@triton.jit
-def by_distance_of_columns(grad, first_position, columns, first, WD: tl.constexpr):
-    """``[WD, BN]``: entry (c, n) is the entry of ``grad`` ``[BM, BN]``, of consecutive positions, at that distance."""
-    BM: tl.constexpr = grad.shape[0]
-    row = (first + tl.arange(0, WD))[:, None] + columns[None, :] - first_position
-    inside = (row >= 0) & (row < BM)
-    return tl.where(inside, tl.gather(grad, tl.where(inside, row, 0), 0), 0.0)
-
-
-@triton.jit
-def at_consecutive_positions(grad, positions, valid, first_position):
-    """Rows of ``grad`` ``[BM, BN]`` added up by position, for the BM positions from ``first_position`` on.
-
-    Several rows may have one position (empty slots all have 0), so this is a scatter with sums: as a product with zeros
-    and ones it needs no atomics. In fp32, as each 1 must leave its row as it is.
-    """
-    BM: tl.constexpr = grad.shape[0]
-    target = first_position + tl.arange(0, BM)
-    select = (target[:, None] == positions[None, :]) & valid[None, :]
-    return product(select.to(tl.float32), grad.to(tl.float32))
