@@ -1,4 +1,7 @@
-"""Forward."""
+"""Forward kernel of disentangled attention for sm_90: see triton_kernels.py for what it computes and its arguments.
+
+Shapes: as in gluon_tiles.py.
+"""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -9,115 +12,168 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from megadeberta.ops.attention.gluon_scores import (
+    column_bias,
+    drawn,
+    hide_outside,
+    read_shifted,
+    write_shifted,
+    start_product,
+    store_draws,
+    store_half,
+)
 from megadeberta.ops.attention.gluon_tiles import (
-    HIDDEN, accumulator, blocks, copy_distances, copy_rows, operand, padded, store_draws, tile_products,
-)  # fmt: skip
+    accumulator,
+    blocks,
+    copied,
+    copy_distances,
+    copy_rows,
+    line,
+    operand,
+    padded,
+    program,
+    range_of,
+    slots_of,
+    store_rows,
+)
+
+LOG2_E = gl.constexpr(1.4426950408889634)
+LN_2 = gl.constexpr(0.6931471805599453)
+
+
+@gluon.jit
+def _products(query, key, key_low, key_high, query_low, query_high, by_row, by_column, C2P: gl.constexpr, P2C: gl.constexpr):
+    """Content scores ``[BM, BN]``, and the position scores by distance in ``by_row`` and ``by_column``.
+
+    At most two products are under way, so that few registers wait for them.
+    """
+    if C2P:
+        low = start_product(query, key_low)
+        high = start_product(query, key_high)
+        low = warpgroup_mma_wait(1, deps=[low])
+        store_half(by_row, low, 0)
+        high = warpgroup_mma_wait(0, deps=[high])
+        store_half(by_row, high, 1)
+    if P2C:
+        low = start_product(key, query_low)
+        high = start_product(key, query_high)
+        low = warpgroup_mma_wait(1, deps=[low])
+        store_half(by_column, low, 0)
+        high = warpgroup_mma_wait(0, deps=[high])
+        store_half(by_column, high, 1)
+    return start_product(query, key)
 
 
 @gluon.jit
 def forward_kernel(
-    Q, K, V, KR, QR, OUT, LSE, ROWS, BEGIN, END, REAL, POS, DRAWS,
-    sq, sk, sv, so, s_kr, s_qr, num_heads, num_queries, num_keys, center, head_size, scale,
-    first_head, threshold, keep_scale,
-    C2P: gl.constexpr, P2C: gl.constexpr, HAS_MASK: gl.constexpr, HAS_REAL: gl.constexpr, HAS_POSITIONS: gl.constexpr,
-    DROPOUT: gl.constexpr, ROUNDS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, D: gl.constexpr,
+    Q, K, V, KR, QR, OUT, LSE, ROWS, BEGIN, END, REAL, SLOTS, SEED, SAMPLES, sq, sk, sv, s_kr, s_qr,
+    num_heads, num_queries, num_keys, scale, first_head, threshold, keep_scale,
+    C2P: gl.constexpr, P2C: gl.constexpr, HAS_MASK: gl.constexpr, HAS_REAL: gl.constexpr, HAS_SLOTS: gl.constexpr,
+    EDGE: gl.constexpr, DROPOUT: gl.constexpr, ROUNDS: gl.constexpr, HEAD: gl.constexpr,
+    BM: gl.constexpr, BN: gl.constexpr, D: gl.constexpr,
 ):  # fmt: skip
-    scores_layout: gl.constexpr = accumulator(BN)
-    context_layout: gl.constexpr = accumulator(D)
+    """Context and log-sum-exp of one query tile: online softmax over the key tiles that any of its rows sees."""
     kind: gl.constexpr = Q.dtype.element_ty
-    b, h = (gl.program_id(1) // num_heads).to(gl.int64), (gl.program_id(1) % num_heads).to(gl.int64)
-    sample, head = gl.program_id(1) // num_heads, gl.program_id(1) % num_heads
-    i = gl.program_id(0) * BM
-    query_base, key_base, value_base = Q + b * sq[0] + h * sq[1], K + b * sk[0] + h * sk[1], V + b * sv[0] + h * sv[1]
-    tables, strides = (KR + h * s_kr[0], QR + h * s_qr[0]), (s_kr[1], s_qr[1])
+    tile_layout: gl.constexpr = accumulator(BN)
+    of_rows: gl.constexpr = gl.SliceLayout(1, tile_layout)
+    of_copies: gl.constexpr = gl.SliceLayout(1, copied(4))
+    num_rows = num_keys if HAS_SLOTS else num_queries
+    tile, b, h = program(gl.cdiv(num_rows, BM), num_heads)
+    i = tile * BM
     query = gl.allocate_shared_memory(kind, [BM, D], blocks(D))
     keys = gl.allocate_shared_memory(kind, [2, BN, D], blocks(D))
     values = gl.allocate_shared_memory(kind, [2, BN, D], blocks(D))
-    key_table = gl.allocate_shared_memory(kind, [2, BN, D], blocks(D))
-    query_table = gl.allocate_shared_memory(kind, [2, BN, D], blocks(D))
-    by_row = gl.allocate_shared_memory(kind, [BM, BM + BN], padded(BM + BN, 8))
-    by_column = gl.allocate_shared_memory(kind, [BN, BM + BN], padded(BM + BN, 8))
+    key_tables = gl.allocate_shared_memory(kind, [2, BN, D], blocks(D))
+    query_tables = gl.allocate_shared_memory(kind, [2, BN, D], blocks(D))
+    by_row = gl.allocate_shared_memory(kind, [BM, BM + BN], padded(BM, BM + BN, 8))
+    by_column = gl.allocate_shared_memory(kind, [BN, BM + BN], padded(BN, BM + BN, 8))
     biases = gl.allocate_shared_memory(gl.float32, [BN], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    words = gl.allocate_shared_memory(gl.int32, [BM, BN // 4], gl.PaddedSharedLayout.with_identity_for([[16, 4]], [64, 16], [1, 0]))
-    random = words.reinterpret(gl.uint8, [BM, BN], gl.PaddedSharedLayout.with_identity_for([[64, 16]], [64, 64], [1, 0]))
-    # row facts
-    rows = i + gl.arange(0, BM, gl.SliceLayout(1, scores_layout))
-    valid = rows < num_queries
+    words = gl.allocate_shared_memory(gl.int32, [BM, BN // 4], padded(BM, BN // 4, 4))
+    random = words.reinterpret(gl.uint8, [BM, BN], padded(BM, BN, 16))
+
+    slots, valid = slots_of(SLOTS, i + gl.arange(0, BM, of_rows), b, num_queries, num_keys, HAS_SLOTS)
+    first, end_of_keys = 0, num_keys
     if HAS_MASK:
-        begin = gl.load(BEGIN + b * num_queries + rows, mask=valid, other=0)
-        end = gl.minimum(gl.load(END + b * num_queries + rows, mask=valid, other=0), num_keys)
+        begin, end = range_of(BEGIN, END, slots, valid, b, num_queries, num_keys)
         first = gl.min(gl.where(end > begin, begin, num_keys), 0) // BN * BN
-        last = gl.max(end, 0)
-    else:
-        first = 0
-        last = num_keys
-    copy_rows(query, query_base, sq[2], i, num_queries - 1, BM, D)
-    copy_rows(keys.index(0), key_base, sk[2], first, num_keys - 1, BN, D)
-    copy_rows(values.index(0), value_base, sv[2], first, num_keys - 1, BN, D)
-    copy_distances(key_table.index(1), query_table.index(1), tables, strides, ROWS, center, i - first + 1, C2P, P2C, D)
-    copy_distances(key_table.index(0), query_table.index(0), tables, strides, ROWS, center, i - first - BN + 1, C2P, P2C, D)
-    async_copy.commit_group()
-    one: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    m = gl.arange(0, BM, gl.SliceLayout(1, scores_layout))
-    n = gl.arange(0, BN, gl.SliceLayout(0, scores_layout))
-    shift = m[:, None] + (n ^ (BN - 1))[None, :]
-    best = gl.full([BM], -1e30, gl.float32, gl.SliceLayout(1, scores_layout))
-    total = gl.zeros([BM], gl.float32, gl.SliceLayout(1, scores_layout))
-    context = gl.zeros([BM, D], gl.float32, context_layout)
-    factor = scale * 1.4426950408889634
-    current = 0
-    nothing = scale - scale
+        end_of_keys = gl.max(end, 0)
     if DROPOUT:
-        seed = gl.load(DRAWS)
-        number = gl.load(DRAWS + 1 + sample).to(gl.int32)
-    for j in range(first, last, BN):
+        seed, number, head = gl.load(SEED), gl.load(SAMPLES + b).to(gl.int32), (first_head + h).to(gl.int32)
+        drawn_rows, _ = slots_of(SLOTS, i + gl.arange(0, BM, gl.SliceLayout(1, drawn(4))), b, num_queries, num_keys, HAS_SLOTS)
+    key_base, value_base = K + (b * sk[0] + h * sk[1]), V + (b * sv[0] + h * sv[1])
+    key_table, query_table = KR + h * s_kr[0], QR + h * s_qr[0]
+    local = gl.arange(0, BN, of_copies)
+    copied_slots, _ = slots_of(SLOTS, i + gl.arange(0, BM, of_copies), b, num_queries, num_keys, HAS_SLOTS)
+    copy_rows(query, Q + (b * sq[0] + h * sq[1]), sq[2], copied_slots, num_queries - 1, D, 4)
+    copy_rows(keys.index(0), key_base, sk[2], first + local, num_keys - 1, D, 4)
+    copy_rows(values.index(0), value_base, sv[2], first + local, num_keys - 1, D, 4)
+    if C2P:
+        copy_distances(key_tables.index(0), key_table, s_kr[1], ROWS, num_keys, i - first - BN + 1, D, 4)
+        copy_distances(key_tables.index(1), key_table, s_kr[1], ROWS, num_keys, i - first + 1, D, 4)
+    if P2C:
+        copy_distances(query_tables.index(0), query_table, s_qr[1], ROWS, num_keys, i - first - BN + 1, D, 4)
+        copy_distances(query_tables.index(1), query_table, s_qr[1], ROWS, num_keys, i - first + 1, D, 4)
+    async_copy.commit_group()
+    bias = column_bias(REAL + b * num_keys, first + gl.arange(0, BN, line(4)), num_keys, HAS_REAL)
+
+    offsets = gl.arange(0, BN, gl.SliceLayout(0, tile_layout))
+    # Finite, not -inf: a row that has seen nothing yet would otherwise subtract infinities.
+    best = gl.full([BM], -1e30, gl.float32, of_rows)
+    total = gl.zeros([BM], gl.float32, of_rows)
+    context = gl.zeros([BM, D], gl.float32, accumulator(D))
+    factor = scale * LOG2_E
+    nothing = scale - scale  # zero, but not to the compiler, which would take a selection of it apart
+    current = 0
+    for j in range(first, end_of_keys, BN):
         async_copy.wait_group(0)
         fence_async_shared()
         gl.barrier()
-        key, value = keys.index(current), values.index(current)
-        scores = tile_products(
-            query, key, key_table.index(current), key_table.index(1 - current),
-            query_table.index(current), query_table.index(1 - current), by_row, by_column, C2P, P2C)
-        columns = j + gl.arange(0, BN, one)
-        present = columns < num_keys
-        if HAS_REAL:
-            present = present & (gl.load(REAL + b * num_keys + columns, mask=present, other=0) != 0)
-        biases.store(gl.where(present, 0.0, HIDDEN))
-        if DROPOUT:
-            store_draws(words, seed, number, first_head + head, i, j, ROUNDS)
-        gl.barrier()
         following = 1 - current
-        copy_rows(keys.index(following), key_base, sk[2], j + BN, num_keys - 1, BN, D)
-        copy_rows(values.index(following), value_base, sv[2], j + BN, num_keys - 1, BN, D)
-        copy_distances(key_table.index(following), query_table.index(following), tables, strides, ROWS, center, i - j - 2 * BN + 1, C2P, P2C, D)
+        product = _products(
+            query, keys.index(current), key_tables.index(current), key_tables.index(following),
+            query_tables.index(current), query_tables.index(following), by_row, by_column, C2P, P2C)  # fmt: skip
+        if HAS_REAL or EDGE:
+            biases.store(bias)
+        if DROPOUT:
+            store_draws(words, seed, number, head, drawn_rows, j, ROUNDS, 4)
+        scores = warpgroup_mma_wait(0, deps=[product])
+        gl.barrier()
+        # The window's higher half and the other buffers are read no more. Past the end this copies the last rows.
+        copy_rows(keys.index(following), key_base, sk[2], j + BN + local, num_keys - 1, D, 4)
+        copy_rows(values.index(following), value_base, sv[2], j + BN + local, num_keys - 1, D, 4)
+        if C2P:
+            copy_distances(key_tables.index(following), key_table, s_kr[1], ROWS, num_keys, i - j - 2 * BN + 1, D, 4)
+        if P2C:
+            copy_distances(query_tables.index(following), query_table, s_qr[1], ROWS, num_keys, i - j - 2 * BN + 1, D, 4)
         async_copy.commit_group()
         if C2P:
-            scores += by_row.gather(shift, 1).to(gl.float32)
+            scores += read_shifted(by_row, tile_layout, 0, True)
         if P2C:
-            scores += by_column.permute((1, 0)).gather(shift, 0).to(gl.float32)
-        scores += biases.load(gl.SliceLayout(0, scores_layout))[None, :]
+            scores += read_shifted(by_column, tile_layout, 0, False)
+        if HAS_REAL or EDGE:
+            scores += biases.load(gl.SliceLayout(0, tile_layout))[None, :]
+            bias = column_bias(REAL + b * num_keys, j + BN + gl.arange(0, BN, line(4)), num_keys, HAS_REAL)
         if HAS_MASK:
-            ahead = n[None, :] - (begin - j)[:, None]
-            scores = gl.where(ahead.to(gl.uint32, bitcast=True) < (end - begin)[:, None].to(gl.uint32,bitcast=True), scores, HIDDEN)
+            scores = hide_outside(scores, (begin - j)[:, None], (end - begin)[:, None], offsets[None, :])
         new_best = gl.maximum(best, gl.max(scores, 1))
         weights = gl.exp2(scores * factor - (new_best * factor)[:, None])
-        shrink = gl.exp2((best - new_best) * factor)
+        shrink = gl.exp2((best - new_best) * factor)  # what was added so far counted from the old maximum
         total = total * shrink + gl.sum(weights, 1)
         best = new_best
         if DROPOUT:
-            kept = random.load(scores_layout).to(gl.int32) >= threshold
-            weights = gl.where(kept, weights, nothing)
+            # After the sum: dropout is of the normalised weights. Its scale goes in with the division, at the end.
+            weights = gl.where(random.load(tile_layout).to(gl.int32) >= threshold, weights, nothing)
         left = gl.convert_layout(weights.to(kind), operand(D))
-        context = context * gl.convert_layout(shrink, gl.SliceLayout(1, context_layout))[:, None]
-        context = warpgroup_mma_wait(0, deps=[warpgroup_mma(left, value, context, is_async=True)])
+        context *= gl.convert_layout(shrink, gl.SliceLayout(1, accumulator(D)))[:, None]
+        context = warpgroup_mma_wait(0, deps=[warpgroup_mma(left, values.index(current), context, is_async=True)])
         current = following
     async_copy.wait_group(0)
     seeing = total > 0
-    safe = gl.where(seeing, total, 1.0)
-    context *= gl.convert_layout(gl.where(seeing, keep_scale / safe, 0.0), gl.SliceLayout(1, context_layout))[:, None]
-    rows = i + gl.arange(0, BM, gl.SliceLayout(1, context_layout))
-    dims = gl.arange(0, D, gl.SliceLayout(0, context_layout))
-    gl.store(OUT + b * so[0] + h * so[1] + rows[:, None] * so[2] + dims[None, :], context.to(kind), mask=(rows < num_queries)[:, None])
-    lse = gl.where(seeing, best * scale + gl.log(safe), 1e30)
-    rows = i + gl.arange(0, BM, gl.SliceLayout(1, scores_layout))
-    gl.store(LSE + (b * num_heads + head) * num_queries + rows, lse, mask=rows < num_queries)
+    total = gl.where(seeing, total, 1.0)
+    context *= gl.convert_layout(gl.where(seeing, keep_scale / total, 0.0), gl.SliceLayout(1, accumulator(D)))[:, None]
+    out_rows = i + gl.arange(0, BM, gl.SliceLayout(1, accumulator(D)))
+    out_slots, out_valid = slots_of(SLOTS, out_rows, b, num_queries, num_keys, HAS_SLOTS)
+    store_rows(OUT, context, b, h, num_heads, num_queries, out_slots, out_valid, D)
+    # A row that sees nothing gets +1e30, so that every later exp(score - lse) of it is zero.
+    lse = gl.where(seeing, best * scale + gl.log(total), 1e30)
+    gl.store(LSE + (b * num_heads + h) * num_queries + slots, lse, mask=valid)
