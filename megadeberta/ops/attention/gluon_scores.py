@@ -37,40 +37,58 @@ def store_half(by_distance, half, HALF: gl.constexpr):
 
 
 @gluon.jit
-def _places(by_distance, LAYOUT: gl.constexpr, QUERIES: gl.constexpr, OF_QUERIES: gl.constexpr):
-    """Address of the score by distance of each pair of a tile: of row query or key, of column query - key + 63.
-
-    Written as sums that the compiler takes apart into a few registers and constants; of ``gather`` it keeps an address
-    for every element. ``QUERIES`` is the dimension of the tile that they lie along.
-    """
-    start = gl.inline_asm("mov.b32 $0, $1;", "=r,r", [by_distance], gl.int32)
+def _pairs(LAYOUT: gl.constexpr, QUERIES: gl.constexpr):
+    """Query and key of every pair of a tile in which queries lie along dimension ``QUERIES``."""
+    rows, columns = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT)), gl.arange(0, 64, gl.SliceLayout(0, LAYOUT))
     if QUERIES == 0:
-        query = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT))[:, None]
-        key = gl.arange(0, 64, gl.SliceLayout(0, LAYOUT))[None, :]
+        query, key = rows[:, None], columns[None, :]
     else:
-        query = gl.arange(0, 64, gl.SliceLayout(0, LAYOUT))[None, :]
-        key = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT))[:, None]
-    if OF_QUERIES:
-        addresses = start + 126 + query * (PITCH + 2) - key * 2
-    else:
-        addresses = start + 126 + query * 2 + key * (PITCH - 2)
-    return addresses
+        query, key = columns[None, :], rows[:, None]
+    return query, key
 
 
 @gluon.jit
-def read_shifted(by_distance, LAYOUT: gl.constexpr, QUERIES: gl.constexpr, OF_QUERIES: gl.constexpr):
+def _places(memory, LAYOUT: gl.constexpr, QUERIES: gl.constexpr, OF_QUERIES: gl.constexpr):
+    """Address of every pair's entry: of its query or key, at distance query - key, which is number 63 of a window.
+
+    Sums of products with constants, which the compiler takes apart into one register and constants; ``gather`` and
+    ``scatter`` keep a register with an address for every element.
+    """
+    start = gl.inline_asm("mov.b32 $0, $1;", "=r,r", [memory], gl.int32)
+    query, key = _pairs(LAYOUT, QUERIES)
+    size: gl.constexpr = memory.dtype.primitive_bitwidth // 8
+    if memory.shape[0] == 64:  # [64, WD]
+        if OF_QUERIES:
+            places = start + 63 * size + query * (PITCH + size) - key * size
+        else:
+            places = start + 63 * size + query * size + key * (PITCH - size)
+    else:  # [WD, 64]
+        if OF_QUERIES:
+            places = start + 63 * PITCH + query * (PITCH + size) - key * PITCH
+        else:
+            places = start + 63 * PITCH + query * PITCH - key * (PITCH - size)
+    return places
+
+
+@gluon.jit
+def read_shifted(memory, LAYOUT: gl.constexpr, QUERIES: gl.constexpr, OF_QUERIES: gl.constexpr):
     """The position scores of the pairs of a tile, in fp32; see ``_places``. A barrier must be before and after."""
-    places = _places(by_distance, LAYOUT, QUERIES, OF_QUERIES)
-    bits = gl.inline_asm_elementwise(
-        "ld.shared.b16 $0, [$1];", "=h,r", [places], dtype=gl.int16, is_pure=False, pack=1)  # fmt: skip
-    return bits.to(by_distance.dtype, bitcast=True).to(gl.float32)
+    places = _places(memory, LAYOUT, QUERIES, OF_QUERIES)
+    if memory.dtype == gl.float32:
+        values = gl.inline_asm_elementwise(
+            "ld.shared.b32 $0, [$1];", "=r,r", [places], dtype=gl.float32, is_pure=False, pack=1)  # fmt: skip
+    else:
+        bits = gl.inline_asm_elementwise(
+            "ld.shared.b16 $0, [$1];", "=h,r", [places], dtype=gl.int16, is_pure=False, pack=1)  # fmt: skip
+        values = bits.to(memory.dtype, bitcast=True).to(gl.float32)
+    return values
 
 
 @gluon.jit
-def write_shifted(by_distance, values, QUERIES: gl.constexpr, OF_QUERIES: gl.constexpr):
+def write_shifted(memory, values, QUERIES: gl.constexpr, OF_QUERIES: gl.constexpr):
     """Write the pairs of a tile where ``read_shifted`` reads them."""
-    places = _places(by_distance, values.type.layout, QUERIES, OF_QUERIES)
-    bits = values.to(by_distance.dtype).to(gl.int16, bitcast=True)
+    places = _places(memory, values.type.layout, QUERIES, OF_QUERIES)
+    bits = values.to(memory.dtype).to(gl.int16, bitcast=True)
     gl.inline_asm_elementwise(
         "st.shared.b16 [$1], $2; mov.b32 $0, $1;", "=r,r,h", [places, bits], dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
 
