@@ -68,7 +68,8 @@ class _Run:
         self.done = self.checkpoints.resume()  # optimizer steps done
         self.journal = self._open_journal(ranks, device)
         self.journal.note(_describe_layout(prepared))
-        self.journal.note(assembly.attention)
+        self.journal.note(assembly.attention.line)
+        self.journal.kernels(assembly.attention.taken, resumed=self.done > 0)
         self.held_out = self._validation_batches()
 
     def loop(self, stop: StopFlag) -> int:

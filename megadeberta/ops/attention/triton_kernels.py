@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from megadeberta.ops.attention.triton_tiles import (
+    distance_in_window,
     load_rows,
     load_window,
     product,
@@ -45,22 +46,31 @@ def _program(num_tiles, num_heads):
 
 
 @triton.jit
-def _slots_of(SLOTS, rows, b, num_queries, num_keys, HAS_SLOTS: tl.constexpr):
-    """Row of Q of every position of a tile, and whether there is one."""
-    slots = rows
-    if HAS_SLOTS:
-        slots = tl.load(SLOTS + b * num_keys + rows, mask=rows < num_keys, other=num_queries)
-    return slots, slots < num_queries
+def _consecutive(origin, count, S: tl.constexpr):
+    """Rows ``origin ..`` of ``count``, as ``load_rows`` takes them."""
+    places = tl.arange(0, S)
+    return origin, places, origin + places < count
 
 
 @triton.jit
-def _range_of(BEGIN, END, slots, valid, b, num_queries, num_keys, HAS_MASK: tl.constexpr):
+def _query_rows(SLOTS, origin, b, num_queries, num_keys, HAS_SLOTS: tl.constexpr, S: tl.constexpr):
+    """Rows of Q of the positions ``origin ..``."""
+    if HAS_SLOTS:
+        positions = origin + tl.arange(0, S)
+        slots = tl.load(SLOTS + b * num_keys + positions, mask=positions < num_keys, other=num_queries)
+        return tl.cast(0, tl.int32), slots, slots < num_queries
+    return _consecutive(origin, num_queries, S)
+
+
+@triton.jit
+def _range_of(BEGIN, END, rows, b, num_queries, num_keys, HAS_MASK: tl.constexpr):
     """First visible key of every row of a tile, and one past the last."""
+    origin, places, valid = rows
     if HAS_MASK:
-        begin = tl.load(BEGIN + b * num_queries + slots, mask=valid, other=0)
-        end = tl.minimum(tl.load(END + b * num_queries + slots, mask=valid, other=0), num_keys)
+        begin = tl.load(BEGIN + b * num_queries + origin + places, mask=valid, other=0)
+        end = tl.minimum(tl.load(END + b * num_queries + origin + places, mask=valid, other=0), num_keys)
     else:
-        begin = tl.zeros_like(slots)
+        begin = tl.zeros_like(places)
         end = tl.where(valid, num_keys, 0)
     return begin, end
 
@@ -72,12 +82,25 @@ def _first_visible(begin, end, num_keys):
 
 
 @triton.jit
-def _key_side(K, V, sk, sv, b, h, columns, num_keys, HEAD: tl.constexpr, D: tl.constexpr):
+def _key_side(K, V, sk, sv, b, h, columns, WHOLE: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr):
     """Keys and values ``[BN, D]`` of one head."""
-    present = columns < num_keys
-    key = load_rows(K + b * sk[0] + h * sk[1], sk[2], columns, present, HEAD, D)
-    value = load_rows(V + b * sv[0] + h * sv[1], sv[2], columns, present, HEAD, D)
+    key = load_rows(K + b * sk[0] + h * sk[1], sk[2], columns, WHOLE, HEAD, D)
+    value = load_rows(V + b * sv[0] + h * sv[1], sv[2], columns, WHOLE, HEAD, D)
     return key, value
+
+
+@triton.jit
+def _windows(
+    KR, QR, s_kr, s_qr, h, ROWS, num_keys, first,
+    C2P: tl.constexpr, P2C: tl.constexpr, WD: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Rows ``[WD, D]`` of both tables for the distances from ``first`` on; something unused for an absent one."""
+    key_window, query_window = first, first
+    if C2P:
+        key_window = load_window(KR + h * s_kr[0], s_kr[1], ROWS, num_keys, first, WD, HEAD, D)
+    if P2C:
+        query_window = load_window(QR + h * s_qr[0], s_qr[1], ROWS, num_keys, first, WD, HEAD, D)
+    return key_window, query_window
 
 
 @triton.jit
@@ -87,24 +110,29 @@ def _dense_rows(X, b, h, num_heads, num_rows, HEAD: tl.constexpr):
 
 
 @triton.jit
-def _query_side(Q, DO, LSE, DELTA, sq, b, h, num_heads, num_queries, slots, valid, HEAD: tl.constexpr, D: tl.constexpr):
+def _query_side(
+    Q, DO, LSE, DELTA, sq, b, h, num_heads, num_queries, rows, WHOLE: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr
+):
     """Queries and gradient of the context ``[BM, D]`` of one head, log-sum-exp and delta ``[BM]``."""
-    query = load_rows(Q + b * sq[0] + h * sq[1], sq[2], slots, valid, HEAD, D)
+    origin, places, valid = rows
+    query = load_rows(Q + b * sq[0] + h * sq[1], sq[2], rows, WHOLE, HEAD, D)
     grad_base, grad_stride = _dense_rows(DO, b, h, num_heads, num_queries, HEAD)
-    grad_out = load_rows(grad_base, grad_stride, slots, valid, HEAD, D)
-    flat = (b * num_heads + h) * num_queries + slots
+    grad_out = load_rows(grad_base, grad_stride, rows, WHOLE, HEAD, D)
+    flat = (b * num_heads + h) * num_queries + origin
     # +1e30 makes every weight of a row past the end zero, so that it adds nothing to any sum.
-    lse = tl.load(LSE + flat, mask=valid, other=1e30)
-    delta = tl.load(DELTA + flat, mask=valid, other=0.0)
+    lse = tl.load(LSE + flat + places, mask=valid, other=1e30)
+    delta = tl.load(DELTA + flat + places, mask=valid, other=0.0)
     return query, grad_out, lse, delta
 
 
 @triton.jit
-def _store_rows(X, values, b, h, num_heads, num_rows, slots, valid, HEAD: tl.constexpr, D: tl.constexpr):
+def _store_rows(X, values, b, h, num_heads, num_rows, rows, HEAD: tl.constexpr, D: tl.constexpr):
+    """Write ``[S, D]`` at ``rows`` of one head in a dense ``[B, rows, N, H]``."""
+    origin, places, valid = rows
     base, stride = _dense_rows(X, b, h, num_heads, num_rows, HEAD)
     dims = tl.arange(0, D)
-    places = base + slots[:, None] * stride + dims[None, :]
-    tl.store(places, values.to(X.dtype.element_ty), mask=valid[:, None] & (dims[None, :] < HEAD))
+    pointers = base + tl.cast(origin, tl.int64) * stride + (places[:, None] * stride + dims[None, :])
+    tl.store(pointers, values.to(X.dtype.element_ty), mask=valid[:, None] & (dims[None, :] < HEAD))
 
 
 @triton.jit(do_not_specialize=UNCOMPILED)
@@ -116,29 +144,27 @@ def forward_kernel(
     BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Context and log-sum-exp of one query tile: online softmax over the key tiles that any of its rows sees."""
+    WHOLE: tl.constexpr = not EDGE and not HAS_SLOTS
     num_rows = num_keys if HAS_SLOTS else num_queries
     tile, b, h = _program(tl.cdiv(num_rows, BM), num_heads)
-    rows = tile * BM + tl.arange(0, BM)
-    slots, valid = _slots_of(SLOTS, rows, b, num_queries, num_keys, HAS_SLOTS)
-    begin, end = _range_of(BEGIN, END, slots, valid, b, num_queries, num_keys, HAS_MASK)
+    rows = _query_rows(SLOTS, tile * BM, b, num_queries, num_keys, HAS_SLOTS, BM)
+    begin, end = _range_of(BEGIN, END, rows, b, num_queries, num_keys, HAS_MASK)
     if DROPOUT:
         seed, number, head = tl.load(SEED), tl.load(SAMPLES + b).to(tl.int32), (first_head + h).to(tl.int32)
-    key_table, query_table = KR + h * s_kr[0], QR + h * s_qr[0]
-    query = load_rows(Q + b * sq[0] + h * sq[1], sq[2], slots, valid, HEAD, D)
+    query = load_rows(Q + b * sq[0] + h * sq[1], sq[2], rows, WHOLE, HEAD, D)
     # Finite, not -inf: a row that has seen nothing yet would otherwise subtract infinities. Above what hidden keys get,
     # so that their weights vanish.
     best = tl.full([BM], -1e29, tl.float32)
     total = tl.zeros([BM], tl.float32)
     context = tl.zeros([BM, D], tl.float32)
     first_tile = _first_visible(begin, end, num_keys) // BN
-    for j in range(first_tile * BN, tl.max(end, 0), BN):
-        columns = j + tl.arange(0, BN)
-        key, value = _key_side(K, V, sk, sv, b, h, columns, num_keys, HEAD, D)
-        scores = (scale * LOG2_E) * tile_scores(
-            query, key, tile * BM - j - BN + 1, key_table, query_table, s_kr[1], s_qr[1], ROWS, num_keys,
-            C2P, P2C, HEAD, D)  # fmt: skip
-        if HAS_MASK or EDGE or HAS_SLOTS:
-            visible = tile_visible(begin, end, columns, REAL + b * num_keys, num_keys, HAS_REAL)
+    for j in tl.range(first_tile * BN, tl.max(end, 0), BN, disable_licm=True):
+        key, value = _key_side(K, V, sk, sv, b, h, _consecutive(j, num_keys, BN), not EDGE, HEAD, D)
+        key_window, query_window = _windows(
+            KR, QR, s_kr, s_qr, h, ROWS, num_keys, tile * BM - j - BN + 1, C2P, P2C, BM + BN, HEAD, D)  # fmt: skip
+        scores = (scale * LOG2_E) * tile_scores(query, key, key_window, query_window, C2P, P2C)
+        if HAS_MASK or not WHOLE:
+            visible = tile_visible(begin, end, j + tl.arange(0, BN), REAL + b * num_keys, num_keys, HAS_REAL)
             scores = tl.where(visible, scores, -1e30)
         new_best = tl.maximum(best, tl.max(scores, 1))
         weights = tl.exp2(scores - new_best[:, None])
@@ -147,40 +173,38 @@ def forward_kernel(
         best = new_best
         if DROPOUT:
             # After the sum: dropout is of the normalised weights. Its scale goes in with the division, at the end.
-            kept = tile_kept(seed, number, head, slots, j, threshold, ROUNDS, BN)
+            kept = tile_kept(seed, number, head, rows[0] + rows[1], j, threshold, ROUNDS, BN)
             weights = tl.where(kept, weights, 0.0)
         context = context * shrink[:, None] + product(weights.to(value.dtype), value)
     seeing = total > 0
     context = context * (tl.where(seeing, keep_scale / tl.where(seeing, total, 1.0), 0.0))[:, None]
-    _store_rows(OUT, context, b, h, num_heads, num_queries, slots, valid, HEAD, D)
+    _store_rows(OUT, context, b, h, num_heads, num_queries, rows, HEAD, D)
     # A row that sees nothing gets +1e30, so that every later exp(score - lse) of it is zero.
     lse = tl.where(seeing, best * LN_2 + tl.log(tl.where(seeing, total, 1.0)), 1e30)
-    tl.store(LSE + (b * num_heads + h) * num_queries + slots, lse, mask=valid)
+    tl.store(LSE + (b * num_heads + h) * num_queries + rows[0] + rows[1], lse, mask=rows[2])
 
 
 @triton.jit
 def _tile_gradient(
-    query, key, value, grad_out, lse, delta, begin, end, slots, first, j, key_table, query_table, s_kr, s_qr, ROWS, REAL,
+    query, key, value, grad_out, key_window, query_window, lse, delta, begin, end, numbers, j, REAL,
     seed, number, head, num_keys, scale, threshold, keep_scale,
     C2P: tl.constexpr, P2C: tl.constexpr, MASKED: tl.constexpr, HAS_REAL: tl.constexpr, DROPOUT: tl.constexpr,
-    ROUNDS: tl.constexpr, BN: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr,
+    ROUNDS: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Weights that dropout keeps, before its scale, and the gradient of the scaled scores, both ``[BM, BN]`` in fp32.
+    """Weights that dropout keeps, before its scale, and the gradient of the scaled scores, ``[BM, BN]`` in fp32.
 
     dS = P (dP - delta), delta the sum of P dP over a row. That sum is the row's product of context and its gradient,
     dropout included, so no pass over the keys is needed for it (FlashAttention, algorithm 4).
     """
-    scores = (scale * LOG2_E) * tile_scores(
-        query, key, first, key_table, query_table, s_kr, s_qr, ROWS, num_keys, C2P, P2C, HEAD, D)  # fmt: skip
-    weights = tl.exp2(scores - lse[:, None] * LOG2_E)  # the softmax at once: its sum is known
+    scores = tile_scores(query, key, key_window, query_window, C2P, P2C)
+    # The softmax at once: its sum is known.
+    weights = tl.exp2(scores * (scale * LOG2_E) - (lse * LOG2_E)[:, None])
     if MASKED:
-        columns = j + tl.arange(0, BN)
-        visible = tile_visible(begin, end, columns, REAL, num_keys, HAS_REAL)
-        weights = tl.where(visible, weights, 0.0)
+        weights = tl.where(tile_visible(begin, end, j + tl.arange(0, BN), REAL, num_keys, HAS_REAL), weights, 0.0)
     grad_weights = product(grad_out, tl.trans(value))
     kept_weights = weights
     if DROPOUT:
-        kept = tile_kept(seed, number, head, slots, j, threshold, ROUNDS, BN)
+        kept = tile_kept(seed, number, head, numbers, j, threshold, ROUNDS, BN)
         kept_weights = tl.where(kept, weights, 0.0)
         grad_weights = tl.where(kept, grad_weights, 0.0) * keep_scale
     return kept_weights, weights * (grad_weights - delta[:, None])
@@ -195,34 +219,31 @@ def query_kernel(
     BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one query tile: the forward kernel's loop over key tiles."""
+    WHOLE: tl.constexpr = not EDGE and not HAS_SLOTS
     num_rows = num_keys if HAS_SLOTS else num_queries
     tile, b, h = _program(tl.cdiv(num_rows, BM), num_heads)
-    rows = tile * BM + tl.arange(0, BM)
-    slots, valid = _slots_of(SLOTS, rows, b, num_queries, num_keys, HAS_SLOTS)
-    begin, end = _range_of(BEGIN, END, slots, valid, b, num_queries, num_keys, HAS_MASK)
+    rows = _query_rows(SLOTS, tile * BM, b, num_queries, num_keys, HAS_SLOTS, BM)
+    begin, end = _range_of(BEGIN, END, rows, b, num_queries, num_keys, HAS_MASK)
     seed, number, head = tl.cast(0, tl.int64), 0, 0
     if DROPOUT:
         seed, number, head = tl.load(SEED), tl.load(SAMPLES + b).to(tl.int32), (first_head + h).to(tl.int32)
-    key_table, query_table = KR + h * s_kr[0], QR + h * s_qr[0]
     query, grad_out, lse, delta = _query_side(
-        Q, DO, LSE, DELTA, sq, b, h, num_heads, num_queries, slots, valid, HEAD, D)  # fmt: skip
+        Q, DO, LSE, DELTA, sq, b, h, num_heads, num_queries, rows, WHOLE, HEAD, D)  # fmt: skip
     gradient = tl.zeros([BM, D], tl.float32)
     first_tile = _first_visible(begin, end, num_keys) // BN
-    for j in range(first_tile * BN, tl.max(end, 0), BN):
-        columns = j + tl.arange(0, BN)
-        first = tile * BM - j - BN + 1
-        key, value = _key_side(K, V, sk, sv, b, h, columns, num_keys, HEAD, D)
+    for j in tl.range(first_tile * BN, tl.max(end, 0), BN, disable_licm=True):
+        key, value = _key_side(K, V, sk, sv, b, h, _consecutive(j, num_keys, BN), not EDGE, HEAD, D)
+        key_window, query_window = _windows(
+            KR, QR, s_kr, s_qr, h, ROWS, num_keys, tile * BM - j - BN + 1, C2P, P2C, BM + BN, HEAD, D)  # fmt: skip
         _, grad = _tile_gradient(
-            query, key, value, grad_out, lse, delta, begin, end, slots, first, j, key_table, query_table,
-            s_kr[1], s_qr[1], ROWS, REAL + b * num_keys, seed, number, head, num_keys, scale, threshold, keep_scale,
-            C2P, P2C, HAS_MASK or EDGE or HAS_SLOTS, HAS_REAL, DROPOUT, ROUNDS, BN, HEAD, D)  # fmt: skip
+            query, key, value, grad_out, key_window, query_window, lse, delta, begin, end, rows[0] + rows[1], j,
+            REAL + b * num_keys, seed, number, head, num_keys, scale, threshold, keep_scale,
+            C2P, P2C, HAS_MASK or not WHOLE, HAS_REAL, DROPOUT, ROUNDS, BN)  # fmt: skip
         gradient += product(grad.to(key.dtype), key)
         if C2P:
             # Laid out by distance, the gradient times the table's rows of these distances: no scatter.
-            spread = write_skewed(grad, True)
-            table = load_window(key_table, s_kr[1], ROWS, num_keys, first, BM + BN, HEAD, D)
-            gradient += product(spread.to(table.dtype), table)
-    _store_rows(DQ, gradient * scale, b, h, num_heads, num_queries, slots, valid, HEAD, D)
+            gradient += product(write_skewed(grad, True).to(key.dtype), key_window)
+    _store_rows(DQ, gradient * scale, b, h, num_heads, num_queries, rows, HEAD, D)
 
 
 @triton.jit(do_not_specialize=UNCOMPILED)
@@ -234,39 +255,36 @@ def key_kernel(
     BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the keys and values of one key tile: a loop over the query tiles that see any of its keys."""
+    WHOLE: tl.constexpr = not EDGE and not HAS_SLOTS
     num_rows = num_keys if HAS_SLOTS else num_queries
     tile, b, h = _program(tl.cdiv(num_keys, BN), num_heads)
     j = tile * BN
-    columns = j + tl.arange(0, BN)
+    columns = _consecutive(j, num_keys, BN)
     seed, number, head = tl.cast(0, tl.int64), 0, 0
     if DROPOUT:
         seed, number, head = tl.load(SEED), tl.load(SAMPLES + b).to(tl.int32), (first_head + h).to(tl.int32)
-    key_table, query_table = KR + h * s_kr[0], QR + h * s_qr[0]
-    key, value = _key_side(K, V, sk, sv, b, h, columns, num_keys, HEAD, D)
+    key, value = _key_side(K, V, sk, sv, b, h, columns, not EDGE, HEAD, D)
     grad_key = tl.zeros([BN, D], tl.float32)
     grad_value = tl.zeros([BN, D], tl.float32)
-    for i in range(0, num_rows, BM):
-        rows = i + tl.arange(0, BM)
-        slots, valid = _slots_of(SLOTS, rows, b, num_queries, num_keys, HAS_SLOTS)
-        begin, end = _range_of(BEGIN, END, slots, valid, b, num_queries, num_keys, HAS_MASK)
+    for i in tl.range(0, num_rows, BM, disable_licm=True):
+        rows = _query_rows(SLOTS, i, b, num_queries, num_keys, HAS_SLOTS, BM)
+        begin, end = _range_of(BEGIN, END, rows, b, num_queries, num_keys, HAS_MASK)
         # Which queries see a key is in no tensor, so every query tile is asked; most of the work is behind the answer.
         if (tl.max(end, 0) > j) & (_first_visible(begin, end, num_keys) < j + BN):
-            first = i - j - BN + 1
             query, grad_out, lse, delta = _query_side(
-                Q, DO, LSE, DELTA, sq, b, h, num_heads, num_queries, slots, valid, HEAD, D)  # fmt: skip
+                Q, DO, LSE, DELTA, sq, b, h, num_heads, num_queries, rows, WHOLE, HEAD, D)  # fmt: skip
+            key_window, query_window = _windows(
+                KR, QR, s_kr, s_qr, h, ROWS, num_keys, i - j - BN + 1, C2P, P2C, BM + BN, HEAD, D)  # fmt: skip
             kept_weights, grad = _tile_gradient(
-                query, key, value, grad_out, lse, delta, begin, end, slots, first, j, key_table, query_table,
-                s_kr[1], s_qr[1], ROWS, REAL + b * num_keys, seed, number, head, num_keys, scale, threshold, keep_scale,
-                C2P, P2C, HAS_MASK or EDGE or HAS_SLOTS, HAS_REAL, DROPOUT, ROUNDS, BN, HEAD, D)  # fmt: skip
-            grad_value += product(tl.trans(kept_weights).to(grad_out.dtype), grad_out)
-            grad_key += product(tl.trans(grad).to(query.dtype), query)
+                query, key, value, grad_out, key_window, query_window, lse, delta, begin, end, rows[0] + rows[1], j,
+                REAL + b * num_keys, seed, number, head, num_keys, scale, threshold, keep_scale,
+                C2P, P2C, HAS_MASK or not WHOLE, HAS_REAL, DROPOUT, ROUNDS, BN)  # fmt: skip
+            grad_value += product(tl.trans(kept_weights.to(grad_out.dtype)), grad_out)
+            grad_key += product(tl.trans(grad.to(query.dtype)), query)
             if P2C:
-                spread = write_skewed(tl.trans(grad), False)
-                table = load_window(query_table, s_qr[1], ROWS, num_keys, first, BM + BN, HEAD, D)
-                grad_key += product(spread.to(table.dtype), table)
-    present = columns < num_keys
-    _store_rows(DK, grad_key * scale, b, h, num_heads, num_keys, columns, present, HEAD, D)
-    _store_rows(DV, grad_value * keep_scale, b, h, num_heads, num_keys, columns, present, HEAD, D)
+                grad_key += product(write_skewed(tl.trans(grad), False).to(query.dtype), query_window)
+    _store_rows(DK, grad_key * scale, b, h, num_heads, num_keys, columns, HEAD, D)
+    _store_rows(DV, grad_value * keep_scale, b, h, num_heads, num_keys, columns, HEAD, D)
 
 
 @triton.jit(do_not_specialize=UNCOMPILED)
@@ -284,13 +302,14 @@ def table_kernel(
     for each share, not each sample.
     """
     WD: tl.constexpr = BM + BN
+    WHOLE: tl.constexpr = not EDGE and not HAS_SLOTS
     num_rows = num_keys if HAS_SLOTS else num_queries
     per_window = tl.num_programs(0) // num_windows
     window, part = tl.program_id(0) // per_window, tl.program_id(0) % per_window
     share, h = part // num_heads, (part % num_heads).to(tl.int64)
     diagonal = tl.where(window % 2 == 1, (window + 1) // 2, -(window // 2))  # query tile minus key tile
-    first = diagonal * BM - BN + 1
-    key_table, query_table = KR + h * s_kr[0], QR + h * s_qr[0]
+    key_window, query_window = _windows(
+        KR, QR, s_kr, s_qr, h, ROWS, num_keys, diagonal * BM - BN + 1, C2P, P2C, WD, HEAD, D)  # fmt: skip
     seed, head = tl.cast(0, tl.int64), 0
     if DROPOUT:
         seed, head = tl.load(SEED), (first_head + h).to(tl.int32)
@@ -298,25 +317,24 @@ def table_kernel(
     grad_query_table = tl.zeros([WD, D], tl.float32)
     low = tl.maximum(diagonal, 0) * BM
     high = tl.minimum(num_rows, num_keys + diagonal * BM)
-    for sample in range(share * samples_each, tl.minimum((share + 1) * samples_each, batch)):
+    for sample in tl.range(share * samples_each, tl.minimum((share + 1) * samples_each, batch), disable_licm=True):
         b = tl.cast(sample, tl.int64)
         number = 0
         if DROPOUT:
             number = tl.load(SAMPLES + b).to(tl.int32)
-        for i in range(low, high, BM):
+        for i in tl.range(low, high, BM, disable_licm=True):
             j = i - diagonal * BM
-            rows, columns = i + tl.arange(0, BM), j + tl.arange(0, BN)
-            slots, valid = _slots_of(SLOTS, rows, b, num_queries, num_keys, HAS_SLOTS)
-            begin, end = _range_of(BEGIN, END, slots, valid, b, num_queries, num_keys, HAS_MASK)
+            rows = _query_rows(SLOTS, i, b, num_queries, num_keys, HAS_SLOTS, BM)
+            columns = _consecutive(j, num_keys, BN)
+            begin, end = _range_of(BEGIN, END, rows, b, num_queries, num_keys, HAS_MASK)
             if (tl.max(end, 0) > j) & (_first_visible(begin, end, num_keys) < j + BN):
                 query, grad_out, lse, delta = _query_side(
-                    Q, DO, LSE, DELTA, sq, b, h, num_heads, num_queries, slots, valid, HEAD, D)  # fmt: skip
-                key, value = _key_side(K, V, sk, sv, b, h, columns, num_keys, HEAD, D)
+                    Q, DO, LSE, DELTA, sq, b, h, num_heads, num_queries, rows, WHOLE, HEAD, D)  # fmt: skip
+                key, value = _key_side(K, V, sk, sv, b, h, columns, not EDGE, HEAD, D)
                 _, grad = _tile_gradient(
-                    query, key, value, grad_out, lse, delta, begin, end, slots, first, j, key_table, query_table,
-                    s_kr[1], s_qr[1], ROWS, REAL + b * num_keys, seed, number, head, num_keys, scale, threshold,
-                    keep_scale, C2P, P2C, HAS_MASK or EDGE or HAS_SLOTS, HAS_REAL, DROPOUT, ROUNDS, BN, HEAD, D,
-                )  # fmt: skip
+                    query, key, value, grad_out, key_window, query_window, lse, delta, begin, end, rows[0] + rows[1], j,
+                    REAL + b * num_keys, seed, number, head, num_keys, scale, threshold, keep_scale,
+                    C2P, P2C, HAS_MASK or not WHOLE, HAS_REAL, DROPOUT, ROUNDS, BN)  # fmt: skip
                 if C2P:
                     by_row = write_skewed(grad, True)
                     grad_key_table += product(tl.trans(by_row).to(query.dtype), query)
@@ -324,7 +342,7 @@ def table_kernel(
                     by_column = write_skewed(tl.trans(grad), False)
                     grad_query_table += product(tl.trans(by_column).to(key.dtype), key)
     dims = tl.arange(0, D)
-    entry = tl.program_id(0).to(tl.int64) * WD + tl.arange(0, WD)
+    entry = tl.program_id(0).to(tl.int64) * WD + distance_in_window(WD)
     out = entry[:, None] * HEAD + dims[None, :]
     if C2P:
         tl.store(DKR + out, grad_key_table * scale, mask=dims[None, :] < HEAD)

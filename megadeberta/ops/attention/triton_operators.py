@@ -13,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from megadeberta.ops.attention.compile_ahead import kernels_to_launch
 from megadeberta.ops.attention.mask import AttentionMask
 from megadeberta.ops.attention.position_terms import PositionTerms, score_scale
 from megadeberta.ops.attention.triton_plan import AttentionPlan, LaunchShape, plan_for
@@ -90,8 +91,12 @@ def _slots_by_position(positions: Tensor, sees: Tensor | None, num_keys: int) ->
     return slots, slots.gather(1, positions.long()) < wanting
 
 
-@cache
 def _kernels(name: str) -> ModuleType:
+    return kernels_to_launch(_module(name))
+
+
+@cache
+def _module(name: str) -> ModuleType:
     return import_module(f"megadeberta.ops.attention.{_MODULES[name]}")
 
 

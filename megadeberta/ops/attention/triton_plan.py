@@ -5,7 +5,9 @@ Plain arithmetic without torch and Triton, so that a design can be checked where
 Shapes: BM queries · BN keys · WD = BM + BN distances of a window · D head size, padded to a power of two.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 PROGRAMS_WANTED = 8 * 132
@@ -87,6 +89,7 @@ class LaunchShape:
 
 
 _CHOSEN: dict[LaunchShape, AttentionPlan] = {}
+_asked: list[LaunchShape] | None = None
 
 
 def default_plan(shape: LaunchShape) -> AttentionPlan:
@@ -97,14 +100,60 @@ def default_plan(shape: LaunchShape) -> AttentionPlan:
 
 def plan_for(shape: LaunchShape) -> AttentionPlan:
     """The tiles chosen for the shape, else the default."""
-    return _CHOSEN.get(shape) or default_plan(shape)
+    if _asked is not None:
+        _asked.append(shape)
+    return _CHOSEN.get(_kind(shape)) or default_plan(shape)
 
 
 def choose_plan(shape: LaunchShape, plan: AttentionPlan) -> None:
     """Take ``plan`` for the shape in this process from now on."""
-    _CHOSEN[shape] = plan
+    _CHOSEN[_kind(shape)] = plan
 
 
 def candidates(shape: LaunchShape) -> list[AttentionPlan]:
-    """What a trial may try; the first is the default."""
-    return [default_plan(shape)]
+    """What a trial tries: the default, then plans that differ from it in one kernel."""
+    default = default_plan(shape)
+    found = [default]
+    for kernel in fields(AttentionPlan):
+        own = getattr(default, kernel.name)
+        others = (plan for plan in _kernel_plans(shape) if plan != own)
+        found += [replace(default, **{kernel.name: plan}) for plan in others]
+    return found
+
+
+@contextmanager
+def plan_chosen(shape: LaunchShape, plan: AttentionPlan) -> Iterator[None]:
+    """Take ``plan`` for the shape meanwhile, and then what was taken before."""
+    before = plan_for(shape)
+    choose_plan(shape, plan)
+    try:
+        yield
+    finally:
+        choose_plan(shape, before)
+
+
+@contextmanager
+def asked_shapes() -> Iterator[list[LaunchShape]]:
+    """The shapes that ``plan_for`` is asked for meanwhile, in any thread."""
+    global _asked
+    _asked = []
+    try:
+        yield _asked
+    finally:
+        _asked = None
+
+
+def _kernel_plans(shape: LaunchShape) -> list[KernelPlan]:
+    """What is worth trying for one kernel."""
+    if shape.kernels != "triton":
+        return []
+    few = 4 if shape.head_size <= 64 else 8
+    plans = [KernelPlan(32, 32, 4, 1), KernelPlan(32, 32, 4, 2)]
+    if not shape.gathered:  # a small part of a step: every plan more is four kernels to compile
+        plans += [KernelPlan(64, 64, few, 2), KernelPlan(64, 64, 12 - few, 1)]
+    return plans
+
+
+def _kind(shape: LaunchShape) -> LaunchShape:
+    """Shapes for which one plan is chosen: the number of target rows differs between micro batches."""
+    return replace(shape, queries=0) if shape.gathered else shape

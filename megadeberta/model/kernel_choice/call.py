@@ -1,0 +1,177 @@
+"""One call of attention as a recipe makes it, with random values: what a trial runs.
+
+Shapes: B micro batch · L length · Q query rows · N heads of this rank · H head size · P rows of the windowed table.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from megadeberta.batch import FIELDS, batch_fields
+from megadeberta.config.run import RunConfig
+from megadeberta.layers.mask_decoder import MaskDecoder
+from megadeberta.layers.micro_batch import MicroBatch
+from megadeberta.layers.objectives import list_layers, objective_of
+from megadeberta.layers.recipe import micro_batch_of
+from megadeberta.layers.relative import position_terms
+from megadeberta.model.carry import Carry
+from megadeberta.model.dropout import AttentionDropout
+from megadeberta.model.kernel_choice.findings import ENCODER, MASK_DECODER
+from megadeberta.ops.attention.interface import disentangled_attention
+from megadeberta.ops.attention.mask import AttentionMask
+from megadeberta.ops.attention.position_terms import PositionTerms
+from megadeberta.ops.attention.relative_position import rows_by_distance
+from megadeberta.ops.counter_dropout import CounterDropout
+
+_DOCUMENTS = 4
+"""Of a sequence, where the recipe packs them."""
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """The arguments of ``disentangled_attention``."""
+
+    tensors: Mapping[str, Tensor]
+    """Those that have a gradient, by their name in messages: "query" ``[B, N, Q, H]``, "key" and "value"
+    ``[B, N, L, H]``, and of "position key" and "position query" ``[N, P, H]`` those that the recipe has."""
+    rows: Tensor | None
+    """Of ``PositionTerms``, ``[2L - 1]``."""
+    query_positions: Tensor | None
+    """``[B, Q]``."""
+    mask: AttentionMask
+    dropout: CounterDropout | None
+
+    def run(self, backend: str) -> Tensor:
+        """Context ``[B, N, Q, H]``."""
+        position = None
+        if self.rows is not None:
+            position = PositionTerms(self.rows, self.tensors.get("position key"), self.tensors.get("position query"))
+        return disentangled_attention(
+            *(self.tensors[name] for name in ("query", "key", "value")),
+            position=position,
+            query_positions=self.query_positions,
+            mask=self.mask,
+            dropout=self.dropout,
+            backend=backend,
+        )
+
+    def gradients(self, backend: str, upstream: Tensor) -> dict[str, Tensor]:
+        """The context and every gradient, by name, for ``upstream`` ``[B, N, Q, H]``."""
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.tensors.items()}
+        context = replace(self, tensors=leaves).run(backend)
+        found = torch.autograd.grad(context, list(leaves.values()), upstream)
+        gradients = {f"the gradient of the {name}": each for name, each in zip(leaves, found, strict=True)}
+        return {"the output": context.detach(), **gradients}
+
+    def part(self, samples: int, heads: int) -> "AttentionCall":
+        """Of the first samples and heads only; the results of these are the same."""
+        mask, dropout = self.mask, self.dropout
+        return replace(
+            self,
+            tensors={name: part_of(tensor, samples, heads) for name, tensor in self.tensors.items()},
+            query_positions=None if self.query_positions is None else self.query_positions[:samples],
+            mask=replace(
+                mask,
+                begin=mask.begin[:samples],
+                end=mask.end[:samples],
+                real=None if mask.real is None else mask.real[:samples],
+                pairs=None if mask.pairs is None else mask.pairs[:samples],
+            ),
+            dropout=None if dropout is None else replace(dropout, samples=dropout.samples[:samples]),
+        )
+
+    def to(self, dtype: torch.dtype) -> "AttentionCall":
+        """With the same values in another precision."""
+        return replace(self, tensors={name: tensor.to(dtype) for name, tensor in self.tensors.items()})
+
+
+def part_of(tensor: Tensor, samples: int, heads: int) -> Tensor:
+    """``[B, N, ., H]`` or, of a table, ``[N, P, H]``: the first samples and heads."""
+    return tensor[:samples, :heads] if tensor.dim() == 4 else tensor[:heads]
+
+
+def attention_calls(config: RunConfig, *, dtype: torch.dtype, device: torch.device) -> dict[str, AttentionCall]:
+    """The calls of a recipe by role, at its own micro batch, length, heads of one rank, mask and dropout.
+
+    As in pre-training, no sequence is padded. Packed documents have a quarter of the length on average.
+    """
+    model, micro_batch = config.model, micro_batch_of(config)
+    fields = batch_fields(config.data, config.objective)
+    carry = Carry.of_batch({name: _field(name, config, micro_batch).to(device) for name in fields})
+    heads = model.num_attention_heads // micro_batch.tensor
+    draw = _Draw(micro_batch, heads, model.head_size, dtype, torch.Generator(device).manual_seed(0))
+    length, terms = micro_batch.length, position_terms(model)
+    rows, tables = None, {}
+    if terms:
+        by_distance = rows_by_distance(length, model.position_buckets, model.relative_span)
+        rows = (by_distance - by_distance[0]).to(device)
+        names = {"c2p": "position key", "p2c": "position query"}
+        tables = {names[term]: draw.table(int(by_distance[-1] - by_distance[0]) + 1) for term in terms}
+    keys = {"key": draw.hidden(length), "value": draw.hidden(length)}
+    dropout = AttentionDropout(model.attention_probs_dropout_prob)
+    encoder = AttentionCall(
+        {"query": draw.hidden(length), **keys, **tables}, rows, None, carry.visibility, dropout(carry.draws)
+    )
+    calls = {ENCODER: encoder}
+    if any(layer.kind == MaskDecoder.kind for layer in list_layers(model, config.objective)):
+        positions, is_target = carry.field("masked_positions"), carry.field("masked_labels") != 0
+        mask = carry.visibility.at_rows(positions)
+        calls[MASK_DECODER] = replace(
+            encoder,
+            tensors={"query": draw.hidden(positions.size(1)), **keys, **tables},
+            query_positions=positions,
+            mask=replace(mask, end=mask.end * is_target),  # an empty slot sees nothing
+            dropout=dropout(None if carry.draws is None else carry.draws.at(positions, stream=0)),
+        )
+    return calls
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Random values, the same every time on one kind of device, where the projections of a model have them."""
+
+    micro_batch: MicroBatch
+    heads: int
+    head_size: int
+    dtype: torch.dtype
+    generator: torch.Generator
+
+    def hidden(self, rows: int) -> Tensor:
+        """``[B, N, rows, H]``, a view of ``[B, rows, N H]``."""
+        return self._normal(self.micro_batch.sequences, rows).transpose(1, 2)
+
+    def table(self, rows: int) -> Tensor:
+        """``[N, P, H]``, a view of ``[P, N H]``."""
+        return self._normal(rows).transpose(0, 1)
+
+    def _normal(self, *rows: int) -> Tensor:
+        shape, device = (*rows, self.heads, self.head_size), self.generator.device
+        return torch.randn(shape, generator=self.generator, device=device, dtype=self.dtype)
+
+
+def _field(name: str, config: RunConfig, micro_batch: MicroBatch) -> Tensor:
+    """A field of a batch without padding, int64; zeros where attention does not read it."""
+    sequences, length, slots = micro_batch.sequences, micro_batch.length, micro_batch.slots
+    if name == "attention_mask":
+        return torch.ones(sequences, length, dtype=torch.int64)
+    if name == "sample_numbers":
+        return torch.arange(sequences)
+    generator = torch.Generator().manual_seed(0)
+    places = torch.rand(sequences, length, generator=generator).argsort()  # [B, L], a permutation of each sequence
+    if name in ("masked_positions", "masked_labels"):
+        targets = min(objective_of(config.objective).most_targets(config.objective, length), length)
+        filled = torch.zeros(sequences, slots, dtype=torch.int64)
+        filled[:, :targets] = places[:, :targets].sort().values if name == "masked_positions" else 1
+        return filled
+    if name == "document_starts":
+        starts = torch.zeros(sequences, length, dtype=torch.int64)
+        begins = places[:, : min(_DOCUMENTS, length) - 1]
+        return starts.scatter(1, begins, begins).cummax(1).values
+    if name == "prefix_lengths":
+        weights = objective_of(config.objective).loss_weights(config.objective)
+        causal = config.objective.autoregressive.share if "mlm_loss" in weights else 1.0
+        return torch.where(torch.arange(sequences) < round(causal * sequences), 0, length)
+    shape = {"token": (sequences, length), "slot": (sequences, slots), "sample": (sequences,)}[FIELDS[name].axis]
+    return torch.zeros(shape, dtype=torch.int64)
