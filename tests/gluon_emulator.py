@@ -168,7 +168,14 @@ for _name, _function in {
     "mod": torch.fmod, "and": torch.bitwise_and, "or": torch.bitwise_or, "xor": torch.bitwise_xor,
 }.items():  # fmt: skip
     _operator(_name, _function)
-for _name, _function in {"lt": torch.lt, "le": torch.le, "gt": torch.gt, "ge": torch.ge, "eq": torch.eq, "ne": torch.ne}.items():
+for _name, _function in {
+    "lt": torch.lt,
+    "le": torch.le,
+    "gt": torch.gt,
+    "ge": torch.ge,
+    "eq": torch.eq,
+    "ne": torch.ne,
+}.items():
     _operator(_name, _function, compares=True)
 Value.__hash__ = object.__hash__  # type: ignore[method-assign]
 
@@ -352,7 +359,9 @@ def _emulated(program: Program) -> types.SimpleNamespace:
         assert asm == "mov.b32 $0, $1;"
         return Value(operands[0].addresses.flatten()[0], kind)
 
-    def inline_asm_elementwise(asm: str, constraints: str, operands: list[Value], *, dtype: Kind, is_pure: bool, pack: int) -> Value:
+    def inline_asm_elementwise(
+        asm: str, constraints: str, operands: list[Value], *, dtype: Kind, is_pure: bool, pack: int
+    ) -> Value:
         assert not is_pure and pack == 1
         if asm.startswith("st.shared.b16 [$1], $2;"):
             program.overwrite(operands[0].data, 2, operands[1].data)

@@ -1,4 +1,4 @@
-"""Forward kernel of disentangled attention for sm_90: see triton_kernels.py for what it computes and its arguments.
+"""Forward kernel of disentangled attention for sm_90: what it computes and its arguments are those of triton_kernels.py.
 
 Shapes: as in gluon_tiles.py.
 """
@@ -13,16 +13,18 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from megadeberta.ops.attention.gluon_scores import (
+    LOG2_E,
+    PADDING,
     column_bias,
     drawn,
     hide_outside,
     read_shifted,
-    write_shifted,
     start_product,
     store_draws,
     store_half,
 )
 from megadeberta.ops.attention.gluon_tiles import (
+    UNCOMPILED,
     accumulator,
     blocks,
     copied,
@@ -33,17 +35,18 @@ from megadeberta.ops.attention.gluon_tiles import (
     padded,
     program,
     range_of,
+    shared_draws,
+    shared_vector,
     slots_of,
     store_rows,
 )
 
-LOG2_E = gl.constexpr(1.4426950408889634)
-LN_2 = gl.constexpr(0.6931471805599453)
-
 
 @gluon.jit
-def _products(query, key, key_low, key_high, query_low, query_high, by_row, by_column, C2P: gl.constexpr, P2C: gl.constexpr):
-    """Content scores ``[BM, BN]``, and the position scores by distance in ``by_row`` and ``by_column``.
+def _start_scores(
+    query, key, key_low, key_high, query_low, query_high, by_row, by_column, scale, C2P: gl.constexpr, P2C: gl.constexpr
+):
+    """Start the content scores, with the position scores by distance stored in ``by_row`` and ``by_column``.
 
     At most two products are under way, so that few registers wait for them.
     """
@@ -51,20 +54,20 @@ def _products(query, key, key_low, key_high, query_low, query_high, by_row, by_c
         low = start_product(query, key_low)
         high = start_product(query, key_high)
         low = warpgroup_mma_wait(1, deps=[low])
-        store_half(by_row, low, 0)
+        store_half(by_row, low, scale, 0)
         high = warpgroup_mma_wait(0, deps=[high])
-        store_half(by_row, high, 1)
+        store_half(by_row, high, scale, 1)
     if P2C:
         low = start_product(key, query_low)
         high = start_product(key, query_high)
         low = warpgroup_mma_wait(1, deps=[low])
-        store_half(by_column, low, 0)
+        store_half(by_column, low, scale, 0)
         high = warpgroup_mma_wait(0, deps=[high])
-        store_half(by_column, high, 1)
+        store_half(by_column, high, scale, 1)
     return start_product(query, key)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=UNCOMPILED)
 def forward_kernel(
     Q, K, V, KR, QR, OUT, LSE, ROWS, BEGIN, END, REAL, SLOTS, SEED, SAMPLES, sq, sk, sv, s_kr, s_qr,
     num_heads, num_queries, num_keys, scale, first_head, threshold, keep_scale,
@@ -85,25 +88,25 @@ def forward_kernel(
     values = gl.allocate_shared_memory(kind, [2, BN, D], blocks(D))
     key_tables = gl.allocate_shared_memory(kind, [2, BN, D], blocks(D))
     query_tables = gl.allocate_shared_memory(kind, [2, BN, D], blocks(D))
-    by_row = gl.allocate_shared_memory(kind, [BM, BM + BN], padded(BM, BM + BN, 8))
-    by_column = gl.allocate_shared_memory(kind, [BN, BM + BN], padded(BN, BM + BN, 8))
-    biases = gl.allocate_shared_memory(gl.float32, [BN], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    words = gl.allocate_shared_memory(gl.int32, [BM, BN // 4], padded(BM, BN // 4, 4))
-    random = words.reinterpret(gl.uint8, [BM, BN], padded(BM, BN, 16))
+    by_row = gl.allocate_shared_memory(kind, [BM, BM + BN], padded(BM, BM + BN, PADDING))
+    by_column = gl.allocate_shared_memory(kind, [BN, BM + BN], padded(BN, BM + BN, PADDING))
+    biases = shared_vector(gl.float32)
+    words, random = shared_draws()
 
     slots, valid = slots_of(SLOTS, i + gl.arange(0, BM, of_rows), b, num_queries, num_keys, HAS_SLOTS)
     first, end_of_keys = 0, num_keys
     if HAS_MASK:
         begin, end = range_of(BEGIN, END, slots, valid, b, num_queries, num_keys)
         first = gl.min(gl.where(end > begin, begin, num_keys), 0) // BN * BN
-        end_of_keys = gl.max(end, 0)
+        end_of_keys = gl.max(gl.where(end > begin, end, 0), 0)
     if DROPOUT:
         seed, number, head = gl.load(SEED), gl.load(SAMPLES + b).to(gl.int32), (first_head + h).to(gl.int32)
-        drawn_rows, _ = slots_of(SLOTS, i + gl.arange(0, BM, gl.SliceLayout(1, drawn(4))), b, num_queries, num_keys, HAS_SLOTS)
+        drawn_rows = i + gl.arange(0, BM, gl.SliceLayout(1, drawn(4)))
+        drawn_slots, _ = slots_of(SLOTS, drawn_rows, b, num_queries, num_keys, HAS_SLOTS)
     key_base, value_base = K + (b * sk[0] + h * sk[1]), V + (b * sv[0] + h * sv[1])
     key_table, query_table = KR + h * s_kr[0], QR + h * s_qr[0]
     local = gl.arange(0, BN, of_copies)
-    copied_slots, _ = slots_of(SLOTS, i + gl.arange(0, BM, of_copies), b, num_queries, num_keys, HAS_SLOTS)
+    copied_slots, _ = slots_of(SLOTS, i + local, b, num_queries, num_keys, HAS_SLOTS)
     copy_rows(query, Q + (b * sq[0] + h * sq[1]), sq[2], copied_slots, num_queries - 1, D, 4)
     copy_rows(keys.index(0), key_base, sk[2], first + local, num_keys - 1, D, 4)
     copy_rows(values.index(0), value_base, sv[2], first + local, num_keys - 1, D, 4)
@@ -114,7 +117,8 @@ def forward_kernel(
         copy_distances(query_tables.index(0), query_table, s_qr[1], ROWS, num_keys, i - first - BN + 1, D, 4)
         copy_distances(query_tables.index(1), query_table, s_qr[1], ROWS, num_keys, i - first + 1, D, 4)
     async_copy.commit_group()
-    bias = column_bias(REAL + b * num_keys, first + gl.arange(0, BN, line(4)), num_keys, HAS_REAL)
+    columns = gl.arange(0, BN, line(4))
+    bias = column_bias(REAL + b * num_keys, first + columns, num_keys, HAS_REAL)
 
     offsets = gl.arange(0, BN, gl.SliceLayout(0, tile_layout))
     # Finite, not -inf: a row that has seen nothing yet would otherwise subtract infinities.
@@ -122,37 +126,38 @@ def forward_kernel(
     total = gl.zeros([BM], gl.float32, of_rows)
     context = gl.zeros([BM, D], gl.float32, accumulator(D))
     factor = scale * LOG2_E
-    nothing = scale - scale  # zero, but not to the compiler, which would take a selection of it apart
+    nothing = scale - scale  # zero, but the compiler does not know: of a constant it makes two selections
     current = 0
     for j in range(first, end_of_keys, BN):
         async_copy.wait_group(0)
         fence_async_shared()
         gl.barrier()
         following = 1 - current
-        product = _products(
+        scores = _start_scores(
             query, keys.index(current), key_tables.index(current), key_tables.index(following),
-            query_tables.index(current), query_tables.index(following), by_row, by_column, C2P, P2C)  # fmt: skip
+            query_tables.index(current), query_tables.index(following), by_row, by_column, scale, C2P, P2C)  # fmt: skip
         if HAS_REAL or EDGE:
             biases.store(bias)
         if DROPOUT:
-            store_draws(words, seed, number, head, drawn_rows, j, ROUNDS, 4)
-        scores = warpgroup_mma_wait(0, deps=[product])
+            store_draws(words, seed, number, head, drawn_slots, j, ROUNDS, 4)
+        scores = warpgroup_mma_wait(0, deps=[scores])
         gl.barrier()
         # The window's higher half and the other buffers are read no more. Past the end this copies the last rows.
         copy_rows(keys.index(following), key_base, sk[2], j + BN + local, num_keys - 1, D, 4)
         copy_rows(values.index(following), value_base, sv[2], j + BN + local, num_keys - 1, D, 4)
+        lower = i - j - 2 * BN + 1
         if C2P:
-            copy_distances(key_tables.index(following), key_table, s_kr[1], ROWS, num_keys, i - j - 2 * BN + 1, D, 4)
+            copy_distances(key_tables.index(following), key_table, s_kr[1], ROWS, num_keys, lower, D, 4)
         if P2C:
-            copy_distances(query_tables.index(following), query_table, s_qr[1], ROWS, num_keys, i - j - 2 * BN + 1, D, 4)
+            copy_distances(query_tables.index(following), query_table, s_qr[1], ROWS, num_keys, lower, D, 4)
         async_copy.commit_group()
         if C2P:
-            scores += read_shifted(by_row, tile_layout, 0, True)
+            scores += read_shifted(by_row, scale, tile_layout, 0, True)
         if P2C:
-            scores += read_shifted(by_column, tile_layout, 0, False)
+            scores += read_shifted(by_column, scale, tile_layout, 0, False)
         if HAS_REAL or EDGE:
             scores += biases.load(gl.SliceLayout(0, tile_layout))[None, :]
-            bias = column_bias(REAL + b * num_keys, j + BN + gl.arange(0, BN, line(4)), num_keys, HAS_REAL)
+            bias = column_bias(REAL + b * num_keys, j + BN + columns, num_keys, HAS_REAL)
         if HAS_MASK:
             scores = hide_outside(scores, (begin - j)[:, None], (end - begin)[:, None], offsets[None, :])
         new_best = gl.maximum(best, gl.max(scores, 1))

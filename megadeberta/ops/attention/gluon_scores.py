@@ -1,11 +1,11 @@
 """Scores and dropout of one tile on Hopper's tensor cores, with position scores read back from shared memory.
 
 As in triton_tiles.py, the product of a tile's queries (or keys) with the table rows of its window of distances holds all
-its position scores. Here it goes to shared memory, ``[64, WD]``, and each score is read from there with a shift: one
-load, where ``tl.gather`` takes a shuffle and selects. The way back is the same place written with the same shift.
+its position scores. Here it goes to shared memory, and each score is read from there with a shift: one load, where
+``tl.gather`` takes a shuffle and selects. The way back is the same place written with the same shift.
 
-A window is two halves of 64 distances, the lower in the product with ``low``. The next tile's window is this one moved
-by 64, so a loop over tiles copies one half for every tile.
+A window is two halves of 64 distances. The next tile's window is this one moved by 64, so a loop over tiles copies one
+half for every tile.
 
 Shapes: as in gluon_tiles.py.
 """
@@ -16,53 +16,64 @@ from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warp
 
 from megadeberta.ops.attention.gluon_tiles import accumulator
 
+LOG2_E = gl.constexpr(1.4426950408889634)
 PADDING = gl.constexpr(8)
-"""Elements after each row of position scores, so that a diagonal lies in as many banks as may be."""
+"""Two-byte elements after each row of position scores: a diagonal then lies in all banks, or each in two rows."""
 PITCH = gl.constexpr(2 * (128 + 8))
-"""Bytes from row to row."""
+"""Bytes from row to row: of 128 numbers of two bytes and PADDING, or of 64 of four."""
 HIDDEN = gl.constexpr(-2e30)
 """Of a score that counts for nothing: below the -1e30 that a row's maximum starts from, and finite."""
 
 
 @gluon.jit
-def start_product(left, right, WARPS: gl.constexpr = (4, 1)):
+def start_product(left, right, SPLIT: gl.constexpr = (4, 1)):
     """``left`` times the transpose of ``right``, both ``[64, D]`` in shared memory."""
-    zeros = gl.zeros([64, 64], gl.float32, accumulator(64, WARPS))
+    zeros = gl.zeros([64, 64], gl.float32, accumulator(64, SPLIT))
     return warpgroup_mma(left, right.permute((1, 0)), zeros, use_acc=False, is_async=True)
 
 
 @gluon.jit
-def store_half(by_distance, half, HALF: gl.constexpr):
+def product(left, right, SPLIT: gl.constexpr = (4, 1)):
+    """The same, waited for."""
+    return warpgroup_mma_wait(0, deps=[start_product(left, right, SPLIT)])
+
+
+@gluon.jit
+def store_half(by_distance, half, scale, HALF: gl.constexpr):
+    """Keep ``[64, 64]`` position scores of half a window. In fp16 they are scaled, or they would pass its range."""
+    if by_distance.dtype == gl.float16:
+        half *= scale
     by_distance.slice(64 * HALF, 64, 1).store(half.to(by_distance.dtype))
 
 
 @gluon.jit
-def _pairs(LAYOUT: gl.constexpr, QUERIES: gl.constexpr):
-    """Query and key of every pair of a tile in which queries lie along dimension ``QUERIES``."""
+def store_window(by_distance, rows, low, high, scale):
+    """Products of ``rows`` with the table rows of both halves of a window, one after the other: registers are short."""
+    store_half(by_distance, product(rows, low), scale, 0)
+    store_half(by_distance, product(rows, high), scale, 1)
+
+
+@gluon.jit
+def _places(memory, LAYOUT: gl.constexpr, QUERIES: gl.constexpr, OF_QUERIES: gl.constexpr):
+    """Address of every pair's entry: that of its query, or key, at distance query - key, which is number 63 + it.
+
+    ``memory`` is ``[64, WD]`` or ``[WD, 64]``; in the tile, queries lie along dimension ``QUERIES``. These are sums of
+    products with constants, which the compiler takes apart into few registers and constants. ``gather`` and ``scatter``
+    would keep a register with an address for every element.
+    """
+    start = gl.inline_asm("mov.b32 $0, $1;", "=r,r", [memory], gl.int32)
     rows, columns = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT)), gl.arange(0, 64, gl.SliceLayout(0, LAYOUT))
     if QUERIES == 0:
         query, key = rows[:, None], columns[None, :]
     else:
         query, key = columns[None, :], rows[:, None]
-    return query, key
-
-
-@gluon.jit
-def _places(memory, LAYOUT: gl.constexpr, QUERIES: gl.constexpr, OF_QUERIES: gl.constexpr):
-    """Address of every pair's entry: of its query or key, at distance query - key, which is number 63 of a window.
-
-    Sums of products with constants, which the compiler takes apart into one register and constants; ``gather`` and
-    ``scatter`` keep a register with an address for every element.
-    """
-    start = gl.inline_asm("mov.b32 $0, $1;", "=r,r", [memory], gl.int32)
-    query, key = _pairs(LAYOUT, QUERIES)
     size: gl.constexpr = memory.dtype.primitive_bitwidth // 8
-    if memory.shape[0] == 64:  # [64, WD]
+    if memory.shape[0] == 64:
         if OF_QUERIES:
             places = start + 63 * size + query * (PITCH + size) - key * size
         else:
             places = start + 63 * size + query * size + key * (PITCH - size)
-    else:  # [WD, 64]
+    else:
         if OF_QUERIES:
             places = start + 63 * PITCH + query * (PITCH + size) - key * PITCH
         else:
@@ -71,32 +82,37 @@ def _places(memory, LAYOUT: gl.constexpr, QUERIES: gl.constexpr, OF_QUERIES: gl.
 
 
 @gluon.jit
-def read_shifted(memory, LAYOUT: gl.constexpr, QUERIES: gl.constexpr, OF_QUERIES: gl.constexpr):
-    """The position scores of the pairs of a tile, in fp32; see ``_places``. A barrier must be before and after."""
+def read_shifted(memory, scale, LAYOUT: gl.constexpr, QUERIES: gl.constexpr, OF_QUERIES: gl.constexpr):
+    """Position scores of the pairs of a tile in fp32, unscaled; see ``_places``. Barriers must be before and after."""
     places = _places(memory, LAYOUT, QUERIES, OF_QUERIES)
     if memory.dtype == gl.float32:
-        values = gl.inline_asm_elementwise(
-            "ld.shared.b32 $0, [$1];", "=r,r", [places], dtype=gl.float32, is_pure=False, pack=1)  # fmt: skip
+        scores = gl.inline_asm_elementwise(
+            "ld.shared.b32 $0, [$1];", "=r,r", [places], dtype=gl.float32, is_pure=False, pack=1
+        )
     else:
         bits = gl.inline_asm_elementwise(
-            "ld.shared.b16 $0, [$1];", "=h,r", [places], dtype=gl.int16, is_pure=False, pack=1)  # fmt: skip
-        values = bits.to(memory.dtype, bitcast=True).to(gl.float32)
-    return values
+            "ld.shared.b16 $0, [$1];", "=h,r", [places], dtype=gl.int16, is_pure=False, pack=1
+        )
+        scores = bits.to(memory.dtype, bitcast=True).to(gl.float32)
+        if memory.dtype == gl.float16:
+            scores *= 1 / scale
+    return scores
 
 
 @gluon.jit
 def write_shifted(memory, values, QUERIES: gl.constexpr, OF_QUERIES: gl.constexpr):
     """Write the pairs of a tile where ``read_shifted`` reads them."""
     places = _places(memory, values.type.layout, QUERIES, OF_QUERIES)
-    bits = values.to(memory.dtype).to(gl.int16, bitcast=True)
+    bits = values.to(gl.int16, bitcast=True)
     gl.inline_asm_elementwise(
-        "st.shared.b16 [$1], $2; mov.b32 $0, $1;", "=r,r,h", [places, bits], dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
+        "st.shared.b16 [$1], $2; mov.b32 $0, $1;", "=r,r,h", [places, bits], dtype=gl.int32, is_pure=False, pack=1
+    )
 
 
 @gluon.jit
-def hide_outside(scores, lowest, length, offsets):
-    """Hide keys (``offsets``) outside ``length`` keys from ``lowest`` on: one comparison without sign."""
-    ahead = (offsets - lowest).to(gl.uint32, bitcast=True)
+def hide_outside(scores, lowest, length, keys):
+    """Hide keys outside the ``length`` keys from ``lowest`` on, with one comparison of numbers without sign."""
+    ahead = (keys - lowest).to(gl.uint32, bitcast=True)
     return gl.where(ahead < length.to(gl.uint32, bitcast=True), scores, HIDDEN)
 
 

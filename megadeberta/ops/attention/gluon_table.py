@@ -1,4 +1,4 @@
-"""Kernel of the table gradients for sm_90: see triton_kernels.py for what it computes and its arguments.
+"""Kernel of the table gradients for sm_90: what it computes and its arguments are those of triton_kernels.py.
 
 Shapes: as in gluon_tiles.py.
 """
@@ -13,16 +13,19 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from megadeberta.ops.attention.gluon_scores import (
+    LOG2_E,
+    PADDING,
     column_bias,
     drawn,
     hide_outside,
+    product,
     read_shifted,
     start_product,
     store_draws,
-    store_half,
     write_shifted,
 )
 from megadeberta.ops.attention.gluon_tiles import (
+    UNCOMPILED,
     accumulator,
     blocks,
     copied,
@@ -33,10 +36,10 @@ from megadeberta.ops.attention.gluon_tiles import (
     operand,
     padded,
     range_of,
+    shared_draws,
+    shared_vector,
     slots_of,
 )
-
-LOG2_E = gl.constexpr(1.4426950408889634)
 
 
 @gluon.jit
@@ -71,7 +74,7 @@ def _spread_product(spread, HALF: gl.constexpr, rows, total, D: gl.constexpr, SP
     return warpgroup_mma(left, rows, total, is_async=True)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=UNCOMPILED)
 def table_kernel(
     Q, K, V, KR, QR, DO, DKR, DQR, LSE, DELTA, ROWS, BEGIN, END, REAL, SLOTS, SEED, SAMPLES, sq, sk, sv, s_kr, s_qr,
     batch, samples_each, num_heads, num_queries, num_keys, num_windows, scale, first_head, threshold, keep_scale,
@@ -79,7 +82,10 @@ def table_kernel(
     EDGE: gl.constexpr, DROPOUT: gl.constexpr, ROUNDS: gl.constexpr, HEAD: gl.constexpr,
     BM: gl.constexpr, BN: gl.constexpr, D: gl.constexpr,
 ):  # fmt: skip
-    """Gradients by distance of one window of one head, summed over some samples: ``[windows, shares, N, WD, H]``."""
+    """Gradients by distance of one window of one head, summed over some samples: ``[windows, shares, N, WD, H]``.
+
+    For four warps the sums alone are half of all registers: eight share a tile by its columns.
+    """
     kind: gl.constexpr = Q.dtype.element_ty
     W: gl.constexpr = gl.num_warps()
     split: gl.constexpr = (4, W // 4)
@@ -97,11 +103,10 @@ def table_kernel(
     key_tables = gl.allocate_shared_memory(kind, [2, BN, D], blocks(D))
     query_tables = gl.allocate_shared_memory(kind, [2, BN, D], blocks(D))
     # Position scores in fp32, and in the same place the gradient by distance, in two bytes and twice the columns.
-    by_distance = gl.allocate_shared_memory(gl.float32, [BM + BN, BM], padded(BM + BN, BM, 4))
-    spread = by_distance.reinterpret(kind, [BM + BN, 2 * BM], padded(BM + BN, 2 * BM, 8)).slice(0, BM, 1)
-    biases = gl.allocate_shared_memory(gl.float32, [BN], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    words = gl.allocate_shared_memory(gl.int32, [BM, BN // 4], padded(BM, BN // 4, 4))
-    random = words.reinterpret(gl.uint8, [BM, BN], padded(BM, BN, 16))
+    by_distance = gl.allocate_shared_memory(gl.float32, [BM + BN, BM], padded(BM + BN, BM, PADDING // 2))
+    spread = by_distance.reinterpret(kind, [BM + BN, 2 * BM], padded(BM + BN, 2 * BM, PADDING)).slice(0, BM, 1)
+    biases = shared_vector(gl.float32)
+    words, random = shared_draws()
 
     key_table, query_table = KR + h * s_kr[0], QR + h * s_qr[0]
     first = diagonal * BM - BN + 1
@@ -159,26 +164,23 @@ def table_kernel(
             if HAS_REAL or EDGE:
                 biases.store(column_bias(REAL + b * num_keys, j + gl.arange(0, BN, line(W)), num_keys, HAS_REAL))
             if DROPOUT:
-                drawn_rows, drawn_valid = slots_of(SLOTS, i + gl.arange(0, BM, gl.SliceLayout(1, drawn(W))), b, num_queries, num_keys, HAS_SLOTS)
                 number = gl.load(SAMPLES + b).to(gl.int32)
-                store_draws(words, seed, number, head, drawn_rows, j, ROUNDS, W)
+                drawn_rows = i + gl.arange(0, BM, gl.SliceLayout(1, drawn(W)))
+                drawn_slots, drawn_valid = slots_of(SLOTS, drawn_rows, b, num_queries, num_keys, HAS_SLOTS)
+                store_draws(words, seed, number, head, drawn_slots, j, ROUNDS, W)
             if C2P:
-                half = warpgroup_mma_wait(0, deps=[start_product(key_tables.index(0), query, split)])
-                by_distance.slice(0, 64, 0).store(half)
-                half = warpgroup_mma_wait(0, deps=[start_product(key_tables.index(1), query, split)])
-                by_distance.slice(64, 64, 0).store(half)
-            scores = warpgroup_mma_wait(0, deps=[start_product(query, key, split)])
+                by_distance.slice(0, BN, 0).store(product(key_tables.index(0), query, split))
+                by_distance.slice(BN, BN, 0).store(product(key_tables.index(1), query, split))
+            scores = product(query, key, split)
             gl.barrier()
             if C2P:
-                scores += read_shifted(by_distance, tile_layout, 0, True)
+                scores += read_shifted(by_distance, scale, tile_layout, 0, True)
             if P2C:
                 gl.barrier()
-                half = warpgroup_mma_wait(0, deps=[start_product(query_tables.index(0), key, split)])
-                by_distance.slice(0, 64, 0).store(half)
-                half = warpgroup_mma_wait(0, deps=[start_product(query_tables.index(1), key, split)])
-                by_distance.slice(64, 64, 0).store(half)
+                by_distance.slice(0, BN, 0).store(product(query_tables.index(0), key, split))
+                by_distance.slice(BN, BN, 0).store(product(query_tables.index(1), key, split))
                 gl.barrier()
-                scores += read_shifted(by_distance, tile_layout, 0, False)
+                scores += read_shifted(by_distance, scale, tile_layout, 0, False)
             grad_weights = start_product(grad_out, value, split)
             if HAS_REAL or EDGE:
                 scores += biases.load(gl.SliceLayout(0, tile_layout))[None, :]

@@ -8,6 +8,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy
 
+UNCOMPILED = ["first_head", "threshold", "samples_each", "batch"]  # their values are no reason to compile again
+
 
 @gluon.constexpr_function
 def accumulator(columns, warps=(4, 1)):
@@ -46,6 +48,25 @@ def padded(rows, columns, padding):
 
 
 @gluon.jit
+def shared_vector(kind):
+    """Shared memory for a number of every query or key of a tile."""
+    return gl.allocate_shared_memory(kind, [64], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+
+
+@gluon.jit
+def shared_draws():
+    """Shared memory for the random bytes of a tile: as words ``[64, 16]`` and as bytes ``[64, 64]``."""
+    words = gl.allocate_shared_memory(gl.int32, [64, 16], padded(64, 16, 4))
+    return words, words.reinterpret(gl.uint8, [64, 64], padded(64, 64, 16))
+
+
+@gluon.jit
+def zeros_by_row(kind):
+    """Zeros ``[64, WD]``, 16 bytes of them a thread."""
+    return gl.zeros([64, 128], kind, gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0]))
+
+
+@gluon.jit
 def program(num_tiles, num_heads):
     """Tile, sample and head of a program; the last two in 64 bits, as sample times stride may pass 2^31 elements."""
     number = gl.program_id(0) // num_tiles
@@ -63,10 +84,10 @@ def slots_of(SLOTS, rows, b, num_queries, num_keys, HAS_SLOTS: gl.constexpr):
 
 @gluon.jit
 def range_of(BEGIN, END, slots, valid, b, num_queries, num_keys):
-    """First visible key of every row, and one past the last."""
+    """First visible key of every row, and one past the last; equal in a row that sees nothing."""
     begin = gl.load(BEGIN + b * num_queries + slots, mask=valid, other=0)
     end = gl.load(END + b * num_queries + slots, mask=valid, other=0)
-    return begin, gl.minimum(end, num_keys)
+    return begin, gl.maximum(gl.minimum(end, num_keys), begin)
 
 
 @gluon.jit
