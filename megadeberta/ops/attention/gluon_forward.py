@@ -1,4 +1,4 @@
-"""Forward kernel of disentangled attention for sm_90: what it computes and its arguments are those of triton_kernels.py.
+"""Forward kernel for sm_90: what it computes and its arguments are those of triton_kernels.py.
 
 Shapes: as in gluon_tiles.py.
 """
@@ -170,7 +170,8 @@ def forward_kernel(
             weights = gl.where(random.load(tile_layout).to(gl.int32) >= threshold, weights, nothing)
         left = gl.convert_layout(weights.to(kind), operand(D))
         context *= gl.convert_layout(shrink, gl.SliceLayout(1, accumulator(D)))[:, None]
-        context = warpgroup_mma_wait(0, deps=[warpgroup_mma(left, values.index(current), context, is_async=True)])
+        context = warpgroup_mma(left, values.index(current), context, is_async=True)
+        context, left = warpgroup_mma_wait(0, deps=[context, left])  # what is read keeps its registers until then
         current = following
     async_copy.wait_group(0)
     seeing = total > 0

@@ -130,7 +130,8 @@ def key_kernel(
     async_copy.commit_group()
     lines = gl.arange(0, BM, line(4))
     lse, delta, begin, length = _row_facts(
-        LSE, DELTA, BEGIN, END, SLOTS, first + lines, b, h, num_heads, num_queries, num_keys, HAS_MASK, HAS_SLOTS)  # fmt: skip
+        LSE, DELTA, BEGIN, END, SLOTS, first + lines, b, h, num_heads, num_queries, num_keys,
+        HAS_MASK, HAS_SLOTS)  # fmt: skip
 
     offsets = j + gl.arange(0, BN, gl.SliceLayout(1, tile_layout))
     grad_key = gl.zeros([BN, D], gl.float32, accumulator(D))
@@ -153,7 +154,7 @@ def key_kernel(
             lengths.store(length)
         if DROPOUT:
             drawn_rows = i + gl.arange(0, BM, gl.SliceLayout(1, drawn(4)))
-            drawn_slots, drawn_valid = slots_of(SLOTS, drawn_rows, b, num_queries, num_keys, HAS_SLOTS)
+            drawn_slots, _drawn = slots_of(SLOTS, drawn_rows, b, num_queries, num_keys, HAS_SLOTS)
             store_draws(words, seed, number, head, drawn_slots, j, ROUNDS, 4)
         scores = warpgroup_mma_wait(0, deps=[scores])
         gl.barrier()
@@ -172,7 +173,8 @@ def key_kernel(
             copy_distances(query_tables.index(spare), query_table, s_qr[1], ROWS, num_keys, i - j + BN + 1, D, 4)
         async_copy.commit_group()
         lse, delta, begin, length = _row_facts(
-            LSE, DELTA, BEGIN, END, SLOTS, i + BM + lines, b, h, num_heads, num_queries, num_keys, HAS_MASK, HAS_SLOTS)  # fmt: skip
+            LSE, DELTA, BEGIN, END, SLOTS, i + BM + lines, b, h, num_heads, num_queries, num_keys,
+            HAS_MASK, HAS_SLOTS)  # fmt: skip
         if C2P:
             scores += read_shifted(by_distance, scale, tile_layout, 1, True)
         grad_weights = start_product(value, grad_out)
@@ -186,10 +188,14 @@ def key_kernel(
             kept = gl.where(random.permute((1, 0)).load(tile_layout).to(gl.int32) >= threshold, keep_scale, 0.0)
             dropped = weights * kept
             grad_weights *= kept
-        grad = (weights * (grad_weights - deltas.load(of_columns)[None, :])).to(kind)
         dropped = gl.convert_layout(dropped.to(kind), operand(D))
         grad_value = warpgroup_mma(dropped, grad_out, grad_value, is_async=True)
-        grad_key = warpgroup_mma(gl.convert_layout(grad, operand(D)), query, grad_key, is_async=True)
+        grad = (weights * (grad_weights - deltas.load(of_columns)[None, :])).to(kind)
+        direct = gl.convert_layout(grad, operand(D))
+        grad_key = warpgroup_mma(direct, query, grad_key, is_async=True)
+        # What is read keeps its registers until then.
+        grad_value, dropped = warpgroup_mma_wait(1, deps=[grad_value, dropped])
+        grad_key, direct = warpgroup_mma_wait(0, deps=[grad_key, direct])
         if P2C:
             gl.barrier()
             by_distance.store(zeros_by_row(kind))
@@ -200,7 +206,7 @@ def key_kernel(
             grad_key = warpgroup_mma(left, query_tables.index(low), grad_key, is_async=True)
             right = by_distance.slice(64, 64, 1).load(operand(D))
             grad_key = warpgroup_mma(right, query_tables.index(high), grad_key, is_async=True)
-        grad_key, grad_value = warpgroup_mma_wait(0, deps=[grad_key, grad_value])
+            grad_key, left, right = warpgroup_mma_wait(0, deps=[grad_key, left, right])
         current, low, high = following, high, spare
     async_copy.wait_group(0)
     columns = j + gl.arange(0, BN, gl.SliceLayout(1, accumulator(D)))

@@ -159,7 +159,8 @@ def query_kernel(
         if DROPOUT:
             grad_weights *= gl.where(random.load(tile_layout).to(gl.int32) >= threshold, keep_scale, 0.0)
         grad = (weights * (grad_weights - delta[:, None])).to(kind)
-        gradient = warpgroup_mma(gl.convert_layout(grad, operand(D)), key, gradient, is_async=True)
+        direct = gl.convert_layout(grad, operand(D))
+        gradient = warpgroup_mma(direct, key, gradient, is_async=True)
         if C2P:
             # Laid out by distance, the gradient times the table's rows of these distances.
             gl.barrier()
@@ -171,7 +172,9 @@ def query_kernel(
             gradient = warpgroup_mma(left, key_tables.index(low), gradient, is_async=True)
             right = by_distance.slice(BN, BN, 1).load(operand(D))
             gradient = warpgroup_mma(right, key_tables.index(high), gradient, is_async=True)
-        gradient = warpgroup_mma_wait(0, deps=[gradient])
+            gradient, left, right = warpgroup_mma_wait(0, deps=[gradient, left, right])
+        # What is read keeps its registers until then.
+        gradient, direct = warpgroup_mma_wait(0, deps=[gradient, direct])
         current, high, low = following, low, spare
     async_copy.wait_group(0)
     out_rows = i + gl.arange(0, BM, gl.SliceLayout(1, accumulator(D)))

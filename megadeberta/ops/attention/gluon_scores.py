@@ -1,7 +1,7 @@
 """Scores and dropout of one tile on Hopper's tensor cores, with position scores read back from shared memory.
 
-As in triton_tiles.py, the product of a tile's queries (or keys) with the table rows of its window of distances holds all
-its position scores. Here it goes to shared memory, and each score is read from there with a shift: one load, where
+As in triton_tiles.py, the product of a tile's queries (or keys) with the table rows of its window of distances holds
+all its position scores. Here it goes to shared memory, and each score is read from there with a shift: one load, where
 ``tl.gather`` takes a shuffle and selects. The way back is the same place written with the same shift.
 
 A window is two halves of 64 distances. The next tile's window is this one moved by 64, so a loop over tiles copies one

@@ -58,7 +58,7 @@ def _copy_tile(
 ):  # fmt: skip
     """Start to copy what one tile needs."""
     local = gl.arange(0, 64, gl.SliceLayout(1, copied(WARPS)))
-    slots, valid = slots_of(SLOTS, i + local, b, num_queries, num_keys, HAS_SLOTS)
+    slots, _ = slots_of(SLOTS, i + local, b, num_queries, num_keys, HAS_SLOTS)
     grad_base, grad_stride = dense_rows(DO, b, h, num_heads, num_queries, D)
     copy_rows(queries, Q + (b * sq[0] + h * sq[1]), sq[2], slots, num_queries - 1, D, WARPS)
     copy_rows(grads_out, grad_base, grad_stride, slots, num_queries - 1, D, WARPS)
@@ -68,10 +68,15 @@ def _copy_tile(
 
 
 @gluon.jit
-def _spread_product(spread, HALF: gl.constexpr, rows, total, D: gl.constexpr, SPLIT: gl.constexpr):
-    """Start to add to ``total`` ``[64, D]`` the rows of each distance: of half a window, times the gradient there."""
-    left = spread.slice(64 * HALF, 64, 0).load(operand(D, SPLIT))
-    return warpgroup_mma(left, rows, total, is_async=True)
+def _add_by_distance(spread, rows, low, high, D: gl.constexpr, SPLIT: gl.constexpr):
+    """Add to the gradients of both halves of a window, ``[64, D]``, that of a tile by distance times ``rows``."""
+    left = spread.slice(0, 64, 0).load(operand(D, SPLIT))
+    low = warpgroup_mma(left, rows, low, is_async=True)
+    right = spread.slice(64, 64, 0).load(operand(D, SPLIT))
+    high = warpgroup_mma(right, rows, high, is_async=True)
+    # What is read keeps its registers until then.
+    low, high, left, right = warpgroup_mma_wait(0, deps=[low, high, left, right])
+    return low, high
 
 
 @gluon.jit(do_not_specialize=UNCOMPILED)
@@ -133,8 +138,9 @@ def table_kernel(
         sample.to(gl.int64), h, i, i - diagonal * BM, num_heads, num_queries, num_keys, HAS_SLOTS, D, W)  # fmt: skip
     seen = 1
     if HAS_MASK:
-        seen = gl.max(_sees(
-            BEGIN, END, SLOTS, i, i - diagonal * BM, sample.to(gl.int64), num_queries, num_keys, HAS_SLOTS, W), 0)  # fmt: skip
+        b = sample.to(gl.int64)
+        sees = _sees(BEGIN, END, SLOTS, i, i - diagonal * BM, b, num_queries, num_keys, HAS_SLOTS, W)
+        seen = gl.max(sees, 0)
     for _ in range(tiles):
         async_copy.wait_group(0)
         fence_async_shared()
@@ -166,7 +172,7 @@ def table_kernel(
             if DROPOUT:
                 number = gl.load(SAMPLES + b).to(gl.int32)
                 drawn_rows = i + gl.arange(0, BM, gl.SliceLayout(1, drawn(W)))
-                drawn_slots, drawn_valid = slots_of(SLOTS, drawn_rows, b, num_queries, num_keys, HAS_SLOTS)
+                drawn_slots, _drawn = slots_of(SLOTS, drawn_rows, b, num_queries, num_keys, HAS_SLOTS)
                 store_draws(words, seed, number, head, drawn_slots, j, ROUNDS, W)
             if C2P:
                 by_distance.slice(0, BN, 0).store(product(key_tables.index(0), query, split))
@@ -197,19 +203,14 @@ def table_kernel(
                 gl.barrier()
                 write_shifted(spread, grad, 0, True)
                 gl.barrier()
-                key_low = _spread_product(spread, 0, query, key_low, D, split)
-                key_high = _spread_product(spread, 1, query, key_high, D, split)
-                key_low, key_high = warpgroup_mma_wait(0, deps=[key_low, key_high])
+                key_low, key_high = _add_by_distance(spread, query, key_low, key_high, D, split)
             if P2C:
                 gl.barrier()
                 spread.store(gl.zeros([BM + BN, BM], kind, copied(W)))
                 gl.barrier()
                 write_shifted(spread, grad, 0, False)
                 gl.barrier()
-                query_low = _spread_product(spread, 0, key, query_low, D, split)
-                query_high = _spread_product(spread, 1, key, query_high, D, split)
-                query_low, query_high = warpgroup_mma_wait(0, deps=[query_low, query_high])
-            gl.barrier()
+                query_low, query_high = _add_by_distance(spread, key, query_low, query_high, D, split)
         if HAS_MASK:
             seen = gl.max(next_sees, 0)
         sample, i, current = next_sample, next_i, following

@@ -4,7 +4,7 @@ Shapes: B batch · N heads · H head size · Q query rows · L keys · P rows of
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from megadeberta.ops.attention.compile_ahead import kernels_to_launch
 from megadeberta.ops.attention.mask import AttentionMask
 from megadeberta.ops.attention.position_terms import PositionTerms, score_scale
-from megadeberta.ops.attention.triton_plan import AttentionPlan, LaunchShape, plan_for
+from megadeberta.ops.attention.triton_plan import GLUON_HEAD_SIZES, AttentionPlan, LaunchShape, plan_for
 from megadeberta.ops.attention.triton_reductions import DELTA_ROWS, delta_kernel, fold_kernel
 from megadeberta.ops.counter_dropout import ROUNDS, CounterDropout
 
@@ -32,7 +32,10 @@ def triton_attention(query: Tensor, key: Tensor, value: Tensor, **given: Any) ->
 
 
 def gluon_attention(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
-    """``disentangled_attention`` by the kernels that read position scores with a shift from shared memory (sm_90)."""
+    """``disentangled_attention`` by the kernels that read position scores with a shift from shared memory (sm_90).
+
+    What they do not take (``_takes``) the portable kernels do.
+    """
     return _attention("gluon", query, key, value, **given)
 
 
@@ -100,6 +103,17 @@ def _module(name: str) -> ModuleType:
     return import_module(f"megadeberta.ops.attention.{_MODULES[name]}")
 
 
+def _takes(kernels: str, query: Tensor, key: Tensor, value: Tensor, tables: tuple[Tensor | None, ...]) -> bool:
+    """Whether these kernels take such tensors. Those in Gluon copy 16 bytes at a time, and their heads are few."""
+    present = (query, key, value, *(table for table in tables if table is not None))
+    return kernels != "gluon" or (
+        any(table is not None for table in tables)
+        and query.element_size() == 2
+        and query.size(-1) in GLUON_HEAD_SIZES
+        and all(t.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in t.stride()[:-1]) for t in present)
+    )
+
+
 @torch.library.custom_op("megadeberta::attention_forward", mutates_args=())
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, position_key: _OptionalTensor, position_query: _OptionalTensor,
@@ -116,7 +130,7 @@ def _forward(
     context = call.new_rows(query)
     lse = query.new_empty(batch, heads, num_queries, dtype=torch.float32)
     plan = call.plan.forward
-    _kernels(kernels).forward_kernel[(triton.cdiv(call.num_rows, plan.rows) * batch * heads,)](
+    call.module.forward_kernel[(triton.cdiv(call.num_rows, plan.rows) * batch * heads,)](
         *call.tensors(), context, lse, *call.lookups(), *call.strides(), *call.sizes(), *call.numbers(),
         **call.flags(plan.rows), **plan.options(head_size),
     )  # fmt: skip
@@ -144,7 +158,7 @@ def _backward(
         scale, threshold, first_head, kernels,
     )  # fmt: skip
     batch, heads, num_queries, head_size = query.shape
-    module, plan = _kernels(kernels), call.plan
+    module, plan = call.module, call.plan
     grad_out = grad_context.contiguous()
     delta = torch.empty_like(lse)
     delta_kernel[(triton.cdiv(lse.numel(), DELTA_ROWS),)](
@@ -249,12 +263,22 @@ class _Call:
         """Rows that tiles go over: positions, where the queries have positions of their own."""
         return self.query.size(2) if self.slots is None else self.key.size(2)
 
+    @cached_property
+    def _path(self) -> str:
+        tables = (self.position_key, self.position_query)
+        return self.kernels if _takes(self.kernels, self.query, self.key, self.value, tables) else "triton"
+
+    @property
+    def module(self) -> ModuleType:
+        """The kernels."""
+        return _kernels(self._path)
+
     @property
     def plan(self) -> AttentionPlan:
         query = self.query
         return plan_for(
             LaunchShape(
-                self.kernels,
+                self._path,
                 query.size(3),
                 query.element_size(),
                 query.size(2),

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+GLUON_HEAD_SIZES = (32, 64)
+"""Of the kernels in Gluon: tiles of larger heads do not fit their shared memory."""
+
 PROGRAMS_WANTED = 8 * 132
 """Programs of the table kernel: four for each place of two blocks on each multiprocessor of an H200."""
 
@@ -93,9 +96,10 @@ _asked: list[LaunchShape] | None = None
 
 
 def default_plan(shape: LaunchShape) -> AttentionPlan:
-    """The tiles without a trial."""
+    """The tiles without a trial; the kernels in Gluon have these only."""
     plan = KernelPlan(64, 64, warps=4 if shape.head_size <= 64 else 8, stages=1)
-    return AttentionPlan(plan, plan, plan, plan)
+    table = replace(plan, warps=8) if shape.kernels == "gluon" else plan
+    return AttentionPlan(plan, plan, plan, table)
 
 
 def plan_for(shape: LaunchShape) -> AttentionPlan:
