@@ -1,4 +1,4 @@
-"""The Gluon kernels against the float64 reference, by their emulation (``tests/gluon_emulation``), which needs no GPU."""
+"""The Gluon kernels against the float64 reference by their emulation, which needs no GPU (tests/gluon_emulation)."""
 
 from unittest.mock import patch
 
