@@ -20,7 +20,7 @@ _WORTHWHILE = 0.99
 
 @dataclass(frozen=True)
 class TriedPlan:
-    """A plan that differs from the default one in one kernel."""
+    """A plan that differs in one kernel from the one that a backend is tried by first."""
 
     plan: AttentionPlan
     seconds: float
@@ -32,14 +32,15 @@ class Tried:
     """One backend in one role."""
 
     seconds: float | None
-    """Forward and backward of one call, by the default plan; None if it is not right or does not run."""
+    """Forward and backward of one call; None if it is not right or does not run."""
     finding: str = ""
     """What was wrong, for the log; empty if nothing was."""
     failed: bool = False
     """It did not run, for a reason that the next start may not find."""
     shape: LaunchShape | None = None
     """What its plans are for; None where there is nothing to choose."""
-    default: AttentionPlan | None = None
+    base: AttentionPlan | None = None
+    """The plan that ``seconds`` are of."""
     plans: tuple[TriedPlan, ...] = ()
 
 
@@ -106,11 +107,11 @@ def _tuned(backend: str, tried: Tried) -> Pick:
     """With the best tiles of each kernel: they run one after the other, so one does not change what another saves."""
     if tried.seconds is None:
         return Pick(backend)
-    if tried.default is None:
+    if tried.base is None:
         return Pick(backend, seconds=tried.seconds)
-    plan, seconds = tried.default, tried.seconds
+    plan, seconds = tried.base, tried.seconds
     for kernel in fields(AttentionPlan):
-        own = getattr(tried.default, kernel.name)
+        own = getattr(tried.base, kernel.name)
         others = [each for each in tried.plans if getattr(each.plan, kernel.name) != own]
         best = min(others, key=lambda each: each.seconds, default=None)
         if best is not None and best.seconds <= _WORTHWHILE * tried.seconds:

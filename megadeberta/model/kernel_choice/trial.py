@@ -21,9 +21,10 @@ from megadeberta.ops.attention.triton_plan import (
     AttentionPlan,
     LaunchShape,
     asked_shapes,
-    candidates,
     default_plan,
     plan_chosen,
+    small_plan,
+    variants,
 )
 
 logger = logging.getLogger(__name__)
@@ -102,18 +103,28 @@ class RecipeTrial:
         self._free()
 
     def _try(self, role: str, name: str) -> Tried:
-        """By the default plan."""
+        """By the default plan; where that does not run, by one that needs less."""
+        with asked_shapes() as asked:
+            tried = self._try_once(role, name)
+        shape = next((shape for shape in asked if shape.kernels == name), None)
+        if shape is None:
+            return tried
+        small = small_plan(shape)
+        if not tried.failed or small is None:
+            return replace(tried, shape=shape, base=default_plan(shape))
+        with plan_chosen(shape, small):
+            second = self._try_once(role, name)
+        return tried if second.seconds is None else replace(second, shape=shape, base=small)
+
+    def _try_once(self, role: str, name: str) -> Tried:
         self._free()
         try:
-            with asked_shapes() as asked:
-                wrong = "" if name == REFERENCE else self._wrong(role, name)
+            wrong = "" if name == REFERENCE else self._wrong(role, name)
             if wrong:
                 return Tried(None, wrong)
-            seconds = self._measure(partial(self._roles[role].run, name))
+            return Tried(self._measure(partial(self._roles[role].run, name)))
         except Exception as error:
             return Tried(None, describe_failure(error), failed=True)
-        shape = next((shape for shape in asked if shape.kernels == name), None)
-        return Tried(seconds, shape=shape, default=None if shape is None else default_plan(shape))
 
     def _wrong(self, role: str, name: str) -> str:
         wrong = self._roles[role].check.finding(name)
@@ -128,8 +139,8 @@ class RecipeTrial:
             (role, name, plan): tried.shape
             for role, its in found.items()
             for name, tried in its.items()
-            if tried.shape is not None
-            for plan in candidates(tried.shape)[1:]
+            if tried.shape is not None and tried.base is not None and tried.seconds is not None
+            for plan in variants(tried.shape, tried.base)
         }
         if plans:
             self._say("trying %d other choices of tiles", len(plans))

@@ -59,17 +59,19 @@ def _attention(
         tables = [None if table is None else _dense_last(table) for table in (position.key, position.query)]
     begin, end, real = (None, None, None) if mask is None else (mask.begin, mask.end, mask.real)
     begin, end, real = _dense(begin, torch.int32), _dense(end, torch.int32), _dense(real, torch.int8)
-    slots, lost = None, None
+    slots = None
     if query_positions is not None:
-        slots, lost = _slots_by_position(query_positions, None if begin is None else end > begin, key.size(2))
+        query_positions = query_positions.long()
+        slots = _first_rows(query_positions, key.size(2))
     context, _ = torch.ops.megadeberta.attention_forward(
         query, key, value, *tables, rows, begin, end, real, slots,
         *((None, None) if dropout is None else (dropout.seed, dropout.samples)),
         score_scale(query.size(-1), position), 0 if dropout is None else dropout.threshold,
         0 if dropout is None else dropout.first_head, kernels,
     )  # fmt: skip
-    if lost is not None:
-        context = context.masked_fill(lost[:, :, None, None], float("nan"))
+    if slots is not None:
+        first = slots.gather(1, query_positions).long()
+        context = context.gather(1, first[:, :, None, None].expand_as(context))
     return context.transpose(1, 2)
 
 
@@ -81,17 +83,12 @@ def _dense(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype).contiguous()
 
 
-def _slots_by_position(positions: Tensor, sees: Tensor | None, num_keys: int) -> tuple[Tensor, Tensor]:
-    """Row of every position ``[B, L]`` int32, Q where there is none, and which rows ``[B, Q]`` found theirs taken.
-
-    Rows that see nothing need no place, as their context is zero whatever their position.
-    """
+def _first_rows(positions: Tensor, num_keys: int) -> Tensor:
+    """The first row of Q at every position of the keys, ``[B, L]`` int32; Q where there is none."""
     count = positions.size(1)
     numbers = torch.arange(count, dtype=torch.int32, device=positions.device).expand_as(positions)
-    wanting = numbers if sees is None else numbers.masked_fill(~sees, count)
-    slots = wanting.new_full((positions.size(0), num_keys), count)
-    slots = slots.scatter_reduce(1, positions.long(), wanting, "amin")
-    return slots, slots.gather(1, positions.long()) < wanting
+    none = numbers.new_full((positions.size(0), num_keys), count)
+    return none.scatter_reduce(1, positions, numbers, "amin")
 
 
 def _kernels(name: str) -> ModuleType:

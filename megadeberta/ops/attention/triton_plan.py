@@ -13,6 +13,9 @@ from typing import Any
 GLUON_HEAD_SIZES = (32, 64)
 """Of the kernels in Gluon: tiles of larger heads do not fit their shared memory."""
 
+_TILE, _SMALL_TILE = 64, 32
+"""Queries and keys of a tile."""
+
 PROGRAMS_WANTED = 8 * 132
 """Programs of the table kernel: four for each place of two blocks on each multiprocessor of an H200."""
 
@@ -97,9 +100,22 @@ _asked: list[LaunchShape] | None = None
 
 def default_plan(shape: LaunchShape) -> AttentionPlan:
     """The tiles without a trial; the kernels in Gluon have these only."""
-    plan = KernelPlan(64, 64, warps=4 if shape.head_size <= 64 else 8, stages=1)
-    table = replace(plan, warps=8) if shape.kernels == "gluon" else plan
-    return AttentionPlan(plan, plan, plan, table)
+    plan = _all_kernels(KernelPlan(_TILE, _TILE, _warps(shape), stages=1))
+    return replace(plan, table=replace(plan.table, warps=8)) if shape.kernels == "gluon" else plan
+
+
+def small_plan(shape: LaunchShape) -> AttentionPlan | None:
+    """Tiles for a GPU with too little shared memory for the default ones; None where there are none."""
+    return _all_kernels(KernelPlan(_SMALL_TILE, _SMALL_TILE, 4, stages=1)) if shape.kernels == "triton" else None
+
+
+def variants(shape: LaunchShape, plan: AttentionPlan) -> list[AttentionPlan]:
+    """What a trial compares ``plan`` with: plans that differ from it in one kernel."""
+    found = []
+    for kernel in fields(AttentionPlan):
+        others = [other for other in _worth_trying(shape, kernel.name) if other != getattr(plan, kernel.name)]
+        found += [replace(plan, **{kernel.name: other}) for other in others]
+    return found
 
 
 def plan_for(shape: LaunchShape) -> AttentionPlan:
@@ -110,30 +126,23 @@ def plan_for(shape: LaunchShape) -> AttentionPlan:
 
 
 def choose_plan(shape: LaunchShape, plan: AttentionPlan) -> None:
-    """Take ``plan`` for the shape in this process from now on."""
+    """Take ``plan`` in this process from now on: for the shape, without dropout or mask too, and with any number of
+    target rows, which differs between micro batches."""
     _CHOSEN[_kind(shape)] = plan
-
-
-def candidates(shape: LaunchShape) -> list[AttentionPlan]:
-    """What a trial tries: the default, then plans that differ from it in one kernel."""
-    default = default_plan(shape)
-    found = [default]
-    for kernel in fields(AttentionPlan):
-        own = getattr(default, kernel.name)
-        others = (plan for plan in _kernel_plans(shape) if plan != own)
-        found += [replace(default, **{kernel.name: plan}) for plan in others]
-    return found
 
 
 @contextmanager
 def plan_chosen(shape: LaunchShape, plan: AttentionPlan) -> Iterator[None]:
     """Take ``plan`` for the shape meanwhile, and then what was taken before."""
-    before = plan_for(shape)
+    before = _CHOSEN.get(_kind(shape))
     choose_plan(shape, plan)
     try:
         yield
     finally:
-        choose_plan(shape, before)
+        if before is None:
+            del _CHOSEN[_kind(shape)]
+        else:
+            choose_plan(shape, before)
 
 
 @contextmanager
@@ -147,17 +156,24 @@ def asked_shapes() -> Iterator[list[LaunchShape]]:
         _asked = None
 
 
-def _kernel_plans(shape: LaunchShape) -> list[KernelPlan]:
-    """What is worth trying for one kernel."""
+def _worth_trying(shape: LaunchShape, kernel: str) -> list[KernelPlan]:
+    """For one kernel, from what they compile to: each choice costs the time of compiling it."""
     if shape.kernels != "triton":
         return []
-    few = 4 if shape.head_size <= 64 else 8
-    plans = [KernelPlan(32, 32, 4, 1), KernelPlan(32, 32, 4, 2)]
-    if not shape.gathered:  # a small part of a step: every plan more is four kernels to compile
-        plans += [KernelPlan(64, 64, few, 2), KernelPlan(64, 64, 12 - few, 1)]
+    usual, more = _warps(shape), 12 - _warps(shape)
+    plans = [KernelPlan(_TILE, _TILE, more, 1), KernelPlan(_SMALL_TILE, _SMALL_TILE, 4, 1)]
+    if kernel in ("forward", "query") and not shape.gathered:  # the others have no loop that two stages change
+        plans += [KernelPlan(_TILE, _TILE, usual, 2), KernelPlan(_SMALL_TILE, _SMALL_TILE, 4, 2)]
     return plans
 
 
+def _warps(shape: LaunchShape) -> int:
+    return 4 if shape.head_size <= 64 else 8
+
+
+def _all_kernels(plan: KernelPlan) -> AttentionPlan:
+    return AttentionPlan(plan, plan, plan, plan)
+
+
 def _kind(shape: LaunchShape) -> LaunchShape:
-    """Shapes for which one plan is chosen: the number of target rows differs between micro batches."""
-    return replace(shape, queries=0) if shape.gathered else shape
+    return replace(shape, dropout=False, masked=False, queries=0 if shape.gathered else shape.queries)

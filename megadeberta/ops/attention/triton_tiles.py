@@ -64,12 +64,6 @@ def load_window(
 
 
 @triton.jit
-def _split_columns(x):
-    """Both halves ``[R, 32]`` of ``[R, 64]``."""
-    return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, 32]), (0, 2, 1)))
-
-
-@triton.jit
 def read_skewed(x, DOWN: tl.constexpr):
     """``[S, S]`` out of ``[S, 2 S]`` by distance: entry (r, e) is that of r - e + S - 1 (DOWN) or e - r + S - 1.
 
@@ -77,53 +71,50 @@ def read_skewed(x, DOWN: tl.constexpr):
     comes from depends on its source lane only. So the block is chosen first, and one shuffle in a warp moves it.
     """
     S: tl.constexpr = x.shape[0]
-    lane = tl.arange(0, 32)[None, :]
-    q = tl.arange(0, S)[:, None] & 31
-    if DOWN:
-        next_block, source = lane < q, (q - lane + 31) & 31
-    else:
-        next_block, source = lane < 31 - q, (lane - q + 31) & 31
+    lane, q = tl.arange(0, 32)[None, :], tl.arange(0, S)[:, None] & 31
+    next_block = (lane < q) if DOWN else (lane < 31 - q)
+    source = ((q - lane) if DOWN else (lane - q)) + 31 & 31
     if S == 32:
         x0, x1 = tl.split(tl.reshape(x, [S, 32, 2]))
-        return tl.gather(tl.where(next_block, x1, x0), source, 1)
-    even, odd = tl.split(tl.reshape(x, [S, 2, 32, 2]))
-    x0, x2 = tl.split(tl.permute(even, (0, 2, 1)))
-    x1, x3 = tl.split(tl.permute(odd, (0, 2, 1)))
-    first = tl.gather(tl.where(next_block, x1, x0), source, 1)
-    second = tl.gather(tl.where(next_block, x2, x1), source, 1)
-    third = tl.gather(tl.where(next_block, x3, x2), source, 1)
-    upper = (tl.arange(0, S)[:, None] < 32) == DOWN  # the rows whose blocks begin at the first
-    before, after = tl.where(upper, first, second), tl.where(upper, second, third)
-    halves = tl.join(after, before) if DOWN else tl.join(before, after)
-    return tl.reshape(tl.permute(halves, (0, 2, 1)), [S, S])
+        entries = tl.gather(tl.where(next_block, x1, x0), source, 1)
+    else:
+        even, odd = tl.split(tl.reshape(x, [S, 2, 32, 2]))
+        x0, x2 = tl.split(tl.permute(even, (0, 2, 1)))
+        x1, x3 = tl.split(tl.permute(odd, (0, 2, 1)))
+        first = tl.gather(tl.where(next_block, x1, x0), source, 1)
+        second = tl.gather(tl.where(next_block, x2, x1), source, 1)
+        third = tl.gather(tl.where(next_block, x3, x2), source, 1)
+        upper = (tl.arange(0, S)[:, None] < 32) == DOWN  # the rows whose blocks begin at the first
+        before, after = tl.where(upper, first, second), tl.where(upper, second, third)
+        halves = tl.join(after, before) if DOWN else tl.join(before, after)
+        entries = tl.reshape(tl.permute(halves, (0, 2, 1)), [S, S])
+    return entries
 
 
 @triton.jit
 def write_skewed(g, DOWN: tl.constexpr):
     """``[S, 2 S]`` by distance out of ``[S, S]``: the transpose of ``read_skewed``; zero where no entry is."""
     S: tl.constexpr = g.shape[0]
-    lane = tl.arange(0, 32)[None, :]
-    q = tl.arange(0, S)[:, None] & 31
-    if DOWN:
-        next_block, source = lane < q, (q - lane + 31) & 31
-    else:
-        next_block, source = lane >= 31 - q, (q + lane + 1) & 31
+    lane, q = tl.arange(0, 32)[None, :], tl.arange(0, S)[:, None] & 31
+    next_block = (lane < q) if DOWN else (lane >= 31 - q)
+    source = ((q - lane + 31) if DOWN else (q + lane + 1)) & 31
     if S == 32:
         g = tl.gather(g, source, 1)
-        return tl.reshape(tl.join(tl.where(next_block == DOWN, 0.0, g), tl.where(next_block == DOWN, g, 0.0)), [S, 64])
-    g0, g1 = _split_columns(g)
-    g0, g1 = tl.gather(g0, source, 1), tl.gather(g1, source, 1)
-    zero = tl.zeros_like(g0)
-    if DOWN:
-        low, high = tl.where(next_block, zero, g1), tl.where(next_block, g0, zero)
+        zero = tl.zeros_like(g)
+        low, high = tl.where(next_block == DOWN, zero, g), tl.where(next_block == DOWN, g, zero)
+        blocks = tl.join(low, high)
     else:
-        low, high = tl.where(next_block, g0, zero), tl.where(next_block, zero, g1)
-    middle = tl.where(next_block, g1, g0)
-    upper = (tl.arange(0, S)[:, None] < 32) == DOWN
-    b0, b1 = tl.where(upper, low, zero), tl.where(upper, middle, low)
-    b2, b3 = tl.where(upper, high, middle), tl.where(upper, zero, high)
-    blocks = tl.permute(tl.join(tl.join(b0, b1), tl.join(b2, b3)), (0, 3, 1, 2))  # [S, 2, 32, 2]
-    return tl.reshape(blocks, [S, 128])
+        g0, g1 = tl.split(tl.permute(tl.reshape(g, [S, 2, 32]), (0, 2, 1)))
+        g0, g1 = tl.gather(g0, source, 1), tl.gather(g1, source, 1)
+        zero = tl.zeros_like(g0)
+        before, after = (g1, g0) if DOWN else (g0, g1)
+        low, high = tl.where(next_block == DOWN, zero, before), tl.where(next_block == DOWN, after, zero)
+        middle = tl.where(next_block, g1, g0)
+        upper = (tl.arange(0, S)[:, None] < 32) == DOWN
+        b0, b1 = tl.where(upper, low, zero), tl.where(upper, middle, low)
+        b2, b3 = tl.where(upper, high, middle), tl.where(upper, zero, high)
+        blocks = tl.permute(tl.join(tl.join(b0, b1), tl.join(b2, b3)), (0, 3, 1, 2))  # [S, 2, 32, 2]
+    return tl.reshape(blocks, [S, 2 * S])
 
 
 @triton.jit

@@ -32,7 +32,7 @@ FAST, SLOW = KernelPlan(64, 64, 4, 2), KernelPlan(32, 32, 4, 1)
 
 def _tuned(seconds: float, **plans: tuple[KernelPlan, float]) -> Tried:
     tried = tuple(TriedPlan(replace(DEFAULT, **{kernel: plan}), time) for kernel, (plan, time) in plans.items())
-    return Tried(seconds, shape=SHAPE, default=DEFAULT, plans=tried)
+    return Tried(seconds, shape=SHAPE, base=DEFAULT, plans=tried)
 
 
 class _Trial:
@@ -163,7 +163,8 @@ def test_of_a_backend_that_is_named_only_the_tiles_are_tried() -> None:
     with patch.dict(triton_plan._CHOSEN):
         choice = choose_attention("triton", "cuda", trial=trial, facts=lambda names: {}, cache=KernelCache(None))
         assert plan_for(SHAPE) == replace(DEFAULT, forward=FAST)
-        assert plan_for(replace(SHAPE, dropout=False)) == DEFAULT
+        assert plan_for(replace(SHAPE, dropout=False, masked=False)).forward == FAST  # in validation
+        assert plan_for(replace(SHAPE, keys=1024)) == DEFAULT
     assert trial.runs == [["triton"]]
     assert choice.line.startswith("attention triton: triton on cuda, forward 64x64 tiles 4 warps 2 stages, query 64x64")
 

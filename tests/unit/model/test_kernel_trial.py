@@ -29,7 +29,7 @@ from megadeberta.ops import residual_norm
 from megadeberta.ops.attention.backends import BACKENDS, Backend, register_backend
 from megadeberta.ops.attention.compile_ahead import compile_ahead, kernels_to_launch
 from megadeberta.ops.attention.reference import reference_attention
-from megadeberta.ops.attention.triton_plan import AttentionPlan, KernelPlan, LaunchShape, default_plan, plan_for
+from megadeberta.ops.attention.triton_plan import AttentionPlan, LaunchShape, plan_for, small_plan
 from tests.models import masked_batch, pack_two, run_config, tiny_v3
 
 CPU = torch.device("cpu")
@@ -245,21 +245,55 @@ def test_a_backend_that_does_not_run_here_is_not_tried() -> None:
 
 def test_the_real_kernels_pass_their_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    times = iter((1.0, 2.0, 0.5, 0.25))
-    monkeypatch.setattr(trial, "candidates", lambda shape: [default_plan(shape), _small(shape)])
+    monkeypatch.setattr(trial, "variants", lambda shape, plan: [])  # the interpreter does not know of warps
     config = _config(model={"hidden_size": 16, "num_attention_heads": 1}, batch=1)
-    found = _trial(config=config, measure=lambda run: next(times)).run(["triton"])
+    found = _trial(config, measure=lambda run: 1.0).run(["triton"])
     kernels = {role: tried["triton"] for role, tried in found.items()}
-    assert [tried.finding for tried in kernels.values()] == ["", ""]
+    assert [(tried.seconds, tried.finding) for tried in kernels.values()] == [(1.0, ""), (1.0, "")]
     assert [(tried.shape.queries, tried.shape.gathered) for tried in kernels.values()] == [(24, False), (8, True)]
-    assert [(tried.seconds, tried.plans[0].seconds) for tried in kernels.values()] == [(1.0, 0.5), (2.0, 0.25)]
-    assert all(tried.plans[0].plan == _small(tried.shape) for tried in kernels.values())
-    assert all(plan_for(tried.shape) == tried.default for tried in kernels.values())
+    assert all(plan_for(tried.shape) == tried.base for tried in kernels.values())
+
+
+def test_other_tiles_are_timed_and_wrong_ones_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def finding(check: AttentionCheck, backend: str) -> str:
+        return "wrong" if _plan_asked(backend).key.warps == 8 else ""
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with patch.object(AttentionCheck, "finding", finding):
+        found = _trial(
+            _config(training={"residual_norm": "torch"}),
+            measure=lambda run: 0.5 if _plan_asked("triton").forward.stages == 2 else 1.0,
+        ).run(["triton"])
+    tried = found[ENCODER]["triton"]
+    assert {plan.seconds for plan in tried.plans if plan.plan.forward.stages == 2} == {0.5}
+    assert {plan.seconds for plan in tried.plans if plan.plan.forward.stages == 1} == {1.0}
+    assert [plan for plan in tried.plans if plan.plan.key.warps == 8] == []
+    assert len(tried.plans) == 11
+    assert plan_for(tried.shape) == tried.base  # only the choice of the job sets another one
+
+
+def _plan_asked(backend: str) -> AttentionPlan:
+    return plan_for(LaunchShape(backend, 16, 4, LENGTH, LENGTH, gathered=False, dropout=True, masked=True))
 
 
 def _small(shape: LaunchShape) -> AttentionPlan:
-    plan = KernelPlan(32, 32, 4, 1)
-    return AttentionPlan(plan, plan, plan, plan)
+    plan = small_plan(shape)
+    assert plan is not None
+    return plan
+
+
+def test_where_the_usual_tiles_do_not_fit_smaller_ones_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def finding(check: AttentionCheck, backend: str) -> str:
+        if _plan_asked(backend).forward.rows == 64:
+            raise RuntimeError("out of resource: shared memory, Required: 131584, Hardware limit: 101376")
+        return ""
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with patch.object(AttentionCheck, "finding", finding):
+        tried = _trial(_config(training={"residual_norm": "torch"}), measure=lambda run: 1.0).run(["triton"])
+    assert tried[ENCODER]["triton"].seconds == 1.0
+    assert tried[ENCODER]["triton"].base == _small(tried[ENCODER]["triton"].shape)
+    assert {plan.plan.forward.rows for plan in tried[ENCODER]["triton"].plans} == {32}
 
 
 def test_a_trial_without_patience_keeps_the_default_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,12 +303,11 @@ def test_a_trial_without_patience_keeps_the_default_tiles(monkeypatch: pytest.Mo
         found = _trial(config, measure=lambda run: 1.0, clock=lambda: next(times), patience=50.0).run(["triton"])
         patient = _trial(config, measure=lambda run: 1.0).run(["triton"])
     assert (found[ENCODER]["triton"].seconds, found[ENCODER]["triton"].plans) == (1.0, ())
-    assert len(patient[ENCODER]["triton"].plans) > 10
+    assert len(patient[ENCODER]["triton"].plans) == 12
 
 
 def _asks_for_a_plan(check: AttentionCheck, backend: str) -> str:
-    plan_for(LaunchShape(backend, 16, 4, LENGTH, LENGTH, gathered=False, dropout=True, masked=True))
-    return ""
+    return "" if _plan_asked(backend) else "no plan"
 
 
 # Compiling ahead.
