@@ -26,17 +26,39 @@ _MODULES = {"triton": "triton_kernels", "gluon": "gluon_kernels"}
 """Where the kernels of a backend are: forward_kernel, query_kernel, key_kernel and table_kernel."""
 
 
-def triton_attention(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
+def triton_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    position: PositionTerms | None,
+    query_positions: Tensor | None,
+    mask: AttentionMask | None,
+    dropout: CounterDropout | None,
+) -> Tensor:
     """``disentangled_attention`` by the portable Triton kernels; on a GPU, or under the interpreter."""
-    return _attention("triton", query, key, value, **given)
+    return _attention(
+        "triton", query, key, value, position=position, query_positions=query_positions, mask=mask, dropout=dropout
+    )
 
 
-def gluon_attention(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
+def gluon_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    position: PositionTerms | None,
+    query_positions: Tensor | None,
+    mask: AttentionMask | None,
+    dropout: CounterDropout | None,
+) -> Tensor:
     """``disentangled_attention`` by the kernels that read position scores with a shift from shared memory (sm_90).
 
     What they do not take (``_takes``) the portable kernels do.
     """
-    return _attention("gluon", query, key, value, **given)
+    return _attention(
+        "gluon", query, key, value, position=position, query_positions=query_positions, mask=mask, dropout=dropout
+    )
 
 
 def _attention(
