@@ -61,8 +61,8 @@ def _choose(rank: int, world_size: int, case: str, folder: Path) -> tuple[Attent
     [
         ("alike", "triton", [1, 0], "2.5x faster than reference"),
         ("different", "reference", [1, 1], "1.2x faster than triton"),
-        ("breaks", "reference", [1, 0], "triton failed with RuntimeError: CUDA error"),
-        ("objects", "reference", [1, 0], "triton the output is 0.5 away on rank 1"),
+        ("breaks", "reference", [1, 0], "triton: failed with RuntimeError: CUDA error"),
+        ("objects", "reference", [1, 0], "triton: the output is 0.5 away on rank 1"),
     ],
 )
 def test_ranks_agree(tmp_path: Path, case: str, taken: str, runs: list[int], reason: str) -> None:

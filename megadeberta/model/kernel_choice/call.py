@@ -116,13 +116,12 @@ def attention_calls(config: RunConfig, *, dtype: torch.dtype, device: torch.devi
     )
     calls = {ENCODER: encoder}
     if any(layer.kind == MaskDecoder.kind for layer in list_layers(model, config.objective)):
-        positions, is_target = carry.field("masked_positions"), carry.field("masked_labels") != 0
-        mask = carry.visibility.at_rows(positions)
+        positions = carry.field("masked_positions")
         calls[MASK_DECODER] = replace(
             encoder,
             tensors={"query": draw.hidden(positions.size(1)), **keys, **tables},
             query_positions=positions,
-            mask=replace(mask, end=mask.end * is_target),  # an empty slot sees nothing
+            mask=carry.visibility.at_rows(positions),
             dropout=dropout(None if carry.draws is None else carry.draws.at(positions, stream=0)),
         )
     return calls
@@ -160,11 +159,8 @@ def _field(name: str, config: RunConfig, micro_batch: MicroBatch) -> Tensor:
         return torch.arange(sequences)
     generator = torch.Generator().manual_seed(0)
     places = torch.rand(sequences, length, generator=generator).argsort()  # [B, L], a permutation of each sequence
-    if name in ("masked_positions", "masked_labels"):
-        targets = min(objective_of(config.objective).most_targets(config.objective, length), length)
-        filled = torch.zeros(sequences, slots, dtype=torch.int64)
-        filled[:, :targets] = places[:, :targets].sort().values if name == "masked_positions" else 1
-        return filled
+    if name == "masked_positions":
+        return places[:, :slots].sort().values  # in every slot another one: results of copies are nobody's matter
     if name == "document_starts":
         starts = torch.zeros(sequences, length, dtype=torch.int64)
         begins = places[:, : min(_DOCUMENTS, length) - 1]

@@ -7,13 +7,16 @@ gradients of what all samples share are then the same.
 Shapes: B micro batch · L length · Q query rows · N heads · H head size · D hidden size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.recipe import micro_batch_of
+from megadeberta.model.attention_backend import select_residual_norm
 from megadeberta.model.dropout import Draws, HiddenDropout
 from megadeberta.model.kernel_choice.call import AttentionCall, part_of
 from megadeberta.model.residual import ResidualNorm, add_and_norm
@@ -45,7 +48,8 @@ class AttentionCheck:
         self._upstream = torch.zeros_like(upstream)
         part_of(self._upstream, *self._part).copy_(of_part)
         part = call.part(*self._part)
-        self._right = part.to(torch.float32).gradients(REFERENCE, of_part.float())
+        with _exact_products():
+            self._right = part.to(torch.float32).gradients(REFERENCE, of_part.float())
         self._rounded = part.gradients(REFERENCE, of_part)
 
     def finding(self, backend: str) -> str:
@@ -57,21 +61,30 @@ class AttentionCheck:
 
 
 def check_residual_norm(name: str, config: RunConfig, *, dtype: torch.dtype, device: torch.device) -> str:
-    """What is wrong with an implementation of ``ops/residual_norm.py``; empty if nothing is."""
+    """What is wrong with an implementation of ``ops/residual_norm.py``, or with the dropout of hidden states and of the
+    relative table that goes with it; empty if nothing is."""
     micro_batch, model = micro_batch_of(config), config.model
     shape = (micro_batch.sequences, micro_batch.length, model.hidden_size)
     generator = torch.Generator(device).manual_seed(2)
-    upstream, *given = (torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3))
+    upstream, branch, residual, table = (
+        torch.randn(size, generator=generator, device=device, dtype=dtype) for size in (*[shape] * 3, shape[1:])
+    )
     upstream[1:] = 0.0
 
     def run(implementation: str, samples: int, precision: torch.dtype) -> Results:
-        norm = ResidualNorm(model.hidden_size, model.layer_norm_eps).to(device, precision)
-        norm.implementation = implementation
+        modules = nn.ModuleDict(
+            {
+                "norm": ResidualNorm(model.hidden_size, model.layer_norm_eps),
+                "dropout": HiddenDropout(model.hidden_dropout_prob),
+            }
+        ).to(device, precision)
+        select_residual_norm(modules, implementation, device, attention=REFERENCE)
+        norm, dropout = cast(ResidualNorm, modules["norm"]), cast(HiddenDropout, modules["dropout"])
         draws = Draws.of(torch.arange(samples, device=device), shape[1])
-        branch, residual = (each[:samples].to(precision).requires_grad_() for each in given)
-        dropout = HiddenDropout(model.hidden_dropout_prob)
-        output = add_and_norm(norm, dropout, branch=branch, residual=residual, draws=draws)
-        leaves = {"branch": branch, "residual": residual, "weight": norm.weight, "bias": norm.bias}
+        given = [each.detach().to(precision).requires_grad_() for each in (branch[:samples], residual[:samples], table)]
+        below = dropout(given[1], draws) + dropout.of_table(given[2], draws)
+        output = add_and_norm(norm, dropout, branch=given[0], residual=below, draws=draws)
+        leaves = dict(zip(("branch", "residual", "table"), given, strict=True)) | dict(norm.named_parameters())
         found = torch.autograd.grad(output, list(leaves.values()), upstream[:samples].to(precision))
         results = {"the output": output.detach()}
         results |= {f"the gradient of the {of}": each for of, each in zip(leaves, found, strict=True)}
@@ -93,6 +106,17 @@ def difference(found: Results, right: Results, rounded: Results) -> str:
         if not away <= allowed:
             return f"{name} is {away:.2g} away from the reference; rounding is {allowed:.2g}"
     return ""
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Products of fp32 in fp32, where the recipe lets the GPU round them to TF32."""
+    flags = torch.backends.cuda.matmul
+    before, flags.allow_tf32 = flags.allow_tf32, False
+    try:
+        yield
+    finally:
+        flags.allow_tf32 = before
 
 
 def _distance(found: Tensor, right: Tensor) -> float:

@@ -29,7 +29,7 @@ def trial_facts(
         "shape": f"{micro_batch.sequences} x {micro_batch.length} tokens, {micro_batch.slots} target rows, "
         f"{model.num_attention_heads // micro_batch.tensor} heads of {model.head_size}, width {model.hidden_size}",
         "position": f"{' '.join(position_terms(model)) or 'none'}, {relative_rows(model, micro_batch.length)} rows",
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch.") + (" in TF32" if _rounds_to_tf32(dtype) else ""),
         "dropout": f"{model.attention_probs_dropout_prob:g} {model.hidden_dropout_prob:g}",
         "layers": " ".join(sorted({layer.kind for layer in list_layers(model, config.objective)})),
         "batch": " ".join(batch_fields(config.data, config.objective)),
@@ -38,6 +38,10 @@ def trial_facts(
         "backends": " ".join(f"{name}={_place(name)}" for name in backends),
         "versions": f"torch {torch.__version__}, triton {_version('triton')}, kernels {_sources()}",
     }
+
+
+def _rounds_to_tf32(dtype: torch.dtype) -> bool:
+    return dtype is torch.float32 and torch.backends.cuda.matmul.allow_tf32
 
 
 def _device(device: torch.device) -> str:

@@ -124,9 +124,9 @@ def compare(chosen: Pick, tried: Mapping[str, Tried]) -> list[str]:
     """For the log: how much faster it is than the others, and what was wrong with those that do not run."""
     parts = []
     for name, each in tried.items():
-        if each.seconds is None:
-            parts.append(f"{name} {each.finding}")
-        elif name != chosen.backend and math.isfinite(chosen.seconds):
+        if each.finding:
+            parts.append(f"{name}: {each.finding}")
+        elif name != chosen.backend and each.seconds is not None and math.isfinite(chosen.seconds):
             parts.append(f"{_tuned(name, each).seconds / chosen.seconds:.1f}x faster than {name}")
     return parts
 

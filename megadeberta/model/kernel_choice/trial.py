@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from megadeberta.config.run import RunConfig
 from megadeberta.model.kernel_choice.call import AttentionCall, attention_calls
 from megadeberta.model.kernel_choice.checks import AttentionCheck, check_residual_norm
 from megadeberta.model.kernel_choice.findings import ENCODER, Findings, Tried, TriedPlan
+from megadeberta.model.kernel_choice.timing import Measure, stopwatch
 from megadeberta.ops.attention.backends import AUTO, BACKENDS, REFERENCE
 from megadeberta.ops.attention.compile_ahead import compile_ahead, describe_failure
 from megadeberta.ops.attention.triton_plan import (
@@ -29,11 +29,6 @@ from megadeberta.ops.attention.triton_plan import (
 
 logger = logging.getLogger(__name__)
 
-_ENOUGH_SECONDS, _FEWEST, _MOST = 0.2, 5, 30
-"""How long, and how often, a call is timed."""
-
-Measure = Callable[[Callable[[], object]], float]
-"""Seconds that a function takes, other than for the first time."""
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -57,7 +52,7 @@ class RecipeTrial:
     ) -> None:
         self._config, self._dtype, self._device = config, dtype, device
         self._patience, self._clock = patience, clock
-        self._measure = measure or (_gpu_seconds if device.type == "cuda" else _cpu_seconds)
+        self._measure = measure or stopwatch(device)
 
     @cached_property
     def _roles(self) -> dict[str, "_Role"]:
@@ -68,10 +63,15 @@ class RecipeTrial:
         """What each backend does in each role: whether it is right, and how long it takes with which tiles.
 
         Takes seconds, and before them the time of compiling.
+
+        Args:
+            backends: first the one that needs no trial, if there are several.
         """
         deadline = self._clock() + self._patience
         missing = {name: BACKENDS[name].reason_not_to_run(self._device.type) for name in backends}
         running = [name for name in backends if not missing[name]]
+        if not set(running) & set(backends[1:] or backends):
+            return {ENCODER: {name: Tried(None, missing[name]) for name in backends}}
         size = self._config.engine.micro_batch, self._config.data.sequence_length
         self._say("trying %s at %d x %d tokens", " and ".join(running), *size)
         passes = {
@@ -203,30 +203,3 @@ class _Role:
     def run(self, backend: str) -> None:
         """Forward and backward."""
         self._call.gradients(backend, self._upstream)
-
-
-def _gpu_seconds(run: Callable[[], object]) -> float:
-    """Median on the GPU's own clock."""
-    run()
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    times = int(_ENOUGH_SECONDS / max(time.perf_counter() - started, 1e-9))
-    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(min(max(times, _FEWEST), _MOST))]
-    for begin, end in marks:
-        begin.record()
-        run()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(begin.elapsed_time(end) for begin, end in marks) / 1000
-
-
-def _cpu_seconds(run: Callable[[], object]) -> float:
-    run()
-    seconds = []
-    for _ in range(_FEWEST):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)

@@ -1,7 +1,7 @@
 """What a job takes from the findings of its trials: the fastest that is right everywhere, the same on every rank."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,7 +23,15 @@ from megadeberta.model.kernel_choice.findings import (
 )
 from megadeberta.ops.attention import triton_plan
 from megadeberta.ops.attention.backends import BACKENDS, Backend, register_backend
-from megadeberta.ops.attention.triton_plan import AttentionPlan, KernelPlan, LaunchShape, default_plan, plan_for
+from megadeberta.ops.attention.triton_plan import (
+    AttentionPlan,
+    KernelPlan,
+    LaunchShape,
+    default_plan,
+    plan_for,
+    small_plan,
+    variants,
+)
 
 SHAPE = LaunchShape("triton", 64, 2, 512, 512, gathered=False, dropout=True, masked=True)
 DEFAULT = default_plan(SHAPE)
@@ -87,7 +95,7 @@ def test_a_rival_that_does_not_fit_into_memory_is_infinitely_slow() -> None:
     tried = {"reference": Tried(None, "needs more memory than there is", failed=True), "triton": Tried(9.0)}
     assert pick(tried, "reference").backend == "triton"
     line = _choose(_Trial(_encoder(**tried))).line
-    assert line == "attention auto: triton on cuda, reference needs more memory than there is"
+    assert line == "attention auto: triton on cuda, reference: needs more memory than there is"
 
 
 def test_every_kernel_gets_its_own_best_tiles() -> None:
@@ -152,10 +160,18 @@ def test_the_line_for_the_log_says_what_was_taken_and_why() -> None:
     assert choice.taken == "triton, 64x64 tiles 4 warps 1 stage; mask decoder reference"
     assert choice.line == (
         "attention auto: triton on cuda, 64x64 tiles 4 warps 1 stage, 2.1x faster than reference; "
-        "mask decoder reference, triton failed with OutOfResources: shared memory"
+        "mask decoder reference, triton: failed with OutOfResources: shared memory"
     )
     slow = _choose(_Trial(_encoder(reference=Tried(1.0), triton=_tuned(2.0))))
     assert slow.line == "attention auto: reference on cuda, 2.0x faster than triton"
+
+
+def test_kernels_that_are_missing_are_named() -> None:
+    missing = Tried(None, "Triton is not installed (pip install 'megadeberta[gpu]')")
+    choice = _choose(_Trial(_encoder(reference=Tried(None), triton=missing)))
+    assert choice.line == (
+        "attention auto: reference on cuda, triton: Triton is not installed (pip install 'megadeberta[gpu]')"
+    )
 
 
 def test_of_a_backend_that_is_named_only_the_tiles_are_tried() -> None:
@@ -185,7 +201,7 @@ def test_a_trial_that_breaks_leaves_the_reference_and_is_tried_again(tmp_path: P
         trial = _Trial(RuntimeError("CUDA error\nand more"))
         choice = _choose(trial, folder=tmp_path)
         assert (choice.backend, len(trial.runs)) == ("reference", 1)
-        assert "triton failed with RuntimeError: CUDA error" in choice.line
+        assert "triton: failed with RuntimeError: CUDA error" in choice.line
         assert choice.line.endswith("; to be tried again by the next start")
     assert list(tmp_path.iterdir()) == []
 
@@ -226,3 +242,15 @@ def test_a_cached_choice_among_other_backends_is_tried_again(tmp_path: Path) -> 
     trial = _Trial(findings)
     assert _choose(trial, folder=tmp_path).backend == "triton"
     assert len(trial.runs) == 1
+
+
+@pytest.mark.parametrize("head_size", [64, 128])
+def test_other_plans_differ_in_one_kernel(head_size: int) -> None:
+    shape = replace(SHAPE, head_size=head_size)
+    for base in (default_plan(shape), small_plan(shape)):
+        assert base is not None
+        plans = variants(shape, base)
+        assert len(set(plans)) == len(plans) > 4
+        for plan in plans:
+            assert sum(own != other for own, other in zip(astuple(plan), astuple(base), strict=True)) == 1
+        assert len(variants(replace(shape, gathered=True), base)) < len(plans)  # they take little of a step

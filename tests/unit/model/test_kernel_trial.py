@@ -95,7 +95,7 @@ def test_the_calls_have_the_micro_batch_and_the_rows_of_the_recipe() -> None:
     rows = calls[MASK_DECODER]
     assert rows.tensors["query"].shape == (BATCH, 2, 8, 16)
     assert rows.query_positions is not None
-    targets = rows.query_positions[:, :4].tolist()  # 15 % of 24 tokens; the other slots are empty
+    targets = rows.query_positions.tolist()
     assert all(row == sorted(set(row)) for row in targets)
     assert len({tuple(row) for row in targets}) == BATCH
     assert [call.dropout.probability for call in calls.values()] == [0.1, 0.1]
@@ -201,6 +201,23 @@ def test_the_reference_computes_a_part_only(monkeypatch: pytest.MonkeyPatch) -> 
     assert part.call_args.args[1:] == (2, 1)  # samples and heads
 
 
+def test_what_is_right_is_computed_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed: list[bool] = []
+    run = AttentionCall.run
+
+    def note(call: AttentionCall, backend: str) -> Tensor:
+        allowed.append(torch.backends.cuda.matmul.allow_tf32)
+        return run(call, backend)
+
+    monkeypatch.setattr(AttentionCall, "run", note)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        AttentionCheck(_calls()[ENCODER]).finding("reference")
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert allowed == [False, True, True]  # what is right, its rounding, the candidate
+
+
 def test_a_wrong_residual_norm_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     check = partial(check_residual_norm, config=_config(), dtype=torch.float32, device=CPU)
     assert check("cpu") == ""
@@ -241,6 +258,7 @@ def test_a_backend_that_does_not_run_here_is_not_tried() -> None:
         found = _trial().run(["cpu", "triton"])
     assert found[ENCODER]["triton"].finding.startswith("Triton is not installed")
     assert not found[ENCODER]["triton"].failed
+    assert found[ENCODER]["cpu"].seconds is None, "without a candidate there is nothing to compare with"
 
 
 def test_the_real_kernels_pass_their_trial(monkeypatch: pytest.MonkeyPatch) -> None:
