@@ -172,7 +172,8 @@ class _HopperKernels(_Kernels):
             return reason_without_triton(device_type)
         if _kind(device_type) == CPU:
             return "it needs a GPU, and this is a CPU (Gluon has no interpreter)"
-        return reason_without_gluon() or _reason_without_hopper()
+        reason: str = _function("megadeberta.ops.attention.gluon_support:reason_not_to_run")()
+        return reason
 
 
 def has_triton() -> bool:
@@ -188,38 +189,6 @@ def reason_without_triton(device_type: str) -> str:
         return "it needs a GPU, and this is a CPU (TRITON_INTERPRET=1 tests the kernels slowly)"
     return ""
 
-
-@cache
-def reason_without_gluon() -> str:
-    """What the installed Triton lacks of the Gluon that the kernels are written in; empty if nothing."""
-    for module, names in _GLUON.items():
-        try:
-            found = import_module(f"triton.experimental.gluon{module}")
-        except Exception as error:  # experimental: whatever its import raises
-            return f"this Triton has no Gluon for Hopper ({type(error).__name__}: {error})"
-        missing = [name for name in names.split() if not hasattr(found, name)]
-        if missing:
-            return f"Gluon of this Triton has no {', '.join(missing)}"
-    return ""
-
-
-def _reason_without_hopper() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        return "it needs a GPU, and there is none"
-    major, minor = torch.cuda.get_device_capability()
-    return "" if major == 9 else f"it needs a Hopper GPU (compute capability 9.0), and this has {major}.{minor}"
-
-
-_GLUON = {
-    "": "jit constexpr_function",
-    ".language": "NVMMADistributedLayout NVMMASharedLayout PaddedSharedLayout DotOperandLayout "
-    "allocate_shared_memory convert_layout barrier inline_asm inline_asm_elementwise static_range num_warps",
-    ".language.nvidia.hopper": "async_copy fence_async_shared warpgroup_mma warpgroup_mma_wait",
-    ".language.nvidia.ampere.async_copy": "async_load commit_group wait_group",
-}
-"""What the kernels use of Gluon, which changes between minor versions of Triton."""
 
 BACKENDS: dict[str, Backend] = {}
 """By name; ``register_backend`` adds to it."""

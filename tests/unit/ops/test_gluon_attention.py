@@ -5,8 +5,9 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from megadeberta.ops.attention import backends, triton_operators
-from megadeberta.ops.attention.backends import BACKENDS, reason_without_gluon
+from megadeberta.ops.attention import gluon_support, triton_operators
+from megadeberta.ops.attention.backends import BACKENDS
+from megadeberta.ops.attention.gluon_support import reason_without_gluon
 from tests.gluon_emulation import Hazard, emulated_kernels
 from tests.unit.ops.cases import NAMES, Case, largest_error, run
 
@@ -122,7 +123,7 @@ def test_an_older_gluon_a_cpu_and_another_gpu_are_told(monkeypatch: pytest.Monke
     assert "this is a CPU" in backend.reason_not_to_run("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-    assert "compute capability 9.0), and this has 8.0" in backend.reason_not_to_run("cuda")
+    assert "compute capability 9.0, and this GPU has 8.0" in backend.reason_not_to_run("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert backend.reason_not_to_run("cuda") == ""
     for names, reason in (
@@ -130,6 +131,6 @@ def test_an_older_gluon_a_cpu_and_another_gpu_are_told(monkeypatch: pytest.Monke
         ({".elsewhere": ""}, "this Triton has no Gluon for Hopper (ModuleNotFoundError: "),
     ):
         reason_without_gluon.cache_clear()
-        with patch.dict(backends._GLUON, names):
+        with patch.dict(gluon_support.USED, names):
             assert backend.reason_not_to_run("cuda").startswith(reason)
     reason_without_gluon.cache_clear()
