@@ -9,8 +9,8 @@ and launches nothing: each kernel is specialised as in a real launch (what is di
 usage and machine code come from the tools in Triton's wheel. Takes one to three minutes.
 
 Columns: spill_bytes is the stack of a thread. blocks_per_sm is what registers, shared memory and warps allow on one
-multiprocessor. The rest counts instructions of the longest loop, that over tiles, by warp: all of them, shuffles, loads and
-stores of the stack, function calls, matrix instructions.
+multiprocessor. The rest counts instructions of the longest loop, that over tiles, by warp: all of them, shuffles, loads
+and stores of the stack, function calls, matrix instructions.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from megadeberta.ops.attention import triton_plan
 from megadeberta.ops.attention.interface import disentangled_attention
 from megadeberta.ops.attention.mask import AttentionMask
 from megadeberta.ops.attention.position_terms import PositionTerms
@@ -234,9 +235,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=CASES, default="base")
     parser.add_argument("--arch", type=int, choices=SHARED_BYTES, default=90)
-    parser.add_argument("--backend", default="triton")
+    parser.add_argument("--backend", default="triton", help="of attention: triton or gluon")
+    parser.add_argument("--tile", type=int, choices=(32, 64), help="queries and keys of a tile, with four warps")
     parser.add_argument("--json", action="store_true", help="one JSON line a kernel")
     given = parser.parse_args()
+    if given.tile:
+        kernel = triton_plan.KernelPlan(given.tile, given.tile, warps=4, stages=1)
+        triton_plan.default_plan = lambda shape: triton_plan.AttentionPlan(kernel, kernel, kernel, kernel)
     reports = report(CASES[given.case], given.arch, backend=given.backend)
     if given.json:
         for one in reports:

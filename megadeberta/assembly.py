@@ -16,6 +16,7 @@ from megadeberta.batch import batch_fields
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.build import build_engine, partitioner, working_type
 from megadeberta.engine.collectives import TorchCollectives
+from megadeberta.engine.fp32_products import set_tf32
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.pipeline import build_pipeline_engine
 from megadeberta.engine.pipeline_step import PipelineStepper
@@ -23,7 +24,7 @@ from megadeberta.engine.state.local_parameters import LocalParameter, TensorSlic
 from megadeberta.engine.step import Stepper
 from megadeberta.engine.whole_step import WholeStepper
 from megadeberta.layers.objectives import list_layers, objective_of
-from megadeberta.layers.recipe import micro_batch_of
+from megadeberta.layers.recipe import micro_batch_of, resolved
 from megadeberta.layers.shapes import Shapes, parameter_shapes
 from megadeberta.layers.stages import plan_stages, shared_parameters
 from megadeberta.model.apex_switch import select_apex
@@ -35,6 +36,7 @@ from megadeberta.model.kernel_choice.choose import AttentionChoice, choose_atten
 from megadeberta.model.kernel_choice.facts import trial_facts
 from megadeberta.model.kernel_choice.trial import RecipeTrial
 from megadeberta.model.whole import WholeModel
+from megadeberta.ops.attention.backends import untested_triton
 from megadeberta.parallel.groups import Groups, make_groups
 from megadeberta.parallel.pipeline.packing import term_names
 from megadeberta.parallel.pipeline.stage import Stage
@@ -81,7 +83,11 @@ def assemble(config: RunConfig, topology: Topology, device: torch.device) -> Ass
     Raises:
         ConfigError, CheckpointError: the same on every rank.
     """
+    config = resolved(config, topology)
     timeout = config.parallel.timeout_seconds
+    for line in (set_tf32(config.training.tf32, device), untested_triton() if device.type == "cuda" else None):
+        if line:
+            logger.info("%s", line)
     groups = make_groups(topology, timeout_seconds=timeout)
     shapes = parameter_shapes(config.model, config.objective)
     fill = _filler(config, shapes)

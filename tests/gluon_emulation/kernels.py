@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from megadeberta.ops.attention import triton_operators
+from megadeberta.ops.attention import triton_call, triton_operators
 from tests.gluon_emulation.memory import SHARED_BYTES, Memory, Product, Program, element_numbers
 from tests.gluon_emulation.values import (
     BFLOAT16,
@@ -251,6 +251,6 @@ def emulated_kernels(*, exact: bool = False, without_barrier: tuple[str, int] | 
     chosen = triton_operators._kernels
     with (
         patch.object(triton_operators, "_kernels", lambda name: module if name == "gluon" else chosen(name)),
-        patch.object(triton_operators, "_takes", lambda *_: True),
+        patch.object(triton_call, "gluon_takes", lambda *_: True),
     ):
         yield

@@ -1,9 +1,8 @@
-"""One call of attention as a recipe makes it, with random values: what a trial runs.
+"""The calls of attention that a recipe makes, with random values: what a trial runs.
 
 Shapes: B micro batch · L length · Q query rows · N heads of this rank · H head size · P rows of the windowed table.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,77 +18,11 @@ from megadeberta.layers.relative import position_terms
 from megadeberta.model.carry import Carry
 from megadeberta.model.dropout import AttentionDropout
 from megadeberta.model.kernel_choice.findings import ENCODER, MASK_DECODER
-from megadeberta.ops.attention.interface import disentangled_attention
-from megadeberta.ops.attention.mask import AttentionMask
-from megadeberta.ops.attention.position_terms import PositionTerms
+from megadeberta.ops.attention.comparison import AttentionCall
 from megadeberta.ops.attention.relative_position import rows_by_distance
-from megadeberta.ops.counter_dropout import CounterDropout
 
 _DOCUMENTS = 4
 """Of a sequence, where the recipe packs them."""
-
-
-@dataclass(frozen=True)
-class AttentionCall:
-    """The arguments of ``disentangled_attention``."""
-
-    tensors: Mapping[str, Tensor]
-    """Those that have a gradient, by their name in messages: "query" ``[B, N, Q, H]``, "key" and "value"
-    ``[B, N, L, H]``, and of "position key" and "position query" ``[N, P, H]`` those that the recipe has."""
-    rows: Tensor | None
-    """Of ``PositionTerms``, ``[2L - 1]``."""
-    query_positions: Tensor | None
-    """``[B, Q]``."""
-    mask: AttentionMask
-    dropout: CounterDropout | None
-
-    def run(self, backend: str) -> Tensor:
-        """Context ``[B, N, Q, H]``."""
-        position = None
-        if self.rows is not None:
-            position = PositionTerms(self.rows, self.tensors.get("position key"), self.tensors.get("position query"))
-        return disentangled_attention(
-            *(self.tensors[name] for name in ("query", "key", "value")),
-            position=position,
-            query_positions=self.query_positions,
-            mask=self.mask,
-            dropout=self.dropout,
-            backend=backend,
-        )
-
-    def gradients(self, backend: str, upstream: Tensor) -> dict[str, Tensor]:
-        """The context and every gradient, by name, for ``upstream`` ``[B, N, Q, H]``."""
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.tensors.items()}
-        context = replace(self, tensors=leaves).run(backend)
-        found = torch.autograd.grad(context, list(leaves.values()), upstream)
-        gradients = {f"the gradient of the {name}": each for name, each in zip(leaves, found, strict=True)}
-        return {"the output": context.detach(), **gradients}
-
-    def part(self, samples: int, heads: int) -> "AttentionCall":
-        """Of the first samples and heads only; the results of these are the same."""
-        mask, dropout = self.mask, self.dropout
-        return replace(
-            self,
-            tensors={name: part_of(tensor, samples, heads) for name, tensor in self.tensors.items()},
-            query_positions=None if self.query_positions is None else self.query_positions[:samples],
-            mask=replace(
-                mask,
-                begin=mask.begin[:samples],
-                end=mask.end[:samples],
-                real=None if mask.real is None else mask.real[:samples],
-                pairs=None if mask.pairs is None else mask.pairs[:samples],
-            ),
-            dropout=None if dropout is None else replace(dropout, samples=dropout.samples[:samples]),
-        )
-
-    def to(self, dtype: torch.dtype) -> "AttentionCall":
-        """With the same values in another precision."""
-        return replace(self, tensors={name: tensor.to(dtype) for name, tensor in self.tensors.items()})
-
-
-def part_of(tensor: Tensor, samples: int, heads: int) -> Tensor:
-    """``[B, N, ., H]`` or, of a table, ``[N, P, H]``: the first samples and heads."""
-    return tensor[:samples, :heads] if tensor.dim() == 4 else tensor[:heads]
 
 
 def attention_calls(config: RunConfig, *, dtype: torch.dtype, device: torch.device) -> dict[str, AttentionCall]:

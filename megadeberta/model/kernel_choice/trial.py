@@ -11,12 +11,13 @@ from typing import TypeVar
 import torch
 
 from megadeberta.config.run import RunConfig
-from megadeberta.model.kernel_choice.call import AttentionCall, attention_calls
-from megadeberta.model.kernel_choice.checks import AttentionCheck, check_residual_norm
+from megadeberta.model.kernel_choice.call import attention_calls
 from megadeberta.model.kernel_choice.findings import ENCODER, Findings, Tried, TriedPlan
-from megadeberta.model.kernel_choice.timing import Measure, stopwatch
+from megadeberta.model.kernel_choice.residual_check import check_residual_norm
 from megadeberta.ops.attention.backends import AUTO, BACKENDS, REFERENCE
+from megadeberta.ops.attention.comparison import AttentionCall, AttentionCheck
 from megadeberta.ops.attention.compile_ahead import compile_ahead, describe_failure
+from megadeberta.ops.attention.timing import Measure, stopwatch
 from megadeberta.ops.attention.triton_plan import (
     AttentionPlan,
     LaunchShape,

@@ -3,15 +3,14 @@
 Every backward kernel owns what it writes, so results do not depend on the order of programs: queries by query tile,
 keys and values by key tile, table gradients by window of distances. Each recomputes the tile of scores.
 
-Arguments: capitals are tensors. ``sq``, ``sk``, ``sv`` are the strides of (sample, head, row) of queries, keys and values,
-``s_kr``, ``s_qr`` those of (head, row) of the tables; their last dimension is dense. OUT, DO, DQ, DK and DV are dense
-``[B, rows, N, H]``, LSE and DELTA ``[B, N, Q]``. ``ROWS`` ``[2 L - 1]`` holds the table row of every distance. In the
-place of what is absent stands a tensor that is never read, behind a flag of compile time.
+Arguments: capitals are tensors. ``sq``, ``sk``, ``sv`` are the strides of (sample, head, row) of queries, keys and
+values, ``s_kr``, ``s_qr`` those of (head, row) of the tables; their last dimension is dense. OUT, DO, DQ, DK and DV are
+dense ``[B, rows, N, H]``, LSE and DELTA ``[B, N, Q]``. ``ROWS`` ``[2 L - 1]`` holds the table row of every distance. In
+the place of what is absent stands a tensor that is never read, behind a flag of compile time.
 
-Query rows are consecutive positions. Where they are not (HAS_SLOTS), ``SLOTS`` ``[B, L]`` has the row of Q of every
-position, or Q where there is none: tiles then go over positions, and a row's slot tells where it is and what dropout
-draws for it.
-EDGE: the last tile of queries or keys has places past the end.
+Query rows are consecutive positions. Where they are not (HAS_SLOTS), tiles go over the positions all the same, and
+``SLOTS`` ``[B, L]`` has the row of Q at every position, Q where there is none. Dropout draws by row of Q. EDGE: the
+last tile of queries or keys has places past the end.
 
 Programs are numbered along one axis (the others end at 65 535): tiles first, then heads, then samples.
 
@@ -70,7 +69,7 @@ def _range_of(BEGIN, END, rows, b, num_queries, num_keys, HAS_MASK: tl.constexpr
         begin = tl.load(BEGIN + b * num_queries + origin + places, mask=valid, other=0)
         end = tl.minimum(tl.load(END + b * num_queries + origin + places, mask=valid, other=0), num_keys)
     else:
-        begin = tl.zeros_like(places)
+        begin = places * 0
         end = tl.where(valid, num_keys, 0)
     return begin, end
 

@@ -3,8 +3,7 @@
 Shapes: B batch · N heads · H head size · Q query rows · L keys · P rows of the (windowed) table.
 """
 
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -16,9 +15,9 @@ from torch import Tensor
 from megadeberta.ops.attention.compile_ahead import kernels_to_launch
 from megadeberta.ops.attention.mask import AttentionMask
 from megadeberta.ops.attention.position_terms import PositionTerms, score_scale
-from megadeberta.ops.attention.triton_plan import GLUON_HEAD_SIZES, AttentionPlan, LaunchShape, plan_for
+from megadeberta.ops.attention.triton_call import KernelCall
 from megadeberta.ops.attention.triton_reductions import DELTA_ROWS, delta_kernel, fold_kernel
-from megadeberta.ops.counter_dropout import ROUNDS, CounterDropout
+from megadeberta.ops.counter_dropout import CounterDropout
 
 _OptionalTensor = Tensor | None
 _FOLD_CHUNK = 64
@@ -37,9 +36,7 @@ def triton_attention(
     dropout: CounterDropout | None,
 ) -> Tensor:
     """``disentangled_attention`` by the portable Triton kernels; on a GPU, or under the interpreter."""
-    return _attention(
-        "triton", query, key, value, position=position, query_positions=query_positions, mask=mask, dropout=dropout
-    )
+    return _attention("triton", query, key, value, position, query_positions, mask, dropout)
 
 
 def gluon_attention(
@@ -54,11 +51,9 @@ def gluon_attention(
 ) -> Tensor:
     """``disentangled_attention`` by the kernels that read position scores with a shift from shared memory (sm_90).
 
-    What they do not take (``_takes``) the portable kernels do.
+    What they do not take the portable kernels do (``KernelCall.path``).
     """
-    return _attention(
-        "gluon", query, key, value, position=position, query_positions=query_positions, mask=mask, dropout=dropout
-    )
+    return _attention("gluon", query, key, value, position, query_positions, mask, dropout)
 
 
 def _attention(
@@ -66,7 +61,6 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    *,
     position: PositionTerms | None,
     query_positions: Tensor | None,
     mask: AttentionMask | None,
@@ -91,7 +85,7 @@ def _attention(
         score_scale(query.size(-1), position), 0 if dropout is None else dropout.threshold,
         0 if dropout is None else dropout.first_head, kernels,
     )  # fmt: skip
-    if slots is not None:
+    if query_positions is not None and slots is not None:
         first = slots.gather(1, query_positions).long()
         context = context.gather(1, first[:, :, None, None].expand_as(context))
     return context.transpose(1, 2)
@@ -122,17 +116,6 @@ def _module(name: str) -> ModuleType:
     return import_module(f"megadeberta.ops.attention.{_MODULES[name]}")
 
 
-def _takes(kernels: str, query: Tensor, key: Tensor, value: Tensor, tables: tuple[Tensor | None, ...]) -> bool:
-    """Whether these kernels take such tensors. Those in Gluon copy 16 bytes at a time, and their heads are few."""
-    present = (query, key, value, *(table for table in tables if table is not None))
-    return kernels != "gluon" or (
-        any(table is not None for table in tables)
-        and query.element_size() == 2
-        and query.size(-1) in GLUON_HEAD_SIZES
-        and all(t.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in t.stride()[:-1]) for t in present)
-    )
-
-
 @torch.library.custom_op("megadeberta::attention_forward", mutates_args=())
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, position_key: _OptionalTensor, position_query: _OptionalTensor,
@@ -141,7 +124,7 @@ def _forward(
     scale: float, threshold: int, first_head: int, kernels: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Context ``[B, Q, N, H]`` and log-sum-exp ``[B, N, Q]``."""
-    call = _Call(
+    call = KernelCall(
         query, key, value, position_key, position_query, rows, begin, end, real, slots, seed, samples,
         scale, threshold, first_head, kernels,
     )  # fmt: skip
@@ -149,7 +132,7 @@ def _forward(
     context = call.new_rows(query)
     lse = query.new_empty(batch, heads, num_queries, dtype=torch.float32)
     plan = call.plan.forward
-    call.module.forward_kernel[(triton.cdiv(call.num_rows, plan.rows) * batch * heads,)](
+    _kernels(call.path).forward_kernel[(triton.cdiv(call.num_rows, plan.rows) * batch * heads,)](
         *call.tensors(), context, lse, *call.lookups(), *call.strides(), *call.sizes(), *call.numbers(),
         **call.flags(plan.rows), **plan.options(head_size),
     )  # fmt: skip
@@ -172,12 +155,12 @@ def _backward(
     scale: float, threshold: int, first_head: int, kernels: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of query, key and value ``[B, ., N, H]``, and of the tables ``[P, N, H]`` (empty if absent)."""
-    call = _Call(
+    call = KernelCall(
         query, key, value, position_key, position_query, rows, begin, end, real, slots, seed, samples,
         scale, threshold, first_head, kernels,
     )  # fmt: skip
     batch, heads, num_queries, head_size = query.shape
-    module, plan = call.module, call.plan
+    module, plan = _kernels(call.path), call.plan
     grad_out = grad_context.contiguous()
     delta = torch.empty_like(lse)
     delta_kernel[(triton.cdiv(lse.numel(), DELTA_ROWS),)](
@@ -197,7 +180,7 @@ def _backward(
 
 
 def _table_gradients(
-    call: "_Call", module: ModuleType, before: tuple[Any, ...], after: tuple[Any, ...]
+    call: KernelCall, module: ModuleType, before: tuple[Any, ...], after: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor]:
     """By table row, ``[P, N, H]``; empty for a table that is absent."""
     tables = (call.position_key, call.position_query)
@@ -254,98 +237,3 @@ def _gradients(ctx: Any, grad_context: Tensor | None, _grad_lse: Tensor | None) 
 
 
 torch.library.register_autograd("megadeberta::attention_forward", _gradients, setup_context=_keep)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """The arguments of a call, and what the kernels take of them; absent tensors are replaced by one never read."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    position_key: Tensor | None
-    position_query: Tensor | None
-    rows: Tensor | None
-    begin: Tensor | None
-    end: Tensor | None
-    real: Tensor | None
-    slots: Tensor | None
-    seed: Tensor | None
-    samples: Tensor | None
-    scale: float
-    threshold: int
-    first_head: int
-    kernels: str
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that tiles go over: positions, where the queries have positions of their own."""
-        return self.query.size(2) if self.slots is None else self.key.size(2)
-
-    @cached_property
-    def _path(self) -> str:
-        tables = (self.position_key, self.position_query)
-        return self.kernels if _takes(self.kernels, self.query, self.key, self.value, tables) else "triton"
-
-    @property
-    def module(self) -> ModuleType:
-        """The kernels."""
-        return _kernels(self._path)
-
-    @property
-    def plan(self) -> AttentionPlan:
-        query = self.query
-        return plan_for(
-            LaunchShape(
-                self._path,
-                query.size(3),
-                query.element_size(),
-                query.size(2),
-                self.key.size(2),
-                gathered=self.slots is not None,
-                dropout=self.seed is not None,
-                masked=self.begin is not None,
-            )  # fmt: skip
-        )
-
-    def new_dense(self, like: Tensor) -> Tensor:
-        """``[B, ., N, H]``."""
-        batch, heads, count, head_size = like.shape
-        return like.new_empty(batch, count, heads, head_size)
-
-    def new_rows(self, query: Tensor) -> Tensor:
-        """``[B, Q, N, H]`` for what the kernels write of each query row; zeros where rows may have no tile."""
-        rows = self.new_dense(query)
-        return rows if self.slots is None else rows.zero_()
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        tables = (self.query if t is None else t for t in (self.position_key, self.position_query))
-        return self.query, self.key, self.value, *tables
-
-    def lookups(self) -> tuple[Tensor, ...]:
-        given = (self.rows, self.begin, self.end, self.real, self.slots, self.seed, self.samples)
-        return tuple(self.query if t is None else t for t in given)
-
-    def strides(self) -> tuple[tuple[int, ...], ...]:
-        tables = (self.position_key, self.position_query)
-        content = (t.stride()[:3] for t in (self.query, self.key, self.value))
-        return (*content, *((0, 0) if t is None else t.stride()[:2] for t in tables))
-
-    def sizes(self) -> tuple[int, int, int]:
-        return self.query.size(1), self.query.size(2), self.key.size(2)
-
-    def numbers(self) -> tuple[float, int, int, float]:
-        return self.scale, self.first_head, self.threshold, 256.0 / (256 - self.threshold)
-
-    def flags(self, tile: int) -> dict[str, Any]:
-        return {
-            "C2P": self.position_key is not None,
-            "P2C": self.position_query is not None,
-            "HAS_MASK": self.begin is not None,
-            "HAS_REAL": self.real is not None,
-            "HAS_SLOTS": self.slots is not None,
-            "EDGE": self.num_rows % tile != 0 or self.key.size(2) % tile != 0,
-            "DROPOUT": self.seed is not None,
-            "ROUNDS": ROUNDS,
-            "HEAD": self.query.size(3),
-        }

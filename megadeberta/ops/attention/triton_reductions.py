@@ -27,22 +27,12 @@ def delta_kernel(
 
 
 @triton.jit
-def _window_sum(PARTS, place, chosen, step, shares, dims, HEAD: tl.constexpr, D: tl.constexpr):
-    """Sum over shares and over the chosen distances, ``[D]``; ``place`` is the entry of each in the first share."""
-    total = tl.zeros([D], tl.float32)
-    inside = chosen[:, None] & (dims[None, :] < HEAD)
-    for share in range(shares):
-        entries = (place + share * step)[:, None] * HEAD + dims[None, :]
-        total += tl.sum(tl.load(PARTS + entries, mask=inside, other=0.0), 0)
-    return total
-
-
-@triton.jit
-def _row_sum(PARTS, ROWS, row, h, num_keys, num_heads, shares, num_windows,
+def _row_sum(
+    PARTS, ROWS, row, h, num_keys, num_heads, shares, num_windows,
     HEAD: tl.constexpr, D: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Sum ``[D]`` over the distances that read table row ``row``; see table_kernel for PARTS and its windows."""
-    total = tl.zeros([D], tl.float32)
+    total = tl.zeros([CHUNK, D], tl.float32)
     dims = tl.arange(0, D)
     for start in range(0, 2 * num_keys - 1, CHUNK):
         index = start + tl.arange(0, CHUNK)
@@ -55,9 +45,11 @@ def _row_sum(PARTS, ROWS, row, h, num_keys, num_heads, shares, num_windows,
                 offset = above % S + (S - 1 if more == 0 else -1)
                 window = tl.where(diagonal > 0, 2 * diagonal - 1, -2 * diagonal)
                 there = chosen & (offset >= 0) & (window < num_windows)
-                place = ((window.to(tl.int64) * shares) * num_heads + h) * (2 * S) + offset
-                total += _window_sum(PARTS, place, there, num_heads * 2 * S, shares, dims, HEAD, D)
-    return total
+                for share in range(shares):
+                    place = ((window.to(tl.int64) * shares + share) * num_heads + h) * (2 * S) + offset
+                    entries = place[:, None] * HEAD + dims[None, :]
+                    total += tl.load(PARTS + entries, mask=there[:, None] & (dims[None, :] < HEAD), other=0.0)
+    return tl.sum(total, 0)
 
 
 @triton.jit

@@ -19,14 +19,16 @@ from megadeberta.config.run import RunConfig
 from megadeberta.layers.objectives import list_layers
 from megadeberta.model.attention_backend import select_attention
 from megadeberta.model.dropout import set_sites
-from megadeberta.model.kernel_choice import checks, trial
-from megadeberta.model.kernel_choice.call import AttentionCall, attention_calls
-from megadeberta.model.kernel_choice.checks import AttentionCheck, check_residual_norm
+from megadeberta.model.kernel_choice import trial
+from megadeberta.model.kernel_choice.call import attention_calls
 from megadeberta.model.kernel_choice.findings import ENCODER, MASK_DECODER, Tried
+from megadeberta.model.kernel_choice.residual_check import check_residual_norm
 from megadeberta.model.kernel_choice.trial import RecipeTrial
 from megadeberta.model.whole import WholeModel
 from megadeberta.ops import residual_norm
+from megadeberta.ops.attention import comparison
 from megadeberta.ops.attention.backends import BACKENDS, Backend, register_backend
+from megadeberta.ops.attention.comparison import AttentionCall, AttentionCheck
 from megadeberta.ops.attention.compile_ahead import compile_ahead, kernels_to_launch
 from megadeberta.ops.attention.reference import reference_attention
 from megadeberta.ops.attention.triton_plan import AttentionPlan, LaunchShape, plan_for, small_plan
@@ -195,7 +197,7 @@ def test_rounding_passes_and_an_error_of_five_percent_does_not(_backends: None, 
 
 def test_the_reference_computes_a_part_only(monkeypatch: pytest.MonkeyPatch) -> None:
     call = _calls()[ENCODER]
-    monkeypatch.setattr(checks, "_SCORES", 2 * LENGTH * LENGTH)
+    monkeypatch.setattr(comparison, "_SCORES", 2 * LENGTH * LENGTH)
     with patch.object(AttentionCall, "part", autospec=True, side_effect=AttentionCall.part) as part:
         AttentionCheck(call)
     assert part.call_args.args[1:] == (2, 1)  # samples and heads

@@ -5,9 +5,10 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from megadeberta.ops.attention import gluon_support, triton_operators
+from megadeberta.ops.attention import gluon_support
 from megadeberta.ops.attention.backends import BACKENDS
 from megadeberta.ops.attention.gluon_support import reason_without_gluon
+from megadeberta.ops.attention.triton_call import gluon_takes
 from tests.gluon_emulation import Hazard, emulated_kernels
 from tests.unit.ops.cases import NAMES, Case, largest_error, run
 
@@ -99,19 +100,16 @@ def test_the_portable_kernels_do_what_these_do_not_take() -> None:
 
 
 def test_two_bytes_heads_of_64_and_rows_of_sixteen_bytes_are_taken() -> None:
-    def takes(query: torch.Tensor, table: torch.Tensor | None) -> bool:
-        return triton_operators._takes("gluon", query, query, query, (table, None))
+    def takes(query: torch.Tensor, *tables: torch.Tensor) -> bool:
+        return gluon_takes(query, query, query, list(tables))
 
     query, table = torch.zeros(1, 2, 8, 64, dtype=torch.bfloat16), torch.zeros(2, 5, 64, dtype=torch.bfloat16)
-    assert takes(query, table) and takes(query.half(), table.half())
-    assert not takes(query, None)
+    assert takes(query, table) and takes(query.half(), table.half(), table.half())
+    assert not takes(query)
     assert not takes(query.float(), table.float())
     assert not takes(query[..., :48], table[..., :48])
-    odd = torch.zeros(1, 2, 8, 65, dtype=torch.bfloat16)
-    assert not takes(odd[..., :64], table)
-    shifted = torch.zeros(8 * 128 + 1, dtype=torch.bfloat16)[1:].view(1, 2, 8, 64)
-    assert not takes(shifted, table)
-    assert triton_operators._takes("triton", odd, odd, odd, (None, None))
+    assert not takes(torch.zeros(1, 2, 8, 65, dtype=torch.bfloat16)[..., :64], table)
+    assert not takes(torch.zeros(8 * 128 + 1, dtype=torch.bfloat16)[1:].view(1, 2, 8, 64), table)
 
 
 def test_the_installed_triton_has_what_the_kernels_use() -> None:

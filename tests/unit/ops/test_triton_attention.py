@@ -1,9 +1,12 @@
 """The Triton kernels against the float64 reference: through the interpreter, or on a GPU where there is one."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from triton.runtime.interpreter import InterpretedFunction
 
 from megadeberta.ops.attention import triton_plan
 from megadeberta.ops.attention.interface import disentangled_attention
@@ -88,6 +91,31 @@ def test_copies_of_a_row_at_one_position_get_its_context_and_share_its_gradient(
         results.append([context, *torch.autograd.grad((context * weights).sum(), leaves)])
     for right, found in zip(*results, strict=True):
         torch.testing.assert_close(found.double(), right, rtol=1e-5, atol=1e-5)
+
+
+def grids_by_kernel(case: Case, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, ...]]:
+    grids: dict[str, tuple[int, ...]] = {}
+    launch = InterpretedFunction.run
+
+    def run_and_note(self: InterpretedFunction, *args: Any, grid: tuple[int, ...], **options: Any) -> None:
+        grids[self.fn.__name__] = grid
+        launch(self, *args, grid=grid, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(InterpretedFunction, "run", run_and_note)
+        run(case, backend="triton", dtype=torch.float32)
+    return grids
+
+
+def test_rows_with_positions_of_their_own_take_no_more_programs_than_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    all_rows = grids_by_kernel(Case(batch=1, heads=2, length=40), monkeypatch)
+    assert grids_by_kernel(Case(batch=1, heads=2, length=40, rows=9), monkeypatch) == all_rows | {"delta_kernel": (1,)}
+
+
+def test_programs_are_along_the_axis_that_does_not_end_at_65535(monkeypatch: pytest.MonkeyPatch) -> None:
+    grids = grids_by_kernel(Case(batch=1, heads=2, length=40), monkeypatch)
+    assert set(grids) == {f"{name}_kernel" for name in ("forward", "delta", "query", "key", "table", "fold")}
+    assert all(len(grid) == 1 for grid in grids.values())
 
 
 def test_kernels_in_fp16_stay_within_its_rounding() -> None:
