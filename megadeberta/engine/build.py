@@ -1,11 +1,13 @@
 """A model becomes a DeepSpeed engine."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.runtime.config import DeepSpeedConfigError
+from deepspeed.runtime.engine import ZERO_OPTIMIZATION, DeepSpeedEngine
 from pydantic import ValidationError
 from torch import nn
 
@@ -31,7 +33,7 @@ def build_engine(
     timeout_seconds: float,
     mpu: ModelParallelUnit | None = None,
 ) -> deepspeed.DeepSpeedEngine:
-    """Wrap ``model``; the recipe's deepspeed block goes in as it stands.
+    """Wrap ``model``; the deepspeed block goes in as it stands, so it must be that of a completed recipe.
 
     All-reduces over the world once, while DeepSpeed sets up its groups.
 
@@ -42,17 +44,39 @@ def build_engine(
         ConfigError: DeepSpeed refuses the block; the same on every rank.
     """
     try:
-        engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=build_optimizer(model, optimizer, offloaded=EngineSettings.of(block).offloads_optimizer),
-            config=_NEVER_PRINT | dict(block),
-            mpu=mpu,
-            dist_init_required=False,
-        )
+        with _overlap_where_asked():
+            engine, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=build_optimizer(model, optimizer, offloaded=EngineSettings.of(block).offloads_optimizer),
+                config=_NEVER_PRINT | dict(block),
+                mpu=mpu,
+                dist_init_required=False,
+            )
     except (ValidationError, DeepSpeedConfigError) as error:
         raise ConfigError(f"DeepSpeed {deepspeed.__version__} refuses the deepspeed block: {_reason(error)}") from error
     apply_timeout(timeout_seconds)
     return engine
+
+
+@contextlib.contextmanager
+def _overlap_where_asked() -> Iterator[None]:
+    """Engines that are made in here have the ZeRO optimizer wherever the block asks for ZeRO with overlap_comm.
+
+    DeepSpeed 0.19.8 gives bf16 with fp32 accumulation under stage 1 to its BF16_Optimizer, which reduces everything
+    after the backward pass, by whole groups of parameters, and ignores overlap_comm and reduce_bucket_size. Where
+    nothing is to overlap, it stays. Both give the same bits (tests/distributed/test_gradient_types.py).
+    """
+    choose = DeepSpeedEngine._do_optimizer_sanity_check
+
+    def choose_overlap(engine: DeepSpeedEngine, basic_optimizer: torch.optim.Optimizer) -> str | None:
+        chosen = choose(engine, basic_optimizer)
+        return ZERO_OPTIMIZATION if engine.zero_optimization() and engine.zero_overlap_comm() else chosen
+
+    DeepSpeedEngine._do_optimizer_sanity_check = choose_overlap
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._do_optimizer_sanity_check = choose
 
 
 def working_type(precision: Precision) -> torch.dtype:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,6 +20,9 @@ AUTO = "auto"
 REFERENCE = "reference"
 """The definition of correct: takes every mask on every device, and is what remains where nothing else can be taken."""
 CPU, GPU = "cpu", "gpu"
+
+TRITON_FROM, TRITON_BELOW = (3, 6), (3, 10)
+"""The versions that the kernels were tested with, as the extra `gpu` of pyproject.toml names them."""
 
 _PRECISE = 4  # softmax and log-sum-exp are fp32 at least
 _INDEX = 8  # int64
@@ -89,7 +92,9 @@ class Backend:
     auto_on: tuple[str, ...] = ()
     """Where ``training.attention=auto`` may take it; of several, the first in the table."""
     needs_trial: bool = False
-    """auto takes it only where a trial before the run finds it right and faster (``model/kernel_trial.py``)."""
+    """auto takes it only where a trial before the run finds it right and faster (``model/kernel_choice``)."""
+    has_plans: bool = False
+    """Its kernels have tiles that the trial chooses (``triton_plan.py``)."""
     takes_pairs: bool = True
     """Whether it takes masks with a free choice of pairs (``AttentionMask.pairs``); the reference takes its place there
     if it does not."""
@@ -149,6 +154,8 @@ class _Tiled(Backend):
 class _Kernels(Backend):
     """Keeps the log-sum-exp of every query row; its backward kernels compute the scores again."""
 
+    has_plans: bool = True
+
     def reason_not_to_run(self, device_type: str) -> str:
         return reason_without_triton(device_type)
 
@@ -157,6 +164,19 @@ class _Kernels(Backend):
 
     def workspace_bytes(self, shape: AttentionShape) -> int:
         return 0
+
+
+@dataclass(frozen=True)
+class _HopperKernels(_Kernels):
+    """For one generation of GPUs, in a language that has no interpreter."""
+
+    def reason_not_to_run(self, device_type: str) -> str:
+        if not has_triton():
+            return reason_without_triton(device_type)
+        if _kind(device_type) == CPU:
+            return "it needs a GPU, and this is a CPU (Gluon has no interpreter)"
+        reason: str = _function("megadeberta.ops.attention.gluon_support:reason_not_to_run")()
+        return reason
 
 
 def has_triton() -> bool:
@@ -168,9 +188,40 @@ def reason_without_triton(device_type: str) -> str:
     """Why Triton kernels do not run on a device of that type here; empty if they do."""
     if not has_triton():
         return "Triton is not installed (pip install 'megadeberta[gpu]')"
+    version = _triton_version()
+    if version is not None and version < TRITON_FROM:
+        return f"Triton {_dotted(version)} is too old; {_dotted(TRITON_FROM)} or newer (pip install 'megadeberta[gpu]')"
     if _kind(device_type) == CPU and os.environ.get("TRITON_INTERPRET") != "1":
         return "it needs a GPU, and this is a CPU (TRITON_INTERPRET=1 tests the kernels slowly)"
     return ""
+
+
+def untested_triton() -> str:
+    """A line for the log where the installed Triton is newer than the kernels were tested with; else empty.
+
+    Newer ones are not refused: the trial before a run checks and times the kernels, and auto takes others if it must.
+    """
+    version = _triton_version()
+    if not has_triton() or (version is not None and version < TRITON_BELOW):
+        return ""
+    found = "of unknown version" if version is None else _dotted(version)
+    return (
+        f"Triton {found} is untested with these kernels ({_dotted(TRITON_FROM)} up to, not including, "
+        f"{_dotted(TRITON_BELOW)} are): training.attention=auto checks and times them before it takes them"
+    )
+
+
+def _triton_version() -> tuple[int, int] | None:
+    """Major and minor; None where Triton is not installed or does not say."""
+    try:
+        major, minor = metadata.version("triton").split(".")[:2]
+        return int(major), int(minor)
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 BACKENDS: dict[str, Backend] = {}
@@ -279,6 +330,16 @@ for _backend in (
         implementation="megadeberta.ops.attention.cpu:lean_cpu_attention",
         residual_norm="cpu",
         devices=(CPU,),
+        keeps_projections=True,
+    ),
+    _HopperKernels(
+        name="gluon",
+        summary="Gluon kernels for Hopper",
+        implementation="megadeberta.ops.attention.triton_operators:gluon_attention",
+        residual_norm="triton",
+        auto_on=(GPU,),
+        needs_trial=True,
+        takes_pairs=False,
         keeps_projections=True,
     ),
     _Kernels(

@@ -48,6 +48,7 @@ _STAGE_1_AND_2, _BF16 = "deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runti
 _C10D = "torch.distributed.distributed_c10d"
 
 CONTRACT = (
+    Private("_do_optimizer_sanity_check", "deepspeed.runtime.engine.DeepSpeedEngine", ("self", "basic_optimizer")),
     Private("_exec_schedule", f"{_PIPE}.engine.PipelineEngine", ("self", "pipe_schedule")),
     Private("_compute_loss", f"{_PIPE}.engine.PipelineEngine", set_there=True),
     Private("_allocate_or_extend_buffers", f"{_PIPE}.engine.PipelineEngine", ("self", "idx", "shape", "dtype")),

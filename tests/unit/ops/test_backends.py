@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import get_args
 from unittest.mock import patch
@@ -16,19 +17,20 @@ from megadeberta.layers.encoder import EncoderLayer
 from megadeberta.layers.kept import workspace
 from megadeberta.layers.micro_batch import MicroBatch
 from megadeberta.model.attention import DisentangledSelfAttention
-from megadeberta.model.attention_backend import choose_attention, select_attention, select_residual_norm
-from megadeberta.model.kernel_trial import Trial
+from megadeberta.model.attention_backend import select_attention, select_residual_norm
 from megadeberta.model.residual import ResidualNorm
 from megadeberta.ops import residual_norm
-from megadeberta.ops.attention import interface
+from megadeberta.ops.attention import backends, interface
 from megadeberta.ops.attention.backends import (
     BACKENDS,
     REFERENCE,
     Backend,
     backends_to_try,
     planned_backend,
+    reason_without_triton,
     register_backend,
     sure_backend,
+    untested_triton,
 )
 from megadeberta.ops.attention.mask import AttentionMask
 from megadeberta.ops.attention.reference import reference_attention
@@ -127,7 +129,8 @@ def test_a_model_without_the_backend_is_refused_too() -> None:
 
 def test_auto_is_the_tiles_on_a_cpu_and_the_reference_on_a_gpu_unless_the_kernels_pass_a_trial() -> None:
     assert (sure_backend("cpu").name, backends_to_try("cpu")) == ("cpu", [])
-    assert (sure_backend("cuda").name, [each.name for each in backends_to_try("cuda")]) == ("reference", ["triton"])
+    assert sure_backend("cuda").name == "reference"
+    assert [each.name for each in backends_to_try("cuda")] == ["gluon", "triton"]
     assert [planned_backend("auto", on_gpu=on_gpu) for on_gpu in (False, True)] == ["cpu", "reference"]
     assert planned_backend("triton", on_gpu=True) == "triton"
 
@@ -145,29 +148,6 @@ def test_a_name_is_taken_once() -> None:
             register_backend(Backend("cpu", "another one", _other))
         with pytest.raises(ConfigError, match=r"attention backend 'auto' exists"):
             register_backend(Backend("auto", "another one", _other))
-
-
-def test_of_several_candidates_auto_takes_the_fastest_that_is_right_on_all_ranks() -> None:
-    times = {"triton": 0.8, "fast": 0.5, "faster": 0.2}
-    asked = []
-
-    def trial(candidate: str, rival: str) -> Trial:
-        asked.append((candidate, rival))
-        return Trial(times[candidate])
-
-    ratios = iter((0.8, 0.6, float("inf")))  # of all ranks: on another one "faster" is wrong
-    with patch.dict(BACKENDS), patch("megadeberta.ops.attention.backends.has_triton", lambda: True):
-        for name in ("fast", "faster"):
-            register_backend(Backend(name, "a candidate", _other, auto_on=("gpu",), needs_trial=True))
-        choice = choose_attention("auto", CUDA, trial, agree=lambda _: next(ratios))
-    assert asked == [(name, "reference") for name in times]
-    assert choice.backend == "fast"
-    assert choice.line.split("; ") == [
-        "attention auto: fast on cuda",
-        "triton is right here and takes 0.80 of the time of reference",
-        "fast is right here and takes 0.60 of the time of reference",
-        "faster: not right on another rank",
-    ]
 
 
 def test_a_backend_that_takes_no_free_pairs_leaves_them_to_the_reference() -> None:
@@ -249,3 +229,38 @@ def test_a_residual_norm_that_does_not_run_here_is_refused(monkeypatch: pytest.M
         select_residual_norm(_Block(), "triton", CPU, attention="cpu")
     with pytest.raises(ConfigError, match=r"residual_norm=auto, which is triton beside attention triton: "):
         select_residual_norm(_Block(), "auto", CPU, attention="triton")
+
+
+# Versions of Triton
+
+
+def _with_triton(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(backends, "has_triton", lambda: True)
+    monkeypatch.setattr(backends.metadata, "version", lambda name: version)
+
+
+@pytest.mark.parametrize(
+    ("version", "is_tested"), [("3.6.0", True), ("3.9.1", True), ("3.10.0", False), ("4.0", False)]
+)
+def test_a_newer_triton_is_tried_and_named_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, version: str, is_tested: bool
+) -> None:
+    _with_triton(monkeypatch, version)
+    assert reason_without_triton("cuda") == ""
+    line = untested_triton()
+    assert (line == "") is is_tested
+    if not is_tested:
+        number = ".".join(version.split(".")[:2])
+        assert line.startswith(f"Triton {number} is untested with these kernels (3.6 up to, not including, 3.10 are)")
+
+
+def test_an_older_triton_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    _with_triton(monkeypatch, "3.5.1")
+    assert reason_without_triton("cuda") == "Triton 3.5 is too old; 3.6 or newer (pip install 'megadeberta[gpu]')"
+    assert untested_triton() == ""
+
+
+def test_the_extra_installs_the_tested_versions() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    low, high = (".".join(map(str, version)) for version in (backends.TRITON_FROM, backends.TRITON_BELOW))
+    assert extras["gpu"] == [f"triton>={low},<{high}"]
