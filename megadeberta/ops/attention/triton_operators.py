@@ -20,7 +20,7 @@ from megadeberta.ops.attention.triton_reductions import DELTA_ROWS, delta_kernel
 from megadeberta.ops.counter_dropout import CounterDropout
 
 _OptionalTensor = Tensor | None
-_FOLD_CHUNK = 64
+_FOLD_CHUNK = 32
 _MODULES = {"triton": "triton_kernels", "gluon": "gluon_kernels"}
 """Where the kernels of a backend are: forward_kernel, query_kernel, key_kernel and table_kernel."""
 
