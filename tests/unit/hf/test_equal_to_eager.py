@@ -39,7 +39,7 @@ def test_lower_precision_stays_within_the_bars(case: str, dtype: torch.dtype, bo
 
 @pytest.mark.parametrize("backend", ["reference", "cpu", "cpu-lean", "triton"])
 def test_every_backend_gives_the_same(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_plan, "BLOCK", 32)  # the interpreter's time is the size of the tiles
+    monkeypatch.setattr(triton_plan, "_TILE", 32)  # the interpreter's time is the size of the tiles
     model = build("v3", torch.float32, num_hidden_layers=1, hidden_size=32, num_attention_heads=2)
     apart = both(model, padded(9), use_eager_attention, partial(use_fast_attention, backend=backend))
     assert max(apart) < 1e-5
