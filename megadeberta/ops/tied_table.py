@@ -1,6 +1,10 @@
-"""One gradient for a table that is read by rows at the input and multiplied whole at the output.
+"""The gradient of a table that is read by rows: summed in fp32 at least and in a fixed order, and one for both uses
+where the table is multiplied whole at the output too.
 
-Shapes: V vocabulary · E embedding width · B batch · L length.
+A frequent row, [MASK] above all, has thousands of gradients in a micro batch: summed one by one in bf16 they lose some
+percent, and atomics would add them in another order every time.
+
+Shapes: V vocabulary · E embedding width · B batch · L length · M = B L.
 """
 
 from typing import Any
@@ -29,29 +33,40 @@ class TiedGradient:
         """Hand over the gradient ``[V, E]`` of the output side, which then returns none itself."""
         self._dense = gradient if self._dense is None else self._dense + gradient
 
-    def take(self) -> Tensor:
-        """What was left, or zeros; the caller may write to it."""
+    def take(self) -> Tensor | None:
+        """What was left, if anything was; the caller may write to it."""
         dense, self._dense = self._dense, None
-        return torch.zeros_like(self._table) if dense is None else dense
+        return dense
 
 
-def lookup(table: Tensor, ids: Tensor, *, padding: int | None, tied: TiedGradient) -> Tensor:
-    """Rows ``[B, L, E]`` of ``table`` ``[V, E]``; the row ``padding`` gets no gradient from here."""
+def lookup(table: Tensor, ids: Tensor, *, padding: int | None, tied: TiedGradient | None = None) -> Tensor:
+    """Rows ``[..., E]`` of ``table`` ``[V, E]``; the row ``padding`` gets no gradient from here."""
     return _Lookup.apply(table, ids, padding, tied)
 
 
 class _Lookup(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor, ids: Tensor, padding: int | None, tied: TiedGradient) -> Tensor:
-        ctx.padding, ctx.tied = padding, tied
+    def forward(ctx: Any, table: Tensor, ids: Tensor, padding: int | None, tied: TiedGradient | None) -> Tensor:
+        ctx.size, ctx.padding, ctx.tied = table.size(0), padding, tied
         ctx.save_for_backward(ids)
         return table.index_select(0, ids.flatten()).unflatten(0, ids.shape)
 
     @staticmethod
     def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor, None, None, None]:
         (ids,) = ctx.saved_tensors
-        gradient = ctx.tied.take()
-        if ctx.padding is not None:
-            grad_rows = grad_rows * (ids != ctx.padding).unsqueeze(-1)
-        gradient.index_add_(0, ids.flatten(), grad_rows.flatten(0, -2))
-        return gradient, None, None, None
+        dense = None if ctx.tied is None else ctx.tied.take()
+        return _add_rows(dense, grad_rows.flatten(0, -2), ids.flatten(), ctx.size, ctx.padding), None, None, None
+
+
+def _add_rows(dense: Tensor | None, rows: Tensor, ids: Tensor, size: int, padding: int | None) -> Tensor:
+    """The gradient ``[V, E]``: ``dense`` with the gradients ``rows`` ``[M, E]`` of its rows ``ids`` ``[M]`` added."""
+    if dense is not None and rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64):
+        if padding is not None:
+            rows = rows * (ids != padding).unsqueeze(-1)
+        return dense.index_add_(0, ids, rows)  # row after row
+    precise = rows.dtype if rows.dtype == torch.float64 else torch.float32
+    none = -1
+    added = torch.ops.aten.embedding_dense_backward(
+        rows.to(precise), ids, size, none if padding is None else padding, False
+    )
+    return added.to(rows.dtype) if dense is None else dense.add_(added)
