@@ -116,6 +116,7 @@ def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, 
         settings=config.engine,
         topology=groups.topology,
         device=device,
+        host_group=groups.host,
         mpu=mpu,
     )
 
@@ -149,6 +150,7 @@ def _pipeline(config: RunConfig, groups: Groups, fill: Fill, device: torch.devic
         topology=topology,
         device=device,
         terms=term_names(layers),
+        host_group=groups.host,
     )
 
 

@@ -54,6 +54,7 @@ CONTRACT = (
     Private("_index_tied_modules", f"{_PIPE}.module.PipelineModule", ("self",)),
     Private("_synchronize_tied_weights", f"{_PIPE}.module.PipelineModule", ("self",)),
     Private("scaled_global_norm", f"{_STAGE_1_AND_2}.DeepSpeedZeroOptimizer", ("self", "norm_type")),
+    Private("_global_grad_norm", f"{_STAGE_1_AND_2}.DeepSpeedZeroOptimizer", set_there=True),
     Private("_zero_padding", _STAGE_1_AND_2, set_there=True),
     Private("_hp_mapping", _STAGE_1_AND_2, set_there=True),
     Private("_hp_mapping", _BF16, set_there=True),
