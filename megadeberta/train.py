@@ -20,6 +20,7 @@ from megadeberta.data.unigram import unigram_cross_entropy
 from megadeberta.engine.collectives import TorchCollectives
 from megadeberta.engine.launched import LaunchedStep
 from megadeberta.engine.peer_loss import raise_peer_loss
+from megadeberta.engine.peer_watch import watch_peers
 from megadeberta.engine.process_group import choose_threads, start_process_group
 from megadeberta.engine.schedule import learning_rate_factor
 from megadeberta.engine.signals import StopFlag
@@ -42,7 +43,7 @@ def train(prepared: PreparedRun, ranks: RankEnvironment) -> int:
     with StopFlag() as stop, raise_peer_loss():
         torch.set_num_threads(choose_threads(config.parallel.threads_per_rank, ranks.local_world_size))
         device = start_process_group(config.parallel.timeout_seconds)
-        with SharedOutputLock(config.training.output_dir, TorchCollectives(device)):
+        with watch_peers(device), SharedOutputLock(config.training.output_dir, TorchCollectives(device)):
             exit_code = _Run(prepared, ranks, device).loop(stop)
         distributed.destroy_process_group()
         return exit_code
