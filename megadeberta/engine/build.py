@@ -5,6 +5,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.config import DeepSpeedConfigError
 from pydantic import ValidationError
 from torch import nn
@@ -15,6 +16,7 @@ from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.optimizer import build_optimizer
 from megadeberta.engine.process_group import apply_timeout
+from megadeberta.engine.whole_groups import work_on_whole_groups
 from megadeberta.errors import ConfigError
 
 _TYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,6 +57,8 @@ def build_engine(
     except (ValidationError, DeepSpeedConfigError) as error:
         raise ConfigError(f"DeepSpeed {deepspeed.__version__} refuses the deepspeed block: {_reason(error)}") from error
     apply_timeout(timeout_seconds)
+    if isinstance(engine.optimizer, BF16_Optimizer):
+        work_on_whole_groups(engine.optimizer)
     return engine
 
 

@@ -161,10 +161,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * len(ctx.needs_input_grad)
-    found = torch.ops.megadeberta.residual_norm_backward(grad, *ctx.saved_tensors, ctx.site, ctx.below)
+    *kept, keys = ctx.saved_tensors
+    found = torch.ops.megadeberta.residual_norm_backward(grad, *kept, keys, ctx.site, ctx.below)
     grad_branch, grad_residual, grads = found
-    dropped = ctx.saved_tensors[-1] is not None
-    return (grad_branch if dropped else grad_residual, grad_residual, *grads.unbind(0), *(None,) * 4)
+    return (grad_residual if keys is None else grad_branch, grad_residual, *grads.unbind(0), *(None,) * 4)
 
 
 torch.library.register_autograd("megadeberta::residual_norm_forward", _gradients, setup_context=_keep)
