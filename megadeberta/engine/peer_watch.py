@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import distributed
@@ -95,8 +96,10 @@ def watch_peers(device: torch.device) -> Iterator[None]:
     if distributed.get_backend() != "nccl" or distributed.get_world_size() == 1:
         yield
         return
+    store: Any = distributed.distributed_c10d._get_default_store()
     watch = PeerWatch(
-        distributed.PrefixStore("peer_watch", distributed.distributed_c10d._get_default_store().clone()),
+        # A connection of its own: the main thread may wait on the other one.
+        distributed.PrefixStore("peer_watch", store.clone()),
         rank=distributed.get_rank(),
         world_size=distributed.get_world_size(),
         find_error=lambda: nccl_error(device),
