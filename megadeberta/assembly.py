@@ -35,6 +35,7 @@ from megadeberta.model.attention_backend import (
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import fill_parameter, give_storage
 from megadeberta.model.kernel_trial import try_backend
+from megadeberta.model.logit_kernels import select_logits
 from megadeberta.model.whole import WholeModel
 from megadeberta.parallel.groups import Groups, make_groups
 from megadeberta.parallel.pipeline.packing import term_names
@@ -163,7 +164,7 @@ def _make_real(
 
     1. Shards first: some modules are swapped for others, and what the later passes set on a module would go with it.
     2. The attention backend before the residual norm, which follows it unless the recipe says otherwise.
-    3. Recomputation and apex anywhere between: they touch nothing that another pass reads.
+    3. Logits, recomputation and apex anywhere between: they touch nothing that another pass reads.
     4. Sites when all modules are there: each one that draws has a site of its own, by its global name.
     5. Storage last: on the meta device the passes before it cost nothing, a shard is cut before there is memory for the
        whole, and under ZeRO-3 a parameter is partitioned as soon as it has its values and must stay from then on.
@@ -173,6 +174,13 @@ def _make_real(
         partial(_shard, config=config, groups=groups),
         partial(select_attention, backend=attention, device=device),
         partial(select_residual_norm, setting=training.residual_norm, device=device, attention=attention),
+        partial(
+            select_logits,
+            setting=training.logits,
+            device=device,
+            dtype=working_type(config.engine.precision),
+            agree=partial(_largest, device),
+        ),
         partial(select_recompute, selective=training.selective_recompute),
         partial(select_apex, switch=training.apex, device=device, agree=partial(_largest, device)),
         lambda module: set_sites(module.named_modules(), seed=training.seed),

@@ -50,6 +50,9 @@ class TrainingConfig(Section):
     residual_norm: Literal["auto", "torch", "cpu", "triton"] = Field(
         "auto", description="what ends a block (dropout, residual, LayerNorm); auto = what goes with the attention"
     )
+    logits: Literal["auto", "torch", "cpu", "triton"] = Field(
+        "auto", description="what computes the loss over the vocabulary and draws from it; auto = the fastest here"
+    )
     apex: Literal["auto", "on", "off"] = Field(
         "auto", description="NVIDIA apex's LayerNorm where it is built; auto = where it is measured to be faster"
     )

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from megadeberta.layers.collectives import Collective, whole_sequences
-from megadeberta.layers.layer import FORWARD_OPERATIONS, Cut, Layer
+from megadeberta.layers.layer import Cut, Layer
 from megadeberta.layers.micro_batch import INDEX_BYTES, PRECISE_BYTES, MicroBatch
 from megadeberta.layers.parameters import Shapes, layer_norm, linear
 from megadeberta.layers.terms import term
 from megadeberta.layers.vocabulary import largest_vocabulary_shard
-from megadeberta.ops.logit_chunks import row_chunks, rows_per_chunk
+from megadeberta.ops.logits import TRITON, row_chunks
 
 _NOISE_OPERATIONS = 30
 """Elementwise ones for each entry of the vocabulary that a sample is drawn from."""
@@ -46,10 +46,6 @@ class MlmHead(Layer, kind="mlm_head"):
         """The dense layer and the projection onto the vocabulary or the classes."""
         return rows * self.model.embedding_width * (self.model.hidden_size + self.model.vocab_size)
 
-    def extra_operations(self, batch: MicroBatch) -> float:
-        """A generator's logits are computed a second time, for the samples."""
-        return FORWARD_OPERATIONS * self.multiply_adds(batch, rows=batch.rows) if self.for_sampling else 0.0
-
     def kept_bytes(self, batch: MicroBatch) -> int:
         """Four vectors per target row."""
         model = self.model
@@ -62,31 +58,39 @@ class MlmHead(Layer, kind="mlm_head"):
 
     def kept_logits(self, batch: MicroBatch) -> int:
         """Softmax minus target, ``[B Q, V / T]``: nothing where there are too many for one chunk."""
-        columns = largest_vocabulary_shard(self.model.vocab_size, batch.tensor)
-        if len(row_chunks(batch.rows, columns)) > 1:
+        if len(self._chunks(batch, batch.rows)) > 1:
             return 0
-        # fp16 cannot hold a softmax over a large vocabulary, so there it stays fp32.
-        return batch.rows * columns * (2 if batch.precision == "bf16" else PRECISE_BYTES)
+        size = batch.element_bytes
+        if batch.precision == "fp16":  # which cannot hold it: fp32, and with the kernels nothing
+            size = 0 if batch.logits == TRITON else PRECISE_BYTES
+        return batch.rows * self._columns(batch) * size
 
     def peak_logits(self, batch: MicroBatch) -> int:
-        """One chunk in fp32 beside its narrow form; all of them where they are drawn from."""
-        columns = largest_vocabulary_shard(self.model.vocab_size, batch.tensor)
-        rows = min(batch.rows, rows_per_chunk(columns))
-        narrow = batch.element_bytes if batch.element_bytes < PRECISE_BYTES else 0
-        one_chunk = rows * columns * (PRECISE_BYTES + narrow)
-        # To be drawn from they exist whole in fp32, and once more divided by the temperature.
-        to_draw_from = 2 * batch.rows * columns * PRECISE_BYTES if self.for_sampling else 0
-        return max(one_chunk, self.kept_logits(batch) + to_draw_from)
+        """One chunk beside its softmax; and all logits where they are drawn from."""
+        longest = max(chunk.stop - chunk.start for chunk in self._chunks(batch, batch.rows))
+        narrow, element = longest * self._columns(batch) * batch.element_bytes, batch.element_bytes
+        # The kernels write the softmax over the logits, torch needs fp32, and what is drawn from has to stay.
+        softmax = longest * self._columns(batch) * (element if batch.logits == TRITON else PRECISE_BYTES)
+        if self.for_sampling:
+            return batch.rows * self._columns(batch) * element + max(softmax, self.kept_logits(batch))
+        in_place = batch.logits == TRITON or element == PRECISE_BYTES
+        return narrow if in_place else narrow + softmax
+
+    def _columns(self, batch: MicroBatch) -> int:
+        return largest_vocabulary_shard(self.model.vocab_size, batch.tensor)
+
+    def _chunks(self, batch: MicroBatch, rows: int) -> list[slice]:
+        size = batch.element_bytes
+        return row_chunks(rows, self._columns(batch), implementation=batch.logits, element_bytes=size)
 
     def collectives(self, batch: MicroBatch) -> list[Collective]:
         """What the head reads or sums over ranks."""
         model, bytes_ = self.model, batch.element_bytes
-        columns = largest_vocabulary_shard(model.vocab_size, batch.tensor)
         reads_all = not model.enhanced_mask_decoder
         found = whole_sequences(batch, model.hidden_size, "mlm_head input") if reads_all else []
         losses = sum(term(name).is_loss for name in self.terms)
         for targets in batch.targets or (batch.rows,) * losses:
-            for chunk in row_chunks(targets, columns):
+            for chunk in self._chunks(batch, targets):
                 rows = chunk.stop - chunk.start
                 sums, gradient = (2, rows, 1), (rows, model.embedding_width)
                 found += [

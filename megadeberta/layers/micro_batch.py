@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from megadeberta.config.deepspeed_block import Precision
+from megadeberta.ops.logits import TORCH
 
 PRECISE_BYTES = 4
 """Softmax, log-sum-exp and the statistics of a LayerNorm are fp32 at least."""
@@ -25,6 +26,8 @@ class MicroBatch:
     """Of weights and activations."""
     attention: str = "reference"
     """The attention backend, which decides what is kept for the backward pass."""
+    logits: str = TORCH
+    """What computes loss and draw over the vocabulary; it decides what is kept too."""
     tensor: int = 1
     """Ranks that share heads, feed-forward and vocabulary."""
     sequence_parallel: bool = False

@@ -3,14 +3,18 @@
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.micro_batch import MicroBatch
 from megadeberta.layers.objectives import objective_of
+from megadeberta.ops.attention.backends import GPU, find_backend
+from megadeberta.ops.logits import planned
 
 
 def micro_batch_of(config: RunConfig, *, attention: str = "reference") -> MicroBatch:
     """One micro batch of a run as one rank sees it.
 
     Args:
-        attention: the backend, which decides what is kept; costs and collectives do not depend on it.
+        attention: the backend, which decides what is kept; costs and collectives do not depend on it. One for CPUs
+            alone means that the run has no GPU.
     """
+    on_gpu = GPU in find_backend(attention).devices
     length, parallel = config.data.sequence_length, config.parallel
     return MicroBatch(
         sequences=config.engine.micro_batch,
@@ -18,6 +22,7 @@ def micro_batch_of(config: RunConfig, *, attention: str = "reference") -> MicroB
         slots=objective_of(config.objective).slots(config.objective, length),
         precision=config.engine.precision,
         attention=attention,
+        logits=planned(config.training.logits, on_gpu=on_gpu),
         tensor=parallel.tensor,
         sequence_parallel=parallel.sequence_parallel and parallel.tensor > 1,
         activation_checkpointing=parallel.activation_checkpointing,

@@ -1,7 +1,7 @@
 """What flows from layer to layer.
 
-Shapes: B batch · L length · Q target rows a sample · D hidden size · P rows of the windowed relative table
-V vocabulary.
+Shapes: B batch · L length · Q target rows a sample · M slots that a head computes · D hidden size
+P rows of the windowed relative table · V vocabulary.
 """
 
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ class Carry:
     relative: RelativePositions | None = None
     hidden: Tensor | None = None  # [B, L, D]
     masked_hidden: Tensor | None = None  # [B, Q, D]
-    masked_logits: Tensor | None = None  # [B, Q, V], detached
+    masked_logits: Tensor | None = None  # [M, V] of the slots that the head computed, detached
     replaced: Tensor | None = None  # [B, L] bool: a sample stands there that is not the original token
     terms: Mapping[str, Term] = field(default_factory=dict)
     last_mask: _LastMask = field(default_factory=_LastMask, repr=False)  # shared by the copies of a carry

@@ -4,6 +4,7 @@ Shapes: B batch · Q target rows a sample · D hidden size · E embedding width 
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from torch.nn import functional
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.carry import Carry, gather_rows
-from megadeberta.ops.masked_cross_entropy import masked_cross_entropy
+from megadeberta.ops.attention.backends import AUTO
+from megadeberta.ops.masked_cross_entropy import TokenLoss, masked_cross_entropy
 from megadeberta.ops.tied_table import TiedGradient
 
 EMPTY = 0
@@ -28,14 +30,19 @@ class TiedDecoder(nn.Module):
         self.register_parameter("weight", None)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(
-        self, hidden: Tensor, labels: Tensor | None = None, tied: TiedGradient | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits ``[..., V]``; with labels ``[M]`` for ``hidden`` ``[M, E]``, the loss sum and the number of hits."""
+    def forward(self, hidden: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor | TokenLoss:
+        """Logits ``[..., V]``; with labels ``[M]`` for ``hidden`` ``[M, E]``, the loss, see ``decoder_loss``."""
         if labels is None:
             return functional.linear(hidden, self.weight, self.bias)
-        tied = None if tied is None else tied.of(self.weight)
-        return masked_cross_entropy(hidden, self.weight, self.bias, labels, tied=tied)
+        return decoder_loss(self.weight, self.bias, hidden, labels, **options)
+
+
+def decoder_loss(
+    weight: Tensor, bias: Tensor, hidden: Tensor, labels: Tensor, *, tied: TiedGradient | None, **options: Any
+) -> TokenLoss:
+    """``masked_cross_entropy`` of a decoder whose ``weight`` may be the table of ``tied``."""
+    tied = None if tied is None else tied.of(weight)
+    return masked_cross_entropy(hidden, weight, bias, labels, tied=tied, **options)
 
 
 class MlmHead(nn.Module):
@@ -45,6 +52,7 @@ class MlmHead(nn.Module):
         """With ``for_sampling``, the logits are handed on: samples are drawn from them."""
         super().__init__()
         self.for_sampling = for_sampling
+        self.implementation = AUTO  # a name of ``ops.logits.IMPLEMENTATIONS``
         self.dense = nn.Linear(config.hidden_size, config.embedding_width)
         self.layer_norm = nn.LayerNorm(config.embedding_width, config.layer_norm_eps)
         self.decoder: nn.Module = TiedDecoder(config)
@@ -64,33 +72,31 @@ class MlmHead(nn.Module):
             rows = gather_rows(self.all_tokens(carry.hidden), carry.field("masked_positions"))
         # Sums, not means: each is divided once by its count over the whole global batch, so that the gradient does not
         # depend on how the batch is cut into micro batches and ranks.
-        terms = dict(carry.terms)
-        for name, labels in _targets(carry).items():
-            loss_sum, correct = self._loss(rows.flatten(0, 1), labels.flatten(), carry.tied_gradient)
+        terms, logits = dict(carry.terms), None
+        for name, labels in self._targets(carry).items():
+            loss_sum, hits, logits = self._loss(rows.flatten(0, 1), labels.flatten(), carry.tied_gradient)
             count = (labels != EMPTY).sum()
-            terms |= {f"{name}_loss": (loss_sum, count), f"{name}_accuracy": (correct, count)}
-        logits = self._logits_to_sample_from(rows) if self.for_sampling else None
+            terms |= {f"{name}_loss": (loss_sum, count), f"{name}_accuracy": (hits, count)}
         return replace(carry, masked_logits=logits, terms=terms)
 
-    def _loss(self, rows: Tensor, labels: Tensor, tied: TiedGradient | None) -> tuple[Tensor, Tensor]:
-        """Loss sum and number of hits of ``[M, D]`` with labels ``[M]``."""
-        if not rows.is_cuda:
-            # Empty slots cost as much as others. On a GPU finding them would make the host wait for the device.
-            filled = labels.nonzero().squeeze(1)
-            rows, labels = rows.index_select(0, filled), labels.index_select(0, filled)
-        return self.decoder(self.transform(rows), labels, tied)
+    def _loss(self, rows: Tensor, labels: Tensor, tied: TiedGradient | None) -> TokenLoss:
+        """Of ``[M, D]`` with labels ``[M]``."""
+        computed = computed_slots(labels)
+        if computed is not None:
+            rows, labels = rows.index_select(0, computed), labels.index_select(0, computed)
+        options = {"tied": tied, "implementation": self.implementation, "keep_logits": self.for_sampling}
+        return self.decoder(self.transform(rows), labels, **options)
 
-    @torch.no_grad()
-    def _logits_to_sample_from(self, rows: Tensor) -> Tensor:
-        """``[B, Q, D]`` -> ``[B, Q, V]`` in fp32 or better."""
-        logits = self.logits(rows)
-        return logits if logits.dtype == torch.float64 else logits.float()
+    def _targets(self, carry: Carry) -> dict[str, Tensor]:
+        """Labels ``[B, Q]`` of masked tokens, and of next tokens where the batch has sequences read left to right."""
+        labels = carry.field("masked_labels")
+        if carry.prefix_lengths is None or self.for_sampling:  # a generator fills what is masked, nothing else
+            return {"mlm": labels}
+        whole = (carry.prefix_lengths >= carry.input_ids.size(1)).unsqueeze(-1)  # [B, 1]
+        return {"mlm": labels.masked_fill(~whole, EMPTY), "ar": labels.masked_fill(whole, EMPTY)}
 
 
-def _targets(carry: Carry) -> dict[str, Tensor]:
-    """Labels ``[B, Q]`` of masked tokens, and of next tokens where the batch has sequences read left to right."""
-    labels = carry.field("masked_labels")
-    if carry.prefix_lengths is None:
-        return {"mlm": labels}
-    whole = (carry.prefix_lengths >= carry.input_ids.size(1)).unsqueeze(-1)  # [B, 1]
-    return {"mlm": labels.masked_fill(~whole, EMPTY), "ar": labels.masked_fill(whole, EMPTY)}
+def computed_slots(labels: Tensor) -> Tensor | None:
+    """Which slots of ``labels`` ``[M]`` the decoder computes: those with a target on a CPU, where empty ones cost as
+    much; None, all of them, elsewhere: finding them would make the host wait for the device."""
+    return labels.nonzero().squeeze(1) if labels.device.type == "cpu" else None

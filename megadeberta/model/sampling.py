@@ -2,10 +2,11 @@
 
 Nothing is drawn from a stream, so the samples depend on no layout, and a resumed run draws them again.
 
-Shapes: B batch · L length · Q masked rows a sample · V vocabulary · R rows.
+Shapes: B batch · L length · Q masked rows a sample · M rows that the head computed · V vocabulary.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,9 @@ from torch.nn import functional
 
 from megadeberta.model.carry import Carry, Term
 from megadeberta.model.dropout import needed
-from megadeberta.model.mlm_head import EMPTY
-from megadeberta.ops.split_mix import hash_words, shift_right
-
-_CHUNK_ELEMENTS = 2**22
-"""Noise of this many (row, id) pairs exists at a time: 32 MiB for each of the hash's few temporaries."""
+from megadeberta.model.mlm_head import EMPTY, computed_slots
+from megadeberta.ops.attention.backends import AUTO
+from megadeberta.ops.gumbel_max import gumbel_max
 
 
 class Sample(nn.Module):
@@ -32,6 +31,7 @@ class Sample(nn.Module):
         super().__init__()
         self.temperature = temperature
         self.site = 0
+        self.implementation = AUTO  # a name of ``ops.logits.IMPLEMENTATIONS``
         self.draw = gumbel_max  # an insertion point of tensor parallelism
 
     @torch.no_grad()
@@ -39,7 +39,7 @@ class Sample(nn.Module):
         positions, labels = carry.field("masked_positions"), carry.field("masked_labels")
         is_target = labels != EMPTY
         keys = needed(carry.draws).rows.gather(1, positions) ^ self.site  # [B, Q]
-        drawn = self.draw(carry.field("masked_logits") / self.temperature, keys)
+        drawn = self._drawn(carry.field("masked_logits"), keys.flatten(), labels)
         length = carry.input_ids.size(1)
         target = torch.where(is_target, positions, length)  # empty slots write behind the end
         input_ids = functional.pad(carry.input_ids, (0, 1)).scatter(1, target, drawn)[:, :length]
@@ -55,6 +55,21 @@ class Sample(nn.Module):
             "replaced_rate": (is_replaced.sum(), tokens),
         }
         return after_sampling(carry, input_ids=input_ids, replaced=replaced, rates=rates)
+
+    def _drawn(self, logits: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
+        """``[B, Q]``, 0 in slots that the head did not compute.
+
+        Args:
+            logits: ``[M, V]`` of the head.
+            keys: ``[B Q]``.
+            labels: ``[B, Q]``.
+        """
+        options: dict[str, Any] = {"temperature": self.temperature, "implementation": self.implementation}
+        computed = computed_slots(labels.flatten())
+        if computed is None:
+            return self.draw(logits, keys, **options).view_as(labels)
+        drawn = self.draw(logits, keys[computed], **options)
+        return torch.zeros_like(keys).index_copy_(0, computed, drawn).view_as(labels)
 
 
 def after_sampling(carry: Carry, *, input_ids: Tensor, replaced: Tensor, rates: dict[str, Term]) -> Carry:
@@ -72,42 +87,3 @@ def after_sampling(carry: Carry, *, input_ids: Tensor, replaced: Tensor, rates: 
         hidden=None,
         terms={**carry.terms, **rates},
     )
-
-
-def gumbel_max(logits: Tensor, keys: Tensor) -> Tensor:
-    """One id for each row, drawn from its softmax: ``argmax(logits + Gumbel noise)``.
-
-    Args:
-        logits: ``[..., V]``.
-        keys: int64 ``[...]``; the same key and logits give the same id.
-    """
-    return best_ids(logits, keys)[1]
-
-
-def best_ids(logits: Tensor, keys: Tensor, *, first_id: int = 0) -> tuple[Tensor, Tensor]:
-    """Largest ``logits + Gumbel noise`` of each row and its id, both ``[...]``.
-
-    Args:
-        logits: ``[..., V]``, of the ids from ``first_id`` on.
-        keys: int64 ``[...]``.
-    """
-    vocabulary = logits.size(-1)
-    ids = torch.arange(first_id, first_id + vocabulary, device=logits.device)
-    rows = logits.reshape(-1, vocabulary)
-    size = max(1, _CHUNK_ELEMENTS // vocabulary)
-    best = [
-        # -log of an exponential variable is a Gumbel variable.
-        (chunk - torch.log(exponential(hash_words(chunk_keys.unsqueeze(-1), ids)))).max(-1)
-        for chunk, chunk_keys in zip(rows.split(size), keys.reshape(-1).split(size), strict=True)
-    ]
-    values, places = (torch.cat(parts).view(keys.shape) for parts in zip(*best, strict=True))
-    return values, places + first_id
-
-
-def exponential(words: Tensor) -> Tensor:
-    """Standard exponential variables, fp32, from uniform words.
-
-    ``-log1p(-u)`` keeps all digits where u is small, and the smallest of V variables decides a draw.
-    """
-    uniform = (shift_right(words, 11).float() + 0.5) * 2.0**-53  # in (0, 1]
-    return -torch.log1p(-uniform.clamp_max(1.0 - 2.0**-24))

@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megadeberta.ops.recycled_buffer import RecycledBuffer
+
+_GRADIENTS = RecycledBuffer()
+
 
 class TiedGradient:
     """Carries the output side's gradient of the table to the input side, within one backward pass.
@@ -60,7 +64,8 @@ class _Lookup(torch.autograd.Function):
 
 def _add_rows(dense: Tensor | None, rows: Tensor, ids: Tensor, size: int, padding: int | None) -> Tensor:
     """The gradient ``[V, E]``: ``dense`` with the gradients ``rows`` ``[M, E]`` of its rows ``ids`` ``[M]`` added."""
-    if dense is not None and rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64):
+    if rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64):
+        dense = _zeros(size, like=rows) if dense is None else dense
         if padding is not None:
             rows = rows * (ids != padding).unsqueeze(-1)
         return dense.index_add_(0, ids, rows)  # row after row
@@ -70,3 +75,9 @@ def _add_rows(dense: Tensor | None, rows: Tensor, ids: Tensor, size: int, paddin
         rows.to(precise), ids, size, none if padding is None else padding, False
     )
     return added.to(rows.dtype) if dense is None else dense.add_(added)
+
+
+def _zeros(size: int, *, like: Tensor) -> Tensor:
+    """``[V, E]``, where possible in pages that the process has already."""
+    found = _GRADIENTS.take(size, like.size(1), like=like)
+    return like.new_zeros(size, like.size(1)) if found is None else found.zero_()

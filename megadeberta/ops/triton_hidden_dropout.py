@@ -10,9 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megadeberta.ops.split_mix import FIRST_FACTOR, GOLDEN, SECOND_FACTOR
-
-_GOLDEN, _FIRST, _SECOND = tl.constexpr(GOLDEN), tl.constexpr(FIRST_FACTOR), tl.constexpr(SECOND_FACTOR)
+from megadeberta.ops.triton_split_mix import hash_words
 
 
 def triton_hidden_dropout(hidden: Tensor, keys: Tensor, *, site: int, below: int, of_table: bool = False) -> Tensor:
@@ -27,18 +25,9 @@ def triton_hidden_dropout(hidden: Tensor, keys: Tensor, *, site: int, below: int
 
 
 @triton.jit
-def mixed(key, counter):
-    """Word ``counter`` of ``key``: as ``split_mix.hash_words``."""
-    words = key + (counter.to(tl.int64) + 1) * _GOLDEN
-    words = (words ^ ((words >> 30) & 0x3FFFFFFFF)) * _FIRST
-    words = (words ^ ((words >> 27) & 0x1FFFFFFFFF)) * _SECOND
-    return words ^ ((words >> 31) & 0x1FFFFFFFF)
-
-
-@triton.jit
 def kept(key, below, BD: tl.constexpr):
     """Which columns of the row of this key survive, ``[BD]``: bit for bit ``hidden_dropout.kept_columns``."""
-    words = mixed(key, tl.arange(0, BD // 8))
+    words = hash_words(key, tl.arange(0, BD // 8).to(tl.int64))
     low, high = (words & 0xFFFFFFFF).to(tl.int32), (words >> 32).to(tl.int32)
     # Byte k of a word, k = 4 a + 2 b + c: a by the first join, b by the second, c by the third.
     even = tl.join(tl.join(low & 255, high & 255), tl.join((low >> 16) & 255, (high >> 16) & 255))
@@ -52,7 +41,7 @@ def dropout_kernel(HIDDEN, KEYS, DROPPED, site, size, below, keep_scale, OF_TABL
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BD)
     inside = columns < size
-    key = mixed(tl.load(KEYS) ^ site, row) if OF_TABLE else tl.load(KEYS + row) ^ site
+    key = hash_words(tl.load(KEYS) ^ site, row) if OF_TABLE else tl.load(KEYS + row) ^ site
     hidden = tl.load(HIDDEN + row * size + columns, mask=inside, other=0.0).to(tl.float32)
     dropped = tl.where(kept(key, below, BD), hidden * keep_scale, 0.0)
     tl.store(DROPPED + row * size + columns, dropped.to(DROPPED.dtype.element_ty), mask=inside)

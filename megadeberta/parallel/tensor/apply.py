@@ -22,7 +22,8 @@ from megadeberta.model.dropout import Draws, HiddenDropout
 from megadeberta.model.embeddings import Embeddings, RelativeTable, SharedEmbedding, WordTable
 from megadeberta.model.mask_decoder import EnhancedMaskDecoder
 from megadeberta.model.mlm_head import MlmHead, TiedDecoder
-from megadeberta.model.sampling import Sample, best_ids
+from megadeberta.model.sampling import Sample
+from megadeberta.ops.gumbel_max import best_ids
 from megadeberta.parallel.tensor.collectives import gather_tokens, own_tokens, sum_backward, take_tokens
 from megadeberta.parallel.tensor.linear import (
     ColumnParallel,
@@ -158,8 +159,8 @@ def _shard_mlm_head(head: MlmHead, plan: TensorParallel) -> None:
 def _shard_sampling(sample: Sample, plan: TensorParallel) -> None:
     first_id = plan.shard.rows.start
 
-    def draw(logits: Tensor, keys: Tensor) -> Tensor:
-        values, ids = best_ids(logits, keys, first_id=first_id)
+    def draw(logits: Tensor, keys: Tensor, **options: Any) -> Tensor:
+        values, ids = best_ids(logits, keys, first_id=first_id, **options)
         return best_of_shards(values, ids, plan.group)
 
     sample.draw = draw

@@ -3,14 +3,17 @@
 Shapes: E embedding width · M rows with a target · V vocabulary · T tensor-parallel ranks (shards of about V/T rows).
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 from megadeberta.model.embeddings import SharedEmbedding, WordTable
-from megadeberta.model.mlm_head import TiedDecoder
+from megadeberta.model.mlm_head import TiedDecoder, decoder_loss
+from megadeberta.ops.masked_cross_entropy import TokenLoss
 from megadeberta.ops.tied_table import TiedGradient, lookup
 from megadeberta.parallel.tensor.collectives import sum_forward
-from megadeberta.parallel.tensor.cross_entropy import vocabulary_cross_entropy
+from megadeberta.parallel.tensor.cross_entropy import OtherShards
 from megadeberta.parallel.tensor.shard import VocabularyShard
 
 
@@ -71,15 +74,12 @@ class VocabularyDecoder(nn.Module):
         self.bias = decoder.bias
         self.shard = shard
 
-    def forward(
-        self, hidden: Tensor, labels: Tensor | None = None, tied: TiedGradient | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits of this shard ``[..., V/T]``; with labels ``[M]`` for ``hidden`` ``[M, E]``, loss sum and hits over
-        the whole vocabulary (see ``vocabulary_cross_entropy`` for its collectives)."""
+    def forward(self, hidden: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor | TokenLoss:
+        """As ``TiedDecoder``. Logits are those of this shard, ``[..., V/T]``, and the loss is over the whole vocabulary
+        (see ``OtherShards`` for its collectives)."""
         if labels is None:
             return functional.linear(hidden, self.weight, self.bias)
-        tied = None if tied is None else tied.of(self.weight)
-        return vocabulary_cross_entropy(hidden, self.weight, self.bias, labels, shard=self.shard, tied=tied)
+        return decoder_loss(self.weight, self.bias, hidden, labels, shards=OtherShards(self.shard), **options)
 
 
 def _local_padding(padding: int | None, rows: range) -> int | None:

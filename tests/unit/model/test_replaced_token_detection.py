@@ -96,10 +96,17 @@ def test_no_gradient_passes_through_sampling(sharing: str) -> None:
             assert mlm[name] is None, name
 
 
+def _sure(favourites: list[list[int]], targets: dict[str, Tensor]) -> Tensor:
+    """Logits of a generator that is sure of these ids, ``[B, Q]``; a head gives those of filled slots."""
+    logits = torch.nn.functional.one_hot(torch.tensor(favourites), 12) * 1e4
+    return logits[targets["masked_labels"] != 0].double()
+
+
 def _sampled(favourites: list[list[int]]) -> Carry:
     """The sequence after a generator that is sure of these ids, ``[B, Q]``."""
-    logits = torch.nn.functional.one_hot(torch.tensor(favourites), 12) * 1e4
-    carry = Carry(IDS, MASK.bool(), **TARGETS, masked_logits=logits.double(), draws=Draws.of(torch.tensor([1, 2]), 6))
+    carry = Carry(
+        IDS, MASK.bool(), **TARGETS, masked_logits=_sure(favourites, TARGETS), draws=Draws.of(torch.tensor([1, 2]), 6)
+    )
     return Sample(1.0)(carry)
 
 
@@ -113,10 +120,8 @@ def test_a_sample_that_equals_the_original_is_no_replacement() -> None:
 
 def test_empty_slots_change_nothing_even_beside_a_masked_first_token() -> None:
     targets = {"masked_positions": torch.tensor([[0, 0]]), "masked_labels": torch.tensor([[9, 0]])}
-    logits = torch.nn.functional.one_hot(torch.tensor([[8, 4]]), 12) * 1e4
-    carry = Carry(
-        IDS[:1], MASK[:1].bool(), **targets, masked_logits=logits.double(), draws=Draws.of(torch.tensor([1]), 6)
-    )
+    logits = _sure([[8, 4]], targets)
+    carry = Carry(IDS[:1], MASK[:1].bool(), **targets, masked_logits=logits, draws=Draws.of(torch.tensor([1]), 6))
     assert Sample(1.0)(carry).input_ids.tolist() == [[8, 5, 11, 4, 11, 2]]
 
 

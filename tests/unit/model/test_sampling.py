@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from megadeberta.data.counter_random import random_words
-from megadeberta.model import sampling
-from megadeberta.model.sampling import exponential, gumbel_max
+from megadeberta.ops import gumbel_max as definition
+from megadeberta.ops.gumbel_max import exponential, gumbel_max
 from megadeberta.ops.split_mix import hash_words
 
 
@@ -41,7 +41,7 @@ def test_a_draw_depends_on_its_own_key_and_logits_only(monkeypatch: pytest.Monke
     generator = torch.Generator().manual_seed(0)
     logits, keys = torch.randn(3, 4, 50, generator=generator), hash_words(torch.tensor(3), torch.arange(12)).view(3, 4)
     whole = gumbel_max(logits, keys)
-    monkeypatch.setattr(sampling, "_CHUNK_ELEMENTS", 100)  # two rows at a time
+    monkeypatch.setattr(definition, "_CHUNK_ELEMENTS", 100)  # two rows at a time
     assert torch.equal(gumbel_max(logits, keys), whole)
     assert torch.equal(gumbel_max(logits[1:2, 2:3], keys[1:2, 2:3]), whole[1:2, 2:3])
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megadeberta.ops import logit_chunks
+from megadeberta.ops import logits as logit_rules
 from megadeberta.ops.masked_cross_entropy import masked_cross_entropy
 from megadeberta.ops.recompute import gelu_then
 from megadeberta.ops.tied_table import TiedGradient, lookup
@@ -28,9 +28,9 @@ def _plain(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tens
 
 @pytest.mark.parametrize("chunk", [2**27, 3 * VOCABULARY, VOCABULARY], ids=["one chunk", "three rows", "one row"])
 def test_loss_and_gradients_equal_plain_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logit_chunks, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(logit_rules, "CHUNK_ELEMENTS", chunk)
     leaves, labels = _inputs()
-    loss, correct = masked_cross_entropy(*leaves, labels)
+    loss, correct, _ = masked_cross_entropy(*leaves, labels)
     expected = _plain(*leaves, labels)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     logits = leaves[0] @ leaves[1].T + leaves[2]
@@ -44,7 +44,7 @@ def test_loss_and_gradients_equal_plain_cross_entropy(chunk: int, monkeypatch: p
 def test_no_targets_give_no_loss_and_zero_gradients() -> None:
     leaves, _ = _inputs()
     hidden = leaves[0][:0].detach().requires_grad_()
-    loss, correct = masked_cross_entropy(hidden, *leaves[1:], torch.zeros(0, dtype=torch.int64))
+    loss, correct, _ = masked_cross_entropy(hidden, *leaves[1:], torch.zeros(0, dtype=torch.int64))
     assert loss == 0 and correct == 0
     assert all(not gradient.any() for gradient in torch.autograd.grad(loss, leaves[1:]))
 
@@ -55,7 +55,7 @@ def test_fp16_gradients_survive_a_softmax_below_its_range() -> None:
     hidden = (0.01 * torch.randn(2, 8)).half().requires_grad_()
     weight = (0.01 * torch.randn(60_000, 8)).half().requires_grad_()
     bias, labels = torch.zeros(60_000, dtype=torch.float16), torch.tensor([5, 9])
-    loss, _ = masked_cross_entropy(hidden, weight, bias, labels)
+    loss, *_ = masked_cross_entropy(hidden, weight, bias, labels)
     gradient = torch.autograd.grad(loss * 4096, weight)[0].double()
     double = [t.detach().double().requires_grad_() for t in (hidden, weight)]
     exact = torch.autograd.grad(_plain(*double, bias.double(), labels) * 4096, double[1])[0]
