@@ -14,6 +14,7 @@ from torch import distributed, nn
 from megadeberta.batch import batch_fields
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.build import build_engine, partitioner, working_type
+from megadeberta.engine.fp32_products import set_tf32
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.pipeline import build_pipeline_engine
 from megadeberta.engine.pipeline_step import PipelineStepper
@@ -21,7 +22,7 @@ from megadeberta.engine.state.local_parameters import LocalParameter, TensorSlic
 from megadeberta.engine.step import Stepper
 from megadeberta.engine.whole_step import WholeStepper
 from megadeberta.layers.objectives import list_layers, objective_of
-from megadeberta.layers.recipe import micro_batch_of
+from megadeberta.layers.recipe import micro_batch_of, resolved
 from megadeberta.layers.shapes import Shapes, parameter_shapes
 from megadeberta.layers.stages import plan_stages, shared_parameters
 from megadeberta.model.apex_switch import select_apex
@@ -37,6 +38,7 @@ from megadeberta.model.initialize import fill_parameter, give_storage
 from megadeberta.model.kernel_trial import try_backend
 from megadeberta.model.logit_kernels import select_logits
 from megadeberta.model.whole import WholeModel
+from megadeberta.ops.attention.backends import untested_triton
 from megadeberta.parallel.groups import Groups, make_groups
 from megadeberta.parallel.pipeline.packing import term_names
 from megadeberta.parallel.pipeline.stage import Stage
@@ -80,7 +82,11 @@ def assemble(config: RunConfig, topology: Topology, device: torch.device) -> Ass
     Raises:
         ConfigError, CheckpointError: the same on every rank.
     """
+    config = resolved(config, topology)
     timeout = config.parallel.timeout_seconds
+    for line in (set_tf32(config.training.tf32, device), untested_triton() if device.type == "cuda" else None):
+        if line:
+            logger.info("%s", line)
     groups = make_groups(topology, timeout_seconds=timeout)
     shapes = parameter_shapes(config.model, config.objective)
     fill = _filler(config, shapes)

@@ -172,4 +172,6 @@ def _describe_layout(prepared: PreparedRun) -> str:
     topology, parallel = prepared.topology, prepared.config.parallel
     options = [name for name in ("sequence_parallel", "activation_checkpointing") if getattr(parallel, name)]
     sizes = f"{topology.data} data x {topology.tensor} tensor x {topology.pipeline} pipeline"
-    return f"layout {sizes}, ZeRO {prepared.config.engine.zero_stage}" + "".join(f", {name}" for name in options)
+    settings = prepared.config.engine
+    sums = f"gradients added up in {settings.accumulation_type}, over ranks in {settings.reduction_type}"
+    return f"layout {sizes}, ZeRO {settings.zero_stage}, {sums}" + "".join(f", {name}" for name in options)

@@ -58,8 +58,12 @@ class EngineSettings:
     """Sequences of one forward pass on one rank; 0 = not given."""
     accumulation: int | None
     """Micro batches of one optimizer step as the recipe gives them; None = to be derived (``batch_algebra``)."""
-    accumulates_in_fp32: bool
-    """Whether bf16 gradients are added up in fp32, in a second buffer (runtime/bf16_optimizer.py)."""
+    accumulation_type: Precision
+    """In which the gradients of a step's micro batches are added up."""
+    says_accumulation_type: bool
+    """Whether the block itself says so."""
+    reduction_type: Precision
+    """In which gradients are added up over data-parallel ranks."""
     optimizer_device: Device
     parameter_device: Device
     allows_untested_optimizer: bool
@@ -78,19 +82,21 @@ class EngineSettings:
         """Read a block, checked or not."""
         zero, pipeline = _section(block, "zero_optimization"), _section(block, "pipeline")
         stage, precision = zero.get("stage", 0), _precision(block)
-        wide = _section(block, "data_types").get("grad_accum_dtype") in ("fp32", "float32")
+        accumulation, overlap = _section(block, "data_types").get("grad_accum_dtype"), zero.get("overlap_comm")
         return cls(
             precision=precision,
             zero_stage=int(stage) if stage in _STAGES else 0,
             global_batch=_count(block, "train_batch_size"),
             micro_batch=_count(block, "train_micro_batch_size_per_gpu"),
             accumulation=_count(block, "gradient_accumulation_steps") or None,
-            accumulates_in_fp32=precision == "bf16" and wide,
+            accumulation_type=_type(accumulation) or precision,
+            says_accumulation_type=_type(accumulation) is not None,
+            reduction_type=_type(block.get("communication_data_type")) or precision,
             optimizer_device=_device(zero, "offload_optimizer"),
             parameter_device=_device(zero, "offload_param"),
             allows_untested_optimizer=bool(block.get("zero_allow_untested_optimizer", False)),
             contiguous_gradients=bool(zero.get("contiguous_gradients", True)),
-            overlaps_communication=bool(zero.get("overlap_comm", False)),
+            overlaps_communication=stage == 3 if overlap is None else bool(overlap),
             reduce_bucket_size=_elements(zero, "reduce_bucket_size", 5 * 10**8),
             max_reuse_distance=_elements(zero, "stage3_max_reuse_distance", 10**9),
             prefetch_bucket_size=_elements(zero, "stage3_prefetch_bucket_size", 5 * 10**7),
@@ -106,7 +112,12 @@ class EngineSettings:
     @property
     def element_bytes(self) -> int:
         """Of a weight, an activation or a gradient of forward and backward."""
-        return 2 if self.is_half else 4
+        return bytes_of(self.precision)
+
+    @property
+    def keeps_wide_gradients(self) -> bool:
+        """Whether gradients are added up in another type than forward and backward have, so in tensors of their own."""
+        return self.accumulation_type != self.precision
 
     @property
     def offloads_optimizer(self) -> bool:
@@ -130,6 +141,11 @@ class EngineSettings:
 _STAGES = (0, 1, 2, 3)
 
 
+def bytes_of(precision: Precision) -> int:
+    """Of one number."""
+    return 4 if precision == "fp32" else 2
+
+
 @dataclass(frozen=True)
 class BatchAlgebra:
     """global_batch = micro_batch x accumulation x data_parallel, in sequences."""
@@ -149,7 +165,7 @@ def check_keys(block: Mapping[str, Any], *, source: str) -> None:
             near = difflib.get_close_matches(key, sorted(KNOWN_KEYS), n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else "; DeepSpeed 0.19.8 has no such key"
             raise ConfigError(f"{source}: unknown key deepspeed.{key}{hint}")
-    for key in ("zero_optimization", "bf16", "fp16"):
+    for key in ("zero_optimization", "bf16", "fp16", "data_types"):
         if not isinstance(block.get(key, {}), Mapping):
             raise ConfigError(f"{source}: deepspeed.{key} must be an object, found {block[key]!r}")
     for key in ("offload_optimizer", "offload_param"):
@@ -159,6 +175,34 @@ def check_keys(block: Mapping[str, Any], *, source: str) -> None:
     stage = block.get("zero_optimization", {}).get("stage", 0)
     if stage not in _STAGES:
         raise ConfigError(f"{source}: deepspeed.zero_optimization.stage={stage!r} must be 0, 1, 2 or 3")
+    _check_types(block, source)
+    if stage == 0 and block.get("zero_optimization", {}).get("overlap_comm"):
+        raise ConfigError(
+            f"{source}: deepspeed.zero_optimization.overlap_comm needs stage 1, 2 or 3: DeepSpeed 0.19.8 ignores it "
+            "without ZeRO"
+        )
+
+
+def _check_types(block: Mapping[str, Any], source: str) -> None:
+    """What gradients are added up in must be known to DeepSpeed, and be what its optimizers really use."""
+    settings = EngineSettings.of(block)
+    named = {
+        "data_types.grad_accum_dtype": block.get("data_types", {}).get("grad_accum_dtype"),
+        "communication_data_type": block.get("communication_data_type"),
+    }
+    for key, value in named.items():
+        if value is not None and _type(value) is None:
+            raise ConfigError(f"{source}: deepspeed.{key}={value!r} must be one of {', '.join(get_args(Precision))}")
+    if settings.accumulation_type not in ("fp32", settings.precision):
+        raise ConfigError(
+            f"{source}: deepspeed.data_types.grad_accum_dtype={settings.accumulation_type!r} with {settings.precision} "
+            f"weights would lose digits; use 'fp32'{f' or {settings.precision!r}' if settings.is_half else ''}"
+        )
+    if settings.zero_stage == 0 and settings.keeps_wide_gradients:
+        raise ConfigError(
+            f"{source}: deepspeed.data_types.grad_accum_dtype='fp32' with {settings.precision} needs "
+            "deepspeed.zero_optimization.stage=1 or more: DeepSpeed 0.19.8 has no fp32 accumulation without ZeRO"
+        )
 
 
 def _check_offload(zero: Mapping[str, Any], key: str, source: str) -> None:
@@ -235,6 +279,12 @@ def _section(block: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _precision(block: Mapping[str, Any]) -> Precision:
     return next((name for name in get_args(Precision) if _is_enabled(block, name)), "fp32")
+
+
+def _type(value: Any) -> Precision | None:
+    """DeepSpeed's names of a type: ``DtypeEnum`` of runtime/config.py has more of them for one key than for the other,
+    so only those that both take count."""
+    return cast(Precision, value) if value in get_args(Precision) else None
 
 
 def _is_enabled(block: Mapping[str, Any], precision: str) -> bool:

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import EngineSettings, with_values
+from megadeberta.config.deepspeed_defaults import missing_values
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.config.section import Section
@@ -37,7 +38,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     parallel: ParallelConfig = ParallelConfig()
-    deepspeed: dict[str, Any] = Field(description="passed to deepspeed.initialize as it stands")
+    deepspeed: dict[str, Any] = Field(description="passed to deepspeed.initialize, with what `completed` adds")
 
     @property
     def engine(self) -> EngineSettings:
@@ -47,3 +48,14 @@ class RunConfig(Section):
     def with_deepspeed(self, values: Mapping[str, Any]) -> "RunConfig":
         """The recipe with other values in its deepspeed block, by dotted key: ``{"zero_optimization.stage": 2}``."""
         return self.model_copy(update={"deepspeed": with_values(self.deepspeed, values)})
+
+    def completed(self, *, parameters: int, data_parallel: int) -> "RunConfig":
+        """The recipe with what it leaves to us in its deepspeed block (``missing_values``); twice is as once.
+
+        Args:
+            parameters: of one rank, before ZeRO partitions them; about is enough.
+        """
+        pipeline = self.parallel.pipeline
+        return self.with_deepspeed(
+            missing_values(self.deepspeed, parameters=parameters, data_parallel=data_parallel, pipeline=pipeline)
+        )

@@ -56,6 +56,10 @@ class TrainingConfig(Section):
     apex: Literal["auto", "on", "off"] = Field(
         "auto", description="NVIDIA apex's LayerNorm where it is built; auto = where it is measured to be faster"
     )
+    tf32: bool = Field(
+        False,
+        description="fp32 products on a GPU: true = inputs rounded to 10 bits, several times faster; false = fp32",
+    )
     selective_recompute: bool = Field(
         False, description="keep less for backward: project queries, keys, values and the feed-forward again there"
     )

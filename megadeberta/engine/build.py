@@ -1,14 +1,16 @@
 """A model becomes a DeepSpeed engine."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.config import DeepSpeedConfigError
+from deepspeed.runtime.engine import ZERO_OPTIMIZATION, DeepSpeedEngine
 from pydantic import ValidationError
-from torch import nn
+from torch import distributed, nn
 
 from megadeberta.config.deepspeed_block import EngineSettings, Precision
 from megadeberta.config.first_problem import first_problem
@@ -36,7 +38,7 @@ def build_engine(
     timeout_seconds: float,
     mpu: ModelParallelUnit | None = None,
 ) -> deepspeed.DeepSpeedEngine:
-    """Wrap ``model``; the recipe's deepspeed block goes in as it stands.
+    """Wrap ``model``; the deepspeed block goes in as it stands, so it must be that of a completed recipe.
 
     All-reduces over the world once, while DeepSpeed sets up its groups.
 
@@ -47,18 +49,18 @@ def build_engine(
         ConfigError: DeepSpeed refuses the block; the same on every rank.
     """
     try:
-        engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=build_optimizer(model, optimizer, offloaded=EngineSettings.of(block).offloads_optimizer),
-            config=_with_defaults(block),
-            mpu=mpu,
-            dist_init_required=False,
-        )
+        with _zero_among_several(is_alone=_is_alone(model, mpu)):
+            engine, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=build_optimizer(model, optimizer, offloaded=EngineSettings.of(block).offloads_optimizer),
+                config=_with_defaults(block),
+                mpu=mpu,
+                dist_init_required=False,
+            )
     except (ValidationError, DeepSpeedConfigError) as error:
         raise ConfigError(f"DeepSpeed {deepspeed.__version__} refuses the deepspeed block: {_reason(error)}") from error
     apply_timeout(timeout_seconds)
-    if isinstance(engine.optimizer, BF16_Optimizer):
-        work_on_whole_groups(engine.optimizer)
+    work_on_whole_groups(engine.optimizer)
     return engine
 
 
@@ -69,6 +71,33 @@ def _with_defaults(block: Mapping[str, Any]) -> dict[str, Any]:
     if settings.precision == "bf16" and not settings.offloads_optimizer:
         whole["bf16"] = _CHECK_THE_NORM_ALONE | dict(block["bf16"])
     return whole
+
+
+def _is_alone(model: nn.Module, mpu: ModelParallelUnit | None) -> bool:
+    """Whether this rank holds the whole model and nobody computes other samples."""
+    return mpu is None and not isinstance(model, PipelineModule) and distributed.get_world_size() == 1
+
+
+@contextlib.contextmanager
+def _zero_among_several(*, is_alone: bool) -> Iterator[None]:
+    """Engines that are made in here have the ZeRO optimizer wherever the block asks for ZeRO and there are others.
+
+    DeepSpeed 0.19.8 gives bf16 with fp32 accumulation under stage 1 to its BF16_Optimizer instead. That reduces after
+    the backward pass, out of a second copy of all gradients, and knows neither overlap_comm nor reduce_bucket_size. The
+    ZeRO optimizer, which does the same for fp16, gives the same bits (tests/distributed/test_gradient_types.py). A rank
+    that is alone reduces nothing, and has no use for the ZeRO optimizer's copies of every gradient.
+    """
+    choose = DeepSpeedEngine._do_optimizer_sanity_check
+
+    def choose_zero(engine: DeepSpeedEngine, basic_optimizer: torch.optim.Optimizer) -> str | None:
+        chosen = choose(engine, basic_optimizer)
+        return ZERO_OPTIMIZATION if engine.zero_optimization() and not is_alone else chosen
+
+    DeepSpeedEngine._do_optimizer_sanity_check = choose_zero
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._do_optimizer_sanity_check = choose
 
 
 def working_type(precision: Precision) -> torch.dtype:

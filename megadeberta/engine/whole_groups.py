@@ -1,7 +1,8 @@
-"""DeepSpeed's bf16 optimizer with many gradients at a time.
+"""DeepSpeed's optimizers with many gradients at a time.
 
-It keeps the fp32 gradients of a group of parameters in one flat buffer, and yet adds to it, takes its norm and clips it
-parameter by parameter: four kernels for each, 816 of a base model's step (DeepSpeed 0.19.8, runtime/bf16_optimizer.py).
+Where gradients are fp32 they are kept in one flat buffer for a group of parameters, and yet DeepSpeed 0.19.8 goes over
+them parameter by parameter: its bf16 optimizer (runtime/bf16_optimizer.py) adds, measures and clips with four kernels
+for each, 816 of a base model's step, and the ZeRO optimizer (runtime/zero/stage_1_and_2.py) measures with two.
 """
 
 import functools
@@ -10,7 +11,8 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-from torch import Tensor
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import Tensor, distributed
 
 _JOINED = 2**25
 """Elements that are copied side by side before they are added: 64 MiB of bf16, and enough to fill a GPU."""
@@ -18,8 +20,13 @@ _PIECE = 2**26
 """Elements of a buffer whose norm is taken at a time."""
 
 
-def work_on_whole_groups(optimizer: BF16_Optimizer) -> None:
-    """Replace what works parameter by parameter; the numbers are the same but for the order of sums in the norm."""
+def work_on_whole_groups(optimizer: Any) -> None:
+    """Replace what works parameter by parameter, if anything does. The numbers are the same, but for the order of sums
+    in the norm."""
+    if isinstance(optimizer, DeepSpeedZeroOptimizer):
+        optimizer.scaled_global_norm = functools.partial(_norm, optimizer, optimizer.scaled_global_norm)
+    if not isinstance(optimizer, BF16_Optimizer):
+        return
     optimizer.update_hp_grads = functools.partial(_add_gradients, optimizer)
     optimizer.get_grads_for_norm = functools.partial(_gradients, optimizer, optimizer.get_grads_for_norm)
 
@@ -64,3 +71,18 @@ def _gradients(optimizer: BF16_Optimizer, one_by_one: Callable[..., Any], for_cl
         return one_by_one()  # some parameters are counted by another rank
     pieces = [piece for flat in optimizer.fp32_groups_gradients_flat for piece in flat.split(_PIECE)]
     return pieces if for_clipping else (pieces, {})
+
+
+def _norm(optimizer: DeepSpeedZeroOptimizer, one_by_one: Callable[..., Tensor], norm_type: int = 2) -> Tensor:
+    """The norm of the reduced gradients, infinite where they are not finite. One all-reduce over the data-parallel
+    ranks in place of one for each group."""
+    groups = range(len(optimizer.bit16_groups))
+    flats = [getattr(optimizer.averaged_gradients.get(number), "flat_partition", None) for number in groups]
+    # Without mpu every parameter counts once, and what is not fp32, or on the host, is in no flat buffer.
+    if optimizer.mpu is not None or optimizer.cpu_offload or any(flat is None for flat in flats):
+        return one_by_one(norm_type)
+    pieces = [piece for flat in flats for piece in flat.split(_PIECE)]
+    squares = torch.stack([torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in pieces]).square().sum()
+    distributed.all_reduce(squares, group=optimizer.dp_process_group)
+    norm = squares.sqrt().float()
+    return torch.where(norm.isfinite(), norm, torch.inf)

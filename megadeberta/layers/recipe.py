@@ -1,10 +1,12 @@
-"""The micro batch that a recipe asks for."""
+"""What a recipe comes to when its layers are known: its micro batch, and its deepspeed block in full."""
 
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.micro_batch import MicroBatch
 from megadeberta.layers.objectives import objective_of
+from megadeberta.layers.shapes import count_parameters
 from megadeberta.ops.attention.backends import GPU, find_backend
 from megadeberta.ops.logits import planned
+from megadeberta.topology import Topology
 
 
 def micro_batch_of(config: RunConfig, *, attention: str = "reference") -> MicroBatch:
@@ -28,3 +30,11 @@ def micro_batch_of(config: RunConfig, *, attention: str = "reference") -> MicroB
         activation_checkpointing=parallel.activation_checkpointing,
         selective_recompute=config.training.selective_recompute,
     )
+
+
+def resolved(config: RunConfig, topology: Topology) -> RunConfig:
+    """The recipe as it is run in this layout: nothing in its deepspeed block is left to DeepSpeed's defaults that
+    depends on the model's size or on the number of ranks (``RunConfig.completed``)."""
+    count = sum(count_parameters(config.model, config.objective).values())
+    held = count // (topology.tensor * topology.pipeline)
+    return config.completed(parameters=held, data_parallel=topology.data)

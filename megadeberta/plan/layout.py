@@ -47,6 +47,11 @@ class Layout:
         )
 
     @property
+    def topology(self) -> Topology:
+        """Which rank does what."""
+        return Topology(self.pipeline, self.data, self.tensor)
+
+    @property
     def world_size(self) -> int:
         """Ranks of the job."""
         return self.tensor * self.pipeline * self.data

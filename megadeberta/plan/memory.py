@@ -62,15 +62,15 @@ def fullest(memories: Sequence[RankMemory]) -> RankMemory:
 
 
 def _stage_memory(recipe: Recipe, layout: Layout, number: int, *, batch: MicroBatch) -> RankMemory:
-    settings, stage = recipe.config.engine, recipe.stages(layout)[number]
+    settings, stage = recipe.settings(layout), recipe.stages(layout)[number]
     held = recipe.held(stage, layout.tensor)
     states = zero_memory(
         held.count,
         settings=settings,
         num_moments=recipe.config.optimizer.num_moments,
-        stage=layout.zero_stage,
         data_parallel=layout.data,
         largest_parameter=held.largest,
+        is_pipelined=layout.pipeline > 1,
     )
     objective = recipe.config.objective
     forward = forward_memory(stage, batch, updates=objective_of(objective).updates(objective))

@@ -3,10 +3,12 @@
 import math
 from dataclasses import dataclass
 
+from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.cuts import shard_slice
 from megadeberta.layers.objectives import list_layers
 from megadeberta.layers.parameters import Shapes
+from megadeberta.layers.recipe import resolved
 from megadeberta.layers.shapes import shapes_of
 from megadeberta.layers.stages import StagePlan, plan_stages
 from megadeberta.plan.layout import Layout
@@ -29,11 +31,19 @@ class Recipe:
         self.shapes = shapes_of(self.layers)
         self._cuts: dict[tuple[int, int, bool], list[StagePlan]] = {}
         self._held: dict[tuple[tuple[str, ...], int], Held] = {}
+        self._settings: dict[tuple[int, int, int, int], EngineSettings] = {}
 
     @property
     def count(self) -> int:
         """Parameters of the whole model."""
         return sum(_sizes(self.shapes))
+
+    def settings(self, layout: Layout) -> EngineSettings:
+        """What the recipe's deepspeed block comes to in a layout, as a run resolves it (``layers.recipe.resolved``)."""
+        key = (layout.zero_stage, layout.tensor, layout.pipeline, layout.data)
+        if key not in self._settings:
+            self._settings[key] = resolved(layout.applied_to(self.config), layout.topology).engine
+        return self._settings[key]
 
     def stages(self, layout: Layout) -> list[StagePlan]:
         """The stages of a layout, as the run cuts them.

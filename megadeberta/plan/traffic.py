@@ -7,7 +7,7 @@ or a reduce-scatter half of that.
 import math
 from dataclasses import dataclass
 
-from megadeberta.config.deepspeed_block import EngineSettings
+from megadeberta.config.deepspeed_block import EngineSettings, bytes_of
 from megadeberta.layers.micro_batch import MicroBatch
 from megadeberta.layers.stages import StagePlan
 from megadeberta.plan.layout import Layout
@@ -52,7 +52,7 @@ def traffic_of_stages(recipe: Recipe, layout: Layout, batch: MicroBatch) -> list
                 tensor=round(one_micro_batch * layout.accumulation),
                 # The hidden state forwards or its gradient back to each neighbour; gradients of copied tables once.
                 pipeline=hidden * neighbours * layout.accumulation + 2 * copied * batch.element_bytes,
-                data=round(zero_bytes(count, layout, recipe.config.engine)),
+                data=round(zero_bytes(count, layout, recipe.settings(layout))),
             )
         )
     return found
@@ -64,20 +64,18 @@ def zero_bytes(count: int, layout: Layout, settings: EngineSettings) -> float:
     ZeRO 1 and 2 reduce whole buckets to every rank and keep a part (``allreduce_and_scatter``); ZeRO 2 and 3 reduce
     after every micro batch. Parameters of ZeRO 3 are gathered for the forward pass, and for the backward pass again
     unless they were still there.
+
+    Args:
+        settings: of a completed recipe in this layout (``Recipe.settings``).
     """
-    ranks, width = layout.data, settings.element_bytes
-    size = count * width
-    if layout.zero_stage == 0:
-        return ring_all_reduce(size, ranks)
-    gather = ring_all_gather(size, ranks)
-    if layout.zero_stage == 1:
-        grad_width = 4 if settings.accumulates_in_fp32 else width
-        return ring_all_reduce(count * grad_width, ranks) + gather
-    if layout.zero_stage == 2:
-        return ring_all_reduce(size, ranks) * layout.accumulation + gather
+    ranks, stage = layout.data, settings.zero_stage
+    gradients = count * bytes_of(settings.reduction_type)
+    gather = ring_all_gather(count * settings.element_bytes, ranks) if stage else 0.0
+    if stage < 3:
+        return ring_all_reduce(gradients, ranks) * (layout.accumulation if stage == 2 else 1) + gather
     reuse = settings.max_reuse_distance // 2
     again = gather * max(0.0, 1 - reuse / max(1, count))
-    return (gather + again + ring_all_gather(size, ranks)) * layout.accumulation
+    return (gather + again + ring_all_gather(gradients, ranks)) * layout.accumulation
 
 
 def tensor_bytes(stage: StagePlan, batch: MicroBatch) -> float:

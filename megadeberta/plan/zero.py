@@ -5,7 +5,7 @@ Measured by counting the tensors of real engines (tests/unit/plan/test_zero.py).
 
 from dataclasses import dataclass
 
-from megadeberta.config.deepspeed_block import EngineSettings
+from megadeberta.config.deepspeed_block import EngineSettings, bytes_of
 
 _FP32 = 4
 _ALL_REDUCE_BUCKET = 5 * 10**8
@@ -31,37 +31,47 @@ def zero_memory(
     *,
     settings: EngineSettings,
     num_moments: int,
-    stage: int,
     data_parallel: int,
     largest_parameter: int,
+    is_pipelined: bool = False,
 ) -> ZeroMemory:
     """Of a rank whose model has ``count`` parameters.
 
-    num_moments: ``OptimizerConfig.num_moments``. largest_parameter: elements; its gradient is whole before it is
-    reduced.
+    settings: of a completed recipe in this layout. num_moments: ``OptimizerConfig.num_moments``. largest_parameter:
+    elements; its gradient is whole before it is reduced.
     """
-    width = settings.element_bytes
+    width, stage = settings.element_bytes, settings.zero_stage
     if stage == 0:
-        return _without_zero(count, width, num_moments, is_reduced=data_parallel > 1)
-    elements = settings.reduce_bucket_size
-    num_buckets = 2 if settings.overlaps_communication and stage < 3 else 1
-    bucket = elements * width * num_buckets if settings.contiguous_gradients else 0
+        return _without_zero(count, settings, num_moments, is_reduced=data_parallel > 1)
+    wide, sent = bytes_of(settings.accumulation_type), bytes_of(settings.reduction_type)
+    in_bucket = (wide, width, sent)[stage - 1]
+    # A pipeline makes a second one to reduce (stage_1_and_2.py ``reduce_gradients``).
+    num_buckets = 2 if stage < 3 and (settings.overlaps_communication or is_pipelined) else 1
+    bucket = settings.reduce_bucket_size * in_bucket * num_buckets if settings.contiguous_gradients else 0
     share = -(-count // data_parallel)
-    # A bucket is flattened once more to be reduced; a gradient is whole before it goes into one.
-    momentary = min(count, elements) * width + largest_parameter * width
-    optimizer, update = share * (1 + num_moments) * _FP32, share * _FP32
+    gradients = count * wide if stage == 1 else share * wide
+    optimizer, update = share * (1 + num_moments) * _FP32, 0 if settings.keeps_wide_gradients else share * _FP32
     if stage == 3:
-        momentary = (largest_parameter + _gathered(count, settings, largest_parameter)) * width
-        return ZeroMemory(share * width, share * width, optimizer, bucket, momentary, update)
-    gradients = share * width
-    if stage == 1:
-        gradients = count * (width + (_FP32 if settings.accumulates_in_fp32 else 0))
+        momentary = largest_parameter * sent + _gathered(count, settings, largest_parameter) * width
+        return ZeroMemory(share * width, gradients, optimizer, bucket, momentary, update)
+    momentary = _reduced_at_once(count, settings, largest_parameter, in_bucket)
+    if stage == 1 and settings.keeps_wide_gradients:
+        momentary += share * wide  # the rank's partition of the reduced gradients, filled bucket by bucket
     return ZeroMemory(count * width, gradients, optimizer, bucket, momentary, update)
 
 
-def _without_zero(count: int, width: int, num_moments: int, *, is_reduced: bool) -> ZeroMemory:
-    is_half = width < _FP32
-    flat = min(count, _ALL_REDUCE_BUCKET) * width if is_reduced else 0
+def _reduced_at_once(count: int, settings: EngineSettings, largest_parameter: int, in_bucket: int) -> int:
+    """A bucket is flattened once more to be reduced, and in the reduction's type if that is another; a gradient that is
+    larger than the bucket goes alone; and a gradient is whole before it goes into one."""
+    elements = min(count, settings.reduce_bucket_size)
+    sent = bytes_of(settings.reduction_type)
+    converted = max(elements, largest_parameter) * sent if sent != in_bucket else 0
+    return elements * in_bucket + converted + largest_parameter * settings.element_bytes
+
+
+def _without_zero(count: int, settings: EngineSettings, num_moments: int, *, is_reduced: bool) -> ZeroMemory:
+    width, sent, is_half = settings.element_bytes, bytes_of(settings.reduction_type), settings.is_half
+    flat = min(count, _ALL_REDUCE_BUCKET) * (width + (sent if sent != width else 0)) if is_reduced else 0
     states = count * (num_moments + is_half) * _FP32  # fp32 parameters are their own masters
     # 16-bit optimizers copy the gradients to fp32 to step.
     return ZeroMemory(count * width, count * width, states, 0, flat, count * _FP32 if is_half else 0)

@@ -82,6 +82,11 @@ def _check_pipeline(config: RunConfig, topology: Topology, source: str) -> None:
             f"{source}: parallel.pipeline={stages} with deepspeed.zero_optimization.stage={stage}: DeepSpeed 0.19.8 "
             f"{reason}; use stage 1, or parallel.pipeline=1"
         )
+    if settings.overlaps_communication:
+        raise ConfigError(
+            f"{source}: deepspeed.zero_optimization.overlap_comm=true with parallel.pipeline={stages}: DeepSpeed "
+            "0.19.8 turns it off in a pipeline, whose stages reduce after the last micro batch; leave it out"
+        )
     if len(objective_of(config.objective).updates(config.objective)) > 1:
         raise ConfigError(
             f"{source}: objective.rtd.decoupled=true makes two updates a step, and a pipeline runs generator and "

@@ -10,6 +10,7 @@ from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
 from megadeberta.data.check import DataFacts, check_data, missing_files
 from megadeberta.errors import CheckpointError
+from megadeberta.layers.recipe import resolved
 from megadeberta.preflight.validate import validate_run
 from megadeberta.rank.machine import check_compiler, check_writable
 from megadeberta.topology import Topology
@@ -29,13 +30,14 @@ class PreparedRun:
 def check_recipe(
     recipe: Path, overrides: Sequence[str], *, world_size: int
 ) -> tuple[RunConfig, BatchAlgebra, Topology]:
-    """Load and validate, without looking at the data or the output folder.
+    """Load, validate and resolve, without looking at the data or the output folder.
 
     Raises:
         ConfigError: the same on every rank.
     """
     config = load_run_config(recipe, overrides)
-    return config, *validate_run(config, world_size=world_size, source=str(recipe))
+    algebra, topology = validate_run(config, world_size=world_size, source=str(recipe))
+    return resolved(config, topology), algebra, topology
 
 
 def missing_data(config: RunConfig) -> list[Path]:

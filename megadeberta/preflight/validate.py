@@ -23,7 +23,9 @@ def validate_run(config: RunConfig, *, world_size: int, source: str) -> tuple[Ba
     _check_optimizer(config, source)
     check_setting(config.training.attention, source=source)
     topology = topology_of(config, world_size=world_size, source=source)
-    return deepspeed_block.batch_algebra(config.deepspeed, data_parallel=topology.data, source=source), topology
+    algebra = deepspeed_block.batch_algebra(config.deepspeed, data_parallel=topology.data, source=source)
+    _check_accumulation(config, algebra, source)
+    return algebra, topology
 
 
 def _check_sequence_length(config: RunConfig, source: str) -> None:
@@ -58,3 +60,14 @@ def _check_optimizer(config: RunConfig, source: str) -> None:
             f"{source}: optimizer.bias_correction=false under ZeRO needs deepspeed.zero_allow_untested_optimizer=true "
             "(DeepSpeed knows torch's AdamW by its class only)"
         )
+
+
+def _check_accumulation(config: RunConfig, algebra: BatchAlgebra, source: str) -> None:
+    settings = config.engine
+    if settings.zero_stage or not settings.is_half or settings.says_accumulation_type or algebra.accumulation == 1:
+        return
+    raise ConfigError(
+        f"{source}: deepspeed.zero_optimization.stage=0 adds up {algebra.accumulation} micro batches in "
+        f"{settings.precision}, as DeepSpeed 0.19.8 has no fp32 accumulation without ZeRO; use stage 1 or more, or "
+        f"accept it with deepspeed.data_types.grad_accum_dtype={settings.precision!r}"
+    )

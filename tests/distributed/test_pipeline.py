@@ -35,11 +35,12 @@ def test_a_pipeline_trains_like_the_whole_model(layout: Layout) -> None:
 
 PRECISIONS = {
     "bf16": (("bf16", {"enabled": True}),),
-    "bf16, fp32 gradients": (("bf16", {"enabled": True}), ("data_types", {"grad_accum_dtype": "fp32"})),
-    "fp16, fp32 gradients": (
-        ("fp16", {"enabled": True, "initial_scale_power": 8}),
-        ("data_types", {"grad_accum_dtype": "fp32"}),
+    "bf16, gradients too": (
+        ("bf16", {"enabled": True}),
+        ("data_types", {"grad_accum_dtype": "bf16"}),
+        ("communication_data_type", "bf16"),
     ),
+    "fp16": (("fp16", {"enabled": True, "initial_scale_power": 8}),),
 }
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,6 +20,9 @@ AUTO = "auto"
 REFERENCE = "reference"
 """The definition of correct: takes every mask on every device, and is what remains where nothing else can be taken."""
 CPU, GPU = "cpu", "gpu"
+
+TRITON_FROM, TRITON_BELOW = (3, 6), (3, 10)
+"""The versions that the kernels were tested with, as the extra `gpu` of pyproject.toml names them."""
 
 _PRECISE = 4  # softmax and log-sum-exp are fp32 at least
 _INDEX = 8  # int64
@@ -168,9 +171,40 @@ def reason_without_triton(device_type: str) -> str:
     """Why Triton kernels do not run on a device of that type here; empty if they do."""
     if not has_triton():
         return "Triton is not installed (pip install 'megadeberta[gpu]')"
+    version = _triton_version()
+    if version is not None and version < TRITON_FROM:
+        return f"Triton {_dotted(version)} is too old; {_dotted(TRITON_FROM)} or newer (pip install 'megadeberta[gpu]')"
     if _kind(device_type) == CPU and os.environ.get("TRITON_INTERPRET") != "1":
         return "it needs a GPU, and this is a CPU (TRITON_INTERPRET=1 tests the kernels slowly)"
     return ""
+
+
+def untested_triton() -> str:
+    """A line for the log where the installed Triton is newer than the kernels were tested with; else empty.
+
+    Newer ones are not refused: the trial before a run checks and times the kernels, and auto takes others if it must.
+    """
+    version = _triton_version()
+    if not has_triton() or (version is not None and version < TRITON_BELOW):
+        return ""
+    found = "of unknown version" if version is None else _dotted(version)
+    return (
+        f"Triton {found} is untested with these kernels ({_dotted(TRITON_FROM)} up to, not including, "
+        f"{_dotted(TRITON_BELOW)} are): training.attention=auto checks and times them before it takes them"
+    )
+
+
+def _triton_version() -> tuple[int, int] | None:
+    """Major and minor; None where Triton is not installed or does not say."""
+    try:
+        major, minor = metadata.version("triton").split(".")[:2]
+        return int(major), int(minor)
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 BACKENDS: dict[str, Backend] = {}

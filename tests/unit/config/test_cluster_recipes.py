@@ -84,3 +84,7 @@ def test_dry_run_shows_parameters_layout_and_memory(name: str) -> None:
     assert f"{nodes * gpus} ranks = tensor 1 x pipeline {stages} x data {nodes * gpus // stages}" in text
     assert "GiB a rank: parameters" in text
     assert ("mask_decoder, mlm_head" in text) == (stages == 3)  # the stages of a pipeline are listed
+    # What no recipe says is in the one that is shown.
+    assert '"grad_accum_dtype": "fp32"' in text
+    assert '"communication_data_type": "fp32"' in text
+    assert f'"overlap_comm": {"true" if stages == 1 else "false"}' in text

@@ -88,6 +88,22 @@ def test_key_whose_job_the_recipe_has_is_refused_with_its_place(key: str) -> Non
         ({"bf16": "on"}, r"deepspeed\.bf16 must be an object, found 'on'"),
         ({"fp16": None}, r"deepspeed\.fp16 must be an object, found None"),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, r"bf16 and deepspeed\.fp16 are both enabled"),
+        ({"data_types": "fp32"}, r"deepspeed\.data_types must be an object, found 'fp32'"),
+        ({"communication_data_type": "float8"}, r"communication_data_type='float8' must be one of fp32, bf16, fp16"),
+        ({"data_types": {"grad_accum_dtype": 32}}, r"data_types\.grad_accum_dtype=32 must be one of fp32, bf16, fp16"),
+        (
+            {"data_types": {"grad_accum_dtype": "bf16"}},
+            r"grad_accum_dtype='bf16' with fp32 weights would lose digits; use 'fp32'$",
+        ),
+        (
+            {"fp16": {"enabled": True}, "data_types": {"grad_accum_dtype": "bf16"}},
+            r"grad_accum_dtype='bf16' with fp16 weights would lose digits; use 'fp32' or 'fp16'$",
+        ),
+        (
+            {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
+            r"grad_accum_dtype='fp32' with bf16 needs .*stage=1 or more: DeepSpeed .* no fp32 accumulation without",
+        ),
+        ({"zero_optimization": {"overlap_comm": True}}, r"overlap_comm needs stage 1, 2 or 3: DeepSpeed .* ignores it"),
         ({"zero_optimization": {"stage": 4}}, r"stage=4 must be 0, 1, 2 or 3"),
         ({"zero_optimization": {"stage": "1"}}, r"stage='1' must be 0, 1, 2 or 3"),
         (
@@ -164,7 +180,8 @@ def test_settings_of_a_block_are_its_values() -> None:
     assert (settings.reduce_bucket_size, settings.max_reuse_distance, settings.prefetch_bucket_size) == (10**6, 7, 5)
     assert (settings.contiguous_gradients, settings.overlaps_communication) == (False, True)
     assert (settings.partitions_activations, settings.partitions_gradients) == (False, True)
-    assert settings.accumulates_in_fp32
+    assert (settings.accumulation_type, settings.reduction_type) == ("fp32", "bf16")
+    assert settings.keeps_wide_gradients
     assert settings.allows_untested_optimizer
 
 
@@ -175,10 +192,15 @@ def test_settings_that_a_block_leaves_out_are_deepspeeds_defaults() -> None:
     assert settings.max_reuse_distance == zero.max_reuse_distance
     assert settings.prefetch_bucket_size == zero.prefetch_bucket_size
     assert settings.contiguous_gradients is zero.contiguous_gradients is True
+    for stage in (1, 2, 3):  # on by itself under stage 3 alone
+        given = {"stage": stage, "overlap_comm": None}
+        found = EngineSettings.of({"zero_optimization": given}).overlaps_communication
+        assert found is DeepSpeedZeroConfig(**given).overlap_comm
     assert (settings.global_batch, settings.micro_batch, settings.accumulation) == (0, 0, None)
     assert (settings.partitions_activations, settings.partitions_gradients) == (True, True)
     assert not settings.offloads_optimizer
-    assert not settings.accumulates_in_fp32
+    assert (settings.accumulation_type, settings.reduction_type) == ("fp32", "fp32")
+    assert not settings.keeps_wide_gradients
 
 
 @pytest.mark.parametrize(

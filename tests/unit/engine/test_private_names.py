@@ -48,6 +48,7 @@ _STAGE_1_AND_2, _BF16 = "deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runti
 _C10D = "torch.distributed.distributed_c10d"
 
 CONTRACT = (
+    Private("_do_optimizer_sanity_check", "deepspeed.runtime.engine.DeepSpeedEngine", ("self", "basic_optimizer")),
     Private("_exec_schedule", f"{_PIPE}.engine.PipelineEngine", ("self", "pipe_schedule")),
     Private("_compute_loss", f"{_PIPE}.engine.PipelineEngine", set_there=True),
     Private("_allocate_or_extend_buffers", f"{_PIPE}.engine.PipelineEngine", ("self", "idx", "shape", "dtype")),
@@ -59,7 +60,6 @@ CONTRACT = (
     Private("_hp_mapping", _STAGE_1_AND_2, set_there=True),
     Private("_hp_mapping", _BF16, set_there=True),
     Private("_hp_grad", _BF16, set_there=True),
-    Private("_update_hp_grad", f"{_BF16}.BF16_Optimizer", ("self", "lp", "group_idx", "param_idx", "clear_lp_grads")),
     Private("update_hp_grads", f"{_BF16}.BF16_Optimizer", ("self", "clear_lp_grads")),
     Private("get_grads_for_norm", f"{_BF16}.BF16_Optimizer", ("self", "for_clipping")),
     Private("_get_param_partition_rank", _STAGE_3, ("self", "param")),

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import get_args
 from unittest.mock import patch
@@ -20,15 +21,17 @@ from megadeberta.model.attention_backend import choose_attention, select_attenti
 from megadeberta.model.kernel_trial import Trial
 from megadeberta.model.residual import ResidualNorm
 from megadeberta.ops import residual_norm
-from megadeberta.ops.attention import interface
+from megadeberta.ops.attention import backends, interface
 from megadeberta.ops.attention.backends import (
     BACKENDS,
     REFERENCE,
     Backend,
     backends_to_try,
     planned_backend,
+    reason_without_triton,
     register_backend,
     sure_backend,
+    untested_triton,
 )
 from megadeberta.ops.attention.mask import AttentionMask
 from megadeberta.ops.attention.reference import reference_attention
@@ -249,3 +252,38 @@ def test_a_residual_norm_that_does_not_run_here_is_refused(monkeypatch: pytest.M
         select_residual_norm(_Block(), "triton", CPU, attention="cpu")
     with pytest.raises(ConfigError, match=r"residual_norm=auto, which is triton beside attention triton: "):
         select_residual_norm(_Block(), "auto", CPU, attention="triton")
+
+
+# Versions of Triton
+
+
+def _with_triton(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(backends, "has_triton", lambda: True)
+    monkeypatch.setattr(backends.metadata, "version", lambda name: version)
+
+
+@pytest.mark.parametrize(
+    ("version", "is_tested"), [("3.6.0", True), ("3.9.1", True), ("3.10.0", False), ("4.0", False)]
+)
+def test_a_newer_triton_is_tried_and_named_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, version: str, is_tested: bool
+) -> None:
+    _with_triton(monkeypatch, version)
+    assert reason_without_triton("cuda") == ""
+    line = untested_triton()
+    assert (line == "") is is_tested
+    if not is_tested:
+        number = ".".join(version.split(".")[:2])
+        assert line.startswith(f"Triton {number} is untested with these kernels (3.6 up to, not including, 3.10 are)")
+
+
+def test_an_older_triton_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    _with_triton(monkeypatch, "3.5.1")
+    assert reason_without_triton("cuda") == "Triton 3.5 is too old; 3.6 or newer (pip install 'megadeberta[gpu]')"
+    assert untested_triton() == ""
+
+
+def test_the_extra_installs_the_tested_versions() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    low, high = (".".join(map(str, version)) for version in (backends.TRITON_FROM, backends.TRITON_BELOW))
+    assert extras["gpu"] == [f"triton>={low},<{high}"]

@@ -7,17 +7,15 @@ import pytest
 import torch
 from torch import distributed
 
-from megadeberta.config.deepspeed_block import EngineSettings
-from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.config.deepspeed_block import Precision
 from megadeberta.engine.process_group import start_process_group
-from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.stages import Recipe
 from megadeberta.plan.traffic import ring_all_gather, ring_all_reduce, traffic_of_stages, zero_bytes
 from tests.models import run_config
 from tests.ranks import run_ranks
 from tests.unit.plan.small import layout
-from tests.unit.plan.tiny_engine import MICRO_BATCH, MODEL, RANKS, tiny_engine, zero_block
+from tests.unit.plan.tiny_engine import COUNT, MICRO_BATCH, RANKS, tiny_engine, zero_recipe
 
 # Whose tensor is the whole one, and what a ring sends of it.
 COLLECTIVES: dict[str, tuple[str, Callable[[float, int], float]]] = {
@@ -27,8 +25,15 @@ COLLECTIVES: dict[str, tuple[str, Callable[[float, int], float]]] = {
 }
 
 
+CASES: tuple[tuple[Precision, Precision, int], ...] = (
+    *(("fp32", "fp32", stage) for stage in range(4)),
+    *(("bf16", sums, stage) for stage in (1, 2, 3) for sums in ("bf16", "fp32")),
+)
+"""Precision, in which gradients are added up, and ZeRO stage."""
+
+
 def _sent_by_a_step(rank: int, world_size: int) -> list[float]:
-    """Bytes of the third step's collectives in fp32, for each ZeRO stage: the first steps make and trace things."""
+    """Bytes of the third step's collectives, for each case: the first steps make and trace things."""
     sent = [0.0]
 
     def count(name: str, whole: str, ring: Callable[[float, int], float]) -> None:
@@ -46,8 +51,8 @@ def _sent_by_a_step(rank: int, world_size: int) -> list[float]:
         count(name, whole, ring)
     start_process_group(60.0)
     found = []
-    for stage in range(4):
-        engine = tiny_engine("fp32", stage)
+    for precision, sums, stage in CASES:
+        engine = tiny_engine(zero_recipe(precision, stage, sums))
         for number in range(6):
             if number == 4:
                 sent[0] = 0.0
@@ -59,12 +64,20 @@ def _sent_by_a_step(rank: int, world_size: int) -> list[float]:
 
 
 def test_zero_sends_what_the_engines_do() -> None:
-    count = sum(math.prod(shape) for shape in parameter_shapes(MODEL, ObjectiveConfig()).values())
     measured = run_ranks(_sent_by_a_step, RANKS, timeout=200.0)[0]
-    for stage, found in enumerate(measured):
+    for (precision, sums, stage), found in zip(CASES, measured, strict=True):
         wanted = layout(data=RANKS, zero_stage=stage, accumulation=2)
-        planned = zero_bytes(count, wanted, EngineSettings.of(zero_block("fp32", stage)))
-        assert planned == pytest.approx(found, rel=0.05), f"stage {stage}"
+        planned = zero_bytes(COUNT, wanted, zero_recipe(precision, stage, sums).engine)
+        assert planned == pytest.approx(found, rel=0.05), f"{precision}, sums in {sums}, stage {stage}"
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_reducing_in_fp32_doubles_what_a_bf16_recipe_reduces(stage: int) -> None:
+    wanted = layout(data=64, zero_stage=stage, accumulation=4)
+    narrow, wide = (zero_bytes(COUNT, wanted, zero_recipe("bf16", stage, sums).engine) for sums in ("bf16", "fp32"))
+    passes = {1: 1, 2: 4, 3: 4}[stage]
+    ring = ring_all_gather if stage == 3 else ring_all_reduce
+    assert wide - narrow == pytest.approx(ring(COUNT * 2, 64) * passes)
 
 
 def test_stages_send_hidden_states_on_and_gradients_back() -> None:

@@ -1,19 +1,17 @@
 """Parameters, gradients and optimizer states of a plan are the tensors of real DeepSpeed engines."""
 
 import gc
-import math
 import time
+from typing import Any, Self
 
 import pytest
 import torch
 
-from megadeberta.config.deepspeed_block import EngineSettings
-from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.config.deepspeed_block import Precision
 from megadeberta.engine.process_group import start_process_group
-from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.plan.zero import zero_memory
 from tests.ranks import run_ranks
-from tests.unit.plan.tiny_engine import MICRO_BATCH, MODEL, RANKS, tiny_engine, zero_block
+from tests.unit.plan.tiny_engine import BUCKET, COUNT, LARGEST, MICRO_BATCH, RANKS, tiny_engine, zero_recipe
 
 
 def _live_bytes() -> int:
@@ -38,37 +36,58 @@ def _settled_bytes() -> int:
     return min(counts)
 
 
-def _fullest_moments(rank: int, world_size: int, precision: str) -> list[int]:
-    """Bytes of tensors after a backward pass, when the optimizer has its states, for each ZeRO stage."""
+def _measure(rank: int, world_size: int, precision: Precision, sums: Precision) -> list[tuple[int, int]]:
+    """For each ZeRO stage, bytes of tensors after a backward pass, when the optimizer has its states, and bytes of the
+    buckets that building the engine and the first backward pass allocate."""
     start_process_group(60.0)
     found = []
     for stage in range(4):
         gc.collect()
         gc.freeze()
-        engine = tiny_engine(precision, stage)
-        fullest = 0
-        for _ in range(4):  # two updates of two micro batches
+        with _BucketBytes() as buckets:
+            engine = tiny_engine(zero_recipe(precision, stage, sums))
+            engine.backward(engine(**MICRO_BATCH)[0]["mlm_loss"][0])
+        fullest = _settled_bytes()
+        engine.step()
+        for _ in range(3):  # two updates of two micro batches in all
             engine.backward(engine(**MICRO_BATCH)[0]["mlm_loss"][0])
             fullest = max(fullest, _settled_bytes())
             engine.step()
-        found.append(fullest)
+        found.append((fullest, buckets.total))
         engine.destroy()
         del engine
     return found
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_states_of_every_zero_stage_are_those_of_the_engine(precision: str) -> None:
-    sizes = [math.prod(shape) for shape in parameter_shapes(MODEL, ObjectiveConfig()).values()]
-    measured = run_ranks(_fullest_moments, RANKS, precision, timeout=200.0)[0]
-    for stage, found in enumerate(measured):
+class _BucketBytes:
+    """Of flat tensors with exactly the elements of a bucket, from ``torch.empty``."""
+
+    def __enter__(self) -> Self:
+        self.total, self._empty = 0, torch.empty
+        torch.empty = self._counted
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        torch.empty = self._empty
+
+    def _counted(self, *size: Any, **options: Any) -> torch.Tensor:
+        made = self._empty(*size, **options)
+        if made.shape == (BUCKET,):
+            self.total += made.nbytes
+        return made
+
+
+@pytest.mark.parametrize(("precision", "sums"), [("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")])
+def test_states_of_every_zero_stage_are_those_of_the_engine(precision: Precision, sums: Precision) -> None:
+    measured = run_ranks(_measure, RANKS, precision, sums, timeout=200.0)[0]
+    for stage, (found, buckets) in enumerate(measured):
         memory = zero_memory(
-            sum(sizes),
-            settings=EngineSettings.of(zero_block(precision, stage)),
+            COUNT,
+            settings=zero_recipe(precision, stage, sums).engine,
             num_moments=2,
-            stage=stage,
             data_parallel=RANKS,
-            largest_parameter=max(sizes),
+            largest_parameter=LARGEST,
         )
+        assert memory.bucket == buckets, f"stage {stage}"
         planned = memory.parameters + memory.gradients + memory.optimizer + memory.bucket
         assert planned == pytest.approx(found, rel=0.05), f"stage {stage}"

@@ -47,6 +47,15 @@ def test_data_parallel_fills_the_ranks() -> None:
         (8, {"parallel": {"pipeline": 8}}, r"parallel.pipeline=8 is more than the \d encoder layers; use at most \d"),
         (2, {"parallel": {"pipeline": 2}, "deepspeed": {"zero_optimization": {"stage": 0}}}, "norm wrongly.*stage 1"),
         (2, {"parallel": {"pipeline": 2}, "deepspeed": {"zero_optimization": {"stage": 2}}}, "refuses it.*use stage 1"),
+        (
+            2,
+            {
+                "parallel": {"pipeline": 2},
+                "model": {"num_hidden_layers": 4},
+                "deepspeed": {"zero_optimization": {"stage": 1, "overlap_comm": True}},
+            },
+            r"overlap_comm=true with parallel.pipeline=2: DeepSpeed .* turns it off in a pipeline.*leave it out",
+        ),
         (4, {"parallel": {"pipeline": 2, "tensor": 2}}, r"needs deepspeed.pipeline.pipe_partitioned=false"),
         (
             2,

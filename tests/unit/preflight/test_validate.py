@@ -52,6 +52,17 @@ def test_own_optimizer_under_zero_must_be_allowed() -> None:
     _validate(optimizer={"bias_correction": False})
 
 
+def test_accumulation_in_bf16_must_be_asked_for_where_deepspeed_has_no_other() -> None:
+    block = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 0}}
+    with pytest.raises(
+        ConfigError, match=r"stage=0 adds up 4 micro batches in bf16.*use stage 1 or more, or accept it"
+    ):
+        _validate(deepspeed=block)
+    _validate(deepspeed=block | {"data_types": {"grad_accum_dtype": "bf16"}})
+    _validate(deepspeed=block | {"train_batch_size": 4})  # nothing to add up
+    _validate(deepspeed=block | {"zero_optimization": {"stage": 1}})
+
+
 def test_unknown_deepspeed_key_is_found_with_the_recipe_named() -> None:
     with pytest.raises(ConfigError, match=r"r\.json: unknown key deepspeed\.zero_optimisation"):
         _validate(deepspeed={"zero_optimisation": {}})
