@@ -77,7 +77,7 @@ def _norm(optimizer: DeepSpeedZeroOptimizer, one_by_one: Callable[..., Tensor], 
     """The norm of the reduced gradients, infinite where they are not finite. One all-reduce over the data-parallel
     ranks in place of one for each group."""
     groups = range(len(optimizer.bit16_groups))
-    flats = [getattr(optimizer.averaged_gradients.get(number), "flat_partition", None) for number in groups]
+    flats: list[Any] = [getattr(optimizer.averaged_gradients.get(group), "flat_partition", None) for group in groups]
     # Without mpu every parameter counts once, and what is not fp32, or on the host, is in no flat buffer.
     if optimizer.mpu is not None or optimizer.cpu_offload or any(flat is None for flat in flats):
         return one_by_one(norm_type)
