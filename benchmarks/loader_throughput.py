@@ -21,8 +21,8 @@ import sentencepiece
 from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.loader import training_batches
+from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 
 TEXT = Path(__file__).parents[1] / "tests" / "data" / "sotu.txt"

@@ -21,6 +21,7 @@ import sentencepiece
 from megadeberta.data_prep.bad_lines import Tally
 from megadeberta.data_prep.blocks import Block
 from megadeberta.data_prep.documents import read_documents
+from megadeberta.data_prep.formats.plain_text import TEXT
 from megadeberta.data_prep.options import DocumentPer, ReadOptions
 
 MAIN = "import sys; from megadeberta.cli import main; sys.exit(main())"
@@ -65,7 +66,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
 def encode_raw(corpus: Path, model: str, per: str) -> tuple[float, float]:
     """Wall and CPU seconds of SentencePiece alone, one call a document, on text cleaned beforehand."""
     block = Block(0, 0, corpus, 0, corpus.stat().st_size, 0, 0, False)
-    documents = list(read_documents(block, ReadOptions(DocumentPer(per)), is_json=False, tally=Tally()))
+    documents = list(read_documents(block, ReadOptions(DocumentPer(per)), file_format=TEXT, tally=Tally()))
     processor = sentencepiece.SentencePieceProcessor(model_file=model)
     wall, cpu = time.perf_counter(), time.process_time()
     for document in documents:

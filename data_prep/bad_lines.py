@@ -1,5 +1,6 @@
 """Counting what a corpus holds and what of it could not be used, with the place of the first of each kind."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -13,14 +14,16 @@ REJECTED = {
     "invalid_json": "not JSON",
     "nesting_too_deep": "JSON nested too deeply",
     "number_too_long": "a number of more than 4300 digits",
-    "not_finite": "NaN or Infinity, which is not JSON",
     "missing_key": "no such key",
     "wrong_type": "not an object, or its text is not a string",
+    "row_broken": "a row that does not fit the header",
+    "truncated_record": "a record that ends early",
 }
 """Lines left out."""
 TOLERATED = {
     "byte_order_mark": "byte order mark removed",
     "blank_line": "blank line between records",
+    "member_passed_over": "a member of an archive that holds no text",
 }
 """Lines that lose nothing by the repair."""
 DAMAGED = {
@@ -45,11 +48,17 @@ class Example:
 class Tally:
     """Counts of one block; ``add`` joins those of the blocks of one file in order."""
 
+    start: int = 0
+    """Where the block begins in the unpacked file: added to the offsets of its lines."""
     lines: int = 0
     text_bytes: int = 0
+    rejected_bytes: int = 0
+    """Of the lines left out."""
     documents: int = 0
     empty_documents: int = 0
     cut_documents: int = 0
+    scripts: dict[str, int] = field(default_factory=dict)
+    """Letters of each script in a sample of the documents."""
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, Example] = field(default_factory=dict)
 
@@ -57,7 +66,24 @@ class Tally:
         """Count one line of ``kind``; the first of each kind is kept as example."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if kind not in self.examples:
-            self.examples[kind] = Example(line, offset, detail[:_LONGEST_DETAIL])
+            self.examples[kind] = Example(line, self.start + offset, detail[:_LONGEST_DETAIL])
+
+    def reject(self, kind: str, *, line: int, offset: int, num_bytes: int, detail: str = "") -> None:
+        """Count one line of ``num_bytes`` that is left out."""
+        self.rejected_bytes += num_bytes
+        self.count(kind, line=line, offset=offset, detail=detail)
+
+    def add_rejected(self, other: "Tally", name: str) -> None:
+        """Add what ``other`` left out of ``name``, a file inside this one, and nothing else of it."""
+        for kind, number in other.counts.items():
+            if kind in REJECTED:
+                self.counts[kind] = self.counts.get(kind, 0) + number
+                first = other.examples[kind]
+                detail = f"{name}:{first.line}{': ' if first.detail else ''}{first.detail}"
+                self.examples.setdefault(kind, Example(0, 0, detail[:_LONGEST_DETAIL]))
+        self.lines += other.rejected
+        self.text_bytes += other.rejected_bytes
+        self.rejected_bytes += other.rejected_bytes
 
     def damaged(self, kind: str, *, offset: int, detail: str) -> None:
         """Count a damaged file; ``line`` 0 means that only the byte is known."""
@@ -80,8 +106,11 @@ class Tally:
         for kind, example in other.examples.items():
             shifted = Example(example.line + self.lines if example.line else 0, example.offset, example.detail)
             self.examples.setdefault(kind, shifted)
+        for script, number in other.scripts.items():
+            self.scripts[script] = self.scripts.get(script, 0) + number
         self.lines += other.lines
         self.text_bytes += other.text_bytes
+        self.rejected_bytes += other.rejected_bytes
         self.documents += other.documents
         self.empty_documents += other.empty_documents
         self.cut_documents += other.cut_documents
@@ -110,6 +139,13 @@ class CorpusTally:
         """Sum over the files of a numeric attribute of ``Tally``."""
         return sum(getattr(tally, attribute) for _, tally in self._files)
 
+    def scripts(self) -> Counter[str]:
+        """Letters of each script in the sampled documents of all files."""
+        counts: Counter[str] = Counter()
+        for _, tally in self._files:
+            counts.update(tally.scripts)
+        return counts
+
     def describe(self) -> dict[str, dict[str, Any]]:
         """For the report: per kind its meaning, count and first place."""
         return {
@@ -127,11 +163,12 @@ class CorpusTally:
         found = self.describe()
         for unit, bad, total in (
             ("lines", self.total("rejected"), self.total("lines")),
+            ("bytes of text", self.total("rejected_bytes"), self.total("text_bytes")),
             ("files", self.total("damaged_files"), len(self._files)),
         ):
             if bad <= max_bad_fraction * total:
                 continue
-            kinds = [kind for kind in found if kind in (REJECTED if unit == "lines" else DAMAGED)]
+            kinds = [kind for kind in found if kind in (DAMAGED if unit == "files" else REJECTED)]
             worst = max(kinds, key=lambda kind: found[kind]["count"])
             raise DataError(
                 f"{bad} of {total} {unit} cannot be used ({bad / total:.2%}, allowed {max_bad_fraction:.2%}); most: "

@@ -2,7 +2,7 @@
 
 Documents never depend on where blocks end, so block size and number of workers leave no trace in the output. A plain
 file is cut by looking at a few bytes near each mark; a compressed one is unpacked once, block after block, into
-temporary files.
+temporary files, and so is one that is turned into JSON lines.
 """
 
 import re
@@ -12,18 +12,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megadeberta.data_prep.bad_lines import Tally
-from megadeberta.data_prep.options import DocumentPer, ReadOptions
-from megadeberta.data_prep.sources import DamagedFile, Source, UnpackedStream
+from megadeberta.data_prep.compression import DamagedFile, UnpackedStream
+from megadeberta.data_prep.converted import ConvertedStream
+from megadeberta.data_prep.formats.base import LINE_END
+from megadeberta.data_prep.options import ReadOptions
+from megadeberta.data_prep.sources import Source
 from megadeberta.errors import DataError
 from megadeberta.storage import storage_errors
 
-HEADING = rb" = (?!= )[^\n]*(?<! =) = \r?"
-"""A WikiText title: `` = Title = ``, while sections have more equals signs. Also needs a blank line on both sides."""
-
-_BLANK = rb"[ \t\r\v\f]*\n"
-_LINE_CUT = re.compile(rb"\n")
-_PARAGRAPH_CUT = re.compile(rb"\n" + _BLANK)
-_WIKITEXT_CUT = re.compile(rb"\n" + _BLANK + rb"(?=" + HEADING + rb"\n" + _BLANK + rb")")
 _WINDOW = 256 << 10
 _OVERLAP = 4 << 10  # a cut longer than this may be missed, which makes a block longer and changes nothing else
 
@@ -44,6 +40,8 @@ class Block:
     offset: int
     consumed: int
     is_temporary: bool
+    is_converted: bool = False
+    """JSON lines that were made from a source of another format."""
 
 
 def choose_block_bytes(sources: list[Source]) -> int:
@@ -67,21 +65,22 @@ class BlockCutter:
 
     def __iter__(self) -> Iterator[Block]:
         for number, source in enumerate(self._sources):
-            cut = self._cut_pattern(source)
-            if source.compression:
-                yield from self._unpack(number, source, cut)
+            cuts = source.file_format.cuts
+            if cuts is None:
+                tally = self.damage.setdefault(number, Tally())
+                made = ConvertedStream(source.path, source.compression, source.file_format, self._read, tally=tally)
+                yield from self._spool_blocks(number, made, LINE_END)
+            elif source.compression:
+                stream = UnpackedStream(source.path, source.compression, max_expansion=self._read.max_expansion)
+                yield from self._spool_blocks(number, stream, cuts(self._read))
             else:
-                yield from self._cut_plain(number, source, cut)
-
-    def _cut_pattern(self, source: Source) -> re.Pattern[bytes] | None:
-        if source.is_json or self._read.document_per is DocumentPer.LINE:
-            return _LINE_CUT
-        return {DocumentPer.PARAGRAPH: _PARAGRAPH_CUT, DocumentPer.WIKITEXT: _WIKITEXT_CUT}.get(self._read.document_per)
+                yield from self._cut_plain(number, source, cuts(self._read))
 
     def _block(self, source: int, path: Path, *, start: int, stop: int, offset: int, consumed: int) -> Block:
         self._number += 1
-        is_temporary = path != self._sources[source].path
-        return Block(self._number - 1, source, path, start, stop, offset, consumed, is_temporary)
+        about = self._sources[source]
+        is_converted = about.file_format.cuts is None
+        return Block(self._number - 1, source, path, start, stop, offset, consumed, path != about.path, is_converted)
 
     def _cut_plain(self, number: int, source: Source, cut: re.Pattern[bytes] | None) -> Iterator[Block]:
         start = 0
@@ -94,23 +93,30 @@ class BlockCutter:
         except OSError as error:
             raise DataError(f"{source.path}: reading failed ({error.strerror}); check the disk") from error
 
-    def _unpack(self, number: int, source: Source, cut: re.Pattern[bytes] | None) -> Iterator[Block]:
-        stream = UnpackedStream(source, max_expansion=self._read.max_expansion)
+    def _spool_blocks(
+        self, number: int, stream: UnpackedStream | ConvertedStream, cut: re.Pattern[bytes] | None
+    ) -> Iterator[Block]:
         offset = consumed = 0
         carry: bytes | None = b""
         try:
             while carry is not None:
                 path = self._spool / f"spool-{self._number:06d}"
                 with storage_errors(path), path.open("wb") as file:
-                    carry, size = self._unpack_block(stream, file, carry=carry, cut=cut, source=number)
+                    carry, size = self._spool_block(stream, file, carry=carry, cut=cut, source=number)
                 step, consumed = stream.consumed - consumed, stream.consumed
                 yield self._block(number, path, start=0, stop=size, offset=offset, consumed=step)
                 offset += size
         finally:
             stream.close()
 
-    def _unpack_block(
-        self, stream: UnpackedStream, file: BinaryIO, *, carry: bytes, cut: re.Pattern[bytes] | None, source: int
+    def _spool_block(
+        self,
+        stream: UnpackedStream | ConvertedStream,
+        file: BinaryIO,
+        *,
+        carry: bytes,
+        cut: re.Pattern[bytes] | None,
+        source: int,
     ) -> tuple[bytes | None, int]:
         """Write one block. Returns the bytes that belong to the next (None at the end) and the size of this one."""
         file.write(carry)

@@ -9,12 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from megadeberta.data_prep.options import (
+    AUTO_FORMAT,
     BadLinePolicy,
+    Deduplication,
     DocumentPer,
-    InputFormat,
     PrepOptions,
     ReadOptions,
     SplitOptions,
+    UnreadablePolicy,
     VocabularyOptions,
 )
 
@@ -23,7 +25,13 @@ if TYPE_CHECKING:
 
     from megadeberta.data_prep.prepare import Outcome
 
-_Corpora = Annotated[list[Path], typer.Argument(help="Files or folders: plain text or JSON lines, plain, .gz or .zst.")]
+_Corpora = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Files, folders, patterns, or - for standard input: text, JSON lines, CSV, Parquet, Arrow, WET, "
+        "Wikipedia or tar; plain, .gz, .zst, .bz2 or .xz."
+    ),
+]
 _Output = Annotated[
     Path, typer.Option("--output", "-o", help="Folder for the vocabulary and the token files.", metavar="DIR")
 ]
@@ -33,12 +41,33 @@ _Valid = Annotated[list[Path] | None, typer.Option(help="Separate validation cor
 _ValidFraction = Annotated[float, typer.Option(help="Without --valid: fraction of documents held out; 0 = none.")]
 _ValidDocuments = Annotated[int | None, typer.Option(help="Without --valid: number of documents held out.")]
 _DocumentPer = Annotated[DocumentPer, typer.Option(help="What one document of a plain-text file is.")]
-_Format = Annotated[InputFormat, typer.Option("--format", help="auto: .jsonl, .ndjson and .json are JSON lines.")]
-_JsonKey = Annotated[str, typer.Option(help="Key of the text in a JSON line.")]
+_Format = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="auto looks at each file's first bytes. Or all files are: text, jsonl, csv, tsv, parquet, arrow, wet, "
+        "wikipedia, wikiextractor, tar.",
+    ),
+]
+_TextKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text-key",
+        "--json-key",
+        help='Key or column of the text ("text" unless given); "meta.text" is inside a record; several are joined.',
+    ),
+]
+_OnUnreadable = Annotated[
+    UnreadablePolicy, typer.Option(help="A file of a folder in a format that is not read: stop, or skip and list it.")
+]
 _Coverage = Annotated[float, typer.Option(help="Fraction of characters to cover; 1 for small alphabets.")]
 _SampleBytes = Annotated[int, typer.Option(help="Bytes of text to train it on; needs 30 times as much memory.")]
+_Deduplicate = Annotated[Deduplication, typer.Option(help="exact: of equal documents, keep the first.")]
 _OnBadLine = Annotated[BadLinePolicy, typer.Option(help="skip: count and leave out; stop: fail at the first.")]
 _MaxBad = Annotated[float, typer.Option(help="Fail if a larger fraction of lines or files is unusable.")]
+_MaxUnknown = Annotated[
+    float, typer.Option(help="Fail if a larger fraction of the tokens is unknown to the vocabulary.")
+]
 _MaxLine = Annotated[int, typer.Option(help="Skip longer lines; limits memory.")]
 _MaxExpansion = Annotated[int, typer.Option(help="Largest accepted ratio of text to compressed bytes.")]
 _Workers = Annotated[
@@ -55,15 +84,18 @@ def prep(
     valid: _Valid = None,
     valid_fraction: _ValidFraction = 0.005,
     valid_documents: _ValidDocuments = None,
+    deduplicate: _Deduplicate = Deduplication.NONE,
     document_per: _DocumentPer = DocumentPer.PARAGRAPH,
-    input_format: _Format = InputFormat.AUTO,
-    json_key: _JsonKey = "text",
+    input_format: _Format = AUTO_FORMAT,
+    text_key: _TextKeys = None,
     character_coverage: _Coverage = 0.9995,
     vocab_sample_bytes: _SampleBytes = 32 << 20,
     on_bad_line: _OnBadLine = BadLinePolicy.SKIP,
     max_bad_fraction: _MaxBad = 0.01,
-    max_line_bytes: _MaxLine = 8 << 20,
+    max_line_bytes: _MaxLine = 32 << 20,
     max_expansion: _MaxExpansion = 100,
+    on_unreadable: _OnUnreadable = UnreadablePolicy.STOP,
+    max_unknown_fraction: _MaxUnknown = 0.05,
     workers: _Workers = 0,
     overwrite: _Overwrite = False,
 ) -> None:
@@ -81,10 +113,14 @@ def prep(
         output=output,
         valid_corpora=tuple(valid or ()),
         vocabulary=VocabularyOptions(vocab_size, tokenizer, character_coverage, vocab_sample_bytes),
-        read=ReadOptions(document_per, input_format, json_key, max_line_bytes, max_expansion),
+        read=ReadOptions(
+            document_per, input_format, tuple(text_key or ("text",)), max_line_bytes, max_expansion, on_unreadable
+        ),
         split=SplitOptions(valid_fraction, valid_documents),
+        deduplicate=deduplicate,
         on_bad_line=on_bad_line,
         max_bad_fraction=max_bad_fraction,
+        max_unknown_fraction=max_unknown_fraction,
         workers=workers or len(os.sched_getaffinity(0)),
         overwrite=overwrite,
     )

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megadeberta.data.indexed import ShardWriter
+from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data_prep.options import SplitOptions
 from megadeberta.data_prep.parts import PartStore
 from megadeberta.errors import DataError, StorageError
 from megadeberta.storage import free_bytes
+
+_LARGEST_FRACTION, _TIMES_ASKED, _FEW_TOKENS = 0.05, 10, 1 << 16
+"""More of the tokens than this, and than so many times what was asked, is no accident of a small corpus."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,15 @@ class SplitRule:
         return keys <= np.uint64(self.largest_valid_key)
 
 
-def choose_split(keys: np.ndarray, options: SplitOptions) -> SplitRule:
+def choose_split(keys: np.ndarray, lengths: np.ndarray, options: SplitOptions) -> SplitRule:
     """The rule that sets apart the ``options.count`` documents with the smallest keys, and their duplicates.
 
     Args:
         keys: ``[D]`` content keys of all documents.
+        lengths: ``[D]`` their tokens.
 
     Raises:
-        DataError: nothing would be left to train on.
+        DataError: nothing would be left to train on, or far more tokens go to validation than the fraction asks.
     """
     count = options.count(len(keys))
     if count == 0:
@@ -47,6 +51,14 @@ def choose_split(keys: np.ndarray, options: SplitOptions) -> SplitRule:
             f"the corpus has {len(keys)} documents ({len(np.unique(keys))} different) and {count} would go to "
             "validation: none is left to train on; use --valid-fraction=0, give --valid, or cut documents finer "
             "with --document-per"
+        )
+    held_out, total = int(lengths[rule.is_valid(keys)].sum()), int(lengths.sum())
+    allowed = max(_LARGEST_FRACTION, _TIMES_ASKED * options.fraction)
+    if options.documents is None and held_out > max(_FEW_TOKENS, allowed * total):
+        raise DataError(
+            f"{held_out / total:.0%} of the tokens would go to validation ({held_out:,} in {count} of {len(keys)} "
+            f"documents) where --valid-fraction={options.fraction:g}: the documents are too large to hold out so few; "
+            "cut them finer, give --valid, or say how many with --valid-documents"
         )
     return rule
 
@@ -72,22 +84,28 @@ def merge_parts(
     train: ShardWriter,
     valid: ShardWriter | None,
     rule: SplitRule,
+    kept: Callable[[int], np.ndarray | slice],
     advance: Callable[[int], None],
 ) -> None:
     """Append the documents of ``parts``, in order, to ``train`` or, where ``rule`` says so and it exists, to ``valid``.
 
     Args:
+        kept: which documents of a part are not left out: ``[D]`` booleans, or a slice of all.
         advance: called with the number of tokens after each group of documents.
     """
     for number in parts:
         documents = store.documents(number)
-        chosen = rule.is_valid(documents["key"])
+        is_kept = np.zeros(len(documents), dtype=bool)
+        is_kept[kept(number)] = True
+        is_valid = is_kept & rule.is_valid(documents["key"]) & (valid is not None)
+        is_train = is_kept & ~is_valid
         for group, tokens in store.token_groups(number):
-            lengths, is_valid = documents["length"][group], chosen[group]
-            if valid is None or not is_valid.any():
-                train.add_documents(tokens, lengths)
-            else:
-                of_valid = np.repeat(is_valid, lengths)  # [D] -> [T]
-                train.add_documents(tokens[~of_valid], lengths[~is_valid])
-                valid.add_documents(tokens[of_valid], lengths[is_valid])
+            lengths = documents["length"][group]
+            for writer, chosen in ((train, is_train[group]), (valid, is_valid[group])):
+                if writer is None or not chosen.any():
+                    continue
+                if chosen.all():
+                    writer.add_documents(tokens, lengths)
+                else:
+                    writer.add_documents(tokens[np.repeat(chosen, lengths)], lengths[chosen])  # [D] -> [T]
             advance(len(tokens))

@@ -24,12 +24,19 @@ class DocumentPer(StrEnum):
     """Everything from one `` = Title = `` line to the next."""
 
 
-class InputFormat(StrEnum):
-    """How files are read; ``AUTO`` takes .jsonl, .ndjson and .json (also compressed) as JSON lines."""
+MAX_LINE_BYTES = 1 << 30
+"""The highest limit on a line that can be chosen."""
 
-    AUTO = "auto"
-    TEXT = "text"
-    JSONL = "jsonl"
+AUTO_FORMAT = "auto"
+"""``--format`` that looks at the first bytes of every file."""
+
+
+class UnreadablePolicy(StrEnum):
+    """What happens at a file of a folder that holds text in a way that is not read."""
+
+    STOP = "stop"
+    SKIP = "skip"
+    """Name it on the screen and in the report, and go on without it."""
 
 
 class BadLinePolicy(StrEnum):
@@ -40,21 +47,33 @@ class BadLinePolicy(StrEnum):
     STOP = "stop"
 
 
+class Deduplication(StrEnum):
+    """Which documents are left out because of others."""
+
+    NONE = "none"
+    EXACT = "exact"
+    """Of equal documents the first is kept; validation documents are never in the training text."""
+
+
 @dataclass(frozen=True)
 class ReadOptions:
     """How bytes become documents. Part of the manifest: another value gives other tokens."""
 
     document_per: DocumentPer = DocumentPer.PARAGRAPH
-    input_format: InputFormat = InputFormat.AUTO
-    json_key: str = "text"
-    max_line_bytes: int = 8 << 20
+    input_format: str = AUTO_FORMAT
+    """A name of ``formats.table.FORMATS``, or AUTO_FORMAT."""
+    text_keys: tuple[str, ...] = ("text",)
+    """Keys or columns of the text, joined in this order; "meta.text" is inside a record."""
+    max_line_bytes: int = 32 << 20
     max_expansion: int = 100
+    on_unreadable: UnreadablePolicy = UnreadablePolicy.STOP
 
     def __post_init__(self) -> None:
-        _check(self.json_key != "", "--json-key is empty; name the key that holds the text")
+        _check(all(self.text_keys), "--text-key is empty; name the key or column that holds the text")
+        _check(len(set(self.text_keys)) == len(self.text_keys), "--text-key names the same key twice")
         _check(
-            1024 <= self.max_line_bytes <= 1 << 30,
-            f"--max-line-bytes={self.max_line_bytes}; choose 1024 to {1 << 30}",
+            1024 <= self.max_line_bytes <= MAX_LINE_BYTES,
+            f"--max-line-bytes={self.max_line_bytes}; choose 1024 to {MAX_LINE_BYTES}",
         )
         _check(self.max_expansion >= 2, f"--max-expansion={self.max_expansion}; choose 2 or more")
 
@@ -112,13 +131,19 @@ class PrepOptions:
     valid_corpora: tuple[Path, ...] = ()
     read: ReadOptions = ReadOptions()
     split: SplitOptions = SplitOptions()
+    deduplicate: Deduplication = Deduplication.NONE
     on_bad_line: BadLinePolicy = BadLinePolicy.SKIP
     max_bad_fraction: float = 0.01
+    max_unknown_fraction: float = 0.05
     workers: int = 1
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         _check(0 <= self.max_bad_fraction <= 1, f"--max-bad-fraction={self.max_bad_fraction:g}; choose 0 to 1")
+        _check(
+            0 <= self.max_unknown_fraction <= 1,
+            f"--max-unknown-fraction={self.max_unknown_fraction:g}; choose 0 to 1",
+        )
         _check(1 <= self.workers <= 4096, f"--workers={self.workers}; choose 1 to 4096, or 0 for one per core")
 
     def recorded(self) -> dict[str, Any]:
@@ -133,4 +158,10 @@ class PrepOptions:
         split: dict[str, Any] = {"valid": "given"}
         if not self.valid_corpora:
             split = {"valid_fraction": self.split.fraction, "valid_documents": self.split.documents}
-        return {**asdict(self.read), **vocabulary, **split}
+        return {
+            **asdict(self.read),
+            "text_keys": list(self.read.text_keys),
+            "deduplicate": self.deduplicate,
+            **vocabulary,
+            **split,
+        }

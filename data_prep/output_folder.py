@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megadeberta.config.data import TOKENIZER_FILE
-from megadeberta.data.indexed import TokenShard, shard_file
+from megadeberta.data.indexed import SUFFIXES, TokenShard, shard_file
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.data_prep.parts import FOLDER
 from megadeberta.data_prep.report import REPORT
@@ -97,7 +97,7 @@ class OutputFolder:
         with storage_errors(self.path):
             shard_file(self.train, "json").unlink(missing_ok=True)
             sync_folder(self.path)
-            for suffix in ("json", "idx", "bin"):
+            for suffix in reversed(SUFFIXES):
                 shard_file(self.valid, suffix).unlink(missing_ok=True)
 
     def write_tokenizer(self, model: bytes, listing: bytes) -> None:
@@ -123,7 +123,7 @@ class OutputFolder:
         return train, read_manifest(shard_file(self.valid, "json")) if has_valid else None
 
     def _shard_files(self) -> list[Path]:
-        return [shard_file(prefix, suffix) for prefix in (self.train, self.valid) for suffix in ("bin", "idx", "json")]
+        return [shard_file(prefix, suffix) for prefix in (self.train, self.valid) for suffix in SUFFIXES]
 
     def _recorded_key(self) -> str | None:
         try:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,14 +25,15 @@ from megadeberta.data_prep.parts import Part, PartStore
 from megadeberta.data_prep.pool import run_in_order
 from megadeberta.data_prep.progress import Stages
 from megadeberta.data_prep.publish import Publication
-from megadeberta.data_prep.report import describe_corpus
-from megadeberta.data_prep.sources import Source, find_sources
+from megadeberta.data_prep.report import describe_corpus, describe_files, describe_result, report_files
+from megadeberta.data_prep.sources import Corpus, Source, find_sources
+from megadeberta.data_prep.standard_input import standard_input
 from megadeberta.data_prep.vocabulary import Sample, train_vocabulary
 from megadeberta.data_prep.work import EncodeContext, WorkContext, encode_block, sample_block
 from megadeberta.errors import DataError
 from megadeberta.storage import write_file
 
-_REVISION = 1
+_REVISION = 2
 """Raised whenever the same input would give other tokens, so that old parts are not taken for new ones."""
 
 
@@ -59,7 +61,15 @@ def prepare(options: PrepOptions, *, console: Console, plot: Callable[[Path, np.
         StorageError: the file system refused a write; nothing looks whole that is not.
     """
     began = time.monotonic()
-    sources = _find_sources(options)
+    with standard_input(options) as options:
+        return _prepare(options, console=console, plot=plot, began=began)
+
+
+def _prepare(
+    options: PrepOptions, *, console: Console, plot: Callable[[Path, np.ndarray], None], began: float
+) -> Outcome:
+    corpus = _find_sources(options)
+    sources = corpus.sources
     given = options.vocabulary.tokenizer
     tokenizer = SentencePieceTokenizer.load(given) if given else None
     output = OutputFolder(options.output)
@@ -69,28 +79,30 @@ def prepare(options: PrepOptions, *, console: Console, plot: Callable[[Path, np.
         if output.is_finished(run_key, recorded, overwrite=options.overwrite):
             return Outcome(*output.manifests(), text_bytes=0, seconds=0.0, was_finished=True)
         with Stages(console) as stages:
-            run = _Run(options, sources, output, stages=stages, parts_key=parts_key)
+            for line in describe_files(corpus):
+                stages.say(line)
+            run = _Run(options, corpus, output, stages=stages, parts_key=parts_key)
             return run.finish(run_key, plot=plot, began=began)
 
 
-def _find_sources(options: PrepOptions) -> list[Source]:
-    find = partial(find_sources, input_format=options.read.input_format, outside=options.output)
+def _find_sources(options: PrepOptions) -> Corpus:
+    find = partial(find_sources, options=options.read, outside=options.output)
     train, valid = find(options.corpora, split="train"), find(options.valid_corpora, split="valid")
-    leaked = {source.path.resolve() for source in train} & {source.path.resolve() for source in valid}
+    leaked = {source.path.resolve() for source in train.sources} & {source.path.resolve() for source in valid.sources}
     if leaked:
         raise DataError(f"{min(leaked)} is given both for training and for validation; keep them apart")
-    for name, sources in (("corpus", train), ("validation corpus", valid)):
+    for name, sources in (("corpus", train.sources), ("validation corpus", valid.sources)):
         if sources and not any(source.size for source in sources):
             raise DataError(f"the {name} is empty: {len(sources)} file(s), 0 bytes, first {sources[0].path}; add text")
-    return train + valid
+    return Corpus(train.sources + valid.sources, train.passed_over + valid.passed_over)
 
 
 def _keys(options: PrepOptions, sources: list[Source], tokenizer: SentencePieceTokenizer | None) -> tuple[str, str]:
     """What the parts depend on, and what the finished set depends on."""
     vocabulary = {**asdict(options.vocabulary), "tokenizer": tokenizer.sha256 if tokenizer else None}
-    files = [[s.name, s.split, s.is_json, s.compression, s.size, s.mtime_ns] for s in sources]
+    files = [[s.name, s.split, s.format_name, s.compression, s.size, s.mtime_ns] for s in sources]
     parts = [_REVISION, asdict(options.read), vocabulary, files]
-    return _digest(parts)[:16], _digest([*parts, asdict(options.split)])
+    return _digest(parts)[:16], _digest([*parts, asdict(options.split), options.deduplicate])
 
 
 def _digest(value: Any) -> str:
@@ -101,9 +113,11 @@ class _Run:
     """One preparation in progress."""
 
     def __init__(
-        self, options: PrepOptions, sources: list[Source], output: OutputFolder, *, stages: Stages, parts_key: str
+        self, options: PrepOptions, corpus: Corpus, output: OutputFolder, *, stages: Stages, parts_key: str
     ) -> None:
+        sources = corpus.sources
         self._options = options
+        self._corpus = corpus
         self._sources = sources
         self._output = output
         self._stages = stages
@@ -125,9 +139,12 @@ class _Run:
             tuple(self._sources), self._options.read, self._scratch.folder / TOKENIZER_FILE, store, dtype
         )
         parts, tally = self._timed("encode", lambda: self._encode(context))
+        self._check_unknown(parts)
         report = {
             "run_key": run_key,
+            "files": report_files(self._corpus),
             "corpus": describe_corpus(tally),
+            "num_tokens": sum(part.num_tokens for _, part in parts),
             "unknown_tokens": sum(part.num_unknown for _, part in parts),
             "workers": self._workers,
             "seconds": self._seconds,
@@ -135,6 +152,8 @@ class _Run:
         publication = Publication(self._options, self._sources, store, parts, tokenizer=tokenizer)
         train, valid = publication.publish(self._output, report, stages=self._stages, plot=plot)
         store.remove()
+        for line in describe_result(report, publication.num_copies, self._options.deduplicate):
+            self._stages.say(line)
         return Outcome(train, valid, tally.total("text_bytes"), time.monotonic() - began, was_finished=False)
 
     def _timed(self, name: str, stage: Callable[[], Any]) -> Any:
@@ -197,6 +216,26 @@ class _Run:
         self._check(tally, cutter)
         return parts, tally
 
+    def _check_unknown(self, parts: list[tuple[Block, Part]]) -> None:
+        """Refuse text that the vocabulary does not fit.
+
+        Raises:
+            DataError: with the fraction of unknown tokens, and the file with the most.
+        """
+        tokens, unknown = Counter[int](), Counter[int]()
+        for block, part in parts:
+            tokens[block.source] += part.num_tokens
+            unknown[block.source] += part.num_unknown
+        fraction = unknown.total() / max(1, tokens.total())
+        if fraction > self._options.max_unknown_fraction:
+            worst = max(unknown, key=lambda source: unknown[source])
+            raise DataError(
+                f"{fraction:.1%} of the tokens are [UNK], unknown to the vocabulary (allowed "
+                f"{self._options.max_unknown_fraction:.1%}); most in {self._sources[worst].name} "
+                f"({unknown[worst] / max(1, tokens[worst]):.1%}): is it of the vocabulary's language, and UTF-8? Train "
+                "a vocabulary on this text (--vocab-size), or raise --max-unknown-fraction"
+            )
+
     def _cutter(self, sources: list[Source]) -> BlockCutter:
         return BlockCutter(sources, self._options.read, block_bytes=self._block_bytes, spool=self._scratch.folder)
 
@@ -217,7 +256,7 @@ class _Run:
         if tally.total("documents") == 0:
             raise DataError(
                 f"no document in {len(self._sources)} file(s): {tally.total('lines')} lines, "
-                f"{tally.total('empty_documents')} of them empty after cleaning; check --json-key and --document-per"
+                f"{tally.total('empty_documents')} of them empty after cleaning; check --text-key and --document-per"
             )
 
 

@@ -42,6 +42,10 @@ class Stages:
         if self._bar:
             self._bar.stop()
 
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def begin(self, name: str, *, total: int | None, unit: str = "MB") -> None:
         """Start a stage of ``total`` bytes or tokens; None = nothing to count."""
         self._name, self._unit, self._total, self._done = name, unit, total or 0, 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 
 from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.data.index_layout import smallest_dtype
-from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.shard_manifest import ShardManifest, ShardSource
+from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.data_prep.blocks import Block
+from megadeberta.data_prep.duplicates import FirstOccurrences
 from megadeberta.data_prep.merge import SplitRule, check_room, choose_split, merge_parts
-from megadeberta.data_prep.options import PrepOptions
+from megadeberta.data_prep.options import Deduplication, PrepOptions
 from megadeberta.data_prep.output_folder import OutputFolder
 from megadeberta.data_prep.parts import DOCUMENT_RECORD, Part, PartStore
 from megadeberta.data_prep.progress import Stages
@@ -45,6 +47,13 @@ class Publication:
         }
         self._tokenizer = tokenizer
         self._dtype = smallest_dtype(tokenizer.vocab_size_needed)
+        # The validation corpus first: what is in both is left out of the training text.
+        self._firsts = FirstOccurrences(store, self._numbers["valid"] + self._numbers["train"])
+
+    @property
+    def num_copies(self) -> int:
+        """Documents that are equal to an earlier one."""
+        return self._firsts.num_copies
 
     def publish(
         self,
@@ -78,7 +87,7 @@ class Publication:
             valid_manifest = self._commit(valid, "valid") if valid else None
             described = {
                 **report,
-                "num_tokens": num_tokens,
+                "copied_documents": self.num_copies,
                 "document_tokens": describe_lengths(lengths),
                 "valid": describe_shard(valid_manifest) if valid_manifest else None,
             }
@@ -88,24 +97,28 @@ class Publication:
 
     def _records(self, split: str) -> np.ndarray:
         """``[D]`` lengths and keys of all documents of a split, in order."""
-        records = [self._store.documents(number) for number in self._numbers[split]]
+        records = [self._store.documents(number)[self._kept(number)] for number in self._numbers[split]]
         return np.concatenate([np.empty(0, dtype=DOCUMENT_RECORD), *records])
+
+    def _kept(self, number: int) -> np.ndarray | slice:
+        """Which documents of a part go into the token files."""
+        return slice(None) if self._options.deduplicate is Deduplication.NONE else self._firsts.of_part(number)
 
     def _rule(self, records: dict[str, np.ndarray]) -> SplitRule:
         for split, is_wanted in (("train", True), ("valid", bool(self._options.valid_corpora))):
             if is_wanted and len(records[split]) == 0:
-                raise DataError(f"no {split} document has any token; check the corpus, --json-key and --document-per")
+                raise DataError(f"no {split} document has any token; check the corpus, --text-key and --document-per")
         if self._options.valid_corpora:
             return SplitRule()
-        return choose_split(records["train"]["key"], self._options.split)
+        return choose_split(records["train"]["key"], records["train"]["length"], self._options.split)
 
     def _fill(
         self, train: ShardWriter, valid: ShardWriter | None, *, rule: SplitRule, advance: Callable[[int], None]
     ) -> None:
-        merge_parts(self._store, self._numbers["train"], train=train, valid=valid, rule=rule, advance=advance)
+        merge = partial(merge_parts, self._store, kept=self._kept, advance=advance)
+        merge(self._numbers["train"], train=train, valid=valid, rule=rule)
         if valid is not None:
-            given = self._numbers["valid"]
-            merge_parts(self._store, given, train=valid, valid=None, rule=SplitRule(), advance=advance)
+            merge(self._numbers["valid"], train=valid, valid=None, rule=SplitRule())
 
     def _commit(self, writer: ShardWriter, split: str) -> ShardManifest:
         came_from = split if self._options.valid_corpora else "train"

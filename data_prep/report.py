@@ -1,6 +1,8 @@
 """What a preparation found, as ``report.json``. D documents."""
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,13 @@ import numpy as np
 
 from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data_prep.bad_lines import CorpusTally
+from megadeberta.data_prep.formats.table import FORMATS
+from megadeberta.data_prep.options import Deduplication
+from megadeberta.data_prep.sources import Corpus
 from megadeberta.storage import write_file
 
 REPORT = "report.json"
+_NAMED, _LISTED, _SCRIPTS = 4, 1000, 12
 
 
 def describe_corpus(tally: CorpusTally) -> dict[str, Any]:
@@ -22,9 +28,59 @@ def describe_corpus(tally: CorpusTally) -> dict[str, Any]:
         "empty_documents": tally.total("empty_documents"),
         "documents_cut": tally.total("cut_documents"),
         "rejected_lines": tally.total("rejected"),
+        "rejected_bytes": tally.total("rejected_bytes"),
+        "scripts": _fractions(tally.scripts()),
         "damaged_files": tally.total("damaged_files"),
         "bad_lines": tally.describe(),
     }
+
+
+def _fractions(counts: Counter[str]) -> dict[str, float]:
+    total = max(1, counts.total())
+    return {name: round(number / total, 4) for name, number in counts.most_common(_SCRIPTS)}
+
+
+def describe_files(corpus: Corpus) -> list[str]:
+    """What is read and what is not, a line each for the screen."""
+    kinds = ", ".join(f"{number} of {FORMATS[name].summary}" for name, number in _by_format(corpus).most_common())
+    lines = [f"reading {len(corpus.sources)} file(s), {_megabytes(source.size for source in corpus.sources)}: {kinds}"]
+    if corpus.passed_over:
+        first = "; ".join(f"{file.name} ({file.reason})" for file in corpus.passed_over[:_NAMED])
+        more = f" and {len(corpus.passed_over) - _NAMED} more" if len(corpus.passed_over) > _NAMED else ""
+        size = _megabytes(file.size for file in corpus.passed_over)
+        lines.append(f"NOT read: {len(corpus.passed_over)} file(s), {size}: {first}{more}; {REPORT} lists them")
+    return lines
+
+
+def describe_result(report: dict[str, Any], num_copies: int, deduplicate: Deduplication) -> list[str]:
+    """What a user should look at before training on it, a line each for the screen."""
+    corpus, tokens = report["corpus"], report["num_tokens"]
+    scripts = ", ".join(f"{name} {fraction:.1%}" for name, fraction in list(corpus["scripts"].items())[:_NAMED])
+    lines = [f"scripts: {scripts or 'no letters'}; unknown tokens: {report['unknown_tokens'] / max(1, tokens):.2%}"]
+    if num_copies:
+        is_kept = deduplicate is Deduplication.NONE
+        done = "kept: --deduplicate=exact leaves them out" if is_kept else "left out"
+        lines.append(f"{num_copies:,} documents are copies of an earlier one, and {done}")
+    for entry in corpus["bad_lines"].values():
+        lines.append(f"{entry['count']:,} x {entry['meaning']}, first at {entry['first']}")
+    return lines
+
+
+def report_files(corpus: Corpus) -> dict[str, Any]:
+    """The same for the report; of the files that are not read the first ``_LISTED`` by name."""
+    return {
+        "read": dict(_by_format(corpus)),
+        "not_read": len(corpus.passed_over),
+        "not_read_files": [vars(file) for file in corpus.passed_over[:_LISTED]],
+    }
+
+
+def _by_format(corpus: Corpus) -> Counter[str]:
+    return Counter(source.format_name for source in corpus.sources)
+
+
+def _megabytes(sizes: Iterable[int]) -> str:
+    return f"{sum(sizes) / 1e6:.1f} MB"
 
 
 def describe_shard(manifest: ShardManifest) -> dict[str, int]:

@@ -1,35 +1,28 @@
-"""The files of a corpus: found, told apart by their first bytes, and opened as a stream of plain bytes."""
+"""The files of a corpus: found, told apart by their first bytes, and what of a folder is not read."""
 
 import difflib
-import gzip
+import glob
 import os
-import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
-import zstandard
-
-from megadeberta.data_prep.options import InputFormat
+from megadeberta.data_prep.compression import (
+    COMPRESSIONS,
+    DamagedFile,
+    UnpackedStream,
+    compression_of,
+    compression_of_ending,
+)
+from megadeberta.data_prep.detect import HEAD_BYTES, Refusal, detect
+from megadeberta.data_prep.formats.base import Format
+from megadeberta.data_prep.formats.table import FORMATS, check_format_name, format_of_ending, what_is_missing
+from megadeberta.data_prep.formats.tar import TAR
+from megadeberta.data_prep.options import AUTO_FORMAT, ReadOptions, UnreadablePolicy
 from megadeberta.errors import DataError
 
-_JSON_ENDINGS = {".jsonl", ".ndjson", ".json"}
-_TEXT_ENDINGS = {".txt", ".text", ".raw", ".md"}
-_COMPRESSED_ENDINGS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-_FOREIGN_MAGIC = {
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\x00": "xz",
-    b"PK\x03\x04": "a zip archive",
-    b"7z\xbc\xaf": "7-zip",
-    b"PAR1": "Parquet",
-    b"%PDF": "PDF",
-}
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-BOMB_FLOOR = 16 << 20
-"""Expansion is judged only beyond this much text: below it no harm is done."""
-_ZSTD_STEP = 2048  # one RLE block of 4 bytes gives 128 KiB, so this bounds one step at 64 MiB
+_ABOUT_A_DATASET = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_DOCUMENTATION = ("readme", "license", "licence", "copying", "citation", "changelog", "notice")
 
 
 @dataclass(frozen=True)
@@ -39,62 +32,138 @@ class Source:
     path: Path
     name: str
     split: str
-    is_json: bool
+    format_name: str
     compression: str | None
     size: int
     mtime_ns: int
 
-
-class DamagedFile(Exception):
-    """A compressed file that ends early or expands too far; what came before that is usable."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
+    @property
+    def file_format(self) -> Format:
+        return FORMATS[self.format_name]
 
 
-def find_sources(corpora: Iterable[Path], *, split: str, input_format: InputFormat, outside: Path) -> list[Source]:
+@dataclass(frozen=True)
+class PassedOver:
+    """A file of a folder that is not read, and why."""
+
+    name: str
+    size: int
+    reason: str
+
+
+@dataclass
+class Corpus:
+    """The files that are read, in order, and those that are not."""
+
+    sources: list[Source] = field(default_factory=list)
+    passed_over: list[PassedOver] = field(default_factory=list)
+
+
+def find_sources(corpora: Iterable[Path], *, split: str, options: ReadOptions, outside: Path) -> Corpus:
     """All files of ``corpora``, folders walked in the order of their names.
 
     Args:
-        outside: folder whose files are never taken (where the shards go).
+        outside: folder whose files are never taken (where the token files go).
 
     Raises:
-        DataError: a path that is not there, an empty folder, a file given twice or of a kind that is not text.
+        DataError: a path that is not there, an empty folder, a file given twice or of a kind that is not read.
     """
-    sources = [
-        _describe(path, name=name, split=split, input_format=input_format)
-        for corpus in corpora
-        for path, name in _files(corpus, outside.resolve())
-    ]
+    check_format_name(options.input_format)
+    corpus = Corpus()
+    for given in (path for pattern in corpora for path in _expand(pattern)):
+        if given.is_dir():
+            _add_folder(corpus, given, split=split, options=options, outside=outside.resolve())
+        else:
+            found = _describe(_existing(given), name=given.name, split=split, options=options)
+            if isinstance(found, Refusal):
+                raise DataError(f"{given}: is {found.what}; {found.remedy or 'give files that hold text'}")
+            corpus.sources.append(found)
     seen: dict[Path, Path] = {}
-    for source in sources:
+    for source in corpus.sources:
         twin = seen.setdefault(source.path.resolve(), source.path)
         if twin is not source.path:
             raise DataError(f"{source.path} is given twice (also as {twin}); its text would count double: name it once")
-    return sources
+    return corpus
 
 
-def _files(corpus: Path, outside: Path) -> Iterator[tuple[Path, str]]:
-    if corpus.is_file():
-        yield corpus, corpus.name
-        return
-    if not corpus.is_dir():
-        raise DataError(f"{corpus}: not found{_nearest(corpus)}")
-    count = 0
-    for folder, folders, names in os.walk(corpus, followlinks=True):
+def _expand(pattern: Path) -> list[Path]:
+    """The files and folders that a pattern such as "data/*.parquet" names, by name; a plain path as it is."""
+    if pattern.exists() or not any(mark in str(pattern) for mark in "*?["):
+        return [pattern]
+    found = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))
+    if not found:
+        raise DataError(f"{pattern}: no file matches this pattern")
+    return found
+
+
+def _existing(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if path.exists():
+        raise DataError(
+            f"{path}: is a pipe or device, which cannot be read twice; give - to read standard input, "
+            "or write the text to a file"
+        )
+    if "://" in str(path) or ":/" in str(path):
+        raise DataError(f"{path}: is an address; copy the files to a folder first")
+    raise DataError(f"{path}: not found{_nearest(path)}")
+
+
+def _add_folder(corpus: Corpus, folder: Path, *, split: str, options: ReadOptions, outside: Path) -> None:
+    files = list(_files(folder, outside))
+    found = [(path, name, _of_folder(path, name, split=split, options=options)) for path, name in files]
+    sources = [what for *_, what in found if isinstance(what, Source)]
+    has_records = any(not source.file_format.is_plain_text for source in sources)
+    taken = 0
+    for path, name, what in found:
+        if isinstance(what, Source) and has_records and _is_documentation(path):
+            what = Refusal("documentation beside the data", "")
+        if isinstance(what, Source):
+            corpus.sources.append(what)
+            taken += 1
+            continue
+        if what.remedy and options.on_unreadable is UnreadablePolicy.STOP:
+            raise DataError(
+                f"{path}: is {what.what}; {what.remedy}, or use --on-unreadable=skip to go on without such files"
+            )
+        corpus.passed_over.append(PassedOver(name, path.stat().st_size, what.what))
+    if taken == 0:
+        seen = f"; it holds {len(files)} other file(s), first {files[0][1]}" if files else ""
+        kinds = ", ".join(known.summary for known in FORMATS.values())
+        raise DataError(f"{folder}: no corpus file in this folder{seen}; looked for {kinds}")
+
+
+def _files(folder: Path, outside: Path) -> Iterator[tuple[Path, str]]:
+    for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if Path(folder).resolve() == outside:
+        if Path(place).resolve() == outside:
             folders.clear()
             continue
         for name in sorted(names):
-            path = Path(folder, name)
-            if not name.startswith(".") and _text_ending(path) in _JSON_ENDINGS | _TEXT_ENDINGS and path.is_file():
-                count += 1
-                yield path, str(path.relative_to(corpus.parent))
-    if count == 0:
-        endings = " ".join(sorted(_TEXT_ENDINGS | _JSON_ENDINGS))
-        raise DataError(f"{corpus}: no corpus file in this folder; looked for {endings}, also with .gz or .zst")
+            path = Path(place, name)
+            if not name.startswith(".") and path.is_file():
+                yield path, str(path.relative_to(folder.parent))
+
+
+def _of_folder(path: Path, name: str, *, split: str, options: ReadOptions) -> Source | Refusal:
+    """A file that nobody named is read only if its name does not speak against it."""
+    if path.name in _ABOUT_A_DATASET:
+        return Refusal("a description of the data", "")
+    found = _describe(path, name=name, split=split, options=options)
+    ending = text_ending(path)
+    if (
+        isinstance(found, Source)
+        and found.file_format.is_plain_text
+        and ending
+        and format_of_ending(ending) is None
+        and options.input_format == AUTO_FORMAT
+    ):
+        return Refusal(f"a {ending} file", "")
+    return found
+
+
+def _is_documentation(path: Path) -> bool:
+    return path.name.lower().startswith(_DOCUMENTATION)
 
 
 def _nearest(path: Path) -> str:
@@ -105,106 +174,58 @@ def _nearest(path: Path) -> str:
     return f"; did you mean {parent / near[0]}?" if near else f"; {parent} has nothing of a similar name"
 
 
-def _text_ending(path: Path) -> str:
+def text_ending(path: Path) -> str:
+    """The ending of a file's name, in small letters and without that of a compression; empty if there is none."""
     endings = [ending.lower() for ending in path.suffixes]
-    while endings and endings[-1] in _COMPRESSED_ENDINGS:
+    while endings and compression_of_ending(endings[-1]):
         endings.pop()
     return endings[-1] if endings else ""
 
 
-def _describe(path: Path, *, name: str, split: str, input_format: InputFormat) -> Source:
+def _describe(path: Path, *, name: str, split: str, options: ReadOptions) -> Source | Refusal:
     try:
         with path.open("rb") as file:
-            head = file.read(8)
+            magic = file.read(max(len(one.magic) for one in COMPRESSIONS.values()))
             status = os.fstat(file.fileno())
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    compression = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-    promised = _COMPRESSED_ENDINGS.get(path.suffix.lower())
+    compression = compression_of(magic)
+    promised = compression_of_ending(path.suffix)
     if promised and not compression:
         raise DataError(f"{path}: ends in {path.suffix} but holds no {promised} data; fetch it again or rename it")
-    foreign = next((kind for magic, kind in _FOREIGN_MAGIC.items() if head.startswith(magic)), None)
-    if foreign:
-        raise DataError(f"{path}: is {foreign}; unpack it to text or JSON lines (plain, .gz or .zst) first")
-    if head.startswith(_UTF16_MARKS):
-        raise DataError(f"{path}: looks like UTF-16; convert it first: iconv -f UTF-16 -t UTF-8")
-    is_json = input_format is InputFormat.JSONL or (
-        input_format is InputFormat.AUTO and _text_ending(path) in _JSON_ENDINGS
-    )
-    return Source(path, name, split, is_json, compression, status.st_size, status.st_mtime_ns)
+    found = _format(path, compression, options)
+    if isinstance(found, Refusal):
+        return found
+    if missing := what_is_missing(found):
+        return Refusal(found.summary, missing)
+    return Source(path, name, split, found.name, compression, status.st_size, status.st_mtime_ns)
 
 
-class UnpackedStream:
-    """The plain bytes of a compressed source, with the guards a hostile file needs.
+def _format(path: Path, compression: str | None, options: ReadOptions) -> Format | Refusal:
+    head = _head(path, compression, options)
+    found = detect(head, ending=text_ending(path), text_keys=options.text_keys)
+    if options.input_format == AUTO_FORMAT:
+        # Nobody sees what an archive holds: a readme beside the text would be trained on unnoticed.
+        return (
+            Refusal("a tar archive", "unpack it, or read all its members with --format=tar") if found is TAR else found
+        )
+    asked = FORMATS[options.input_format]
+    if isinstance(found, Refusal):
+        # Text that is refused as it stands is read by whoever names a format; what is no text is not.
+        return asked if found.is_text else found
+    if (found.needs or asked is TAR or found is TAR) and found is not asked:
+        return Refusal(found.summary, f"use --format={found.name}, or auto")
+    return asked
 
-    ``consumed`` and ``produced`` are the compressed and plain bytes so far.
-    """
 
-    def __init__(self, source: Source, *, max_expansion: int) -> None:
-        self._source = source
-        self._max_expansion = max_expansion
-        self._file: BinaryIO = source.path.open("rb")
-        # read1 hands out what precedes damage; read would lose it with the exception.
-        self._read = gzip.GzipFile(fileobj=self._file).read1 if source.compression == "gzip" else self._read_zstd
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._is_frame_open = False
-        self.produced = 0
-
-    @property
-    def consumed(self) -> int:
-        return self._file.tell()
-
-    def read(self, size: int) -> bytes:
-        """Some bytes, about ``size`` at most; ``b""`` at the end.
-
-        Raises:
-            DamagedFile: the file ends early, or expands beyond the allowed ratio.
-            DataError: its checksums are wrong, or the disk cannot be read.
-        """
-        try:
-            chunk = self._read(size)
-        except EOFError as error:
-            raise DamagedFile("truncated_file", "the compressed data ends early") from error
-        except (zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-            # A wrong checksum comes at the end of text that may have been wrong for long: none of it can be used.
-            raise DataError(
-                f"{self._source.path}: the compressed data is damaged ({error}); fetch the file again or leave it out"
-            ) from error
-        except OSError as error:
-            raise DataError(f"{self._source.path}: reading failed ({error.strerror or error})") from error
-        self.produced += len(chunk)
-        if self.produced > max(BOMB_FLOOR, self._max_expansion * self.consumed):
-            raise DamagedFile(
-                "decompression_bomb",
-                f"{self.consumed} bytes gave more than {self._max_expansion} times as much text; "
-                "--max-expansion raises the limit",
-            )
-        return chunk
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _read_zstd(self, size: int) -> bytes:
-        pieces: list[bytes] = []
-        total = 0
-        while total < size:
-            compressed = self._file.read(_ZSTD_STEP)
-            if not compressed:
-                if self._is_frame_open and not pieces:
-                    raise EOFError
-                break
-            piece = self._feed(compressed)
-            pieces.append(piece)
-            total += len(piece)
-        return b"".join(pieces)
-
-    def _feed(self, compressed: bytes) -> bytes:
-        """Decompress one step; a file may hold several frames one after another."""
-        pieces = []
-        while compressed:
-            if self._frame.eof:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            pieces.append(self._frame.decompress(compressed))
-            self._is_frame_open = not self._frame.eof
-            compressed = self._frame.unused_data if self._frame.eof else b""
-        return b"".join(pieces)
+def _head(path: Path, compression: str | None, options: ReadOptions) -> bytes:
+    stream = UnpackedStream(path, compression, max_expansion=options.max_expansion)
+    head = b""
+    try:
+        while len(head) < HEAD_BYTES and (chunk := stream.read(HEAD_BYTES - len(head))):
+            head += chunk
+    except DamagedFile:
+        pass  # counted when the whole file is read
+    finally:
+        stream.close()
+    return head[:HEAD_BYTES]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from megadeberta.data.indexed import TokenShard, shard_file
+from megadeberta.data.indexed import SUFFIXES, TokenShard, shard_file
 from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.data_prep.output_folder import TOKENIZER, OutputFolder
@@ -28,7 +28,7 @@ def verify_set(folder: Path) -> VerifiedSet:
         raise DataError(f"{folder}: {'is a file' if folder.exists() else 'not found'}; give the --output of a prep")
     output = OutputFolder(folder)
     prefixes = {"train": output.train}
-    if any(shard_file(output.valid, suffix).exists() for suffix in ("bin", "idx", "json")):
+    if any(shard_file(output.valid, suffix).exists() for suffix in SUFFIXES):
         prefixes["valid"] = output.valid
     manifests = {}
     for split, prefix in prefixes.items():

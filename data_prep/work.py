@@ -80,8 +80,8 @@ def encode_block(context: EncodeContext, block: Block) -> Part:
 
 
 def _documents(context: WorkContext, block: Block, tally: Tally) -> Iterator[str]:
-    is_json = context.sources[block.source].is_json
-    documents = read_documents(block, context.read, is_json=is_json, tally=tally)
+    file_format = context.sources[block.source].file_format
+    documents = read_documents(block, context.read, file_format=file_format, tally=tally)
     while True:
         try:
             document = next(documents, None)

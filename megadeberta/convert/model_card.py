@@ -34,6 +34,16 @@ model = $model_class.from_pretrained("path/of/this/folder")
 or use `megadeberta fill-mask path/of/this/folder "text with [MASK]"`. Fine-tuning the backbone needs neither. Saving
 the model with another class of transformers loses the absolute position table
 (`$position_table`).""")
+_FAST_ATTENTION = """
+With the package megadeberta, this line makes the model or any other class of transformers around it faster, for
+fine-tuning and inference; outputs stay the same:
+
+```python
+from megadeberta.hf import use_fast_attention
+
+use_fast_attention(model)
+```
+"""
 _NO_OPT_IN = Template("""## Fill-mask
 
 This model was pre-trained with DeBERTa's enhanced mask decoder, which transformers does not have, and its $family class
@@ -58,6 +68,7 @@ def write_model_card(source: ModelSource, target: ExportTarget, *, num_tokens: i
         ),
         training=_training(source),
         auto_class="AutoModelForMaskedLM" if is_mlm else "AutoModel",
+        fast_attention=_FAST_ATTENTION if target.family.has_fast_attention else "",
         mask_decoder=_mask_decoder_note(source, target),
         num_tokens=num_tokens,
         vocab_size=config.vocab_size,

@@ -59,9 +59,8 @@ class PackedReader:
             DataError: the shard's file was cut off or replaced since it was opened.
         """
         sequences = np.full((len(chunks), self._length), PAD_ID, np.int64)
-        for sequence, chunk in zip(sequences, chunks.tolist(), strict=True):
-            start, stop = self._starts[chunk : chunk + 2].tolist()
-            tokens = self._shard.read_tokens(start, stop)
+        runs = list(zip(self._starts[chunks].tolist(), self._starts[chunks + 1].tolist(), strict=True))
+        for sequence, (start, stop), tokens in zip(sequences, runs, self._shard.read_runs(runs), strict=True):
             first, last = np.searchsorted(self._ends, (start, stop - 1), side="right")
             place = 0
             for part in np.split(tokens, self._ends[first:last] - start):

@@ -42,8 +42,8 @@ class ChunkReader:
         sequences = np.full((len(chunks), self._length), PAD_ID, np.int64)
         sequences[:, 0] = CLS_ID
         room = self._length - 2
-        for sequence, chunk in zip(sequences, chunks.tolist(), strict=True):
-            tokens = self._shard.read_tokens(chunk * room, min((chunk + 1) * room, self._shard.num_tokens))
+        runs = [(chunk * room, min((chunk + 1) * room, self._shard.num_tokens)) for chunk in chunks.tolist()]
+        for sequence, tokens in zip(sequences, self._shard.read_runs(runs), strict=True):
             sequence[1 : 1 + len(tokens)] = tokens
             sequence[1 + len(tokens)] = SEP_ID
         return sequences

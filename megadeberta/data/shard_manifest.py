@@ -46,6 +46,7 @@ class ShardManifest(BaseModel):
     idx_bytes: int = _Count
     bin_sha256: str = _Hash
     idx_sha256: str = _Hash
+    sum_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="null = made before there were sums")
     content: str = _Hash
     options: dict[str, Any] = Field(default_factory=dict)
     sources: list[ShardSource] = Field(default_factory=list)

@@ -165,7 +165,7 @@ MISTAKES: dict[str, tuple[Case, str]] = {
     ),
     "empty corpus": (_corpus(b""), r"corpus.txt"),
     "corpus of blank lines": (_corpus(b"\n \n\t\n"), r"no "),
-    "line of 10 MB": (_corpus(b"word " * 2_000_000), r"longer than .*corpus.txt:1 "),
+    "line of 40 MB": (_corpus(b"word " * 8_000_000), r"longer than .*corpus.txt:1 "),
     "invalid UTF-8": (_corpus(b"caf\xe9 latin one\n" * 50), r"not valid UTF-8, first at corpus.txt:1 "),
     "JSON without the key": (_corpus(b'{"body": "x"}\n' * 20, name="corpus.jsonl"), r"'text'"),
     "vocabulary larger than the corpus allows": (

@@ -38,6 +38,7 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.weights": LAYERS | {"megadeberta.model", "megadeberta.data", "megadeberta.checkpoint"},
     "megadeberta.convert": LAYERS
     | {f"megadeberta.{room}" for room in ("weights", "ops", "model", "data", "observability", "checkpoint")},
+    "megadeberta.hf": {"megadeberta.errors", BACKENDS, "megadeberta.ops"},
     "megadeberta.evaluate": LAYERS
     | {f"megadeberta.{room}" for room in ("batch", "model", "data", "checkpoint", "weights")},
     "megadeberta.train_cli": LAYERS | {f"megadeberta.{room}" for room in ("preflight", "plan", "train", "rank")},

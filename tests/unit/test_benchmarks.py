@@ -1,4 +1,4 @@
-"""Benchmarks are found to be stale here, not when a number is needed: all of them import what they name, and the two
+"""Benchmarks are found to be stale here, not when a number is needed: all of them import what they name, and those
 that compare attention run end to end on a toy; the GPU's under the interpreter where there is no GPU."""
 
 import os
@@ -37,6 +37,14 @@ def test_the_gpu_benchmark_compares_op_layer_and_step_on_a_toy_under_the_interpr
     for peer in ("transformers eager", "same-size BERT, SDPA"):
         assert output.count(f"megadeberta triton : {peer}") == 2  # a ratio for the layer, one for the step
     assert output.count("MFU") == output.count("tokens/s") == output.count("KiB a token a layer") == 6
+    assert chart.stat().st_size > 1000
+
+
+def test_the_benchmark_of_transformers_models_compares_inference_and_fine_tuning_on_a_toy(tmp_path: Path) -> None:
+    chart = tmp_path / "chart.png"
+    output = _output("benchmarks/hf_attention.py", "--shapes", "2x16", "--layers", "1", "--plot", str(chart))
+    assert output.count("relative difference of logits") == 1
+    assert output.count("transformers eager") == output.count("use_fast_attention") == 3
     assert chart.stat().st_size > 1000
 
 

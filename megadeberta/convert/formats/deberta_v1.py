@@ -33,6 +33,7 @@ class DebertaV1(Family):
     model_type = "deberta"
     versions = "v1"
     class_prefix = "Deberta"
+    has_fast_attention = True
     key_bias = False
 
     def supports(self, config: ModelConfig) -> str | None:

@@ -17,6 +17,7 @@ class DebertaV2(Family):
     model_type = "deberta-v2"
     versions = "v2 and v3"
     class_prefix = "DebertaV2"
+    has_fast_attention = True
     config_fields = ("position_buckets", "norm_rel_ebd", "share_att_key", *_CONVOLUTION)
     opt_in = OptIn("megadeberta.convert.formats.modeling_megadeberta", "DebertaV2ForMaskedLMWithMaskDecoder")
 

@@ -80,6 +80,8 @@ class Family(ABC):
     """Whether the keys have biases where ``config.json`` does not say."""
     newly_drawn: ClassVar[tuple[str, ...]] = ()
     """Prefixes of tensors that transformers' encoder has and no model of ours, so that no export holds them."""
+    has_fast_attention: ClassVar[bool] = False
+    """Whether ``megadeberta.hf.use_fast_attention`` takes its classes; model cards then say so."""
     opt_in: ClassVar[OptIn | None] = None
     """None: transformers' class cannot be extended by the enhanced mask decoder."""
 

@@ -40,8 +40,8 @@ def cpu_attention(
 ) -> Tensor:
     """See :func:`megadeberta.ops.attention.interface.disentangled_attention`.
 
-    With ``keep_probabilities`` the backward pass reads the softmax of the forward pass, ``[N, B, Q, L]`` in fp32;
-    without, it computes the scores again and nothing of that size is kept.
+    With ``keep_probabilities`` the backward pass reads the softmax of the forward pass and what dropout drew,
+    ``[N, B, Q, L]`` in fp32; without, it computes the scores and draws again, and nothing of that size is kept.
     """
     rows = None if position is None else position.rows
     tables = (None, None) if position is None else (position.key, position.query)
@@ -76,6 +76,11 @@ class _Call:
     dropout: CounterDropout | None
     scale: float
 
+    @property
+    def kept_scale(self) -> float:
+        """Of the weights that dropout keeps."""
+        return 1.0 if self.dropout is None else self.dropout.scale
+
     @classmethod
     def of(
         cls, lookups: Sequence[Tensor | None], num_keys: int, scale: float, probability: float, first_head: int
@@ -93,6 +98,7 @@ _OptionalTensor = Tensor | None
 
 
 @torch.library.custom_op("megadeberta::cpu_attention_forward", mutates_args=())
+@torch.autocast("cpu", enabled=False)
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, position_key: _OptionalTensor, position_query: _OptionalTensor,
     rows: _OptionalTensor, positions: _OptionalTensor,
@@ -100,7 +106,7 @@ def _forward(
     seed: _OptionalTensor, samples: _OptionalTensor,
     scale: float, probability: float, first_head: int, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Context ``[B, Q, N, H]``, and the softmax ``[N, B, Q, L]``, empty unless ``keep``."""
+    """Context ``[B, Q, N, H]``, and what ``_Head.weights`` gives, ``[N, B, Q, L]``, empty unless ``keep``."""
     batch, heads, num_rows, head_size = query.shape
     lookups = (rows, positions, begin, end, real, pairs, seed, samples)
     call = _Call.of(lookups, key.size(2), scale, probability, first_head)
@@ -111,10 +117,11 @@ def _forward(
     for number in range(heads):
         head = work.head(number)
         for tile in work.tiles:
-            weights = head.probabilities(tile, saved[number, tile.samples, tile.rows] if keep else None)
+            weights = head.weights(tile, saved[number, tile.samples, tile.rows] if keep else None)
             if call.dropout is not None:
-                weights = weights * head.dropout_factor(tile)
-            torch.bmm(weights, head.value[tile.samples], out=context[tile.samples, tile.rows, number])
+                weights = weights.clamp_min(0)
+            out = context[tile.samples, tile.rows, number]
+            torch.baddbmm(out, weights, head.value[tile.samples], beta=0, alpha=call.kept_scale, out=out)
     return context.to(query.dtype), saved
 
 
@@ -126,6 +133,7 @@ def _(query: Tensor, key: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("megadeberta::cpu_attention_backward", mutates_args=())
+@torch.autocast("cpu", enabled=False)  # a backward pass may be called inside the context, too
 def _backward(
     grad_context: Tensor, saved: Tensor,
     query: Tensor, key: Tensor, value: Tensor, position_key: _OptionalTensor, position_query: _OptionalTensor,
@@ -146,7 +154,7 @@ def _backward(
         grad_n = grad_context[:, :, number].to(work.precise)
         sums = [grad[:, :, number] for grad in grads]
         for tile in work.tiles:
-            weights = saved[number, tile.samples, tile.rows] if keep else head.probabilities(tile)
+            weights = saved[number, tile.samples, tile.rows] if keep else head.weights(tile)
             head.backward(tile, weights, grad_n[tile.samples, tile.rows], into=sums)
     folded = work.fold(tables)
     grad_query, grad_key, grad_value = (grad.to(t.dtype) for grad, t in zip(grads, inputs[:3], strict=True))
@@ -302,33 +310,37 @@ class _Head:
         # exp makes hidden keys exactly zero, but for rows that see nothing: there all are hidden alike.
         return torch.softmax(scores, dim=-1, out=out).mul_(seeing)
 
-    def dropout_factor(self, tile: Tile) -> Tensor:
-        """0 for dropped attention weights and the inverse keep probability for the others, ``[G, Q, L]``."""
+    def weights(self, tile: Tile, out: Tensor | None = None) -> Tensor:
+        """The softmax, negative where dropout drops it, ``[G, Q, L]``: backward reads the sign and draws nothing."""
+        probabilities = self.probabilities(tile, out)
         dropout = self.work.call.dropout
-        assert dropout is not None
+        if dropout is None:
+            return probabilities
         samples = torch.arange(tile.samples.start, tile.samples.stop)[:, None]
         rows = torch.arange(tile.rows.start, tile.rows.stop)[None, :]
         number = torch.tensor(self.number)
         is_kept = kept(dropout, samples, number, rows=rows, num_columns=self.key.size(1))
         # As numbers: a product of floats with bools costs a CPU more than one of floats.
-        return is_kept.to(self.query.dtype).mul_(dropout.scale)
+        return probabilities.mul_(is_kept.to(self.query.dtype).mul_(2).sub_(1))
 
     def backward(self, tile: Tile, weights: Tensor, grad_context: Tensor, *, into: list[Tensor]) -> None:
-        """Add to the gradients ``into`` of query, key and value those of one tile."""
+        """Add to the gradients ``into`` of query, key and value those of one tile, from what ``weights`` gave."""
         samples, rows = tile.samples, tile.rows
         query, key, value = self.query[samples, rows], self.key[samples], self.value[samples]
         grad_query, grad_key, grad_value = into[0][samples, rows], into[1][samples], into[2][samples]
         # Everything adds to views of whole gradients in place: rows of other heads lie between, nothing is copied.
-        grad_weights = torch.bmm(grad_context, value.mT)
-        dropped = weights
-        if self.work.call.dropout is not None:
-            factor = self.dropout_factor(tile)
-            grad_weights *= factor
-            dropped = weights * factor
-        grad_value.baddbmm_(dropped.mT, grad_context)
-        # P (dP - sum of P dP) in one pass; the public softmax has no backward of a result that is given.
-        grad = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-        scale = self.work.call.scale
+        grad = torch.bmm(grad_context, value.mT)
+        scale = self.work.call.scale * self.work.call.kept_scale
+        if self.work.call.dropout is None:
+            grad_value.baddbmm_(weights.mT, grad_context)
+            # P (dP - sum of P dP) in one pass; the public softmax has no backward of a result that is given.
+            grad = torch._softmax_backward_data(grad, weights, -1, weights.dtype)
+        else:
+            # With D the dropped P: D dP - P sum of D dP.
+            dropped = weights.clamp_min(0)
+            grad_value.baddbmm_(dropped.mT, grad_context, alpha=self.work.call.kept_scale)
+            grad *= dropped
+            grad.addcmul_(torch.abs(weights, out=dropped), grad.sum(-1, keepdim=True), value=-1)
         grad_query.baddbmm_(grad, key, alpha=scale)
         grad_key.baddbmm_(grad.mT, query, alpha=scale)
         if self.scores is not None:

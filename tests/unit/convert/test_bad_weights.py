@@ -19,7 +19,7 @@ from megadeberta.config.load import load_run_config
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.export import export_checkpoint
 from megadeberta.convert.formats.family import FileFormat, ModelKind
-from megadeberta.data.indexed import ShardWriter
+from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import EXIT_USAGE, CheckpointError
 from megadeberta.layers.catalogue import token_model_layers

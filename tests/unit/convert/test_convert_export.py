@@ -235,6 +235,7 @@ def test_the_folder_holds_what_its_readers_need(tmp_path: Path, spm: Path) -> No
         "| validation loss | 3.5000 |",
     ):
         assert part in card
+    assert "use_fast_attention(model)" in card
     assert "enhanced mask decoder" in card and "from modeling_megadeberta import" in card and "$" not in card
     assert AutoTokenizer.from_pretrained(tmp_path / "out").mask_token_id == NUM_PIECES
 

@@ -93,6 +93,7 @@ def test_the_export_is_what_transformers_class_of_the_family_loads(
     names = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors").keys()
     prefix = "bert." if kind == ModelKind.MLM else ""
     assert f"{prefix}encoder.layer.0.attention.self.query.weight" in names
+    assert "use_fast_attention" not in (tmp_path / "out" / "README.md").read_text()  # it takes DeBERTa alone
     assert not [name for name in names if "_proj." in name or name.startswith(("deberta.", "lm_predictions."))]
 
 

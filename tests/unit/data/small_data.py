@@ -6,7 +6,7 @@ import numpy as np
 import sentencepiece
 
 from megadeberta.config.data import DataConfig
-from megadeberta.data.indexed import ShardWriter
+from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from tests.data_fixtures import SOTU, SPECIAL_IDS, SPECIAL_NAMES
 

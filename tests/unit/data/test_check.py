@@ -8,7 +8,8 @@ import pytest
 
 from megadeberta.config.data import DataConfig
 from megadeberta.data.check import check_data
-from megadeberta.data.indexed import ShardWriter
+from megadeberta.data.indexed import SUFFIXES
+from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import ConfigError, DataError
 from tests.data_fixtures import SPECIAL_IDS, SPECIAL_NAMES
@@ -82,7 +83,7 @@ def test_missing_shard_and_missing_tokenizer_are_named(data: DataConfig, tmp_pat
 
 
 def test_cut_shard_is_refused(data: DataConfig, tmp_path: Path) -> None:
-    for suffix in ("bin", "idx", "json"):
+    for suffix in SUFFIXES:
         shutil.copy(f"{data.train}.{suffix}", tmp_path / f"train.{suffix}")
     (tmp_path / "train.bin").write_bytes((tmp_path / "train.bin").read_bytes()[:-2])
     with pytest.raises(DataError, match=r"train\.bin: 1998 bytes, the manifest says 2000"):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from megadeberta import storage
 from megadeberta.data.index_layout import ShardIndex, decode_index, encode_index, smallest_dtype
-from megadeberta.data.indexed import ShardWriter, TokenShard
+from megadeberta.data.indexed import SUFFIXES, TokenShard
+from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.errors import DataError, StorageError
 
 # Written by megatron-core 0.19.2 for documents [[1,2,3],[4,5]], [[6]], [[7,8,9,10]] in uint16.
@@ -114,7 +115,7 @@ def test_many_documents_at_once_equal_one_by_one(tmp_path: Path) -> None:
         writer.add_documents(tokens[: lengths[:70].sum()], lengths[:70])
         writer.add_documents(tokens[lengths[:70].sum() :], lengths[70:])
         writer.commit(**TOKENIZER)
-    for suffix in ("bin", "idx", "json"):
+    for suffix in SUFFIXES:
         assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"many.{suffix}").read_bytes()
 
 
@@ -230,4 +231,4 @@ def test_a_replaced_shard_loses_its_old_manifest_before_its_new_tokens_appear(
 
     monkeypatch.setattr(storage.os, "replace", record)
     write_megatron_example(tmp_path / "a")
-    assert seen == [("a.bin", False), ("a.idx", False), ("a.json", False)]
+    assert seen == [("a.bin", False), ("a.sum", False), ("a.idx", False), ("a.json", False)]

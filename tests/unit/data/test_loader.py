@@ -19,7 +19,7 @@ from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.check import check_data
-from megadeberta.data.indexed import TokenShard
+from megadeberta.data.indexed import SUFFIXES, TokenShard
 from megadeberta.data.loader import StepIterator, batch_fields, training_batches, validation_batches
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import DataError, PeerLostError
@@ -195,7 +195,7 @@ def test_a_shard_shorter_than_a_sequence_is_padded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_cut_while_in_use_is_one_clear_error(data: DataConfig, tmp_path: Path, workers: int) -> None:
-    for suffix in ("bin", "idx", "json"):
+    for suffix in SUFFIXES:
         shutil.copy(f"{data.train}.{suffix}", tmp_path / f"train.{suffix}")
     cut = data.model_copy(update={"train": tmp_path / "train"})
     with open_steps(cut, layout(1, GLOBAL_BATCH), total=10**6, workers=workers) as steps:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.check import check_data
-from megadeberta.data.indexed import ShardWriter, TokenShard
+from megadeberta.data.indexed import TokenShard
 from megadeberta.data.loader import batch_fields, training_batches, validation_batches
 from megadeberta.data.packing import PackedReader, document_starts, plan_sequences
+from megadeberta.data.shard_writer import ShardWriter
 from tests.unit.data.small_data import make_data
 
 CLS, SEP, PAD = 1, 2, 0

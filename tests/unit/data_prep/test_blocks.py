@@ -13,19 +13,19 @@ from megadeberta.data_prep import blocks
 from megadeberta.data_prep.bad_lines import Tally
 from megadeberta.data_prep.blocks import BlockCutter
 from megadeberta.data_prep.documents import read_documents
-from megadeberta.data_prep.options import DocumentPer, InputFormat, ReadOptions
+from megadeberta.data_prep.options import DocumentPer, ReadOptions
 from megadeberta.data_prep.sources import find_sources
 from megadeberta.errors import DataError
 
 
 def cut(path: Path, options: ReadOptions, *, block_bytes: int, spool: Path) -> tuple[list[str], Tally, int, dict]:
     """Documents, joined tally, number of blocks and damage of one file."""
-    sources = find_sources([path], split="train", input_format=InputFormat.AUTO, outside=path / "none")
+    sources = find_sources([path], split="train", options=options, outside=path / "none").sources
     cutter = BlockCutter(sources, options, block_bytes=block_bytes, spool=spool)
     found, whole, count = [], Tally(), 0
     for block in cutter:
         tally = Tally()
-        found += read_documents(block, options, is_json=sources[0].is_json, tally=tally)
+        found += read_documents(block, options, file_format=sources[0].file_format, tally=tally)
         whole.add(tally)
         count += 1
     return found, whole, count, cutter.damage

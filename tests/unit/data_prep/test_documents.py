@@ -9,10 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megadeberta.data_prep import documents
+from megadeberta.data_prep import documents, lines
 from megadeberta.data_prep.bad_lines import Tally
 from megadeberta.data_prep.blocks import Block
-from megadeberta.data_prep.documents import clean, read_documents, read_lines
+from megadeberta.data_prep.cleaning import clean
+from megadeberta.data_prep.documents import read_documents
+from megadeberta.data_prep.formats import plain_text
+from megadeberta.data_prep.formats.json_lines import JSON_LINES
+from megadeberta.data_prep.formats.plain_text import TEXT
+from megadeberta.data_prep.lines import read_lines
 from megadeberta.data_prep.options import DocumentPer, ReadOptions
 
 
@@ -21,7 +26,8 @@ def read(tmp_path: Path, payload: bytes, *, is_json: bool = False, **options: ob
     path.write_bytes(payload)
     tally = Tally()
     block = Block(0, 0, path, 0, len(payload), 0, len(payload), False)
-    return list(read_documents(block, ReadOptions(**options), is_json=is_json, tally=tally)), tally
+    file_format = JSON_LINES if is_json else TEXT
+    return list(read_documents(block, ReadOptions(**options), file_format=file_format, tally=tally)), tally
 
 
 @settings(max_examples=60, deadline=None)
@@ -57,14 +63,14 @@ def test_cleaning_removes_controls_and_collapses_spaces_only(text: str, expected
 )
 def test_lines_are_those_of_the_bytes_wherever_reads_end(payload: bytes, limit: int, chunk: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "_CHUNK", chunk)
-        found = list(read_lines(io.BytesIO(payload), 0, len(payload), max_bytes=limit))
+        patch.setattr(lines, "_CHUNK", chunk)
+        found = list(read_lines(io.BytesIO(payload), max_bytes=limit))
     expected, offset = [], 0
     for number, raw in enumerate(payload.removesuffix(b"\n").split(b"\n") if payload else [], start=1):
-        expected.append((number, offset, raw if len(raw) <= limit else None))
+        expected.append((number, offset, raw if len(raw) <= limit else None, len(raw)))
         offset += len(raw) + 1
     if payload.endswith(b"\n") and payload.strip(b"\n") == b"":
-        expected = [(i + 1, i, b"") for i in range(len(payload))]
+        expected = [(i + 1, i, b"", 0) for i in range(len(payload))]
     assert [tuple(line) for line in found] == expected
 
 
@@ -95,7 +101,6 @@ BAD_JSON = {
     "nul_byte": b'{"text": "a\\u0000b"}',
     "nesting_too_deep": b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "number_too_long": b'{"text": "a", "n": ' + b"9" * 5000 + b"}",
-    "not_finite": b'{"text": "a", "n": NaN}',
     "missing_key": b'{"txt": "a"}',
     "wrong_type": b'{"text": 3}',
     "invalid_json": b'{"text": "a"',
@@ -138,7 +143,7 @@ def test_byte_order_marks_and_blank_lines_are_repaired_and_counted(tmp_path: Pat
 
 def test_records_that_are_no_objects_and_other_keys(tmp_path: Path) -> None:
     found, tally = read(
-        tmp_path, b'[1]\n"text"\n{"body": "x", "text": "y"}\n{"body": null}\n', is_json=True, json_key="body"
+        tmp_path, b'[1]\n"text"\n{"body": "x", "text": "y"}\n{"body": null}\n', is_json=True, text_keys=("body",)
     )
     assert found == ["x"]
     assert tally.counts == {"wrong_type": 3}
@@ -174,7 +179,8 @@ def test_ten_thousand_lines_of_random_bytes_raise_nothing(tmp_path: Path, is_jso
 
 
 def test_a_document_longer_than_the_limit_is_cut_at_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "MAX_DOCUMENT_CHARACTERS", 50)
+    for module in (documents, plain_text):
+        monkeypatch.setattr(module, "MAX_DOCUMENT_CHARACTERS", 50)
     words = [f"word{i}" for i in range(40)]
     for payload, is_json in (
         ("\n".join(words).encode(), False),

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import megadeberta.data_prep.merge
 import megadeberta.data_prep.parts
 from megadeberta import storage
-from megadeberta.data.indexed import ShardWriter
+from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data_prep.cli import prep, verify
 from megadeberta.data_prep.output_folder import OutputFolder
 from megadeberta.errors import ConfigError, DataError, MegadebertaError, StorageError
@@ -93,7 +93,9 @@ def test_an_empty_corpus_is_refused(tmp_path: Path, output: Path) -> None:
     (tmp_path / "folder").mkdir()
     write(tmp_path / "folder" / "data.parquet", "x")
     message = failure("prep", tmp_path / "folder", "-o", output, "--vocab-size", "100")
-    assert "no corpus file in this folder; looked for .json .jsonl" in message
+    assert "folder/data.parquet: is not Parquet, although its name ends in .parquet" in message
+    message = failure("prep", tmp_path / "folder", "-o", output, "--vocab-size", "100", "--on-unreadable", "skip")
+    assert "no corpus file in this folder; it holds 1 other file(s), first folder/data.parquet; looked for" in message
 
 
 def test_a_corpus_without_any_document_is_refused(tmp_path: Path, output: Path, model: Path) -> None:
@@ -139,7 +141,7 @@ def test_a_vocabulary_the_corpus_cannot_give_says_the_largest(output: Path) -> N
         (("--vocab-size", "100", "--max-bad-fraction", "2"), "--max-bad-fraction=2; choose 0 to 1"),
         (("--vocab-size", "100", "--max-line-bytes", "9"), "--max-line-bytes=9; choose 1024 to"),
         (("--vocab-size", "100", "--max-expansion", "1"), "--max-expansion=1; choose 2 or more"),
-        (("--vocab-size", "100", "--json-key", ""), "--json-key is empty"),
+        (("--vocab-size", "100", "--text-key", ""), "--text-key is empty"),
         (("--vocab-size", "100", "--workers", "-2"), "--workers=-2; choose 1 to 4096"),
     ],
 )
@@ -159,9 +161,15 @@ def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path, output: Path) -> No
     [
         ("a.txt.gz", b"plain text", "ends in .gz but holds no gzip data"),
         ("a.zst", b"", "ends in .zst but holds no zstd data"),
-        ("a.txt", b"BZh91AY", "is bzip2; unpack it"),
         ("a.jsonl", b"PK\x03\x04", "is a zip archive; unpack it"),
-        ("a.txt", "text".encode("utf-16"), "looks like UTF-16; convert it first: iconv"),
+        ("a.txt", "text".encode("utf-16"), "is UTF-16; convert it: iconv -f UTF-16"),
+        ("a.txt", "text of some length".encode("utf-16-le"), "is UTF-16 or UTF-32 without a mark; convert it: iconv"),
+        ("a.txt", bytes(range(32)) * 9, "is binary data; give files that hold text"),
+        ("a.parquet", b"text", "is not Parquet, although its name ends in .parquet; fetch it again or rename it"),
+        ("a.json", b'[{"text": "a"}, {"text": "b"}]', "is a JSON array; make JSON lines of it: jq -c '.[]'"),
+        ("a.json", b'{\n "text": "a"\n}\n', "is one JSON document over several lines; make JSON lines of it: jq -c ."),
+        ("a.txt", b"<!DOCTYPE html><p>text</p>", "is HTML; extract its text first"),
+        ("a.txt", b"<?xml version='1.0'?><a>text</a>", "is XML; write its text as JSON lines"),
     ],
 )
 def test_a_file_that_is_no_text_is_named(tmp_path: Path, output: Path, name: str, payload: bytes, message: str) -> None:
@@ -191,7 +199,9 @@ def test_too_many_bad_lines_fail_with_the_first_place_and_leave_nothing(
     assert left_in(output) == []
     message = failure("prep", corpus, "-o", output, "--tokenizer", model, "--on-bad-line", "stop")
     assert message.startswith(f"a.jsonl:41 (byte {at}): has 'txt', not 'text': no such key; fix it, or use")
-    result = invoke("prep", corpus, "-o", output, "--tokenizer", model, "--max-bad-fraction", "0.05")
+    result = invoke(
+        "prep", corpus, "-o", output, "--tokenizer", model, "--max-bad-fraction", "0.05", "--max-unknown-fraction", "1"
+    )
     assert result.exit_code == 0, result.exception
     report = json.loads((output / "report.json").read_bytes())["corpus"]
     assert report["documents"] == 97 and report["rejected_lines"] == 3
@@ -295,16 +305,16 @@ def test_a_write_the_system_refuses_is_one_line_and_exit_code_79(output: Path, m
 def test_a_line_of_300_megabytes_is_counted_and_memory_stays_small(tmp_path: Path, output: Path, model: Path) -> None:
     corpus = tmp_path / "a.txt"
     with corpus.open("wb") as file:
-        file.write(b"first\n")
+        file.write(b"first\n" * 20_000)  # more than is looked at to tell text from binary data
         file.seek(300 << 20)  # the gap costs no disk and reads as NUL bytes
         file.write(b"\nlast line\n\nnext\n")
-    result = run_apart(PEAK + MAIN, corpus, "-o", output, "--tokenizer", model, "--max-bad-fraction", "0.5", "-j", "1")
+    result = run_apart(PEAK + MAIN, corpus, "-o", output, "--tokenizer", model, "--max-bad-fraction", "1", "-j", "1")
     assert result.returncode == 0, result.stderr
     report = json.loads((output / "report.json").read_bytes())["corpus"]
     assert report["bad_lines"]["line_too_long"] == {
         "meaning": "line longer than --max-line-bytes",
         "count": 1,
-        "first": "a.txt:2 (byte 6)",
+        "first": "a.txt:20001 (byte 120000)",
     }
     # In KiB. An interpreter with numpy, SentencePiece and matplotlib takes about 100 MB; the line is 300 MB.
     peak = int(result.stderr.rpartition("VmHWM:")[2].split()[0])

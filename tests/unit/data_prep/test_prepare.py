@@ -18,8 +18,15 @@ from rich.console import Console
 
 import megadeberta.data_prep.prepare
 from megadeberta.data.indexed import TokenShard
-from megadeberta.data_prep.documents import clean
-from megadeberta.data_prep.options import DocumentPer, PrepOptions, ReadOptions, SplitOptions, VocabularyOptions
+from megadeberta.data_prep.cleaning import clean
+from megadeberta.data_prep.options import (
+    Deduplication,
+    DocumentPer,
+    PrepOptions,
+    ReadOptions,
+    SplitOptions,
+    VocabularyOptions,
+)
 from megadeberta.data_prep.prepare import Outcome, prepare
 from megadeberta.data_prep.verify import verify_set
 from megadeberta.errors import DataError
@@ -250,3 +257,21 @@ def test_manifest_holds_options_and_sources_but_nothing_of_the_machine(prepared:
     assert manifest["sources"] == [{"name": "sotu.txt", "bytes": SOTU.stat().st_size}]
     assert str(prepared) not in (prepared / "train.json").read_text()
     assert {field.name for field in dataclasses.fields(ReadOptions)} <= set(manifest["options"])
+
+
+def test_equal_documents_are_counted_and_left_out_where_that_is_asked(tmp_path: Path, model: Path) -> None:
+    texts = [f"Document number {i} of the corpus." for i in range(40)]
+    (tmp_path / "a.txt").write_text("\n\n".join([*texts, *texts[:10]]))
+    (tmp_path / "b.txt").write_text("\n\n".join([texts[3], "A new one.", texts[3]]))
+    (tmp_path / "v.txt").write_text("\n\n".join([texts[5], "Only for validation."]))
+    found = {}
+    for choice in Deduplication:
+        output = tmp_path / choice
+        options = {"valid_corpora": (tmp_path / "v.txt",), "deduplicate": choice, "max_unknown_fraction": 1.0}
+        outcome = run(tmp_path / "a.txt", tmp_path / "b.txt", output=output, tokenizer=model, **options)
+        assert outcome.valid is not None
+        found[choice] = (outcome.train.num_documents, outcome.valid.num_documents)
+        assert json.loads((output / "report.json").read_bytes())["copied_documents"] == 13
+        verify_set(output)
+    # 10 copies in a.txt, 2 in b.txt, and the one that is in the validation corpus too.
+    assert found == {Deduplication.NONE: (53, 2), Deduplication.EXACT: (40, 2)}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megadeberta.data_prep.options import InputFormat, VocabularyOptions
+from megadeberta.data_prep.options import ReadOptions, VocabularyOptions
 from megadeberta.data_prep.sources import find_sources
 from megadeberta.data_prep.vocabulary import Sample, train_vocabulary
 from megadeberta.data_prep.work import content_key
@@ -73,10 +73,16 @@ def test_a_folder_is_walked_in_order_without_hidden_foreign_or_output_files(tmp_
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"\x1f\x8b" if name.endswith("gz") else b"text")
-    found = find_sources([tmp_path], split="train", input_format=InputFormat.AUTO, outside=tmp_path / "out")
-    assert [source.name for source in found] == [
-        f"{tmp_path.name}/{name}" for name in ("a.jsonl.gz", "b.txt", "c/z.raw")
+    options = ReadOptions()
+    corpus = find_sources([tmp_path], split="train", options=options, outside=tmp_path / "out")
+    assert [(source.name, source.format_name, source.compression) for source in corpus.sources] == [
+        (f"{tmp_path.name}/a.jsonl.gz", "jsonl", "gzip"),
+        (f"{tmp_path.name}/b.txt", "text", None),
+        (f"{tmp_path.name}/c/z.raw", "text", None),
     ]
-    assert [(source.is_json, source.compression) for source in found] == [(True, "gzip"), (False, None), (False, None)]
-    forced = find_sources([tmp_path / "b.txt"], split="train", input_format=InputFormat.JSONL, outside=tmp_path / "out")
-    assert [source.is_json for source in forced] == [True]
+    assert [(file.name, file.reason) for file in corpus.passed_over] == [
+        (f"{tmp_path.name}/c/image.png", "a .png file")
+    ]
+    options = ReadOptions(input_format="jsonl")
+    forced = find_sources([tmp_path / "b.txt"], split="train", options=options, outside=tmp_path / "out")
+    assert [source.format_name for source in forced.sources] == ["jsonl"]

@@ -16,8 +16,8 @@ from megadeberta.convert.export import export_checkpoint
 from megadeberta.convert.fill_mask import predict_masks
 from megadeberta.convert.formats.family import ModelKind
 from megadeberta.convert.import_parts import import_parts
-from megadeberta.data.indexed import ShardWriter
 from megadeberta.data.loader import validation_batches
+from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import CheckpointError, ConfigError, DataError
 from megadeberta.evaluate.run import evaluate

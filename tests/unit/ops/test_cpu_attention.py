@@ -10,7 +10,7 @@ from megadeberta.ops.attention.interface import disentangled_attention
 from megadeberta.ops.attention.position_terms import PositionTerms
 from megadeberta.ops.attention.relative_position import rows_by_distance
 from megadeberta.ops.counter_dropout import ROUNDS, CounterDropout, _rounds, kept, philox
-from tests.unit.ops.cases import Case, largest_error, packed_mask, run
+from tests.unit.ops.cases import NAMES, Case, largest_error, packed_mask, run
 
 MASKS = ("none", "padding", "causal", "prefix", "packed")
 # fp32 has 24 bits: sums of a few hundred products come out at a few 1e-7.
@@ -159,3 +159,13 @@ def test_fully_hidden_rows_give_zeros_and_finite_gradients() -> None:
     assert results["context"][-1].abs().max() == 0
     assert all(torch.isfinite(value).all() for value in results.values())
     assert results["key"][-1].abs().max() == 0
+
+
+@pytest.mark.parametrize("rows", [None, 5])
+def test_autocast_changes_nothing_inside_the_op_not_even_in_backward(rows: int | None) -> None:
+    case = Case(mask="padding", dropout=0.1, rows=rows)
+    plain = run(case, backend="cpu", dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = run(case, backend="cpu", dtype=torch.float32)
+    for name in NAMES:
+        torch.testing.assert_close(cast[name], plain[name], rtol=0, atol=0)

@@ -1,0 +1,27 @@
+"""Which scripts a text is written in: a cheap sign of a language that the vocabulary was not made for."""
+
+import unicodedata
+from collections import Counter
+from functools import lru_cache
+
+SAMPLED_DOCUMENTS, SAMPLED_CHARACTERS = 32, 2000
+"""Of a block: its first documents, and the first characters of each."""
+_JOINED = {"HIRAGANA": "Japanese kana", "KATAKANA": "Japanese kana", "CJK": "Han"}
+
+
+def count_scripts(text: str) -> Counter[str]:
+    """Letters of each script in the first ``SAMPLED_CHARACTERS`` of ``text``."""
+    counts: Counter[str] = Counter()
+    for character, number in Counter(text[:SAMPLED_CHARACTERS]).items():
+        if script := _script(character):
+            counts[script] += number
+    return counts
+
+
+@lru_cache(maxsize=1 << 16)
+def _script(character: str) -> str:
+    """Of a letter, by the first word of its name in Unicode; empty for what is no letter."""
+    if not character.isalpha():
+        return ""
+    first = unicodedata.name(character, "OTHER").split()[0]
+    return _JOINED.get(first, first.capitalize())

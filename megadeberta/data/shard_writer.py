@@ -1,0 +1,156 @@
+"""Writing token files, which ``indexed.py`` reads. D documents, T tokens."""
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from megadeberta.data.block_sums import SumWriter
+from megadeberta.data.index_layout import ShardIndex, encode_index
+from megadeberta.data.indexed import largest_id, shard_file
+from megadeberta.data.shard_manifest import ShardManifest, ShardSource, content_fingerprint
+from megadeberta.errors import DataError
+from megadeberta.storage import PendingFile, storage_errors, sync_folder, write_file
+
+
+class ShardWriter:
+    """Writes a shard as a stream: tokens go to disk at once, only the lengths stay in memory.
+
+    Nothing is visible under its final name before ``commit``; leaving the ``with`` block without it removes
+    everything that was written.
+    """
+
+    def __init__(self, prefix: Path, *, dtype: np.dtype) -> None:
+        """Start ``PREFIX.bin``; ``smallest_dtype(vocab_size)`` gives Megatron's choice of ``dtype``."""
+        self._prefix = prefix
+        self._dtype = np.dtype(dtype)
+        self._range = np.iinfo(self._dtype)
+        self._lengths = array("i")
+        self._document_index = array("q", [0])
+        self._largest = -1
+        self._num_tokens = 0
+        self._digest = hashlib.sha256()
+        self._sums = SumWriter()
+        self._bin = PendingFile(shard_file(prefix, "bin"))
+
+    def add_document(self, tokens: Sequence[int] | np.ndarray, lengths: Sequence[int] | None = None) -> None:
+        """Append one document of ``lengths`` sequences (default: one sequence with all its tokens).
+
+        Raises:
+            DataError: a token does not fit the dtype, or the lengths do not add up to the tokens.
+        """
+        ids = np.asarray(tokens, dtype=np.int64).reshape(-1)
+        if len(ids) and (ids.min() < 0 or ids.max() > self._range.max):
+            raise DataError(
+                f"{self._bin.path}: token ids {ids.min()} to {ids.max()} do not fit {self._dtype.name} "
+                f"(0 to {self._range.max}); the vocabulary size given to the writer is too small"
+            )
+        lengths = [len(ids)] if lengths is None else list(lengths)
+        if sum(lengths) != len(ids) or any(length < 0 for length in lengths):
+            raise DataError(f"{self._bin.path}: lengths {lengths} do not add up to the document's {len(ids)} tokens")
+        self._write(ids.astype(self._dtype))
+        self._lengths.extend(lengths)
+        self._document_index.append(len(self._lengths))
+
+    def add_documents(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Append many documents of one sequence each.
+
+        Args:
+            tokens: ``[T]`` in the shard's dtype, all documents back to back.
+            lengths: ``[D]`` tokens of each; must add up to ``T``.
+        """
+        if tokens.dtype != self._dtype or int(lengths.sum(dtype=np.int64)) != len(tokens):
+            raise DataError(
+                f"{self._bin.path}: {len(tokens)} tokens of {tokens.dtype} for lengths that add up to "
+                f"{int(lengths.sum(dtype=np.int64))} of {self._dtype}"
+            )
+        self._write(tokens)
+        first = len(self._lengths)
+        self._lengths.frombytes(lengths.astype(np.int32).tobytes())
+        self._document_index.frombytes(np.arange(first + 1, len(self._lengths) + 1, dtype=np.int64).tobytes())
+
+    def commit(
+        self,
+        *,
+        tokenizer_sha256: str,
+        tokenizer_pieces: int,
+        options: dict[str, Any] | None = None,
+        sources: Sequence[ShardSource] = (),
+    ) -> ShardManifest:
+        """Publish ``.bin``, ``.sum``, ``.idx`` and, last, the manifest, each synced before it gets its name.
+
+        A manifest already there is removed first, so an interrupted replacement never looks whole.
+
+        Raises:
+            StorageError: the file system refused; no manifest is left.
+        """
+        index = encode_index(
+            ShardIndex(self._dtype, np.asarray(self._lengths), np.asarray(self._document_index, dtype=np.int64))
+        )
+        sums = self._sums.finish()
+        manifest = self._describe(
+            index, sums, tokenizer_sha256=tokenizer_sha256, tokenizer_pieces=tokenizer_pieces, options=options or {}
+        ).model_copy(update={"sources": list(sources)})
+        manifest_path = shard_file(self._prefix, "json")
+        try:
+            self._bin.finish()
+            with storage_errors(manifest_path):
+                manifest_path.unlink(missing_ok=True)
+                sync_folder(manifest_path.parent)
+            self._bin.publish()
+            write_file(shard_file(self._prefix, "sum"), sums)
+            write_file(shard_file(self._prefix, "idx"), index)
+            write_file(manifest_path, manifest.to_bytes())
+        except BaseException:
+            self.discard()
+            raise
+        return manifest
+
+    def discard(self) -> None:
+        """Remove what was written and not committed."""
+        self._bin.discard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+    def _write(self, tokens: np.ndarray) -> None:
+        if len(tokens) == 0:
+            return
+        payload = np.ascontiguousarray(tokens).data.cast("B")
+        self._digest.update(payload)
+        self._sums.add(payload)
+        self._bin.write(payload)
+        self._largest = max(self._largest, largest_id(tokens))
+        self._num_tokens += len(tokens)
+
+    def _describe(
+        self, index: bytes, sums: bytes, *, tokenizer_sha256: str, tokenizer_pieces: int, options: dict[str, Any]
+    ) -> ShardManifest:
+        hashes = {
+            "bin_sha256": self._digest.hexdigest(),
+            "idx_sha256": hashlib.sha256(index).hexdigest(),
+            "tokenizer_sha256": tokenizer_sha256,
+        }
+        values = {
+            "dtype": self._dtype.name,
+            "num_tokens": self._num_tokens,
+            "num_documents": len(self._document_index) - 1,
+            "num_sequences": len(self._lengths),
+            "max_token_id": self._largest,
+            "tokenizer_pieces": tokenizer_pieces,
+            "bin_bytes": self._num_tokens * self._dtype.itemsize,
+            "idx_bytes": len(index),
+            "sum_sha256": hashlib.sha256(sums).hexdigest(),
+            "content": content_fingerprint(dtype=self._dtype.name, **hashes),
+            "options": options,
+        }
+        return ShardManifest.model_validate(values | hashes)
