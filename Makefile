@@ -13,7 +13,7 @@ endif
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test test-faults test-layouts test-nodes check format clean
+.PHONY: help venv run gpu test test-faults test-layouts test-nodes check format clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,17 @@ run: venv ## the main job on WikiText-2: shards, training that is stopped and re
 	$(BIN)/megadeberta convert export $(RUN) $(RUN)/export --overwrite
 	$(BIN)/python docs/examples/fill_mask_with_transformers.py $(RUN)/export
 	$(BIN)/megadeberta report $(RUN)
+
+# The environment if there is one, else the first Python that is new enough and has torch: a GPU machine's own.
+GPU_PYTHON = $(firstword $(shell for python in $(BIN)/python python3 python python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import importlib.util as u, sys; sys.exit(sys.version_info < (3, 11) or u.find_spec("torch") is None)' \
+	2>/dev/null && echo "$$python"; done))
+# More arguments, such as GPU="--minutes 5 --output day": benchmarks/gpu_day.py --help
+GPU :=
+
+gpu: ## everything about a GPU in under nine minutes: times, profile, goals; installs nothing
+	@test -n "$(GPU_PYTHON)" || { echo "error: no Python 3.11 or newer here has torch; run make venv" >&2; exit 1; }
+	$(GPU_PYTHON) benchmarks/gpu_day.py $(GPU)
 
 test: $(TEST_STAMP) ## the default tests, minutes on two cores
 	$(BIN)/python -m pytest -q -m 'not campaign'

@@ -4,15 +4,18 @@ two public packages, ours, and a BERT of the same size out of our layers.
 Shapes: B batch · L length · Q masked positions.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
+from peers import BERT, EAGER, PACKAGES
 from stopwatch import KeptTensors
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import DebertaV2Config, DebertaV2ForMaskedLM
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
@@ -28,11 +31,12 @@ from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.backends import Backend, register_backend
 
+if TYPE_CHECKING:  # ours runs where it is not installed
+    from transformers import DebertaV2ForMaskedLM
+
 MASK_RATE = 0.15
 MASKED = ObjectiveConfig(mask_rate=MASK_RATE)
 REPLACED = ObjectiveConfig(name="rtd")
-EAGER = "transformers eager"
-BERT = "same-size BERT, SDPA"
 DECODER = "megadeberta, mask decoder"
 TOY = {
     "hidden_size": 32,
@@ -70,6 +74,8 @@ def draw_batch(batch: int, length: int, vocabulary: int, *, device: torch.device
 
 
 def build_theirs(config: ModelConfig) -> DebertaV2ForMaskedLM:
+    from transformers import DebertaV2Config, DebertaV2ForMaskedLM
+
     torch.manual_seed(0)
     return DebertaV2ForMaskedLM(DebertaV2Config(**to_config_json(config, choose_target(config, ModelKind.MLM))))
 
@@ -105,12 +111,18 @@ def bert_of(config: ModelConfig) -> ModelConfig:
 
 def build_bert(config: ModelConfig, *, backend: str, device: torch.device) -> WholeModel:
     """Out of our layers, with torch's scaled_dot_product_attention in the place of ours; all else by ``backend``."""
-    register_backend(Backend("sdpa", "torch's scaled_dot_product_attention, without positions", _sdpa))
+    name = register_sdpa()
     model = build_ours(config, backend=backend, device=device)
     for module in model.modules():
         if isinstance(module, DisentangledSelfAttention):
-            module.backend = "sdpa"
+            module.backend = name
     return model
+
+
+def register_sdpa() -> str:
+    """The name by which ``training.attention`` takes torch's own attention."""
+    register_backend(Backend("sdpa", "torch's scaled_dot_product_attention, without positions", _sdpa))
+    return "sdpa"
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
@@ -137,17 +149,17 @@ def use_disentangled_flash(model: DebertaV2ForMaskedLM) -> None:
     enable_deberta_training(model.deberta, assume_unpadded=True)
 
 
-PACKAGES: dict[str, tuple[str, Callable[[DebertaV2ForMaskedLM], None]]] = {
-    "flashdeberta": ("flashdeberta", use_flashdeberta),
-    "disentangled-flash": ("disentangled_flash", use_disentangled_flash),
+PACKAGE_USES: dict[str, Callable[[DebertaV2ForMaskedLM], None]] = {
+    "disentangled-flash": use_disentangled_flash,
+    "flashdeberta": use_flashdeberta,
 }
-"""Name on PyPI -> name to import, and how it is put into transformers' model."""
+"""How a package's attention is put into transformers' model."""
 
 
 def find_packages(device: torch.device) -> list[str]:
     """The packages that can run here; prints which cannot, and why."""
     found = []
-    for package, (module, _) in PACKAGES.items():
+    for package, module in PACKAGES.items():
         if device.type != "cuda":
             print(f"{package} left out: its kernels need a CUDA GPU")
         elif find_spec(module) is None:
@@ -194,7 +206,7 @@ def variants(
     plain = changed(config, enhanced_mask_decoder=False)
     found = {EAGER: Variant(plain, build_theirs, their_loss)}
     for package in packages:
-        _, use = PACKAGES[package]
+        use = PACKAGE_USES[package]
         found[package] = Variant(plain, lambda c, use=use: _with(build_theirs(c).to(device), use), their_loss)
     for name, backend in backends.items():
         found[name] = Variant(plain, lambda c, b=backend: build_ours(c, backend=b, device=device), our_loss)

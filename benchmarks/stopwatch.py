@@ -50,17 +50,14 @@ def device_seconds(run: Callable[[], object], device: torch.device, repeats: int
         run()
         return time.perf_counter() - started
     scratch = _flush_buffer(device) if flush else torch.empty(0, device=device)
-    times = []
-    for number in range(repeats + 3):
+    pairs = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(repeats + 3)]
+    for start, end in pairs:  # without a wait between them: the host runs ahead, as it does in training
         scratch.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         run()
         end.record()
-        torch.cuda.synchronize()
-        if number >= 3:
-            times.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(times)
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) / 1e3 for start, end in pairs[3:])
 
 
 @lru_cache(maxsize=1)
@@ -120,8 +117,8 @@ class KeptTensors(TorchDispatchMode):
         return {shape for reference, _, shape in self._made.values() if not reference.expired()}
 
 
-def draw_bars(path: str, panels: dict[str, dict[str, float]], unit: str) -> None:
-    """One panel of horizontal bars a title, written to an image file."""
+def draw_bars(path: str, panels: dict[str, dict[str, float]], unit: str = "") -> None:
+    """One panel of horizontal bars a title, written to an image file. ``unit``: of all panels, if they share one."""
     import matplotlib.pyplot as plt
 
     height = sum(0.35 * len(bars) + 0.8 for bars in panels.values())
@@ -131,6 +128,6 @@ def draw_bars(path: str, panels: dict[str, dict[str, float]], unit: str) -> None
         axis.bar_label(container, fmt="%.3g", padding=3)
         axis.invert_yaxis()
         axis.margins(x=0.12)
-        axis.set_title(f"{title}, {unit}", fontsize=10)
+        axis.set_title(f"{title}, {unit}" if unit else title, fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -4,6 +4,7 @@
 """
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from torch import distributed, nn
 from megadeberta.batch import batch_fields
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.build import build_engine, partitioner, working_type
+from megadeberta.engine.collectives import TorchCollectives
 from megadeberta.engine.fp32_products import set_tf32
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.pipeline import build_pipeline_engine
@@ -26,16 +28,13 @@ from megadeberta.layers.recipe import micro_batch_of, resolved
 from megadeberta.layers.shapes import Shapes, parameter_shapes
 from megadeberta.layers.stages import plan_stages, shared_parameters
 from megadeberta.model.apex_switch import select_apex
-from megadeberta.model.attention_backend import (
-    AttentionChoice,
-    choose_attention,
-    select_attention,
-    select_recompute,
-    select_residual_norm,
-)
+from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import fill_parameter, give_storage
-from megadeberta.model.kernel_trial import try_backend
+from megadeberta.model.kernel_choice.cache import KernelCache
+from megadeberta.model.kernel_choice.choose import AttentionChoice, choose_attention
+from megadeberta.model.kernel_choice.facts import trial_facts
+from megadeberta.model.kernel_choice.trial import RecipeTrial
 from megadeberta.model.logit_kernels import select_logits
 from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.backends import untested_triton
@@ -52,18 +51,21 @@ Fill = Callable[[str, nn.Parameter], None]
 
 logger = logging.getLogger(__name__)
 
+_TRIAL_SECONDS = 300.0
+"""After which a rank that tries kernels takes what it has: others wait for it."""
+
 
 @dataclass(frozen=True)
 class Assembly:
     """What a rank needs to train.
 
-    parameters: what it holds of the model, as checkpoints describe it. attention: a line on the implementation taken.
+    parameters: what it holds of the model, as checkpoints describe it. attention: the implementations taken.
     """
 
     stepper: Stepper
     groups: Groups
     parameters: list[LocalParameter]
-    attention: str
+    attention: AttentionChoice
 
     @property
     def data_rank(self) -> int:
@@ -92,11 +94,13 @@ def assemble(config: RunConfig, topology: Topology, device: torch.device) -> Ass
     fill = _filler(config, shapes)
     build = _pipeline if topology.pipeline > 1 else _whole
     attention = _choose_attention(config, device)
-    stepper = build(config, groups, fill, device, attention.backend)
-    return Assembly(stepper, groups, _describe(stepper.engine.module, shapes, groups), attention.line)
+    stepper = build(config, groups, fill, device, attention)
+    return Assembly(stepper, groups, _describe(stepper.engine.module, shapes, groups), attention)
 
 
-def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: str) -> WholeStepper:
+def _whole(
+    config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: AttentionChoice
+) -> WholeStepper:
     """All layers in one module, sharded or not, under any ZeRO stage."""
     mpu = ModelParallelUnit(tensor=groups.tensor, data=groups.data) if groups.topology.tensor > 1 else None
     with torch.device("meta"):
@@ -128,7 +132,9 @@ def _whole(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, 
     )
 
 
-def _pipeline(config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: str) -> PipelineStepper:
+def _pipeline(
+    config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: AttentionChoice
+) -> PipelineStepper:
     """The layers of this rank's stage."""
     topology, fields = groups.topology, batch_fields(config.data, config.objective)
     layers = list_layers(config.model, config.objective)
@@ -162,7 +168,7 @@ def _pipeline(config: RunConfig, groups: Groups, fill: Fill, device: torch.devic
 
 
 def _make_real(
-    model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: str
+    model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: AttentionChoice
 ) -> None:
     """From the meta device to this rank's shard with its values; at no time is more than a parameter too much there.
 
@@ -178,8 +184,8 @@ def _make_real(
     training = config.training
     passes: tuple[Callable[[nn.Module], str | None], ...] = (
         partial(_shard, config=config, groups=groups),
-        partial(select_attention, backend=attention, device=device),
-        partial(select_residual_norm, setting=training.residual_norm, device=device, attention=attention),
+        partial(select_attention, backend=attention.backend, device=device, rows=attention.rows_backend),
+        partial(select_residual_norm, setting=training.residual_norm, device=device, attention=attention.backend),
         partial(
             select_logits,
             setting=training.logits,
@@ -206,19 +212,16 @@ def _shard(model: nn.Module, *, config: RunConfig, groups: Groups) -> None:
 
 
 def _choose_attention(config: RunConfig, device: torch.device) -> AttentionChoice:
-    def select(layer: nn.Module, backend: str) -> None:
-        select_attention(layer, backend, device)
-        select_residual_norm(layer, config.training.residual_norm, device, attention=backend)
-
-    trial = partial(
-        try_backend,
-        config.model,
-        select,
-        length=config.data.sequence_length,
-        dtype=working_type(config.engine.precision),
-        device=device,
+    dtype = working_type(config.engine.precision)
+    patience = min(_TRIAL_SECONDS, config.parallel.timeout_seconds / 2)
+    return choose_attention(
+        config.training.attention,
+        device.type,
+        trial=RecipeTrial(config, dtype=dtype, device=device, patience=patience),
+        facts=partial(trial_facts, config, dtype=dtype, device=device),
+        cache=KernelCache.of(os.environ),
+        ranks=TorchCollectives(device),
     )
-    return choose_attention(config.training.attention, device, trial, agree=partial(_largest, device))
 
 
 def _largest(device: torch.device, number: float) -> float:

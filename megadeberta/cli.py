@@ -21,6 +21,7 @@ from megadeberta.data_prep.fetch import fetch
 from megadeberta.errors import EXIT_STORAGE, EXIT_USAGE, MegadebertaError
 from megadeberta.evaluate.cli import evaluate
 from megadeberta.launcher.cli import launch
+from megadeberta.model.kernel_choice.cli import kernels
 from megadeberta.observability.cli import report
 from megadeberta.observability.logs import set_up_logging
 from megadeberta.plan.cli import plan
@@ -59,6 +60,7 @@ app.command(rich_help_panel=TRAINING)(launch)
 app.command(rich_help_panel=TRAINING)(train)
 app.command(rich_help_panel=TRAINING)(report)
 app.command(rich_help_panel=TRAINING)(plan)
+app.command(rich_help_panel=TRAINING)(kernels)
 app.add_typer(megadeberta.checkpoint.cli.app, name="checkpoint", rich_help_panel=AFTERWARDS)
 app.add_typer(megadeberta.convert.cli.app, name="convert", rich_help_panel=AFTERWARDS)
 app.command(rich_help_panel=AFTERWARDS)(evaluate)

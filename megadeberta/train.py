@@ -70,7 +70,8 @@ class _Run:
         self.done = self.checkpoints.resume()  # optimizer steps done
         self.journal = self._open_journal(ranks, device)
         self.journal.note(_describe_layout(prepared))
-        self.journal.note(assembly.attention)
+        self.journal.note(assembly.attention.line)
+        self.journal.kernels(assembly.attention.taken, resumed=self.done > 0)
         self.held_out = self._validation_batches()
         self._under_way: tuple[int, LaunchedStep, float] | None = None  # number of the step, and its learning rate
         self._started = time.monotonic()

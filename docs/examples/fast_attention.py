@@ -65,8 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     for what, theirs, ours in zip(("logits", "gradients"), expected, found, strict=True):
         print(f"{what}: relative difference {(theirs - ours).norm() / theirs.norm():.1e}")
-    for what, theirs, ours in zip(("forward", "forward and backward"), eager, fast, strict=True):
-        print(f"{what}: {theirs:.3f} s eager, {ours:.3f} s fast")
+    for what, slow, quick in zip(("forward", "forward and backward"), eager, fast, strict=True):
+        print(f"{what}: {slow:.3f} s eager, {quick:.3f} s fast")
     use_eager_attention(model)  # and back
 
 

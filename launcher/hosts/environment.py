@@ -16,8 +16,19 @@ from megadeberta.rank.environment import JOB_VARIABLE, STARTED_BY_VARIABLE
 
 # DeepSpeed copies variables of these prefixes into the remote command line (EXPORT_ENVS and the accelerators').
 EXPORTED_PREFIXES = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
-# We add these: what chooses device, network and threads of a rank. CUDA_VISIBLE_DEVICES is each machine's own matter.
-FORWARDED_PREFIXES = ("DS_ACCELERATOR", "GLOO_", "MKL_", "NCCL_", "OMP_", "TORCH", "TRITON_", "FORCE_COLOR")
+# We add these: what chooses device, network, threads and kernels of a rank. CUDA_VISIBLE_DEVICES is each machine's own
+# matter.
+FORWARDED_PREFIXES = (
+    "DS_ACCELERATOR",
+    "GLOO_",
+    "MKL_",
+    "NCCL_",
+    "OMP_",
+    "TORCH",
+    "TRITON_",
+    "FORCE_COLOR",
+    "MEGADEBERTA_KERNEL_CACHE",
+)
 DEFAULT_FILE = ".deepspeed_env"
 STARTED_BY = "megadeberta launch --hostfile"
 

@@ -120,6 +120,17 @@ class EngineSettings:
         return self.accumulation_type != self.precision
 
     @property
+    def has_bf16_optimizer(self) -> bool:
+        """Whether DeepSpeed's BF16_Optimizer makes the update, and not its ZeRO optimizer (``engine/build.py``).
+
+        It keeps bf16 and fp32 gradients of all parameters, and reduces without buckets."""
+        return (
+            (self.precision, self.zero_stage, self.accumulation_type) == ("bf16", 1, "fp32")
+            and not self.overlaps_communication
+            and not self.offloads_optimizer
+        )
+
+    @property
     def offloads_optimizer(self) -> bool:
         """Whether the optimizer's states are kept elsewhere than the parameters."""
         return self.optimizer_device != "none"

@@ -7,7 +7,7 @@ same ones. Nothing that a recipe says itself is changed.
 from collections.abc import Mapping
 from typing import Any
 
-from megadeberta.config.deepspeed_block import EngineSettings
+from megadeberta.config.deepspeed_block import EngineSettings, with_values
 
 LARGEST_BUCKET = 50_000_000
 """Elements: 200 MB in fp32, where a ring is bound by the links and no longer by its steps (an estimate)."""
@@ -23,7 +23,7 @@ def missing_values(block: Mapping[str, Any], *, parameters: int, data_parallel: 
     * In bf16 and fp16, gradients are added up in fp32 over micro batches (with ZeRO; DeepSpeed cannot without) and over
       ranks. A ring over 1024 ranks in bf16 loses 4 % (docs/numerics.md); fp32 costs twice the traffic and more memory.
     * ``overlap_comm`` where DeepSpeed has it: not in a pipeline, and for nothing on one data-parallel rank.
-    * A bucket that fits the model, where DeepSpeed allocates 500M elements for every model.
+    * A bucket that fits the model, where DeepSpeed allocates 500M elements for every model; none where none is used.
 
     Args:
         parameters: of one rank, before ZeRO partitions them; about is enough.
@@ -38,7 +38,10 @@ def missing_values(block: Mapping[str, Any], *, parameters: int, data_parallel: 
     if settings.zero_stage:
         wanted["zero_optimization.overlap_comm"] = data_parallel > 1 and pipeline == 1
         wanted["zero_optimization.reduce_bucket_size"] = bucket_elements(parameters, data_parallel)
-    return {key: value for key, value in wanted.items() if not _says(block, key)}
+    missing = {key: value for key, value in wanted.items() if not _says(block, key)}
+    if EngineSettings.of(with_values(block, missing)).has_bf16_optimizer:
+        missing.pop("zero_optimization.reduce_bucket_size", None)
+    return missing
 
 
 def bucket_elements(parameters: int, data_parallel: int) -> int:

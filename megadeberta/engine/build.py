@@ -6,11 +6,10 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.engine import ZERO_OPTIMIZATION, DeepSpeedEngine
 from pydantic import ValidationError
-from torch import distributed, nn
+from torch import nn
 
 from megadeberta.config.deepspeed_block import EngineSettings, Precision
 from megadeberta.config.first_problem import first_problem
@@ -49,7 +48,7 @@ def build_engine(
         ConfigError: DeepSpeed refuses the block; the same on every rank.
     """
     try:
-        with _zero_among_several(is_alone=_is_alone(model, mpu)):
+        with _overlap_where_asked():
             engine, *_ = deepspeed.initialize(
                 model=model,
                 optimizer=build_optimizer(model, optimizer, offloaded=EngineSettings.of(block).offloads_optimizer),
@@ -73,27 +72,21 @@ def _with_defaults(block: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def _is_alone(model: nn.Module, mpu: ModelParallelUnit | None) -> bool:
-    """Whether this rank holds the whole model and nobody computes other samples."""
-    return mpu is None and not isinstance(model, PipelineModule) and distributed.get_world_size() == 1
-
-
 @contextlib.contextmanager
-def _zero_among_several(*, is_alone: bool) -> Iterator[None]:
-    """Engines that are made in here have the ZeRO optimizer wherever the block asks for ZeRO and there are others.
+def _overlap_where_asked() -> Iterator[None]:
+    """Engines that are made in here have the ZeRO optimizer wherever the block asks for ZeRO with overlap_comm.
 
-    DeepSpeed 0.19.8 gives bf16 with fp32 accumulation under stage 1 to its BF16_Optimizer instead. That reduces after
-    the backward pass, out of a second copy of all gradients, and knows neither overlap_comm nor reduce_bucket_size. The
-    ZeRO optimizer, which does the same for fp16, gives the same bits (tests/distributed/test_gradient_types.py). A rank
-    that is alone reduces nothing, and has no use for the ZeRO optimizer's copies of every gradient.
+    DeepSpeed 0.19.8 gives bf16 with fp32 accumulation under stage 1 to its BF16_Optimizer, which reduces everything
+    after the backward pass, by whole groups of parameters, and ignores overlap_comm and reduce_bucket_size. Where
+    nothing is to overlap, it stays. Both give the same bits (tests/distributed/test_gradient_types.py).
     """
     choose = DeepSpeedEngine._do_optimizer_sanity_check
 
-    def choose_zero(engine: DeepSpeedEngine, basic_optimizer: torch.optim.Optimizer) -> str | None:
+    def choose_overlap(engine: DeepSpeedEngine, basic_optimizer: torch.optim.Optimizer) -> str | None:
         chosen = choose(engine, basic_optimizer)
-        return ZERO_OPTIMIZATION if engine.zero_optimization() and not is_alone else chosen
+        return ZERO_OPTIMIZATION if engine.zero_optimization() and engine.zero_overlap_comm() else chosen
 
-    DeepSpeedEngine._do_optimizer_sanity_check = choose_zero
+    DeepSpeedEngine._do_optimizer_sanity_check = choose_overlap
     try:
         yield
     finally:

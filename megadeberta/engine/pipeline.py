@@ -13,6 +13,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.pipe import PipelineModule
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from deepspeed.runtime.utils import combine_grad_norm_groups
@@ -87,14 +88,14 @@ class PipelinedModel(PipelineModule):
     def get_tied_weights_and_groups(self) -> list[tuple[SimpleNamespace, distributed.ProcessGroup]]:
         """What ``ReduceTiedGrads`` sums over the stages, before the data-parallel reduction.
 
-        In place of parameters come objects with their gradients: DeepSpeed 0.19.8 looks in ``grad`` alone
-        (``_exec_reduce_tied_grads``), and gradients that are accumulated in another precision are elsewhere.
+        In place of parameters come objects with their gradients: DeepSpeed 0.19.8 looks in one attribute alone
+        (``_exec_reduce_tied_grads``), and gradients that are accumulated in another precision are in another one.
         """
         pairs = []
         for comm in self.tied_comms.values():
             (parameter,) = comm["module"]
             gradient = _gradient_of(parameter, self.optimizer)
-            pairs.append((SimpleNamespace(grad=gradient), comm["group"]))
+            pairs.append((SimpleNamespace(grad=gradient, _hp_grad=gradient), comm["group"]))
         return pairs
 
 
@@ -104,6 +105,13 @@ def _gradient_of(parameter: Any, optimizer: Any) -> Tensor:
     A copy that its stage reads without gradient (the base of disentangled sharing) still has to be updated as the
     others are, so it takes part in the sum.
     """
+    if isinstance(optimizer, BF16_Optimizer):
+        for number, group in enumerate(optimizer.bf16_groups):
+            for place, held in enumerate(group):
+                if held is parameter and not optimizer.fp32_groups_has_gradients[number][place]:
+                    parameter.grad = torch.zeros_like(parameter)
+                    optimizer._update_hp_grad(parameter, number, place, clear_lp_grads=False)
+        return parameter._hp_grad
     attribute = "grad_accum" if optimizer.use_grad_accum_attribute else "grad"
     if getattr(parameter, attribute) is None:
         dtype = optimizer.gradient_accumulation_dtype if optimizer.use_grad_accum_attribute else None
@@ -132,7 +140,8 @@ def build_pipeline_engine(
     engine = build_engine(model, optimizer, block=block, timeout_seconds=timeout_seconds)
     model.optimizer = engine.optimizer
     engine._allocate_or_extend_buffers = functools.partial(_new_buffer, engine.device)
-    engine.optimizer.scaled_global_norm = functools.partial(_norm_of_all_groups, engine.optimizer)
+    if hasattr(engine.optimizer, "scaled_global_norm"):
+        engine.optimizer.scaled_global_norm = functools.partial(_norm_of_all_groups, engine.optimizer)
     return engine
 
 

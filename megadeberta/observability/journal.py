@@ -15,7 +15,14 @@ from megadeberta.layers.objectives import objective_of
 from megadeberta.layers.terms import term
 from megadeberta.observability.device_peaks import device_peak_flops
 from megadeberta.observability.gemm_rate import measure_gemm_rate
-from megadeberta.observability.metrics import CURVE_FILE, METRICS_FILE, RECIPE_FILE, TENSORBOARD_FOLDER, MetricsFile
+from megadeberta.observability.metrics import (
+    CURVE_FILE,
+    KERNELS_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    TENSORBOARD_FOLDER,
+    MetricsFile,
+)
 from megadeberta.observability.plot import plot_loss_curve
 from megadeberta.observability.progress import Rates, Speedometer, format_progress, format_terms
 from megadeberta.observability.tracker import Tracker, tensorboard_tracker
@@ -74,6 +81,9 @@ class Journal:
 
     def note(self, text: str) -> None:
         """One line for the reader of the log."""
+
+    def kernels(self, taken: str, *, resumed: bool) -> None:
+        """Record the kernels of this start, and say if a resumed run had others before."""
 
     def close(self) -> None:
         """Flush and close the files."""
@@ -147,6 +157,13 @@ class WritingJournal(Journal):
 
     def note(self, text: str) -> None:
         log.info("%s", text)
+
+    def kernels(self, taken: str, *, resumed: bool) -> None:
+        path = self._config.training.output_dir / KERNELS_FILE
+        before = path.read_text(encoding="utf-8", errors="replace").strip() if resumed and path.exists() else taken
+        if before != taken:
+            log.warning("attention was %s and is %s from here on: the same up to rounding", before, taken)
+        write_file(path, f"{taken}\n".encode())
 
     def close(self) -> None:
         self._draw()

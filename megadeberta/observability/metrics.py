@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "loss_curve.png"
 RECIPE_FILE = "recipe.json"
+KERNELS_FILE = "kernels.txt"
 TENSORBOARD_FOLDER = "tensorboard"
 """Names of what a run leaves in its output folder beside the checkpoints."""
 

@@ -9,7 +9,7 @@ from megadeberta.config.deepspeed_block import EngineSettings, bytes_of
 
 _FP32 = 4
 _ALL_REDUCE_BUCKET = 5 * 10**8
-"""Elements that are flattened to be reduced without ZeRO (runtime/engine.py ``MEMORY_OPT_ALLREDUCE_SIZE``)."""
+"""Elements that are flattened to be reduced without a bucket (runtime/engine.py ``MEMORY_OPT_ALLREDUCE_SIZE``)."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ def zero_memory(
     width, stage = settings.element_bytes, settings.zero_stage
     if stage == 0:
         return _without_zero(count, settings, num_moments, is_reduced=data_parallel > 1)
+    if settings.has_bf16_optimizer:
+        return _with_bf16_optimizer(count, settings, num_moments, data_parallel)
     wide, sent = bytes_of(settings.accumulation_type), bytes_of(settings.reduction_type)
     in_bucket = (wide, width, sent)[stage - 1]
     # A pipeline makes a second one to reduce (stage_1_and_2.py ``reduce_gradients``).
@@ -67,6 +69,14 @@ def _reduced_at_once(count: int, settings: EngineSettings, largest_parameter: in
     sent = bytes_of(settings.reduction_type)
     converted = max(elements, largest_parameter) * sent if sent != in_bucket else 0
     return elements * in_bucket + converted + largest_parameter * settings.element_bytes
+
+
+def _with_bf16_optimizer(count: int, settings: EngineSettings, num_moments: int, data_parallel: int) -> ZeroMemory:
+    """fp32 gradients beside those of the backward pass, flattened once more to be reduced."""
+    width, sent = settings.element_bytes, bytes_of(settings.reduction_type)
+    share = -(-count // data_parallel)
+    flat = min(count, _ALL_REDUCE_BUCKET) * (_FP32 + (sent if sent != _FP32 else 0))
+    return ZeroMemory(count * width, count * (width + _FP32), share * (1 + num_moments) * _FP32, 0, flat, 0)
 
 
 def _without_zero(count: int, settings: EngineSettings, num_moments: int, *, is_reduced: bool) -> ZeroMemory:

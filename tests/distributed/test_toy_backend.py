@@ -29,7 +29,7 @@ def _train(rank: int, world_size: int, layout: Layout, attention: str) -> tuple[
     config = layout.config
     config = config.model_copy(update={"training": config.training.model_copy(update={"attention": attention})})
     assembly = assemble(config, layout.topology, start_process_group(60.0))
-    return assembly.attention, train_steps(assembly, layout, range(6))
+    return assembly.attention.line, train_steps(assembly, layout, range(6))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

@@ -1,5 +1,5 @@
 """Benchmarks are found to be stale here, not when a number is needed: all of them import what they name, and those
-that compare attention run end to end on a toy; the GPU's under the interpreter where there is no GPU."""
+that compare attention on a CPU run end to end on a toy; the GPU's does in test_gpu_day.py."""
 
 import os
 import subprocess
@@ -19,25 +19,13 @@ def _output(*arguments: str) -> str:
 
 def test_every_benchmark_imports_what_it_names() -> None:
     names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    names += sorted(f"gpu.{path.stem}" for path in (ROOT / "benchmarks/gpu").glob("*.py"))
     assert len(names) > 10
     code = f"import importlib; [importlib.import_module(name) for name in {names!r}]"
     # Most are scripts beside one another; the others are modules of `benchmarks`.
     environ = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_the_gpu_benchmark_compares_op_layer_and_step_on_a_toy_under_the_interpreter(tmp_path: Path) -> None:
-    chart = tmp_path / "chart.png"
-    output = _output("benchmarks/gpu_step.py", "--plot", str(chart))
-    assert "megadeberta triton: largest relative difference to the fp32 reference" in output
-    assert "largest relative gradient difference" in output
-    for package in ("flashdeberta", "disentangled-flash"):
-        assert f"{package} left out: its kernels need a CUDA GPU" in output
-    for peer in ("transformers eager", "same-size BERT, SDPA"):
-        assert output.count(f"megadeberta triton : {peer}") == 2  # a ratio for the layer, one for the step
-    assert output.count("MFU") == output.count("tokens/s") == output.count("KiB a token a layer") == 6
-    assert chart.stat().st_size > 1000
 
 
 def test_the_benchmark_of_transformers_models_compares_inference_and_fine_tuning_on_a_toy(tmp_path: Path) -> None:

@@ -92,7 +92,9 @@ class Backend:
     auto_on: tuple[str, ...] = ()
     """Where ``training.attention=auto`` may take it; of several, the first in the table."""
     needs_trial: bool = False
-    """auto takes it only where a trial before the run finds it right and faster (``model/kernel_trial.py``)."""
+    """auto takes it only where a trial before the run finds it right and faster (``model/kernel_choice``)."""
+    has_plans: bool = False
+    """Its kernels have tiles that the trial chooses (``triton_plan.py``)."""
     takes_pairs: bool = True
     """Whether it takes masks with a free choice of pairs (``AttentionMask.pairs``); the reference takes its place there
     if it does not."""
@@ -151,6 +153,8 @@ class _Tiled(Backend):
 @dataclass(frozen=True)
 class _Kernels(Backend):
     """Keeps the log-sum-exp of every query row; its backward kernels compute the scores again."""
+
+    has_plans: bool = True
 
     def reason_not_to_run(self, device_type: str) -> str:
         return reason_without_triton(device_type)

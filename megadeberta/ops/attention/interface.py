@@ -39,7 +39,9 @@ def disentangled_attention(
         query: ``[B, N, Q, H]``, not scaled.
         key, value: ``[B, N, L, H]``.
         position: the projected relative table, or None for plain attention.
-        query_positions: ``[B, Q]`` positions of the query rows among the keys; None means row i is position i.
+        query_positions: ``[B, Q]`` positions of the query rows among the keys; None means row i is position i. Rows of
+            a sample at one position have to be copies, with one query and one mask: kernels for a GPU compute the first
+            of them, dropout included, for all.
         mask: None lets every query see every key.
         dropout: on the attention weights; pass None in evaluation.
         backend: a name of ``BACKENDS``, or "auto" for the fastest that needs no trial first.

@@ -1,22 +1,28 @@
-"""Disentangled attention through the Triton kernels, as operators that torch.compile keeps whole.
+"""Disentangled attention through kernels for a GPU, as operators that torch.compile keeps whole.
 
 Shapes: B batch · N heads · H head size · Q query rows · L keys · P rows of the (windowed) table.
 """
 
-from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from megadeberta.ops.attention.compile_ahead import kernels_to_launch
 from megadeberta.ops.attention.mask import AttentionMask
 from megadeberta.ops.attention.position_terms import PositionTerms, score_scale
-from megadeberta.ops.attention.triton_kernels import forward_kernel, key_kernel, query_kernel, table_kernel
-from megadeberta.ops.attention.triton_plan import TilePlan, plan_tiles
-from megadeberta.ops.counter_dropout import ROUNDS, CounterDropout
+from megadeberta.ops.attention.triton_call import KernelCall
+from megadeberta.ops.attention.triton_reductions import DELTA_ROWS, delta_kernel, fold_kernel
+from megadeberta.ops.counter_dropout import CounterDropout
 
 _OptionalTensor = Tensor | None
+_FOLD_CHUNK = 64
+_MODULES = {"triton": "triton_kernels", "gluon": "gluon_kernels"}
+"""Where the kernels of a backend are: forward_kernel, query_kernel, key_kernel and table_kernel."""
 
 
 def triton_attention(
@@ -29,29 +35,56 @@ def triton_attention(
     mask: AttentionMask | None,
     dropout: CounterDropout | None,
 ) -> Tensor:
-    """See :func:`megadeberta.ops.attention.interface.disentangled_attention`; on a GPU, or under the interpreter."""
+    """``disentangled_attention`` by the portable Triton kernels; on a GPU, or under the interpreter."""
+    return _attention("triton", query, key, value, position, query_positions, mask, dropout)
+
+
+def gluon_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    position: PositionTerms | None,
+    query_positions: Tensor | None,
+    mask: AttentionMask | None,
+    dropout: CounterDropout | None,
+) -> Tensor:
+    """``disentangled_attention`` by the kernels that read position scores with a shift from shared memory (sm_90)."""
+    return _attention("gluon", query, key, value, position, query_positions, mask, dropout)
+
+
+def _attention(
+    kernels: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position: PositionTerms | None,
+    query_positions: Tensor | None,
+    mask: AttentionMask | None,
+    dropout: CounterDropout | None,
+) -> Tensor:
+    """See :func:`megadeberta.ops.attention.interface.disentangled_attention`."""
     query, key, value = (_dense_last(t) for t in (query, key, value))
     rows = None
     tables: list[Tensor | None] = [None, None]
     if position is not None and position.count:
-        rows = position.rows.to(torch.int32)
+        rows = _dense(position.rows, torch.int32)
         tables = [None if table is None else _dense_last(table) for table in (position.key, position.query)]
     begin, end, real = (None, None, None) if mask is None else (mask.begin, mask.end, mask.real)
+    begin, end, real = _dense(begin, torch.int32), _dense(end, torch.int32), _dense(real, torch.int8)
+    slots = None
+    if query_positions is not None:
+        query_positions = query_positions.long()
+        slots = _first_rows(query_positions, key.size(2))
     context, _ = torch.ops.megadeberta.attention_forward(
-        query,
-        key,
-        value,
-        *tables,
-        rows,
-        _int32(begin),
-        _int32(end),
-        None if real is None else real.to(torch.int8).contiguous(),
-        _int32(query_positions),
-        None if dropout is None else torch.cat([dropout.seed.view(1), dropout.samples]),
-        score_scale(query.size(-1), position),
-        0 if dropout is None else dropout.threshold,
-        0 if dropout is None else dropout.first_head,
-    )
+        query, key, value, *tables, rows, begin, end, real, slots,
+        *((None, None) if dropout is None else (dropout.seed, dropout.samples)),
+        score_scale(query.size(-1), position), 0 if dropout is None else dropout.threshold,
+        0 if dropout is None else dropout.first_head, kernels,
+    )  # fmt: skip
+    if query_positions is not None and slots is not None:
+        first = slots.gather(1, query_positions).long()
+        context = context.gather(1, first[:, :, None, None].expand_as(context))
     return context.transpose(1, 2)
 
 
@@ -59,29 +92,46 @@ def _dense_last(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _int32(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.to(torch.int32).contiguous()
+def _dense(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype).contiguous()
+
+
+def _first_rows(positions: Tensor, num_keys: int) -> Tensor:
+    """The first row of Q at every position of the keys, ``[B, L]`` int32; Q where there is none."""
+    count = positions.size(1)
+    numbers = torch.arange(count, dtype=torch.int32, device=positions.device).expand_as(positions)
+    none = numbers.new_full((positions.size(0), num_keys), count)
+    return none.scatter_reduce(1, positions, numbers, "amin")
+
+
+def _kernels(name: str) -> ModuleType:
+    return kernels_to_launch(_module(name))
+
+
+@cache
+def _module(name: str) -> ModuleType:
+    return import_module(f"megadeberta.ops.attention.{_MODULES[name]}")
 
 
 @torch.library.custom_op("megadeberta::attention_forward", mutates_args=())
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, position_key: _OptionalTensor, position_query: _OptionalTensor,
     rows: _OptionalTensor, begin: _OptionalTensor, end: _OptionalTensor, real: _OptionalTensor,
-    positions: _OptionalTensor, draws: _OptionalTensor,
-    scale: float, threshold: int, first_head: int,
+    slots: _OptionalTensor, seed: _OptionalTensor, samples: _OptionalTensor,
+    scale: float, threshold: int, first_head: int, kernels: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Context ``[B, Q, N, H]`` and log-sum-exp ``[B, N, Q]``."""
+    call = KernelCall(
+        query, key, value, position_key, position_query, rows, begin, end, real, slots, seed, samples,
+        scale, threshold, first_head, kernels,
+    )  # fmt: skip
     batch, heads, num_queries, head_size = query.shape
-    context = query.new_empty(batch, num_queries, heads, head_size)
+    context = call.new_rows(query)
     lse = query.new_empty(batch, heads, num_queries, dtype=torch.float32)
-    inputs = _Inputs(query, key, value, position_key, position_query, rows, begin, end, real, positions, draws)
-    plan = plan_tiles(head_size)
-    out = context.transpose(1, 2)
-    forward_kernel[(triton.cdiv(num_queries, plan.rows), batch * heads)](
-        *inputs.tensors(), out, lse, *inputs.lookups(),
-        *(t.stride()[:3] for t in (query, key, value, out)), *inputs.table_strides(),
-        heads, num_queries, key.size(2), inputs.center, head_size, scale,
-        first_head, threshold, 256.0 / (256 - threshold), **inputs.flags(), **plan.options(),
+    plan = call.plan.forward
+    _kernels(kernels).forward_kernel[(triton.cdiv(call.num_rows, plan.rows) * batch * heads,)](
+        *call.tensors(), context, lse, *call.lookups(), *call.strides(), *call.sizes(), *call.numbers(),
+        **call.flags(plan.rows), **plan.options(head_size),
     )  # fmt: skip
     return context, lse
 
@@ -98,53 +148,58 @@ def _backward(
     grad_context: Tensor, context: Tensor, lse: Tensor,
     query: Tensor, key: Tensor, value: Tensor, position_key: _OptionalTensor, position_query: _OptionalTensor,
     rows: _OptionalTensor, begin: _OptionalTensor, end: _OptionalTensor, real: _OptionalTensor,
-    positions: _OptionalTensor, draws: _OptionalTensor,
-    scale: float, threshold: int, first_head: int,
+    slots: _OptionalTensor, seed: _OptionalTensor, samples: _OptionalTensor,
+    scale: float, threshold: int, first_head: int, kernels: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of query, key and value ``[B, ., N, H]``, and of the tables ``[P, N, H]`` (empty if absent)."""
+    call = KernelCall(
+        query, key, value, position_key, position_query, rows, begin, end, real, slots, seed, samples,
+        scale, threshold, first_head, kernels,
+    )  # fmt: skip
     batch, heads, num_queries, head_size = query.shape
-    num_keys = key.size(2)
-    inputs = _Inputs(query, key, value, position_key, position_query, rows, begin, end, real, positions, draws)
-    plan = plan_tiles(head_size)
-    grad_context = grad_context.contiguous()
-    delta = (grad_context.float() * context.float()).sum(-1).transpose(1, 2).contiguous()  # [B, N, Q]
-    grad_out = grad_context.transpose(1, 2)
-    grads = [t.new_empty(batch, t.size(2), heads, head_size) for t in (query, key, value)]
-    by_head = [grad.transpose(1, 2) for grad in grads]
-    content = tuple(t.stride()[:3] for t in (query, key, value, grad_out))
-    lookups = (lse, delta, *inputs.lookups())
-    sizes = (heads, num_queries, num_keys)
-    rest = (inputs.center, head_size, scale, first_head, threshold, 256.0 / (256 - threshold))
-    query_kernel[(triton.cdiv(num_queries, plan.rows), batch * heads)](
-        *inputs.tensors(), grad_out, by_head[0], *lookups, *content, by_head[0].stride()[:3],
-        *inputs.table_strides(), *sizes, *rest, **inputs.flags(), **plan.options(),
+    module, plan = _kernels(kernels), call.plan
+    grad_out = grad_context.contiguous()
+    delta = torch.empty_like(lse)
+    delta_kernel[(triton.cdiv(lse.numel(), DELTA_ROWS),)](
+        context, grad_out, delta, lse.numel(), heads, num_queries, head_size, plan.query.padded(head_size), DELTA_ROWS
+    )
+    grads = call.new_rows(query), call.new_dense(key), call.new_dense(value)
+    before, after = (*call.tensors(), grad_out), (lse, delta, *call.lookups(), *call.strides())
+    module.query_kernel[(triton.cdiv(call.num_rows, plan.query.rows) * batch * heads,)](
+        *before, grads[0], *after, *call.sizes(), *call.numbers(),
+        **call.flags(plan.query.rows), **plan.query.options(head_size),
     )  # fmt: skip
-    key_kernel[(triton.cdiv(num_keys, plan.columns), batch * heads)](
-        *inputs.tensors(), grad_out, by_head[1], by_head[2], *lookups, *content,
-        by_head[1].stride()[:3], by_head[2].stride()[:3],
-        *inputs.table_strides(), *sizes, *rest, **inputs.flags(), **plan.options(),
+    module.key_kernel[(triton.cdiv(key.size(2), plan.key.columns) * batch * heads,)](
+        *before, *grads[1:], *after, *call.sizes(), *call.numbers(),
+        **call.flags(plan.key.rows), **plan.key.options(head_size),
     )  # fmt: skip
-    tables = [query.new_empty(0), query.new_empty(0)]
-    if rows is not None:
-        first, count = plan.windows(num_queries, num_keys, separate_rows=positions is not None)
-        shares, samples_each = plan.shares(batch, heads, count)
-        given = (position_key, position_query)
-        parts = [None if t is None else lse.new_empty(shares, heads, count, plan.window, head_size) for t in given]
-        stand_in = lse
-        table_kernel[(count, heads, shares)](
-            *inputs.tensors(), grad_out, *(stand_in if part is None else part for part in parts), *lookups, *content,
-            *inputs.table_strides(), batch, samples_each, *sizes, first, count, *rest,
-            **inputs.flags(), **plan.options(),
-        )  # fmt: skip
-        to_rows = _distances_to_rows(plan, rows, first, count, positions is not None)
-        for number, (part, table) in enumerate(zip(parts, given, strict=True)):
-            if part is not None and table is not None:
-                select = torch.zeros(table.size(1), to_rows.numel(), device=table.device)
-                select[to_rows, torch.arange(to_rows.numel(), device=table.device)] = 1.0
-                # A product with zeros and ones: unlike index_add_, it adds in the same order every time.
-                folded = select @ part.sum(0).flatten(1, 2)  # [N, P, H]
-                tables[number] = folded.transpose(0, 1).to(table.dtype).contiguous()
-    return grads[0], grads[1], grads[2], tables[0], tables[1]
+    return *grads, *_table_gradients(call, module, before, after)
+
+
+def _table_gradients(
+    call: KernelCall, module: ModuleType, before: tuple[Any, ...], after: tuple[Any, ...]
+) -> tuple[Tensor, Tensor]:
+    """By table row, ``[P, N, H]``; empty for a table that is absent."""
+    tables = (call.position_key, call.position_query)
+    folded = [call.query.new_empty(0) if t is None else t.new_empty(t.size(1), t.size(0), t.size(2)) for t in tables]
+    found = next((t for t in tables if t is not None), None)
+    if found is None:
+        return folded[0], folded[1]
+    batch, heads, _, head_size = call.query.shape
+    plan, num_keys = call.plan.table, call.key.size(2)
+    windows = plan.windows(call.num_rows, num_keys)
+    shares, samples_each = plan.shares(batch, heads, windows)
+    size = (windows, shares, heads, plan.window, head_size)
+    parts = [call.query if t is None else t.new_empty(size, dtype=torch.float32) for t in tables]
+    module.table_kernel[(windows * shares * heads,)](
+        *before, *parts, *after, batch, samples_each, *call.sizes(), windows, *call.numbers(),
+        **call.flags(plan.rows), **plan.options(head_size),
+    )  # fmt: skip
+    fold_kernel[(found.size(1) * heads,)](
+        *parts, *folded, call.rows, num_keys, heads, shares, windows, tables[0] is not None, tables[1] is not None,
+        head_size, plan.padded(head_size), plan.rows, _FOLD_CHUNK, num_warps=4,
+    )  # fmt: skip
+    return folded[0], folded[1]
 
 
 @_backward.register_fake
@@ -163,8 +218,8 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)  # no zeros in place of the gradient that the second output never gets
-    *tensors, scale, threshold, first_head = inputs
-    ctx.numbers = (scale, threshold, first_head)
+    *tensors, scale, threshold, first_head, kernels = inputs
+    ctx.numbers = (scale, threshold, first_head, kernels)
     ctx.save_for_backward(*output, *tensors)
 
 
@@ -175,59 +230,7 @@ def _gradients(ctx: Any, grad_context: Tensor | None, _grad_lse: Tensor | None) 
     grads = torch.ops.megadeberta.attention_backward(grad_context, context, lse, *tensors, *ctx.numbers)
     content = (grad.transpose(1, 2) for grad in grads[:3])
     tables = (None if t is None else g.transpose(0, 1) for g, t in zip(grads[3:], tensors[3:5], strict=True))
-    return (*content, *tables, *(None,) * 9)
+    return (*content, *tables, *(None,) * (len(ctx.needs_input_grad) - 5))
 
 
 torch.library.register_autograd("megadeberta::attention_forward", _gradients, setup_context=_keep)
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """The tensors of a call in the order of the kernels; absent ones are replaced by a tensor that is never read."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    position_key: Tensor | None
-    position_query: Tensor | None
-    rows: Tensor | None
-    begin: Tensor | None
-    end: Tensor | None
-    real: Tensor | None
-    positions: Tensor | None
-    draws: Tensor | None  # [1 + B]: the seed, then the number of each sample
-
-    @property
-    def center(self) -> int:
-        return 0 if self.rows is None else self.rows.numel() // 2
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        tables = (self.query if t is None else t for t in (self.position_key, self.position_query))
-        return self.query, self.key, self.value, *tables
-
-    def lookups(self) -> tuple[Tensor, ...]:
-        given = (self.rows, self.begin, self.end, self.real, self.positions, self.draws)
-        return tuple(self.query if t is None else t for t in given)
-
-    def table_strides(self) -> tuple[tuple[int, ...], ...]:
-        return tuple((0, 0) if t is None else t.stride()[:2] for t in (self.position_key, self.position_query))
-
-    def flags(self) -> dict[str, Any]:
-        return {
-            "C2P": self.position_key is not None,
-            "P2C": self.position_query is not None,
-            "HAS_MASK": self.begin is not None,
-            "HAS_REAL": self.real is not None,
-            "HAS_POSITIONS": self.positions is not None,
-            "DROPOUT": self.draws is not None,
-            "ROUNDS": ROUNDS,
-        }
-
-
-def _distances_to_rows(plan: TilePlan, rows: Tensor, first: int, count: int, separate_rows: bool) -> Tensor:
-    """Table row of every (window, distance) of the table kernel, ``[count * WD]``."""
-    window = torch.arange(count, device=rows.device) + first
-    start = window * plan.window if separate_rows else window * plan.rows - plan.columns + 1
-    distance = start.unsqueeze(1) + torch.arange(plan.window, device=rows.device)
-    center = rows.numel() // 2
-    return rows[distance.clamp(-center, center) + center].flatten().long()

@@ -58,6 +58,13 @@ def test_overlap_is_for_replicas_without_a_pipeline(data_parallel: int, pipeline
     assert filled["zero_optimization.overlap_comm"] is overlaps
 
 
+def test_no_bucket_is_promised_where_deepspeed_uses_none() -> None:
+    for changes in ({"data_parallel": 1}, {"pipeline": 2}):
+        assert "zero_optimization.reduce_bucket_size" not in _missing(_half(1), **changes)  # its BF16_Optimizer
+        assert "zero_optimization.reduce_bucket_size" in _missing({"zero_optimization": {"stage": 1}}, **changes)
+    assert _missing(_half(2), data_parallel=1)["zero_optimization.reduce_bucket_size"] == SMALLEST_BUCKET
+
+
 def test_bucket_follows_the_model_within_bounds() -> None:
     assert bucket_elements(140_000_000, 8) == 17_500_000
     assert bucket_elements(10**10, 8) == LARGEST_BUCKET

@@ -62,6 +62,7 @@ CONTRACT = (
     Private("_hp_grad", _BF16, set_there=True),
     Private("update_hp_grads", f"{_BF16}.BF16_Optimizer", ("self", "clear_lp_grads")),
     Private("get_grads_for_norm", f"{_BF16}.BF16_Optimizer", ("self", "for_clipping")),
+    Private("_update_hp_grad", f"{_BF16}.BF16_Optimizer", ("self", "lp", "group_idx", "param_idx", "clear_lp_grads")),
     Private("_get_param_partition_rank", _STAGE_3, ("self", "param")),
     Private("_swappable_optimizer_subgroup", _STAGE_3, ("self", "sub_group_id")),
     Private("_optimizer_states_and_gradient_swap_in", _STAGE_3, ("self", "sub_group_id", "timer_names")),

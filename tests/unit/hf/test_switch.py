@@ -202,7 +202,7 @@ def test_a_trial_runs_inside_inference_and_takes_no_backend_that_is_wrong_or_fai
         raise RuntimeError("no such instruction")
 
     for implementation, finding in (
-        (wrong, "its output is "),
+        (wrong, "the output is "),
         (broken, "failed with RuntimeError: no such instruction"),
     ):
         monkeypatch.setattr(backend, "backends_to_try", lambda device_type: [BACKENDS["odd"]])

@@ -3,8 +3,6 @@
 Shapes: B batch · L length · D hidden size.
 """
 
-import math
-
 import pytest
 import torch
 
@@ -12,13 +10,11 @@ from benchmarks.stopwatch import KeptTensors
 from megadeberta.config.model import ModelConfig
 from megadeberta.errors import ConfigError
 from megadeberta.layers.catalogue import token_model_layers
-from megadeberta.model import kernel_trial
 from megadeberta.model.attention import DisentangledSelfAttention, QueryStream
-from megadeberta.model.attention_backend import choose_attention, select_attention, select_residual_norm
+from megadeberta.model.attention_backend import select_attention, select_residual_norm
 from megadeberta.model.carry import Carry, RelativePositions
 from megadeberta.model.dropout import Draws, set_sites
 from megadeberta.model.initialize import initialize
-from megadeberta.model.kernel_trial import Trial, try_backend
 from megadeberta.model.layer import EncoderLayer
 from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention import backends
@@ -105,85 +101,6 @@ def test_a_lean_layer_keeps_40_kib_a_token_and_no_score_matrix() -> None:
     assert [shape for shape in shapes if shape[-2:] == (128, 128)], "what the fast mode keeps is of that shape"
 
 
-def _choice(switch: str, device: torch.device, outcome: Trial | None = None, **options: object) -> tuple[str, str]:
-    def trial(candidate: str, rival: str) -> Trial:
-        assert outcome is not None, "no trial is needed"
-        assert (candidate, rival) == ("triton", "reference")
-        return outcome
-
-    choice = choose_attention(switch, device, trial, **options)
-    return choice.backend, choice.line
-
-
-def test_the_log_says_which_implementation_was_taken_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _choice("auto", CPU) == ("cpu", "attention auto: cpu on cpu")
-    assert _choice("reference", CUDA) == ("reference", "attention reference: reference on cuda")
-    assert _choice("triton", CUDA) == ("triton", "attention triton: triton on cuda")
-    monkeypatch.setattr(backends, "has_triton", lambda: False)
-    assert _choice("auto", CUDA) == (
-        "reference",
-        "attention auto: reference on cuda; triton: Triton is not installed (pip install 'megadeberta[gpu]')",
-    )
-
-
-@pytest.mark.parametrize(
-    ("outcome", "taken", "reason"),
-    [
-        (Trial(0.25), "triton", "triton is right here and takes 0.25 of the time of reference"),
-        (Trial(1.3), "reference", "triton is right here and takes 1.30 of the time of reference"),
-        (Trial(math.inf, "failed"), "reference", "triton: failed"),
-    ],
-)
-def test_auto_on_a_gpu_takes_the_kernels_where_they_are_right_and_faster(
-    monkeypatch: pytest.MonkeyPatch, outcome: Trial, taken: str, reason: str
-) -> None:
-    monkeypatch.setattr(backends, "has_triton", lambda: True)
-    assert _choice("auto", CUDA, outcome) == (taken, f"attention auto: {taken} on cuda; {reason}")
-
-
-def test_a_rank_where_the_kernels_are_wrong_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "has_triton", lambda: True)
-    backend, line = _choice("auto", CUDA, Trial(0.25), agree=lambda share: math.inf)
-    assert (backend, line.split("; ")[1]) == ("reference", "triton: not right on another rank")
-
-
-def _trial(*, spoil: float = 0.0, fail: bool = False) -> Trial:
-    """With the CPU path in the kernels' place."""
-
-    def select(module: torch.nn.Module, backend: str) -> None:
-        if backend == "triton" and fail:
-            raise RuntimeError("out of shared memory\nand more")
-        _select(module, "cpu" if backend == "triton" else backend)
-        if backend == "triton":
-            with torch.no_grad():
-                module.self_attention.dense.weight.mul_(1 + spoil)
-
-    config = tiny_v3(hidden_size=32, position_buckets=8, max_position_embeddings=64)
-    return try_backend(config, select, "triton", "reference", length=40, dtype=torch.bfloat16, device=CPU)
-
-
-def test_the_trial_passes_rounding_and_finds_an_error_of_five_percent() -> None:
-    good = _trial()
-    assert 0 < good.ratio < math.inf
-    assert not good.finding
-    bad = _trial(spoil=0.05)
-    assert bad.ratio == math.inf
-    assert "away from the reference" in bad.finding
-
-
-def test_kernels_that_do_not_compile_leave_the_reference() -> None:
-    failed = _trial(fail=True)
-    assert failed == Trial(math.inf, "failed with RuntimeError: out of shared memory")
-
-
-def test_the_real_kernels_pass_their_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(kernel_trial, "_REPEATS", 1)
-    config = tiny_v3(hidden_size=64, position_buckets=8, max_position_embeddings=64)
-    found = try_backend(config, _select, "triton", "reference", length=24, dtype=torch.float32, device=CPU)
-    assert not found.finding
-
-
 def test_triton_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "has_triton", lambda: False)
     with pytest.raises(ConfigError, match=r"training\.attention=triton: .*not installed.*megadeberta\[gpu\]"):
@@ -195,6 +112,14 @@ def test_triton_on_a_cpu_names_the_interpreter(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ConfigError, match=r"training\.attention=triton: it needs a GPU.*TRITON_INTERPRET=1"):
         select_attention(torch.nn.Module(), "triton", CPU)
+
+
+def test_the_mask_decoder_may_have_a_backend_of_its_own() -> None:
+    model = WholeModel(token_model_layers(tiny_v3()))
+    select_attention(model, "cpu", CPU, rows="reference")
+    found = {name: module.backend for name, module in model.named_modules() if hasattr(module, "backend")}
+    assert set(found.values()) == {"cpu", "reference"}
+    assert {name for name in found if found[name] == "reference"} == {name for name in found if "mask_decoder" in name}
 
 
 @pytest.mark.parametrize("backend", ["cpu", "cpu-lean"])

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from megadeberta.model import mask_decoder
 from megadeberta.model.attention import QueryStream
+from megadeberta.model.attention_backend import select_attention
 from megadeberta.model.carry import Carry
 from megadeberta.model.whole import WholeModel
 from megadeberta.ops.attention.mask import padding_mask
-from tests.models import VARIANTS, padded_ids, random_model, tiny_v3
+from tests.models import VARIANTS, masked_batch, padded_ids, random_model, tiny_v3
 
 WITH_DECODER = {name: changes for name, changes in VARIANTS.items() if "enhanced_mask_decoder" not in changes}
 POSITIONS = torch.tensor([[4, 0, 8], [2, 5, 0], [1, 0, 0]])
@@ -115,3 +116,18 @@ def test_the_decoder_takes_its_keys_from_the_states_without_positions() -> None:
     with torch.no_grad():
         model.get_parameter("mask_decoder.position_embeddings.weight")[[0, 3, 5, 6, 7, 8]] += 3.0
     assert torch.equal(before, model.mlm_logits(ids, mask, torch.tensor([[4], [2], [1]])))
+
+
+def test_empty_slots_leave_the_kernels_gradients_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    config = tiny_v3(num_hidden_layers=2, num_attention_heads=1)
+    batch, found = masked_batch(config, samples=1), {}
+    # The empty slot has the position of a target.
+    batch |= {"masked_positions": torch.tensor([[0, 2, 0]]), "masked_labels": torch.tensor([[5, 6, 0]])}
+    model = random_model(config).float()
+    for backend in ("reference", "triton"):
+        select_attention(model, "reference", torch.device("cpu"), rows=backend)
+        terms, _ = model(**batch)
+        found[backend] = torch.autograd.grad(terms["mlm_loss"][0], list(model.parameters()), allow_unused=True)
+    for expected, gradient in zip(found["reference"], found["triton"], strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)

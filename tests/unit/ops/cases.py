@@ -38,7 +38,7 @@ def run(case: Case, *, backend: str, dtype: torch.dtype = torch.float64) -> dict
     generator = torch.Generator().manual_seed(case.seed)
     distance_rows = rows_by_distance(case.length, case.buckets, 64)
     distance_rows = distance_rows - distance_rows[0]
-    num_queries = case.length if case.rows is None else case.rows
+    num_queries = case.length if case.rows is None else min(case.rows, case.length)
     table = (case.heads, int(distance_rows[-1]) + 1, case.head_size)
     content = (case.batch, case.heads, case.length, case.head_size)
     shapes = ((case.batch, case.heads, num_queries, case.head_size), content, content, table, table)
@@ -46,7 +46,7 @@ def run(case: Case, *, backend: str, dtype: torch.dtype = torch.float64) -> dict
     inputs = [_drawn(shape, generator).to(dtype).requires_grad_() for shape in shapes]
     mask, positions = _mask(case, generator), None
     if case.rows is not None:
-        positions = torch.randint(case.length, (case.batch, case.rows), generator=generator)
+        positions = torch.rand(case.batch, case.length, generator=generator).argsort(1)[:, :num_queries]
         mask = None if mask is None else mask.at_rows(positions)
     query, key, value, position_key, position_query = inputs
     terms = PositionTerms(

@@ -17,8 +17,7 @@ from megadeberta.layers.encoder import EncoderLayer
 from megadeberta.layers.kept import workspace
 from megadeberta.layers.micro_batch import MicroBatch
 from megadeberta.model.attention import DisentangledSelfAttention
-from megadeberta.model.attention_backend import choose_attention, select_attention, select_residual_norm
-from megadeberta.model.kernel_trial import Trial
+from megadeberta.model.attention_backend import select_attention, select_residual_norm
 from megadeberta.model.residual import ResidualNorm
 from megadeberta.ops import residual_norm
 from megadeberta.ops.attention import backends, interface
@@ -148,29 +147,6 @@ def test_a_name_is_taken_once() -> None:
             register_backend(Backend("cpu", "another one", _other))
         with pytest.raises(ConfigError, match=r"attention backend 'auto' exists"):
             register_backend(Backend("auto", "another one", _other))
-
-
-def test_of_several_candidates_auto_takes_the_fastest_that_is_right_on_all_ranks() -> None:
-    times = {"triton": 0.8, "fast": 0.5, "faster": 0.2}
-    asked = []
-
-    def trial(candidate: str, rival: str) -> Trial:
-        asked.append((candidate, rival))
-        return Trial(times[candidate])
-
-    ratios = iter((0.8, 0.6, float("inf")))  # of all ranks: on another one "faster" is wrong
-    with patch.dict(BACKENDS), patch("megadeberta.ops.attention.backends.has_triton", lambda: True):
-        for name in ("fast", "faster"):
-            register_backend(Backend(name, "a candidate", _other, auto_on=("gpu",), needs_trial=True))
-        choice = choose_attention("auto", CUDA, trial, agree=lambda _: next(ratios))
-    assert asked == [(name, "reference") for name in times]
-    assert choice.backend == "fast"
-    assert choice.line.split("; ") == [
-        "attention auto: fast on cuda",
-        "triton is right here and takes 0.80 of the time of reference",
-        "fast is right here and takes 0.60 of the time of reference",
-        "faster: not right on another rank",
-    ]
 
 
 def test_a_backend_that_takes_no_free_pairs_leaves_them_to_the_reference() -> None:

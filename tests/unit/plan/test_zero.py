@@ -36,7 +36,7 @@ def _settled_bytes() -> int:
     return min(counts)
 
 
-def _measure(rank: int, world_size: int, precision: Precision, sums: Precision) -> list[tuple[int, int]]:
+def _measure(rank: int, world_size: int, precision: Precision, sums: Precision, overlap: bool) -> list[tuple[int, int]]:
     """For each ZeRO stage, bytes of tensors after a backward pass, when the optimizer has its states, and bytes of the
     buckets that building the engine and the first backward pass allocate."""
     start_process_group(60.0)
@@ -45,7 +45,7 @@ def _measure(rank: int, world_size: int, precision: Precision, sums: Precision) 
         gc.collect()
         gc.freeze()
         with _BucketBytes() as buckets:
-            engine = tiny_engine(zero_recipe(precision, stage, sums))
+            engine = tiny_engine(zero_recipe(precision, stage, sums, overlap_comm=overlap))
             engine.backward(engine(**MICRO_BATCH)[0]["mlm_loss"][0])
         fullest = _settled_bytes()
         engine.step()
@@ -77,13 +77,18 @@ class _BucketBytes:
         return made
 
 
-@pytest.mark.parametrize(("precision", "sums"), [("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")])
-def test_states_of_every_zero_stage_are_those_of_the_engine(precision: Precision, sums: Precision) -> None:
-    measured = run_ranks(_measure, RANKS, precision, sums, timeout=200.0)[0]
+@pytest.mark.parametrize(
+    ("precision", "sums", "overlap"),
+    [("fp32", "fp32", True), ("bf16", "bf16", True), ("bf16", "fp32", True), ("bf16", "fp32", False)],
+)
+def test_states_of_every_zero_stage_are_those_of_the_engine(
+    precision: Precision, sums: Precision, overlap: bool
+) -> None:
+    measured = run_ranks(_measure, RANKS, precision, sums, overlap, timeout=200.0)[0]
     for stage, (found, buckets) in enumerate(measured):
         memory = zero_memory(
             COUNT,
-            settings=zero_recipe(precision, stage, sums).engine,
+            settings=zero_recipe(precision, stage, sums, overlap_comm=overlap).engine,
             num_moments=2,
             data_parallel=RANKS,
             largest_parameter=LARGEST,
