@@ -16,7 +16,7 @@ from megadeberta.model.attention import DisentangledSelfAttention
 from megadeberta.model.kernel_choice.cache import VARIABLE, KernelCache
 from megadeberta.model.kernel_choice.choose import AttentionChoice, choose_attention
 from megadeberta.model.kernel_choice.findings import ENCODER, Findings, Tried
-from megadeberta.ops.attention.backends import Backend, register_backend
+from megadeberta.ops.attention.backends import BACKENDS, Backend, register_backend
 from megadeberta.ops.attention.reference import reference_attention
 from tests.distributed.layouts import Layout
 from tests.ranks import run_ranks
@@ -45,14 +45,16 @@ def _choose(rank: int, world_size: int, case: str, folder: Path) -> tuple[Attent
     """The choice and how often this rank tried."""
     trial = _Trial(rank, case)
     gpu = f"GPU {rank}" if case == "different" else "GPU"
-    choice = choose_attention(
-        "auto",
-        "cuda",
-        trial=trial,
-        facts=lambda names: {"device": gpu},
-        cache=KernelCache(folder / str(rank)),
-        ranks=TorchCollectives(torch.device("cpu")),
-    )
+    with patch.dict(BACKENDS):
+        del BACKENDS["gluon"]  # the findings are of one kind of kernels
+        choice = choose_attention(
+            "auto",
+            "cuda",
+            trial=trial,
+            facts=lambda names: {"device": gpu},
+            cache=KernelCache(folder / str(rank)),
+            ranks=TorchCollectives(torch.device("cpu")),
+        )
     return choice, trial.runs
 
 

@@ -108,8 +108,8 @@ class RecipeTrial:
         with asked_shapes() as asked:
             tried = self._try_once(role, name)
         shape = next((shape for shape in asked if shape.kernels == name), None)
-        if shape is None:
-            return tried
+        if shape is None:  # plain torch, or kernels that do not take such calls and let others do them
+            return Tried(None, f"leaves such calls to {asked[0].kernels}") if asked else tried
         small = small_plan(shape)
         if not tried.failed or small is None:
             return replace(tried, shape=shape, base=default_plan(shape))

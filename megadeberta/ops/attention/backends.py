@@ -166,6 +166,19 @@ class _Kernels(Backend):
         return 0
 
 
+@dataclass(frozen=True)
+class _HopperKernels(_Kernels):
+    """For one generation of GPUs, in a language that has no interpreter."""
+
+    def reason_not_to_run(self, device_type: str) -> str:
+        if not has_triton():
+            return reason_without_triton(device_type)
+        if _kind(device_type) == CPU:
+            return "it needs a GPU, and this is a CPU (Gluon has no interpreter)"
+        reason: str = _function("megadeberta.ops.attention.gluon_support:reason_not_to_run")()
+        return reason
+
+
 def has_triton() -> bool:
     """Whether Triton is installed."""
     return find_spec("triton") is not None
@@ -317,6 +330,16 @@ for _backend in (
         implementation="megadeberta.ops.attention.cpu:lean_cpu_attention",
         residual_norm="cpu",
         devices=(CPU,),
+        keeps_projections=True,
+    ),
+    _HopperKernels(
+        name="gluon",
+        summary="Gluon kernels for Hopper",
+        implementation="megadeberta.ops.attention.triton_operators:gluon_attention",
+        residual_norm="triton",
+        auto_on=(GPU,),
+        needs_trial=True,
+        takes_pairs=False,
         keeps_projections=True,
     ),
     _Kernels(

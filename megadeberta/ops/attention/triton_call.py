@@ -4,11 +4,12 @@ Shapes: B batch · N heads · H head size · Q query rows · L keys · P rows of
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from megadeberta.ops.attention.triton_plan import AttentionPlan, LaunchShape, plan_for
+from megadeberta.ops.attention.triton_plan import GLUON_HEAD_SIZES, AttentionPlan, LaunchShape, plan_for
 from megadeberta.ops.counter_dropout import ROUNDS
 
 
@@ -38,10 +39,17 @@ class KernelCall:
         """Rows that tiles go over: positions, where the queries have positions of their own."""
         return self.query.size(2) if self.slots is None else self.key.size(2)
 
+    @cached_property
+    def path(self) -> str:
+        """Name of the kernels that do it: those in Gluon leave to the portable ones what they do not take."""
+        tables = [table for table in (self.position_key, self.position_query) if table is not None]
+        left = self.kernels == "gluon" and not gluon_takes(self.query, self.key, self.value, tables)
+        return "triton" if left else self.kernels
+
     @property
     def plan(self) -> AttentionPlan:
         shape = LaunchShape(
-            kernels=self.kernels,
+            kernels=self.path,
             head_size=self.query.size(3),
             element_bytes=self.query.element_size(),
             queries=self.query.size(2),
@@ -93,3 +101,12 @@ class KernelCall:
             "ROUNDS": ROUNDS,
             "HEAD": self.query.size(3),
         }
+
+
+def gluon_takes(query: Tensor, key: Tensor, value: Tensor, tables: list[Tensor]) -> bool:
+    """Whether the kernels in Gluon take a call: with tables, two-byte numbers, few head sizes; they copy 16 bytes."""
+    aligned = (
+        tensor.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in tensor.stride()[:-1])
+        for tensor in (query, key, value, *tables)
+    )
+    return bool(tables) and query.element_size() == 2 and query.size(-1) in GLUON_HEAD_SIZES and all(aligned)

@@ -81,6 +81,14 @@ def _first_visible(begin, end, num_keys):
 
 
 @triton.jit
+def _any_sees(begin, end, j, num_keys, HIDDEN: tl.constexpr, BN: tl.constexpr):
+    """Whether any row of a tile sees any key of the tile from ``j`` on; HIDDEN: it may be that none does."""
+    if HIDDEN:
+        return (tl.max(end, 0) > j) & (_first_visible(begin, end, num_keys) < j + BN)
+    return num_keys > j
+
+
+@triton.jit
 def _key_side(K, V, sk, sv, b, h, columns, WHOLE: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr):
     """Keys and values ``[BN, D]`` of one head."""
     key = load_rows(K + b * sk[0] + h * sk[1], sk[2], columns, WHOLE, HEAD, D)
@@ -269,7 +277,7 @@ def key_kernel(
         rows = _query_rows(SLOTS, i, b, num_queries, num_keys, HAS_SLOTS, BM)
         begin, end = _range_of(BEGIN, END, rows, b, num_queries, num_keys, HAS_MASK)
         # Which queries see a key is in no tensor, so every query tile is asked; most of the work is behind the answer.
-        if (tl.max(end, 0) > j) & (_first_visible(begin, end, num_keys) < j + BN):
+        if _any_sees(begin, end, j, num_keys, HAS_MASK or HAS_SLOTS, BN):
             query, grad_out, lse, delta = _query_side(
                 Q, DO, LSE, DELTA, sq, b, h, num_heads, num_queries, rows, WHOLE, HEAD, D)  # fmt: skip
             key_window, query_window = _windows(
@@ -326,7 +334,7 @@ def table_kernel(
             rows = _query_rows(SLOTS, i, b, num_queries, num_keys, HAS_SLOTS, BM)
             columns = _consecutive(j, num_keys, BN)
             begin, end = _range_of(BEGIN, END, rows, b, num_queries, num_keys, HAS_MASK)
-            if (tl.max(end, 0) > j) & (_first_visible(begin, end, num_keys) < j + BN):
+            if _any_sees(begin, end, j, num_keys, HAS_MASK or HAS_SLOTS, BN):
                 query, grad_out, lse, delta = _query_side(
                     Q, DO, LSE, DELTA, sq, b, h, num_heads, num_queries, rows, WHOLE, HEAD, D)  # fmt: skip
                 key, value = _key_side(K, V, sk, sv, b, h, columns, not EDGE, HEAD, D)

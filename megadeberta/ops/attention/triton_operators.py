@@ -20,7 +20,7 @@ from megadeberta.ops.attention.triton_reductions import DELTA_ROWS, delta_kernel
 from megadeberta.ops.counter_dropout import CounterDropout
 
 _OptionalTensor = Tensor | None
-_FOLD_CHUNK = 64
+_FOLD_CHUNK = 32
 _MODULES = {"triton": "triton_kernels", "gluon": "gluon_kernels"}
 """Where the kernels of a backend are: forward_kernel, query_kernel, key_kernel and table_kernel."""
 
@@ -49,7 +49,10 @@ def gluon_attention(
     mask: AttentionMask | None,
     dropout: CounterDropout | None,
 ) -> Tensor:
-    """``disentangled_attention`` by the kernels that read position scores with a shift from shared memory (sm_90)."""
+    """``disentangled_attention`` by the kernels that read position scores with a shift from shared memory (sm_90).
+
+    What they do not take the portable kernels do (``KernelCall.path``).
+    """
     return _attention("gluon", query, key, value, position, query_positions, mask, dropout)
 
 
@@ -129,7 +132,7 @@ def _forward(
     context = call.new_rows(query)
     lse = query.new_empty(batch, heads, num_queries, dtype=torch.float32)
     plan = call.plan.forward
-    _kernels(kernels).forward_kernel[(triton.cdiv(call.num_rows, plan.rows) * batch * heads,)](
+    _kernels(call.path).forward_kernel[(triton.cdiv(call.num_rows, plan.rows) * batch * heads,)](
         *call.tensors(), context, lse, *call.lookups(), *call.strides(), *call.sizes(), *call.numbers(),
         **call.flags(plan.rows), **plan.options(head_size),
     )  # fmt: skip
@@ -157,7 +160,7 @@ def _backward(
         scale, threshold, first_head, kernels,
     )  # fmt: skip
     batch, heads, num_queries, head_size = query.shape
-    module, plan = _kernels(kernels), call.plan
+    module, plan = _kernels(call.path), call.plan
     grad_out = grad_context.contiguous()
     delta = torch.empty_like(lse)
     delta_kernel[(triton.cdiv(lse.numel(), DELTA_ROWS),)](

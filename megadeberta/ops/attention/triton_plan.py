@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+GLUON_HEAD_SIZES = (32, 64)
+"""Of the kernels in Gluon: tiles of larger heads do not fit their shared memory."""
+
 _TILE, _SMALL_TILE = 64, 32
 """Queries and keys of a tile."""
 
@@ -96,8 +99,9 @@ _asked: list[LaunchShape] | None = None
 
 
 def default_plan(shape: LaunchShape) -> AttentionPlan:
-    """The tiles without a trial."""
-    return _all_kernels(KernelPlan(_TILE, _TILE, _warps(shape), stages=1))
+    """The tiles without a trial; the kernels in Gluon have these only."""
+    plan = _all_kernels(KernelPlan(_TILE, _TILE, _warps(shape), stages=1))
+    return replace(plan, table=replace(plan.table, warps=8)) if shape.kernels == "gluon" else plan
 
 
 def small_plan(shape: LaunchShape) -> AttentionPlan | None:

@@ -27,13 +27,18 @@ def delta_kernel(
 
 
 @triton.jit
-def _row_sum(
-    PARTS, ROWS, row, h, num_keys, num_heads, shares, num_windows,
-    HEAD: tl.constexpr, D: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr,
+def fold_kernel(
+    DKR, DQR, OUT_KR, OUT_QR, ROWS, num_keys, num_heads, shares, num_windows,
+    C2P: tl.constexpr, P2C: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Sum ``[D]`` over the distances that read table row ``row``; see table_kernel for PARTS and its windows."""
-    total = tl.zeros([CHUNK, D], tl.float32)
+    """Gradients by table row, dense ``[P, N, H]``, from those by distance; a program for each row and head.
+
+    Looks through all distances for those that read the row; see table_kernel for DKR, DQR and their windows.
+    """
+    row, h = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
     dims = tl.arange(0, D)
+    key_row = tl.full([CHUNK, D], 0.0, tl.float32)
+    query_row = tl.full([CHUNK, D], 0.0, tl.float32)
     for start in range(0, 2 * num_keys - 1, CHUNK):
         index = start + tl.arange(0, CHUNK)
         chosen = tl.load(ROWS + index, mask=index < 2 * num_keys - 1, other=-1) == row
@@ -44,26 +49,16 @@ def _row_sum(
                 diagonal = above // S - num_windows + more
                 offset = above % S + (S - 1 if more == 0 else -1)
                 window = tl.where(diagonal > 0, 2 * diagonal - 1, -2 * diagonal)
-                there = chosen & (offset >= 0) & (window < num_windows)
+                there = (chosen & (offset >= 0) & (window < num_windows))[:, None] & (dims[None, :] < HEAD)
                 for share in range(shares):
                     place = ((window.to(tl.int64) * shares + share) * num_heads + h) * (2 * S) + offset
                     entries = place[:, None] * HEAD + dims[None, :]
-                    total += tl.load(PARTS + entries, mask=there[:, None] & (dims[None, :] < HEAD), other=0.0)
-    return tl.sum(total, 0)
-
-
-@triton.jit
-def fold_kernel(
-    DKR, DQR, OUT_KR, OUT_QR, ROWS, num_keys, num_heads, shares, num_windows,
-    C2P: tl.constexpr, P2C: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Gradients by table row, dense ``[P, N, H]``, from those by distance; a program for each row and head."""
-    row, h = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
-    dims = tl.arange(0, D)
+                    if C2P:
+                        key_row += tl.load(DKR + entries, mask=there, other=0.0)
+                    if P2C:
+                        query_row += tl.load(DQR + entries, mask=there, other=0.0)
     out = tl.program_id(0).to(tl.int64) * HEAD + dims
     if C2P:
-        total = _row_sum(DKR, ROWS, row, h, num_keys, num_heads, shares, num_windows, HEAD, D, S, CHUNK)
-        tl.store(OUT_KR + out, total.to(OUT_KR.dtype.element_ty), mask=dims < HEAD)
+        tl.store(OUT_KR + out, tl.sum(key_row, 0).to(OUT_KR.dtype.element_ty), mask=dims < HEAD)
     if P2C:
-        total = _row_sum(DQR, ROWS, row, h, num_keys, num_heads, shares, num_windows, HEAD, D, S, CHUNK)
-        tl.store(OUT_QR + out, total.to(OUT_QR.dtype.element_ty), mask=dims < HEAD)
+        tl.store(OUT_QR + out, tl.sum(query_row, 0).to(OUT_QR.dtype.element_ty), mask=dims < HEAD)

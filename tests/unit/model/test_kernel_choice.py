@@ -1,6 +1,6 @@
 """What a job takes from the findings of its trials: the fastest that is right everywhere, the same on every rank."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from unittest.mock import patch
@@ -36,6 +36,14 @@ from megadeberta.ops.attention.triton_plan import (
 SHAPE = LaunchShape("triton", 64, 2, 512, 512, gathered=False, dropout=True, masked=True)
 DEFAULT = default_plan(SHAPE)
 FAST, SLOW = KernelPlan(64, 64, 4, 2), KernelPlan(32, 32, 4, 1)
+
+
+@pytest.fixture(autouse=True)
+def _kernels_of_one_kind() -> Iterator[None]:
+    """So that the findings of these tests have all that auto asks for."""
+    with patch.dict(BACKENDS):
+        del BACKENDS["gluon"]
+        yield
 
 
 def _tuned(seconds: float, **plans: tuple[KernelPlan, float]) -> Tried:

@@ -21,7 +21,7 @@ from megadeberta.model.attention_backend import select_attention
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.kernel_choice import trial
 from megadeberta.model.kernel_choice.call import attention_calls
-from megadeberta.model.kernel_choice.findings import ENCODER, MASK_DECODER
+from megadeberta.model.kernel_choice.findings import ENCODER, MASK_DECODER, Tried
 from megadeberta.model.kernel_choice.residual_check import check_residual_norm
 from megadeberta.model.kernel_choice.trial import RecipeTrial
 from megadeberta.model.whole import WholeModel
@@ -324,6 +324,14 @@ def test_a_trial_without_patience_keeps_the_default_tiles(monkeypatch: pytest.Mo
         patient = _trial(config, measure=lambda run: 1.0).run(["triton"])
     assert (found[ENCODER]["triton"].seconds, found[ENCODER]["triton"].plans) == (1.0, ())
     assert len(patient[ENCODER]["triton"].plans) == 12
+
+
+def test_kernels_that_leave_a_call_to_others_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(BACKENDS["gluon"]), "reason_not_to_run", lambda backend, device_type: "")
+    config = _config(training={"residual_norm": "torch"})
+    with patch.object(AttentionCheck, "finding", lambda check, backend: _asks_for_a_plan(check, "triton")):
+        tried = _trial(config, measure=lambda run: 1.0).run(["gluon"])
+    assert tried[ENCODER]["gluon"] == Tried(None, "leaves such calls to triton")
 
 
 def _asks_for_a_plan(check: AttentionCheck, backend: str) -> str:

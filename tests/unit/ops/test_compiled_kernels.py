@@ -81,3 +81,17 @@ def test_as_launched_before_hopper_shuffles_are_no_function_calls(arch: int, tmp
 def test_small_tiles_of_large_heads_fit_the_shared_memory_of_ada(tmp_path: Path) -> None:
     for row in of_attention(reports(tmp_path, "--arch", "89", "--case", "d128", "--tile", "32")).values():
         assert row["blocks_per_sm"] >= 1, row
+
+
+SHIFTED = {"forward": (1100, 2), "query": (1400, 2), "key": (1400, 2), "table": (1400, 1)}
+"""Of the Gluon kernels: most instructions of a tile, fewest blocks. The table kernel's have twice the warps."""
+
+
+def test_as_launched_on_a_hopper_gpu_the_gluon_kernels_spill_nothing(tmp_path: Path) -> None:
+    found = reports(tmp_path, "--backend", "gluon")
+    for name, (instructions, blocks) in SHIFTED.items():
+        row = found[f"gluon_{name}.{name}_kernel"]
+        assert row["instructions"] <= instructions, row
+        assert row["spill_bytes"] == row["local"] == row["calls"] == 0, row
+        assert row["blocks_per_sm"] >= blocks and row["warps"] * row["blocks_per_sm"] >= 8, row
+        assert row["tensor"] > 0 and row["shared_bytes"] <= SHARED_BYTES_OF_A_BLOCK[90], row

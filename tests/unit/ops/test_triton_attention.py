@@ -1,5 +1,6 @@
 """The Triton kernels against the float64 reference: through the interpreter, or on a GPU where there is one."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from megadeberta.ops.attention import triton_plan
 from megadeberta.ops.attention.interface import disentangled_attention
 from megadeberta.ops.attention.position_terms import PositionTerms
 from megadeberta.ops.attention.relative_position import rows_by_distance
+from megadeberta.ops.counter_dropout import CounterDropout
 from tests.unit.ops.cases import NAMES, Case, largest_error, run
 
 # fp32 with fp32 accumulation: a few units in the last place of sums of some hundred products.
@@ -39,7 +41,7 @@ def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @settings(
-    max_examples=14,
+    max_examples=12,
     phases=(Phase.explicit, Phase.generate),  # shrinking would take the interpreter minutes
     deadline=None,
     derandomize=True,
@@ -91,6 +93,24 @@ def test_copies_of_a_row_at_one_position_get_its_context_and_share_its_gradient(
         results.append([context, *torch.autograd.grad((context * weights).sum(), leaves)])
     for right, found in zip(*results, strict=True):
         torch.testing.assert_close(found.double(), right, rtol=1e-5, atol=1e-5)
+
+
+def test_a_rank_with_some_of_the_heads_computes_what_one_with_all_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = rows_by_distance(40, 8, 64)
+    content = [torch.randn(1, 3, 40, 32, generator=generator) for _ in range(3)]
+    tables = [torch.randn(3, int(rows.max()) + 1, 32, generator=generator) for _ in range(2)]
+    dropout = CounterDropout(0.5, torch.tensor(7), torch.tensor([3]))
+
+    def attend(heads: slice) -> torch.Tensor:
+        return disentangled_attention(
+            *(tensor[:, heads] for tensor in content),
+            position=PositionTerms(rows, *(table[heads] for table in tables)),
+            dropout=replace(dropout, first_head=heads.start),
+            backend="triton",
+        )
+
+    torch.testing.assert_close(torch.cat([attend(slice(0, 1)), attend(slice(1, 3))], dim=1), attend(slice(0, 3)))
 
 
 def grids_by_kernel(case: Case, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, ...]]:
