@@ -127,6 +127,7 @@ def _whole(
         settings=config.engine,
         topology=groups.topology,
         device=device,
+        host_group=groups.host,
         mpu=mpu,
     )
 
@@ -162,6 +163,7 @@ def _pipeline(
         topology=topology,
         device=device,
         terms=term_names(layers),
+        host_group=groups.host,
     )
 
 

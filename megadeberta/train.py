@@ -18,7 +18,9 @@ from megadeberta.data.indexed import TokenShard
 from megadeberta.data.loader import StepBatch, steps_without_data, training_batches, validation_batches
 from megadeberta.data.unigram import unigram_cross_entropy
 from megadeberta.engine.collectives import TorchCollectives
+from megadeberta.engine.launched import LaunchedStep
 from megadeberta.engine.peer_loss import raise_peer_loss
+from megadeberta.engine.peer_watch import watch_peers
 from megadeberta.engine.process_group import choose_threads, start_process_group
 from megadeberta.engine.schedule import learning_rate_factor
 from megadeberta.engine.signals import StopFlag
@@ -41,7 +43,7 @@ def train(prepared: PreparedRun, ranks: RankEnvironment) -> int:
     with StopFlag() as stop, raise_peer_loss():
         torch.set_num_threads(choose_threads(config.parallel.threads_per_rank, ranks.local_world_size))
         device = start_process_group(config.parallel.timeout_seconds)
-        with SharedOutputLock(config.training.output_dir, TorchCollectives(device)):
+        with watch_peers(device), SharedOutputLock(config.training.output_dir, TorchCollectives(device)):
             exit_code = _Run(prepared, ranks, device).loop(stop)
         distributed.destroy_process_group()
         return exit_code
@@ -71,34 +73,57 @@ class _Run:
         self.journal.note(assembly.attention.line)
         self.journal.kernels(assembly.attention.taken, resumed=self.done > 0)
         self.held_out = self._validation_batches()
+        self._under_way: tuple[int, LaunchedStep, float] | None = None  # number of the step, and its learning rate
+        self._started = time.monotonic()
 
     def loop(self, stop: StopFlag) -> int:
-        """Train until the last step, or until any rank is asked to stop."""
+        """Train until the last step, or until any rank is asked to stop.
+
+        What a step did is read when the next one is about to be launched, so that the ranks agree on that one while
+        the device still works; before anything else that needs it, it is read at once.
+        """
         training, steps = self.config.training, self.config.training.steps
         with self._training_batches() as batches, self.journal:
-            started = time.monotonic()
+            self._started = time.monotonic()
             for item in batches:
                 targets, stop_now = self.stepper.share_counts(item.micro_batches, stop_requested=stop.requested)
+                self._finish_step()
                 if stop_now:
                     self.checkpoints.save(self.done, required=True)
                     self.journal.note(f"stopped and saved after step {self.done}; the same command resumes")
                     return EXIT_PREEMPTED
-                self._step(item, targets, started)
-                if self.done % training.eval_interval == 0 or self.done == steps:
+                self._launch_step(item, targets)
+                number, is_last = item.step + 1, item.step + 1 == steps
+                validates = number % training.eval_interval == 0 or is_last
+                saves = number % self.config.checkpoint.interval == 0 or is_last
+                if validates or saves:
+                    self._finish_step()
+                if validates:
                     self.journal.validation(self.done, self.stepper.evaluate(self.held_out))
-                if self.done % self.config.checkpoint.interval == 0 or self.done == steps:
-                    self.checkpoints.save(self.done, required=self.done == steps)
-                started = time.monotonic()
+                if saves:
+                    self.checkpoints.save(self.done, required=is_last)
+                if validates or saves:
+                    self._started = time.monotonic()
             self.journal.note(f"done after step {self.done}; checkpoints and curves are in {training.output_dir}")
         return 0
 
-    def _step(self, item: StepBatch, targets: Mapping[str, int], started: float) -> None:
+    def _launch_step(self, item: StepBatch, targets: Mapping[str, int]) -> None:
         config = self.config
         factor = learning_rate_factor(config.schedule, step=item.step, total_steps=config.training.steps)
         lr = config.optimizer.lr * factor
-        result = self.stepper.train_step(item.micro_batches, step=item.step, targets=targets, lr=lr)
-        self.done = item.step + 1
-        self.journal.step(self.done, result, lr=lr, seconds=time.monotonic() - started)
+        launched = self.stepper.launch_step(item.micro_batches, step=item.step, targets=targets, lr=lr)
+        self._under_way = (item.step + 1, launched, lr)
+
+    def _finish_step(self) -> None:
+        """Read what the last step did, if that has not been done."""
+        if self._under_way is None:
+            return
+        (number, launched, lr), self._under_way = self._under_way, None
+        result = launched.result()
+        now = time.monotonic()
+        self.done = number
+        self.journal.step(self.done, result, lr=lr, seconds=now - self._started)
+        self._started = now
 
     def _training_batches(self) -> AbstractContextManager[Iterator[StepBatch]]:
         """This rank's share of the steps to come."""

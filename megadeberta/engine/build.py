@@ -17,12 +17,16 @@ from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.optimizer import build_optimizer
 from megadeberta.engine.process_group import apply_timeout
+from megadeberta.engine.whole_groups import work_on_whole_groups
 from megadeberta.errors import ConfigError
 
 _TYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # DeepSpeed 0.19.8's pipeline divides by it without asking whether it is there (runtime/pipe/engine.py); the journal has
 # the lines that it would print. A recipe's own value wins.
 _NEVER_PRINT = {"steps_per_print": 1_000_000_000}
+# Its look at every parameter for numbers that are not finite, eleven kernels each and a wait for the device: the norm
+# says the same, and ``update_gate.py`` asks that, unless the optimizer runs on the host. Only ZeRO 1 and 2 read it.
+_CHECK_THE_NORM_ALONE = {"check_grad_overflow": False}
 
 
 def build_engine(
@@ -48,14 +52,24 @@ def build_engine(
             engine, *_ = deepspeed.initialize(
                 model=model,
                 optimizer=build_optimizer(model, optimizer, offloaded=EngineSettings.of(block).offloads_optimizer),
-                config=_NEVER_PRINT | dict(block),
+                config=_with_defaults(block),
                 mpu=mpu,
                 dist_init_required=False,
             )
     except (ValidationError, DeepSpeedConfigError) as error:
         raise ConfigError(f"DeepSpeed {deepspeed.__version__} refuses the deepspeed block: {_reason(error)}") from error
     apply_timeout(timeout_seconds)
+    work_on_whole_groups(engine.optimizer)
     return engine
+
+
+def _with_defaults(block: Mapping[str, Any]) -> dict[str, Any]:
+    """The block with what it leaves open and DeepSpeed would choose otherwise."""
+    whole = _NEVER_PRINT | dict(block)
+    settings = EngineSettings.of(block)
+    if settings.precision == "bf16" and not settings.offloads_optimizer:
+        whole["bf16"] = _CHECK_THE_NORM_ALONE | dict(block["bf16"])
+    return whole
 
 
 @contextlib.contextmanager

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Mapping
 
-from torch import Tensor
-
 from megadeberta.config.deepspeed_block import Precision
 from megadeberta.errors import DivergenceError
 from megadeberta.layers.objectives import Update
@@ -20,14 +18,14 @@ class DivergenceGuard:
         self._may_overflow = precision == "fp16"
         self._skipped_in_a_row = 0
 
-    def check_loss(self, sums: Mapping[str, Tensor], update: Update, *, step: int) -> None:
-        """Before the update is applied.
+    def check_loss(self, sums: Mapping[str, float], update: Update, *, step: int) -> None:
+        """Of an update that changes nothing where a loss is not finite.
 
         Raises:
             DivergenceError: the sum of a loss term is not finite.
         """
         for name in update.weights:
-            loss_sum = float(sums[name][0])
+            loss_sum = sums[name]
             if not math.isfinite(loss_sum):
                 where = f" of the {update.part}" if update.part else ""
                 raise DivergenceError(
@@ -37,12 +35,12 @@ class DivergenceGuard:
                 )
 
     def check_gradient(self, norm: float, *, step: int) -> None:
-        """Before the update is applied, where no optimizer refuses a gradient that is not finite.
+        """Of an update that changes nothing where its gradient is not finite.
 
         Raises:
-            DivergenceError: its norm is not finite.
+            DivergenceError: its norm is not finite, and that is no overflow of fp16.
         """
-        if not math.isfinite(norm):
+        if not math.isfinite(norm) and not self._may_overflow:
             raise DivergenceError(_bad_gradient(step, norm))
 
     def check_applied(self, applied: bool, *, step: int) -> None:

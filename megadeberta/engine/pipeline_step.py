@@ -13,7 +13,9 @@ from torch import Tensor, distributed
 
 from megadeberta.batch import Batch, equal_shapes
 from megadeberta.config.deepspeed_block import EngineSettings
-from megadeberta.engine.step import Stepper, TermPair, UpdateResult, add_terms
+from megadeberta.engine.launched import LaunchedUpdate
+from megadeberta.engine.step import Stepper
+from megadeberta.engine.terms import TermPair, TermSums
 from megadeberta.layers.objectives import Update
 from megadeberta.topology import Topology
 
@@ -35,43 +37,54 @@ class PipelineStepper(Stepper):
         topology: Topology,
         device: torch.device,
         terms: Sequence[str],
+        host_group: distributed.ProcessGroup | None = None,
     ) -> None:
         """``terms``: names of all terms that the last stage makes; the rest as for ``Stepper``."""
         super().__init__(
-            engine, updates=updates, batch_fields=batch_fields, settings=settings, topology=topology, device=device
+            engine,
+            updates=updates,
+            batch_fields=batch_fields,
+            settings=settings,
+            topology=topology,
+            device=device,
+            host_group=host_group,
         )
         # Tensor-parallel ranks have the same terms: one of them counts.
         self._counts_terms = self.place.stage == topology.pipeline - 1 and self.place.tensor == 0
         self._terms = tuple(terms)
-        self._sums: dict[str, Tensor] = {}
+        self._sums: TermSums | None = None
         self._loss_of: Callable[[Mapping[str, TermPair]], Tensor] = self._no_loss
         engine.module.loss_fn = self._take_terms
         engine._compute_loss = True
 
     def _update(
-        self, update: Update, batches: Sequence[Batch], *, step: int, targets: Mapping[str, int]
-    ) -> UpdateResult:
+        self,
+        update: Update,
+        batches: Sequence[Batch],
+        *,
+        before: Sequence[LaunchedUpdate],
+        step: int,
+        targets: Mapping[str, int],
+    ) -> LaunchedUpdate:
         engine = self.engine
-        sums: dict[str, Tensor] = {}
+        shared: list[TermSums] = []
 
         def before_update() -> None:
-            sums.update(self._share_terms())
-            self.guard.check_loss(sums, update, step=step)
+            shared.append(self._share_terms())
+            self._judge(update, shared[0], before, step=step)
 
         # DeepSpeed divides the loss by the number of micro batches; the global count is the divisor wanted here.
         self._loss_of = lambda terms: self._loss(update, terms, targets) * engine.micro_batches
         schedule = _CheckedSchedule(engine.micro_batches, engine.num_stages, engine.stage_id)
         schedule.before_update = before_update
         self._run(schedule, batches)
-        applied = engine.was_step_applied()
-        self.guard.check_applied(applied, step=step)
-        return UpdateResult(sums, self._reported_norm(), applied)
+        return LaunchedUpdate(update, shared[0], self._reported_norm(), engine.was_step_applied())
 
-    def _validate(self, batches: Sequence[Batch], *, passes: int) -> Mapping[str, Tensor]:
+    def _validate(self, batches: Sequence[Batch], *, passes: int) -> TermSums | None:
         # All batches of a rank have one length, and what passes between two stages one shape.
         like = batches[0] if batches else self._blank_batch()
         blank = {name: torch.zeros_like(tensor) for name, tensor in like.items()}
-        self._loss_of, self._sums = self._no_loss, {}
+        self._loss_of, self._sums = self._no_loss, None
         if passes:
             schedule = InferenceSchedule(passes, self.engine.num_stages, self.engine.stage_id)
             self._run(schedule, [*batches, *[blank] * (passes - len(batches))])
@@ -80,7 +93,7 @@ class PipelineStepper(Stepper):
     def _run(self, schedule: TrainSchedule | InferenceSchedule, batches: Sequence[Batch]) -> None:
         """Run the schedule over these micro batches, or over those that the stage before sends."""
         engine = self.engine
-        self._sums = {}
+        self._sums = None
         engine.total_loss = None
         # Shapes may differ from the last step's: they are announced once for each run of a schedule.
         engine.reset_activation_shape()
@@ -94,19 +107,20 @@ class PipelineStepper(Stepper):
 
     def _take_terms(self, terms: Mapping[str, TermPair], _labels: None) -> Tensor:
         """Called by DeepSpeed on the last stage with what it made of one micro batch."""
-        add_terms(self._sums, terms)
+        terms = {name: terms[name] for name in self._terms}
+        self._sums = TermSums.of(terms) if self._sums is None else self._sums.plus(terms)
         return self._loss_of(terms)
 
     def _no_loss(self, terms: Mapping[str, TermPair]) -> Tensor:
         return torch.zeros((), device=self.device)
 
-    def _share_terms(self) -> dict[str, Tensor]:
+    def _share_terms(self) -> TermSums:
         """The terms of all micro batches, on every rank. One all-reduce over the world."""
-        stacked = torch.zeros(len(self._terms), 2, dtype=torch.float64, device=self.device)
-        if self._counts_terms and self._sums:
-            stacked = torch.stack([self._sums[name] for name in self._terms])
-        distributed.all_reduce(stacked)
-        return dict(zip(self._terms, stacked, strict=True))
+        values = torch.zeros(len(self._terms), 2, dtype=torch.float64, device=self.device)
+        if self._counts_terms and self._sums is not None:
+            values = self._sums.values
+        distributed.all_reduce(values)
+        return TermSums(self._terms, values)
 
 
 class _CheckedSchedule(TrainSchedule):

@@ -6,10 +6,9 @@ layers of the model, ``PipelineStepper`` for those of a stage.
 Shapes: B micro batch · L length · Q target rows per sequence.
 """
 
-import math
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import deepspeed
 import torch
@@ -18,50 +17,16 @@ from torch import Tensor, distributed
 from megadeberta.batch import Batch, blank_batch
 from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.engine.divergence import DivergenceGuard
-from megadeberta.engine.terms import Terms
+from megadeberta.engine.launched import EvalResult, LaunchedStep, LaunchedUpdate, StepResult
+from megadeberta.engine.terms import TermPair, Terms, TermSums
+from megadeberta.engine.transfer import Transfer
+from megadeberta.engine.update_gate import UpdateGate
 from megadeberta.layers.objectives import Update
 from megadeberta.layers.terms import term
 from megadeberta.topology import Topology
 
-TermPair = tuple[Tensor, Tensor]
-"""(sum, count) of a term over a micro batch, both scalars."""
 _BLANK_LENGTH = 8
 """Tokens of a blank batch on each tensor-parallel rank: these may share them."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step did, over all ranks."""
-
-    loss: float
-    terms: Terms
-    grad_norms: Mapping[str, float]
-    """Of each update, by the part of the model; "" = all of it."""
-    applied: bool
-
-    @property
-    def grad_norm(self) -> float:
-        return math.hypot(*self.grad_norms.values())
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """Total loss and terms over all validation sequences; NaN and no means when there were none."""
-
-    loss: float
-    terms: Terms
-
-
-@dataclass(frozen=True)
-class UpdateResult:
-    """What one update of a step did, over all ranks."""
-
-    sums: Mapping[str, Tensor]
-    """(sum, count) of each term, in one fp64 tensor."""
-    grad_norm: float
-    applied: bool
-    handed_on: Sequence[Batch] = ()
-    """The micro batches of the next update, if there is one."""
 
 
 class Stepper(ABC):
@@ -81,86 +46,107 @@ class Stepper(ABC):
         settings: EngineSettings,
         topology: Topology,
         device: torch.device,
+        host_group: distributed.ProcessGroup | None = None,
     ) -> None:
         """
         Args:
             updates: of one optimizer step, in order.
             batch_fields: names of a batch's tensors, in the order in which the first layer takes them.
             settings: of the block that the engine was built with.
+            host_group: all ranks, for tensors of the CPU; None where the default group takes those.
         """
         self.engine = engine
         self.updates = updates
         self.device = device
         self.topology = topology
         self.place = topology.coordinates(distributed.get_rank())
+        self._host_group = host_group
         self.guard = DivergenceGuard(settings.precision)
+        self.gate = UpdateGate(engine.optimizer)
+        self._may_overflow = settings.precision == "fp16"
+        self._transfer = Transfer(device)
         self._batch_fields = tuple(batch_fields)
         # Taken now: a resumed optimizer brings the groups' settings of the run that saved it.
         self._lr_scales = [group["lr_scale"] for group in engine.optimizer.param_groups]
 
     def share_counts(self, micro_batches: Sequence[Batch], *, stop_requested: bool) -> tuple[dict[str, int], bool]:
         """Targets of every loss term in the global batch, and whether any rank was asked to stop. One all-reduce over
-        the world, in which one of the ranks that have the same samples counts them."""
+        the world, in which one of the ranks that have the same samples counts them. The hosts alone take part: the
+        devices may still be busy with the last step."""
         names = [name for update in self.updates for name in update.weights]
         counted = micro_batches if self.place.stage == 0 and self.place.tensor == 0 else ()
         mine = [sum(int(_count_targets(name, batch)) for batch in counted) for name in names]
-        shared = torch.tensor([*mine, int(stop_requested)], device=self.device)
-        distributed.all_reduce(shared)
+        shared = torch.tensor([*mine, int(stop_requested)])
+        distributed.all_reduce(shared, group=self._host_group)
         *counts, stop = shared.tolist()
         return dict(zip(names, counts, strict=True)), bool(stop)
 
     def train_step(
         self, micro_batches: Sequence[Batch], *, step: int, targets: Mapping[str, int], lr: float
     ) -> StepResult:
-        """Forward, backward and update for global step ``step`` (counted from 0), once for every update of it.
+        """``launch_step`` and its result."""
+        return self.launch_step(micro_batches, step=step, targets=targets, lr=lr).result()
+
+    def launch_step(
+        self, micro_batches: Sequence[Batch], *, step: int, targets: Mapping[str, int], lr: float
+    ) -> LaunchedStep:
+        """Forward, backward and update for global step ``step`` (counted from 0), once for every update of it. Nothing
+        here waits for the device, except inside DeepSpeed's own step.
 
         Args:
             targets: of every loss term, from ``share_counts``.
             lr: of this step; a part of the model with a rate of its own keeps its ratio to it.
 
         Raises:
-            DivergenceError: the loss or the gradient is not finite; no weight of that part was changed.
+            DivergenceError: as ``LaunchedStep.result``, where an optimizer on the host had to be kept from stepping.
         """
         self.engine.train()
-        batches: Sequence[Batch] = [self._to_device(batch) for batch in micro_batches]
-        terms: dict[str, Tensor] = {}
-        norms, applied = {}, True
+        batches: Sequence[Batch] = self._transfer(micro_batches)
+        launched: list[LaunchedUpdate] = []
         for update in self.updates:
             for group, scale in zip(self.engine.optimizer.param_groups, self._lr_scales, strict=True):
                 group["lr"] = lr * scale
                 group["active"] = update.part in (None, group["part"])
-            done = self._update(update, batches, step=step, targets=targets)
-            terms |= done.sums
-            norms[update.part or ""] = done.grad_norm
-            applied = applied and done.applied
-            batches = done.handed_on
-        result = as_terms(terms)
-        return StepResult(result.total(self.updates), result, norms, applied)
+            launched.append(self._update(update, batches, before=launched, step=step, targets=targets))
+            batches = launched[-1].handed_on
+            if not (launched[-1].applied or self._may_overflow):
+                break  # the next update must not follow this one
+        return LaunchedStep(launched, step=step, guard=self.guard)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> EvalResult:
         """Terms over the batches of all ranks, which may hold different numbers of them. All-reduces over the world
         twice."""
         self.engine.eval()
-        passes = torch.tensor(len(batches), device=self.device)
-        distributed.all_reduce(passes, op=distributed.ReduceOp.MAX)
-        result = as_terms(self._validate([self._to_device(batch) for batch in batches], passes=int(passes)))
+        passes = torch.tensor(len(batches))
+        distributed.all_reduce(passes, op=distributed.ReduceOp.MAX, group=self._host_group)
+        found = self._validate(self._transfer(batches), passes=int(passes))
+        result = Terms({}, {}) if found is None else found.read(found.values.flatten().tolist())
         return EvalResult(result.total(self.updates), result)
 
     @abstractmethod
     def _update(
-        self, update: Update, batches: Sequence[Batch], *, step: int, targets: Mapping[str, int]
-    ) -> UpdateResult:
+        self,
+        update: Update,
+        batches: Sequence[Batch],
+        *,
+        before: Sequence[LaunchedUpdate],
+        step: int,
+        targets: Mapping[str, int],
+    ) -> LaunchedUpdate:
         """Forward, backward and update of one part of the model.
 
+        Args:
+            before: the updates of this step so far; where one of them was not finite, this one changes nothing.
+
         Raises:
-            DivergenceError: see ``train_step``.
+            DivergenceError: see ``launch_step``.
         """
 
     @abstractmethod
-    def _validate(self, batches: Sequence[Batch], *, passes: int) -> Mapping[str, Tensor]:
-        """(sum, count) of each term over the batches of all ranks. Every rank makes ``passes`` forward passes, because
-        a pass communicates: stages, tensor-parallel ranks, and ZeRO-3 in every layer."""
+    def _validate(self, batches: Sequence[Batch], *, passes: int) -> TermSums | None:
+        """The terms over the batches of all ranks, None where there are none. Every rank makes ``passes`` forward
+        passes, because a pass communicates: stages, tensor-parallel ranks, and ZeRO-3 in every layer."""
 
     def _loss(self, update: Update, terms: Mapping[str, TermPair], targets: Mapping[str, int]) -> Tensor:
         """What a micro batch adds to the loss of the step."""
@@ -169,31 +155,37 @@ class Stepper(ABC):
             terms[name][0] * (weight * self.topology.data / max(1, targets[name]))
             for name, weight in update.weights.items()
         ]
-        return torch.stack(parts).sum()
+        return functools.reduce(torch.add, parts)
+
+    def _judge(
+        self,
+        update: Update,
+        sums: TermSums,
+        before: Sequence[LaunchedUpdate],
+        *,
+        step: int,
+        grad_norm: Tensor | None = None,
+    ) -> None:
+        """Before the optimizer steps: let it change something only if the losses are finite, those of earlier updates
+        and their gradients too, and ``grad_norm`` where it is given.
+
+        Raises:
+            DivergenceError: a loss is not, and the optimizer runs on the host.
+        """
+        if not self.gate.is_on_device:
+            self.guard.check_loss(sums.read(sums.values.flatten().tolist()).sums, update, step=step)
+            return
+        pairs = [(each.update, each.sums) for each in before] + [(update, sums)]
+        numbers = [known.total(name) for each, known in pairs for name in each.weights]
+        norms = [grad_norm] if self._may_overflow else [grad_norm, *(each.grad_norm for each in before)]
+        self.gate.judge(*numbers, *(norm.double() for norm in norms if isinstance(norm, Tensor)))
 
     def _blank_batch(self) -> Batch:
         """What a rank without a batch passes forward."""
         return blank_batch(self._batch_fields, length=_BLANK_LENGTH * self.topology.tensor, device=self.device)
 
-    def _to_device(self, batch: Batch) -> Batch:
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-
-    def _reported_norm(self) -> float:
-        norm = self.engine.get_global_grad_norm()
-        return math.nan if norm is None else float(norm)
-
-
-def add_terms(sums: dict[str, Tensor], terms: Mapping[str, TermPair]) -> None:
-    """Add the (sum, count) of a micro batch, in fp64."""
-    for name, (total, count) in terms.items():
-        pair = torch.stack([total.detach().double(), count.double()])
-        sums[name] = sums[name] + pair if name in sums else pair
-
-
-def as_terms(sums: Mapping[str, Tensor]) -> Terms:
-    """From (sum, count) pairs, each one tensor."""
-    pairs = {name: pair.tolist() for name, pair in sums.items()}
-    return Terms({name: pair[0] for name, pair in pairs.items()}, {name: int(pair[1]) for name, pair in pairs.items()})
+    def _reported_norm(self) -> Tensor | float | None:
+        return self.engine.get_global_grad_norm()
 
 
 def _count_targets(name: str, batch: Batch) -> Tensor:

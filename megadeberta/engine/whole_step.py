@@ -3,7 +3,6 @@
 Shapes: B micro batch · L length · Q target rows per sequence.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import deepspeed
@@ -12,8 +11,10 @@ from torch import Tensor, distributed, nn
 
 from megadeberta.batch import Batch
 from megadeberta.config.deepspeed_block import EngineSettings
+from megadeberta.engine.launched import LaunchedUpdate
 from megadeberta.engine.mpu import ModelParallelUnit
-from megadeberta.engine.step import Stepper, UpdateResult, add_terms
+from megadeberta.engine.step import Stepper
+from megadeberta.engine.terms import TermSums
 from megadeberta.layers.objectives import Update
 from megadeberta.topology import Topology
 
@@ -30,11 +31,18 @@ class WholeStepper(Stepper):
         settings: EngineSettings,
         topology: Topology,
         device: torch.device,
+        host_group: distributed.ProcessGroup | None = None,
         mpu: ModelParallelUnit | None = None,
     ) -> None:
         """``mpu``: as for ``build_engine``; the rest as for ``Stepper``."""
         super().__init__(
-            engine, updates=updates, batch_fields=batch_fields, settings=settings, topology=topology, device=device
+            engine,
+            updates=updates,
+            batch_fields=batch_fields,
+            settings=settings,
+            topology=topology,
+            device=device,
+            host_group=host_group,
         )
         self._mpu = mpu
         self._data_group = None if mpu is None else mpu.get_data_parallel_group()
@@ -42,62 +50,63 @@ class WholeStepper(Stepper):
         self._unguarded = settings.zero_stage == 0 and not settings.is_half
 
     def _update(
-        self, update: Update, batches: Sequence[Batch], *, step: int, targets: Mapping[str, int]
-    ) -> UpdateResult:
-        sums: dict[str, Tensor] = {}
+        self,
+        update: Update,
+        batches: Sequence[Batch],
+        *,
+        before: Sequence[LaunchedUpdate],
+        step: int,
+        targets: Mapping[str, int],
+    ) -> LaunchedUpdate:
+        sums: TermSums | None = None
         handed_on = []
-        last = len(batches) - 1
-        grad_norm = math.nan
+        own_norm: Tensor | None = None
         for number, batch in enumerate(batches):
             terms, more = self.engine(**batch, part=update.part)
             handed_on.append(more)
             self.engine.backward(self._loss(update, terms, targets), scale_wrt_gas=False)
-            add_terms(sums, terms)
-            if number == last:
+            sums = TermSums.of(terms) if sums is None else sums.plus(terms)
+            if number == len(batches) - 1:
                 self._add_over_ranks(sums)
-                self.guard.check_loss(sums, update, step=step)
                 if self._unguarded:
-                    grad_norm = gradient_norm(self.engine.module.parameters(), device=self.device, mpu=self._mpu)
-                    self.guard.check_gradient(grad_norm, step=step)
+                    own_norm = gradient_norm(self.engine.module.parameters(), device=self.device, mpu=self._mpu)
+                self._judge(update, sums, before, step=step, grad_norm=own_norm)
             self.engine.step()
-        applied = self.engine.was_step_applied()
-        if not self._unguarded:
-            grad_norm = self._reported_norm()
-            self.guard.check_applied(applied, step=step)
-        return UpdateResult(sums, grad_norm, applied, handed_on)
+        assert sums is not None, "a step has one micro batch at least"
+        norm = own_norm if self._unguarded else self._reported_norm()
+        return LaunchedUpdate(update, sums, norm, self.engine.was_step_applied(), handed_on)
 
-    def _validate(self, batches: Sequence[Batch], *, passes: int) -> Mapping[str, Tensor]:
-        sums: dict[str, Tensor] = {}
+    def _validate(self, batches: Sequence[Batch], *, passes: int) -> TermSums | None:
+        sums: TermSums | None = None
         for number in range(passes):
             terms, _ = self.engine(**(batches[number] if number < len(batches) else self._blank_batch()))
-            add_terms(sums, terms)
-        self._add_over_ranks(sums)
+            sums = TermSums.of(terms) if sums is None else sums.plus(terms)
+        if sums is not None:
+            self._add_over_ranks(sums)
         return sums
 
-    def _add_over_ranks(self, sums: dict[str, Tensor]) -> None:
-        """Sum over the data-parallel ranks, all terms in one call; every rank has the same terms in the same order,
-        and ranks that share a model have equal ones."""
-        if not sums:
-            return
-        stacked = torch.stack(list(sums.values()))
-        distributed.all_reduce(stacked, group=self._data_group)
-        sums.update(zip(sums, stacked, strict=True))
+    def _add_over_ranks(self, sums: TermSums) -> None:
+        """Sum over the data-parallel ranks, in place; those that share a model have equal terms."""
+        if self.topology.data > 1:
+            distributed.all_reduce(sums.values, group=self._data_group)
 
 
 def gradient_norm(
     parameters: Iterable[nn.Parameter], *, device: torch.device, mpu: ModelParallelUnit | None = None
-) -> float:
-    """Global L2 norm of gradients that are averaged over the data-parallel ranks already.
+) -> Tensor:
+    """Global L2 norm of gradients that are averaged over the data-parallel ranks already, an fp64 scalar.
 
     All-reduces over tp, where there is one: some parameters are there whole on every rank, of others it has a shard.
     """
-    # In fp64: on a CPU the fp32 norm of a table of 100M elements is 1 % too small.
-    squares = torch.zeros(2, dtype=torch.float64, device=device)  # of what every rank has, of shards
+    norms: dict[bool, list[Tensor]] = {False: [], True: []}  # of what every rank has, of shards
     for parameter in parameters:
         if parameter.grad is not None:
-            is_shard = getattr(parameter, "tensor_model_parallel", False)
-            squares[int(is_shard)] += torch.linalg.vector_norm(parameter.grad, dtype=torch.float64).square()
+            # In fp64: on a CPU the fp32 norm of a table of 100M elements is 1 % too small.
+            norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float64)
+            norms[getattr(parameter, "tensor_model_parallel", False)].append(norm)
+    none = torch.zeros((), dtype=torch.float64, device=device)
+    squares = torch.stack([torch.stack([none, *norms[is_shard]]).square().sum() for is_shard in (False, True)])
     if mpu is not None:
         squares[0] *= mpu.get_tensor_model_parallel_rank() == 0
         distributed.all_reduce(squares, group=mpu.get_tensor_model_parallel_group())
-    return math.sqrt(float(squares.sum()))
+    return squares.sum().sqrt()

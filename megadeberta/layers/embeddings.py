@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from megadeberta.layers.collectives import Collective
+from megadeberta.layers.kept import dropout_keys
 from megadeberta.layers.layer import Cut, Layer
 from megadeberta.layers.micro_batch import INDEX_BYTES, PRECISE_BYTES, MicroBatch
 from megadeberta.layers.parameters import Shapes, layer_norm, linear
@@ -54,14 +55,15 @@ class Embeddings(Layer, kind="embeddings"):
         return batch.tokens * self.model.embedding_width * self.model.hidden_size
 
     def kept_bytes(self, batch: MicroBatch) -> int:
-        """Input of the LayerNorm, its statistics, the ids, the dropout keys; and the narrow vectors, if there are any.
+        """Input of the LayerNorm, its statistics, the ids, the words of the dropout of all layers; and the narrow
+        vectors, if there are any.
 
         Of all tokens, with sequence parallelism too: the tokens are divided behind the embeddings.
         """
         size, width, tokens = self.model.hidden_size, self.model.embedding_width, batch.tokens
         narrow = tokens * width * batch.element_bytes if width != size else 0
-        keys = tokens * INDEX_BYTES if self.model.hidden_dropout_prob else 0
-        return narrow + tokens * (size * batch.element_bytes + 2 * PRECISE_BYTES + INDEX_BYTES) + keys
+        kept = narrow + tokens * (size * batch.element_bytes + 2 * PRECISE_BYTES + INDEX_BYTES)
+        return kept + dropout_keys(self.model, tokens)
 
     def collectives(self, batch: MicroBatch) -> list[Collective]:
         """The sum of the words over the shards; with sequence parallelism also the gradient of all tokens."""

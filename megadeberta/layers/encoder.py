@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.layers.collectives import Collective, column_then_row, with_recompute
-from megadeberta.layers.kept import dropout_keys, keys_kept, positions_kept, stream_kept
+from megadeberta.layers.kept import keys_kept, positions_kept, stream_kept
 from megadeberta.layers.layer import Cut, Layer
 from megadeberta.layers.micro_batch import PRECISE_BYTES, MicroBatch
 from megadeberta.layers.parameters import Shapes, layer_norm, linear
@@ -68,7 +68,6 @@ class EncoderLayer(Layer, kind="layer"):
             # Input of the gelu and of the LayerNorm; the output of layer 0 is not the input of layer 1 any more.
             vectors = 3 if batch.sequence_parallel else 2  # its own input is gathered then
             kept += batch.tokens * (vectors * model.hidden_size * batch.element_bytes + 2 * PRECISE_BYTES)
-            kept += dropout_keys(model, batch.tokens, count=1)
         return kept
 
     def checkpointed_bytes(self, batch: MicroBatch) -> int:

@@ -22,8 +22,8 @@ def stream_kept(model: ModelConfig, batch: MicroBatch, rows: int, *, own: int, i
         is_gathered: the rows have positions of their own in every sequence.
     """
     size, shard = model.hidden_size, model.hidden_size // batch.tensor
-    # Around both LayerNorms: two inputs, one output; statistics; the keys of dropout.
-    kept = own * (3 * size * batch.element_bytes + 4 * PRECISE_BYTES) + dropout_keys(model, own, count=2)
+    # Around both LayerNorms: two inputs, one output; statistics.
+    kept = own * (3 * size * batch.element_bytes + 4 * PRECISE_BYTES)
     # Context for the output projection, and what the gelu reads.
     inner = 0 if batch.selective_recompute else model.intermediate_size // batch.tensor
     kept += batch.sequences * rows * (shard + inner) * batch.element_bytes
@@ -50,9 +50,9 @@ def positions_kept(model: ModelConfig, batch: MicroBatch) -> int:
     return kept
 
 
-def dropout_keys(model: ModelConfig, rows: int, *, count: int) -> int:
-    """The key that dropout draws each row from, for ``count`` dropouts; the backward pass draws again."""
-    return count * rows * INDEX_BYTES if model.hidden_dropout_prob else 0
+def dropout_keys(model: ModelConfig, rows: int) -> int:
+    """The words that all dropouts of these rows draw from; the backward pass draws again."""
+    return rows * INDEX_BYTES if model.hidden_dropout_prob else 0
 
 
 def workspace(model: ModelConfig, batch: MicroBatch) -> int:

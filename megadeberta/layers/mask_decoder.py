@@ -12,7 +12,7 @@ from megadeberta.layers.encoder import (
     query_products,
     table_products,
 )
-from megadeberta.layers.kept import keys_kept, positions_kept, stream_kept
+from megadeberta.layers.kept import dropout_keys, keys_kept, positions_kept, stream_kept
 from megadeberta.layers.layer import Layer
 from megadeberta.layers.micro_batch import INDEX_BYTES, MicroBatch
 from megadeberta.layers.parameters import Shapes, prefixed
@@ -52,6 +52,7 @@ class MaskDecoder(Layer, kind="mask_decoder"):
         kept = batch.tokens * size * batch.element_bytes + 2 * batch.rows * INDEX_BYTES
         kept += positions_kept(model, batch) + keys_kept(model, batch)
         query_input = batch.rows * size * batch.element_bytes
+        query_input += dropout_keys(model, batch.rows)
         one_pass = query_input + stream_kept(model, batch, batch.slots, own=batch.rows, is_gathered=True)
         return kept + PASSES * one_pass
 

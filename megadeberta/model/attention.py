@@ -79,18 +79,22 @@ class DisentangledSelfAttention(nn.Module):
         Args:
             with_query: project the queries of ``hidden`` too; the stream then need not.
         """
-        position = None
+        of_hidden = (self.key_proj, self.value_proj, *([self.query_proj] if with_query else []))
+        table, of_table = None, list[nn.Linear]()
         if relative is not None and (self.content_to_position or self.position_to_content):
             table = self.position_dropout.of_table(relative.table, draws)  # [P, D]
-            position_key = position_query = None
-            if self.content_to_position:
-                position_key = self._split_heads((self.pos_key_proj or self.key_proj)(table))
-            if self.position_to_content:
-                position_query = self._split_heads((self.pos_query_proj or self.query_proj)(table))
-            position = PositionTerms(relative.rows, position_key, position_query)
-        wanted = (self.key_proj, self.value_proj, *([self.query_proj] if with_query else []))
-        key, value, *query = map(self._split_heads, self.project(hidden, *wanted))
-        recompute = (lambda: self.project(hidden.detach(), *wanted)) if self.recompute else None
+            of_table += [self.pos_key_proj or self.key_proj] if self.content_to_position else []
+            of_table += [self.pos_query_proj or self.query_proj] if self.position_to_content else []
+        projected = [
+            self._split_heads(each) for each in self.project(hidden, *of_hidden, table=table, of_table=of_table)
+        ]
+        key, value, *query = projected[: len(of_hidden)]
+        by_row = iter(projected[len(of_hidden) :])
+        position = None
+        if relative is not None and of_table:
+            position_key = next(by_row) if self.content_to_position else None
+            position = PositionTerms(relative.rows, position_key, next(by_row, None))
+        recompute = (lambda: self.project(hidden.detach(), *of_hidden)) if self.recompute else None
         return ProjectedKeys(key, value, position, query[0] if with_query else None, recompute=recompute)
 
     def forward(self, query: QueryStream, keys: ProjectedKeys) -> Tensor:

@@ -5,9 +5,11 @@ from torch import nn
 
 from megadeberta.errors import ConfigError
 from megadeberta.model.attention import DisentangledSelfAttention, FeedForward
+from megadeberta.model.dropout import HiddenDropout
 from megadeberta.model.mask_decoder import EnhancedMaskDecoder
 from megadeberta.model.residual import ResidualNorm
 from megadeberta.ops.attention.backends import AUTO, resolve
+from megadeberta.ops.hidden_dropout import TORCH, TRITON
 from megadeberta.ops.residual_norm import reason_not_to_run
 
 
@@ -31,7 +33,7 @@ def select_attention(model: nn.Module, backend: str, device: torch.device, *, ro
 
 
 def select_residual_norm(model: nn.Module, setting: str, device: torch.device, *, attention: str) -> str:
-    """Set what ends every block of ``model``, which is to run on ``device``.
+    """Set what ends every block of ``model``, which is to run on ``device``, and the dropout that goes with it.
 
     Args:
         setting: of ``training.residual_norm``; "auto" takes what goes with the backend ``attention``.
@@ -48,6 +50,8 @@ def select_residual_norm(model: nn.Module, setting: str, device: torch.device, *
         asked = f"{setting}, which is {name} beside attention {attention}" if setting == AUTO else name
         raise ConfigError(f"training.residual_norm={asked}: {reason}; use torch")
     norms = [module for module in model.modules() if isinstance(module, ResidualNorm)]
+    for dropout in (module for module in model.modules() if isinstance(module, HiddenDropout)):
+        dropout.implementation = TRITON if name == TRITON else TORCH
     for norm in norms:
         if setting != AUTO or norm.follows_attention:
             norm.implementation = name

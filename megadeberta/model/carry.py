@@ -23,11 +23,25 @@ Term = tuple[Tensor, Tensor]
 class RelativePositions:
     """The table rows that distances below L can reach, and which row each distance reads.
 
-    table: ``[P, D]``, after its LayerNorm. rows: ``[2L - 1]`` for the distances ``-(L-1) .. L-1``.
+    table: ``[P, D]``, after its LayerNorm. rows: int32 ``[2L - 1]`` for the distances ``-(L-1) .. L-1``.
     """
 
     table: Tensor
     rows: Tensor
+
+
+class _LastMask:
+    """The mask that was made last, and of what: all layers of a pass ask for the same one."""
+
+    def __init__(self) -> None:
+        self._known: tuple[tuple[Tensor | None, ...], AttentionMask] | None = None
+
+    def of(self, real: Tensor, *rules: Tensor | None) -> AttentionMask:
+        """See ``Carry.visibility``; ``rules`` are the other fields that limit attention."""
+        sources = (real, *rules)
+        if self._known is None or any(a is not b for a, b in zip(self._known[0], sources, strict=True)):
+            self._known = sources, _mask_of(real, *rules)
+        return self._known[1]
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,7 @@ class Carry:
     masked_logits: Tensor | None = None  # [M, V] of the slots that the head computed, detached
     replaced: Tensor | None = None  # [B, L] bool: a sample stands there that is not the original token
     terms: Mapping[str, Term] = field(default_factory=dict)
+    last_mask: _LastMask = field(default_factory=_LastMask, repr=False)  # shared by the copies of a carry
     more: Mapping[str, Tensor] = field(default_factory=dict)  # fields of a batch that were registered beside these
 
     @classmethod
@@ -79,17 +94,22 @@ class Carry:
     @property
     def visibility(self) -> AttentionMask:
         """Which pairs may attend; padding neither attends nor is attended."""
-        real, prefix = self.attention_mask, self.prefix_lengths
-        mask = padding_mask(real) if prefix is None else prefix_mask(real, prefix)
-        if self.document_starts is not None:
-            mask = mask.within_documents(self.document_starts)
-        return replace(mask, pairs=self.pairs)
+        return self.last_mask.of(self.attention_mask, self.prefix_lengths, self.document_starts, self.pairs)
 
     def local_positions(self, positions: Tensor) -> Tensor:
         """``positions`` ``[B, Q]`` counted from the start of each one's own document."""
         if self.document_starts is None:
             return positions
         return positions - self.document_starts.gather(1, positions)
+
+
+def _mask_of(
+    real: Tensor, prefix_lengths: Tensor | None, document_starts: Tensor | None, pairs: Tensor | None, /
+) -> AttentionMask:
+    mask = padding_mask(real) if prefix_lengths is None else prefix_mask(real, prefix_lengths)
+    if document_starts is not None:
+        mask = mask.within_documents(document_starts)
+    return replace(mask, pairs=pairs)
 
 
 def gather_rows(hidden: Tensor, positions: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from megadeberta.ops.counter_dropout import CounterDropout
-from megadeberta.ops.hidden_dropout import hidden_dropout, threshold
+from megadeberta.ops.hidden_dropout import TORCH, hidden_dropout, table_dropout, threshold
 from megadeberta.ops.split_mix import hash_words
 
 _PLACE_BITS = 32
@@ -53,32 +53,43 @@ class Draws:
 
 
 class HiddenDropout(nn.Module):
-    """Dropout of rows of hidden states. ``site`` tells the draws of one layer from those of another."""
+    """Dropout of rows of hidden states.
+
+    site: tells the draws of one layer from those of another. implementation: see ``hidden_dropout``.
+    """
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
         self.site = 0
+        self.implementation = TORCH
 
     @property
     def is_active(self) -> bool:
         return self.training and threshold(self.probability) > 0
 
     def keys(self, draws: Draws | None) -> Tensor | None:
-        """What each row is drawn from, int64 ``[B, Lq]`` (see ``hidden_dropout``); None when nothing is dropped."""
-        return needed(draws).rows ^ self.site if self.is_active else None
+        """The words of the rows, int64 ``[B, Lq]``, from which with the site they are drawn; None when nothing is
+        dropped."""
+        return needed(draws).rows if self.is_active else None
 
     def forward(self, hidden: Tensor, draws: Draws | None) -> Tensor:
         """``[B, Lq, D]``, rows as in ``draws``."""
         keys = self.keys(draws)
-        return hidden if keys is None else hidden_dropout(hidden, keys, probability=self.probability)
+        if keys is None:
+            return hidden
+        return hidden_dropout(
+            hidden, keys, probability=self.probability, site=self.site, implementation=self.implementation
+        )
 
     def of_table(self, table: Tensor, draws: Draws | None) -> Tensor:
         """``[P, D]`` of a table that all samples share: one mask for a whole optimizer step."""
         if not self.is_active:
             return table
-        keys = hash_words(needed(draws).step ^ self.site, torch.arange(table.size(0), device=table.device))
-        return hidden_dropout(table, keys, probability=self.probability)
+        word = needed(draws).step
+        return table_dropout(
+            table, word, probability=self.probability, site=self.site, implementation=self.implementation
+        )
 
     def extra_repr(self) -> str:
         return f"{self.probability:g}"

@@ -4,6 +4,7 @@ Shapes: B batch · L length · E embedding width · D hidden size · V vocabular
 """
 
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,8 @@ class WordTable(nn.Module):
 
     def forward(self, ids: Tensor, tied: TiedGradient | None = None) -> Tensor:
         """``[...]`` -> ``[..., E]``."""
-        if tied is None or tied.of(self.weight) is None:
-            return functional.embedding(ids, self.weight, self.padding_idx)
-        return lookup(self.weight, ids, padding=self.padding_idx, tied=tied)
+        own = None if tied is None else tied.of(self.weight)
+        return lookup(self.weight, ids, padding=self.padding_idx, tied=own)
 
     def extra_repr(self) -> str:
         return f"{self.rows}, {self.width}, padding_idx={self.padding_idx}"
@@ -112,11 +112,21 @@ class RelativeTable(nn.Module):
         self.into_shards: nn.Module = nn.Identity()  # an insertion point of tensor parallelism
 
     def forward(self, carry: Carry) -> Carry:
-        rows = rows_by_distance(carry.input_ids.size(1), self.num_buckets, self.span)
-        first, last = int(rows[0]), int(rows[-1])
-        device = carry.input_ids.device
+        ids = carry.input_ids
+        window, rows = _window(ids.size(1), self.num_buckets, self.span, ids.device)
         # Through the embedding module, not its weight: ZeRO-3 gathers a parameter when its own module runs.
-        table = self.embedding(torch.arange(first, last + 1, device=device))  # [P, D]
+        table = self.embedding(window)  # [P, D]
         if self.layer_norm is not None:
             table = self.layer_norm(table)
-        return replace(carry, relative=RelativePositions(self.into_shards(table), (rows - first).to(device)))
+        return replace(carry, relative=RelativePositions(self.into_shards(table), rows))
+
+
+@lru_cache(maxsize=32)
+def _window(length: int, num_buckets: int, span: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which rows of the whole table a sequence reads ``[P]``, and which of those each distance reads ``[2L - 1]``.
+
+    Kept on the device: a copy from the host would make it wait in every forward pass.
+    """
+    rows = rows_by_distance(length, num_buckets, span)
+    first, last = int(rows[0]), int(rows[-1])
+    return torch.arange(first, last + 1, device=device), (rows - first).to(device, torch.int32)

@@ -27,9 +27,14 @@ class JointLinear(nn.Module):
     (DeepSpeed ``runtime/zero/parameter_offload.py`` ``ZeROOrderedDict``).
     """
 
-    def forward(self, hidden: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
-        """``[..., D]`` -> ``[..., O]`` for each of ``linears``."""
-        return joint_linear(hidden, pairs_of(linears))
+    def forward(
+        self, hidden: Tensor, *linears: nn.Linear, table: Tensor | None = None, of_table: Sequence[nn.Linear] = ()
+    ) -> tuple[Tensor, ...]:
+        """``[..., D]`` -> ``[..., O]`` for each of ``linears``; then ``[P, D]`` -> ``[P, O]`` for each of ``of_table``,
+        which may be the same ones."""
+        if table is None or not of_table:
+            return joint_linear([hidden], [pairs_of(linears)])
+        return joint_linear([hidden, table], [pairs_of(linears), pairs_of(of_table)])
 
 
 def pairs_of(linears: Sequence[nn.Linear]) -> list[Pair]:

@@ -26,8 +26,10 @@ class ResidualNorm(nn.Module):
         self.size, self.eps = size, eps
         self.implementation = "auto"
 
-    def forward(self, branch: Tensor, residual: Tensor, keys: Tensor | None, probability: float) -> Tensor:
-        """``[B, Lq, D]``. keys: ``[B, Lq]``, see ``residual_layer_norm``."""
+    def forward(
+        self, branch: Tensor, residual: Tensor, keys: Tensor | None = None, *, site: int = 0, probability: float = 0.0
+    ) -> Tensor:
+        """``[B, Lq, D]``. keys: ``[B, Lq]``, and site: see ``residual_layer_norm``."""
         weight, bias = self.weight_and_bias()
         return residual_layer_norm(
             branch,
@@ -36,6 +38,7 @@ class ResidualNorm(nn.Module):
             bias,
             eps=self.eps,
             keys=keys,
+            site=site,
             probability=probability,
             implementation=self.implementation,
         )
@@ -52,4 +55,4 @@ def add_and_norm(
     norm: ResidualNorm, dropout: HiddenDropout, *, branch: Tensor, residual: Tensor, draws: Draws | None
 ) -> Tensor:
     """``norm(dropout(branch) + residual)``, ``[B, Lq, D]``."""
-    return norm(branch, residual, dropout.keys(draws), dropout.probability)
+    return norm(branch, residual, dropout.keys(draws), site=dropout.site, probability=dropout.probability)

@@ -42,7 +42,7 @@ class TermMeans(Protocol):
 
 
 class StepFacts(Protocol):
-    """One optimizer step over all ranks; see ``engine.step.StepResult``."""
+    """One optimizer step over all ranks; see ``engine.launched.StepResult``."""
 
     @property
     def loss(self) -> float: ...
@@ -61,7 +61,7 @@ class StepFacts(Protocol):
 
 
 class ValidationFacts(Protocol):
-    """One validation over all ranks; see ``engine.step.EvalResult``."""
+    """One validation over all ranks; see ``engine.launched.EvalResult``."""
 
     @property
     def loss(self) -> float: ...

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megadeberta.ops.split_mix import FIRST_FACTOR, GOLDEN, SECOND_FACTOR, hash_words
 
+TORCH, TRITON = "torch", "triton"
 _BYTES = 8
 """Columns that one word decides."""
 
@@ -22,18 +23,18 @@ def threshold(probability: float) -> int:
     return round(probability * 256)
 
 
-def kept_columns(keys: Tensor, num_columns: int, *, probability: float) -> Tensor:
-    """Which elements survive: bool ``[..., D]`` for int64 ``keys`` ``[...]``.
+def kept_columns(keys: Tensor, num_columns: int, *, probability: float, site: int = 0) -> Tensor:
+    """Which elements survive: bool ``[..., D]`` for rows that are drawn from ``keys ^ site``, int64 ``[...]``.
 
     Byte b (from the lowest) of word w of a row decides column ``8 w + b``.
     """
-    return _bytes(keys, num_columns) >= threshold(probability)
+    return _bytes(keys, site, num_columns) >= threshold(probability)
 
 
-def kept_as(keys: Tensor, like: Tensor, *, probability: float) -> Tensor:
+def kept_as(keys: Tensor, like: Tensor, *, probability: float, site: int = 0) -> Tensor:
     """``kept_columns`` as zeros and ones of the shape and type of ``like`` ``[..., D]``: a bool tensor in a product of
     floats costs a CPU twice as much."""
-    return torch.ge(_bytes(keys, like.size(-1)), threshold(probability), out=torch.empty_like(like))
+    return torch.ge(_bytes(keys, site, like.size(-1)), threshold(probability), out=torch.empty_like(like))
 
 
 def kept_scale(probability: float) -> float:
@@ -41,36 +42,62 @@ def kept_scale(probability: float) -> float:
     return 256.0 / (256 - threshold(probability))
 
 
-def hidden_dropout(hidden: Tensor, keys: Tensor, *, probability: float) -> Tensor:
+def hidden_dropout(
+    hidden: Tensor, keys: Tensor, *, probability: float, site: int = 0, implementation: str = TORCH
+) -> Tensor:
     """``hidden`` ``[..., D]`` with elements dropped and the others scaled by the inverse of the share that is kept.
 
     Args:
         keys: int64 ``[...]``: random words, one for each row. The backward pass draws from them again.
+        site: the rows are drawn from ``keys ^ site``, so that all layers keep the same words.
+        implementation: "torch", or "triton" for one kernel on a GPU.
     """
     if threshold(probability) == 0:
         return hidden
-    return _HiddenDropout.apply(hidden, keys, probability)
+    if implementation == TRITON:
+        return _triton(hidden, keys, site, probability)
+    return _HiddenDropout.apply(hidden, keys, site, probability)
+
+
+def table_dropout(table: Tensor, word: Tensor, *, probability: float, site: int, implementation: str = TORCH) -> Tensor:
+    """``table`` ``[R, D]`` with elements dropped as by ``hidden_dropout``; the keys of its rows are hashed from
+    ``word ^ site``, an int64 scalar."""
+    if threshold(probability) == 0:
+        return table
+    if implementation == TRITON:
+        return _triton(table, word, site, probability, of_table=True)
+    keys = hash_words(word ^ site, torch.arange(table.size(0), device=table.device))
+    return _HiddenDropout.apply(table, keys, 0, probability)
+
+
+def _triton(hidden: Tensor, keys: Tensor, site: int, probability: float, *, of_table: bool = False) -> Tensor:
+    # Triton is an optional dependency, and importing it takes a second.
+    from megadeberta.ops.triton_hidden_dropout import triton_hidden_dropout
+
+    return triton_hidden_dropout(hidden, keys, site=site, below=threshold(probability), of_table=of_table)
 
 
 class _HiddenDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, keys: Tensor, probability: float) -> Tensor:
-        ctx.probability = probability
+    def forward(ctx: Any, hidden: Tensor, keys: Tensor, site: int, probability: float) -> Tensor:
+        ctx.site, ctx.probability = site, probability
         ctx.save_for_backward(keys)
-        return kept_as(keys, hidden, probability=probability).mul_(hidden).mul_(kept_scale(probability))
+        kept = kept_as(keys, hidden, site=site, probability=probability)
+        return kept.mul_(hidden).mul_(kept_scale(probability))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (keys,) = ctx.saved_tensors
-        dropped = kept_as(keys, grad, probability=ctx.probability).mul_(grad).mul_(kept_scale(ctx.probability))
-        return dropped, None, None
+        kept = kept_as(keys, grad, site=ctx.site, probability=ctx.probability)
+        return kept.mul_(grad).mul_(kept_scale(ctx.probability)), None, None, None
 
 
-def _bytes(keys: Tensor, num_columns: int) -> Tensor:
+def _bytes(keys: Tensor, site: int, num_columns: int) -> Tensor:
     """uint8 ``[..., D]``."""
     if keys.device.type == "cpu":
-        return torch.ops.megadeberta.dropout_bytes(keys, num_columns)
-    words = hash_words(keys.unsqueeze(-1), torch.arange(_num_words(num_columns), device=keys.device))  # [..., words]
+        return torch.ops.megadeberta.dropout_bytes(keys, site, num_columns)
+    groups = torch.arange(_num_words(num_columns), device=keys.device)
+    words = hash_words((keys ^ site).unsqueeze(-1), groups)  # [..., words]
     return words.view(torch.uint8)[..., :num_columns]
 
 
@@ -79,14 +106,14 @@ def _num_words(num_columns: int) -> int:
 
 
 @torch.library.custom_op("megadeberta::dropout_bytes", mutates_args=())
-def _dropout_bytes(keys: Tensor, num_columns: int) -> Tensor:
+def _dropout_bytes(keys: Tensor, site: int, num_columns: int) -> Tensor:
     # numpy has unsigned words, which shift without a mask, and writes in place: a quarter of torch's time.
-    words = _numpy_words(keys.numpy(), np.arange(_num_words(num_columns)))
+    words = _numpy_words(keys.numpy() ^ np.int64(site), np.arange(_num_words(num_columns)))
     return torch.from_numpy(words.view(np.int64)).view(torch.uint8)[..., :num_columns]
 
 
 @_dropout_bytes.register_fake
-def _(keys: Tensor, num_columns: int) -> Tensor:
+def _(keys: Tensor, site: int, num_columns: int) -> Tensor:
     whole = keys.new_empty(*keys.shape, _num_words(num_columns) * _BYTES, dtype=torch.uint8)
     return whole[..., :num_columns]
 

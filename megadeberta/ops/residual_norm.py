@@ -22,6 +22,7 @@ def residual_layer_norm(
     *,
     eps: float,
     keys: Tensor | None = None,
+    site: int = 0,
     probability: float = 0.0,
     implementation: str = AUTO,
 ) -> Tensor:
@@ -30,7 +31,7 @@ def residual_layer_norm(
     Args:
         branch, residual: ``[..., D]``.
         weight, bias: ``[D]``.
-        keys: int64 ``[...]``, random words of the rows, see ``hidden_dropout``; None drops nothing.
+        keys, site: int64 ``[...]``, random words of the rows, see ``hidden_dropout``; None drops nothing.
         implementation: a name of ``IMPLEMENTATIONS``, or "auto": "cpu" on a CPU and "torch" elsewhere.
 
     Returns:
@@ -41,7 +42,7 @@ def residual_layer_norm(
     if keys is None or threshold(probability) == 0:
         keys, probability = None, 0.0
     run = IMPLEMENTATIONS[implementation]
-    return run(branch, residual, weight, bias, eps=eps, keys=keys, probability=probability)
+    return run(branch, residual, weight, bias, eps=eps, keys=keys, site=site, probability=probability)
 
 
 def reason_not_to_run(implementation: str, device_type: str) -> str:
@@ -59,9 +60,10 @@ def _torch(
     *,
     eps: float,
     keys: Tensor | None,
+    site: int,
     probability: float,
 ) -> Tensor:
-    dropped = branch if keys is None else hidden_dropout(branch, keys, probability=probability)
+    dropped = branch if keys is None else hidden_dropout(branch, keys, site=site, probability=probability)
     return functional.layer_norm(dropped + residual, weight.shape, weight, bias, eps)
 
 
@@ -73,11 +75,12 @@ def _cpu(
     *,
     eps: float,
     keys: Tensor | None,
+    site: int,
     probability: float,
 ) -> Tensor:
     if keys is None:  # without a mask there is nothing to join
-        return _torch(branch, residual, weight, bias, eps=eps, keys=None, probability=probability)
-    return _CpuResidualNorm.apply(branch, residual, weight, bias, eps, keys, probability)
+        return _torch(branch, residual, weight, bias, eps=eps, keys=None, site=0, probability=probability)
+    return _CpuResidualNorm.apply(branch, residual, weight, bias, eps, keys, site, probability)
 
 
 def _triton(*inputs: Tensor, **options: Any) -> Tensor:
@@ -101,12 +104,13 @@ class _CpuResidualNorm(torch.autograd.Function):
         bias: Tensor,
         eps: float,
         keys: Tensor,
+        site: int,
         probability: float,
     ) -> Tensor:
-        kept = kept_as(keys, branch, probability=probability)
+        kept = kept_as(keys, branch, site=site, probability=probability)
         total = torch.addcmul(residual, branch, kept, value=kept_scale(probability))
         normed, mean, scale = torch.native_layer_norm(total, weight.shape, weight, bias, eps)
-        ctx.probability = probability
+        ctx.site, ctx.probability = site, probability
         ctx.save_for_backward(total, mean, scale, weight, bias, keys)
         return normed
 
@@ -116,6 +120,6 @@ class _CpuResidualNorm(torch.autograd.Function):
         grad_total, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
             grad.contiguous(), total, weight.shape, mean, scale, weight, bias, [True, True, True]
         )
-        kept = kept_as(keys, grad_total, probability=ctx.probability)
+        kept = kept_as(keys, grad_total, site=ctx.site, probability=ctx.probability)
         grad_branch = kept.mul_(grad_total).mul_(kept_scale(ctx.probability))
-        return grad_branch, grad_total, grad_weight, grad_bias, None, None, None
+        return grad_branch, grad_total, grad_weight, grad_bias, None, None, None, None

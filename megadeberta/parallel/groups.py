@@ -14,13 +14,15 @@ from megadeberta.topology import Coordinates, Topology
 class Groups:
     """The groups that this rank is a member of.
 
-    tensor: shards of the same layers for the same samples. data: the same parameters, other samples.
+    tensor: shards of the same layers for the same samples. data: the same parameters, other samples. host: all ranks,
+    for tensors of the CPU; None where the default group takes those.
     """
 
     topology: Topology
     place: Coordinates
     tensor: ProcessGroup
     data: ProcessGroup
+    host: ProcessGroup | None
 
 
 def make_groups(topology: Topology, *, timeout_seconds: float) -> Groups:
@@ -47,4 +49,5 @@ def make_groups(topology: Topology, *, timeout_seconds: float) -> Groups:
         topology.coordinates(rank),
         tensor=mine(topology.tensor_groups),
         data=mine(topology.data_groups),
+        host=None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo", timeout=timeout),
     )

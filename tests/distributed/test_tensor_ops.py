@@ -57,7 +57,7 @@ def _check_pair(rank: int, ranks: int, sequence_parallel: bool) -> None:
     key, up, down = _linear(INNER, D, seed=3, bias=False), _linear(INNER, D, seed=5), _linear(D, INNER, seed=7)
     norm = ResidualNorm(D, 1e-5).double()
     norm.weight.data = _random(D, seed=9)
-    expected = norm(gelu_then(down, up(hidden) * key(hidden)), hidden, None, 0.0)
+    expected = norm(gelu_then(down, up(hidden) * key(hidden)), hidden)
     expected.backward(upstream)
 
     options = {"group": group, "sequence_parallel": sequence_parallel}
@@ -73,7 +73,7 @@ def _check_pair(rank: int, ranks: int, sequence_parallel: bool) -> None:
         share, upstream, expected = (take(tensor, group).detach().clone() for tensor in (share, upstream, expected))
     share.requires_grad_()
     gate, inner = project(share, own_key, own_up)
-    output = own_norm(gelu_then(own_down, gate * inner), share, None, 0.0)
+    output = own_norm(gelu_then(own_down, gate * inner), share)
     output.backward(upstream)
 
     torch.testing.assert_close(output, expected, **CLOSE)

@@ -26,7 +26,7 @@ def relative_index(rows: Tensor, *, query_positions: Tensor | None = None, num_q
     """Table row for every (query, key) pair.
 
     Args:
-        rows: ``[2L - 1]`` from :func:`rows_by_distance`, of keys at positions ``0 .. L-1``.
+        rows: ``[2L - 1]`` integers from :func:`rows_by_distance`, of keys at positions ``0 .. L-1``.
         query_positions: ``[B, Q]``; None means the positions ``0 .. num_queries - 1``, and all of them without that.
 
     Returns:
@@ -35,4 +35,4 @@ def relative_index(rows: Tensor, *, query_positions: Tensor | None = None, num_q
     length = (rows.numel() + 1) // 2
     keys = torch.arange(length, device=rows.device)
     queries = keys[:num_queries] if query_positions is None else query_positions
-    return rows[queries.unsqueeze(-1) - keys + (length - 1)]
+    return rows[queries.unsqueeze(-1) - keys + (length - 1)].long()  # as gather wants it

@@ -6,6 +6,7 @@ backward. With sequence parallelism the hidden states outside a pair are divided
 Shapes: B batch · L length · D inputs · O outputs · T tensor-parallel ranks.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from megadeberta.model.joint_linear import JointLinear, LinearMap, pairs_of
 from megadeberta.model.residual import ResidualNorm
-from megadeberta.ops.joint_linear import input_gradient, parameter_gradients
+from megadeberta.ops.joint_linear import input_gradient, joint_linear, parameter_gradients
 from megadeberta.parallel.tensor.collectives import (
     start_gather_tokens,
     start_scatter_sum,
@@ -36,10 +37,16 @@ class ColumnParallel(JointLinear):
         self.group = group
         self.sequence_parallel = sequence_parallel
 
-    def forward(self, hidden: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
-        """``[B, L, D]``, or ``[B, L/T, D]`` with sequence parallelism, -> ``[B, L, O/T]`` for each of ``linears``."""
+    def forward(
+        self, hidden: Tensor, *linears: nn.Linear, table: Tensor | None = None, of_table: Sequence[nn.Linear] = ()
+    ) -> tuple[Tensor, ...]:
+        """``[B, L, D]``, or ``[B, L/T, D]`` with sequence parallelism, -> ``[B, L, O/T]`` for each of ``linears``; then
+        ``[P, D]`` -> ``[P, O/T]`` for each of ``of_table``, which communicates elsewhere."""
         parameters = [parameter for pair in pairs_of(linears) for parameter in pair]
-        return _ColumnParallel.apply(hidden, self.group, self.sequence_parallel, *parameters)
+        projected = _ColumnParallel.apply(hidden, self.group, self.sequence_parallel, *parameters)
+        if table is None or not of_table:
+            return projected
+        return (*projected, *joint_linear([table], [pairs_of(of_table)]))
 
 
 class ColumnParallelLinear(nn.Module):

@@ -16,8 +16,6 @@ from megadeberta.parallel.tensor.collectives import sum_forward
 from megadeberta.parallel.tensor.cross_entropy import OtherShards
 from megadeberta.parallel.tensor.shard import VocabularyShard
 
-_NO_PADDING = -1
-
 
 def local_rows(ids: Tensor, rows: range) -> tuple[Tensor, Tensor]:
     """Row numbers within a shard that holds ``rows``, 0 for ids of other shards; and 1 where it holds the id.
@@ -36,16 +34,13 @@ class VocabularyTable(nn.Module):
         self.weight = table.weight
         self.shard = shard
         # Ids of other shards are looked up in row 0 here too; their gradient is zero whatever the row.
-        self.padding = _NO_PADDING if table.padding_idx is None else _local_padding(table.padding_idx, shard.rows)
+        self.padding = _local_padding(table.padding_idx, shard.rows)
 
     def forward(self, ids: Tensor, tied: TiedGradient | None = None) -> Tensor:
         """``[...]`` -> ``[..., E]``."""
         local, is_here = local_rows(ids, self.shard.rows)
-        if tied is None or tied.of(self.weight) is None:
-            padding = None if self.padding == _NO_PADDING else self.padding
-            found = functional.embedding(local, self.weight, padding)
-        else:
-            found = lookup(self.weight, local, padding=self.padding, tied=tied)
+        own = None if tied is None else tied.of(self.weight)
+        found = lookup(self.weight, local, padding=self.padding, tied=own)
         return sum_forward(found * is_here, self.shard.group)
 
 
@@ -59,14 +54,13 @@ class SharedVocabularyTable(nn.Module):
         self.register_parameter("base", table.base)
         self.delta = table.delta
         self.shard = shard
-        self.padding = None if table.padding_idx is None else _local_padding(table.padding_idx, shard.rows)
+        self.padding = _local_padding(table.padding_idx, shard.rows)
 
     def forward(self, ids: Tensor) -> Tensor:
         """``[...]`` -> ``[..., E]``."""
         local, is_here = local_rows(ids, self.shard.rows)
-        padding = None if self.padding == _NO_PADDING else self.padding
         base = functional.embedding(local, self.base.detach())
-        return sum_forward((base + functional.embedding(local, self.delta, padding)) * is_here, self.shard.group)
+        return sum_forward((base + lookup(self.delta, local, padding=self.padding)) * is_here, self.shard.group)
 
 
 class VocabularyDecoder(nn.Module):
@@ -88,5 +82,5 @@ class VocabularyDecoder(nn.Module):
         return decoder_loss(self.weight, self.bias, hidden, labels, shards=OtherShards(self.shard), **options)
 
 
-def _local_padding(padding: int, rows: range) -> int:
-    return padding - rows.start if padding in rows else _NO_PADDING
+def _local_padding(padding: int | None, rows: range) -> int | None:
+    return None if padding is None or padding not in rows else padding - rows.start

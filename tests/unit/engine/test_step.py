@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 from megadeberta.batch import Batch
 from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig
-from megadeberta.engine.step import as_terms
+from megadeberta.engine.terms import TermSums
 from megadeberta.engine.whole_step import WholeStepper, gradient_norm
 from megadeberta.errors import DivergenceError
 from megadeberta.layers.objectives import objective_of
@@ -41,6 +41,7 @@ class TwoNumbers:
                 for part, scale in scales.items()
             ]
         )
+        self.optimizer.found_inf = torch.zeros(())  # where it is 1, torch's fused AdamW changes nothing
         self.refuse = refuse
         self.loss_factor = self.gradient_factor = 1.0
         self.passes = 0
@@ -91,7 +92,7 @@ class TwoNumbers:
         self._norm = math.hypot(*(parameter.grad.item() for parameter in self.module.values()))
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
-                if group["active"] and not self.refuse:
+                if group["active"] and not self.refuse and not self.optimizer.found_inf:
                     parameter.data -= group["lr"] * parameter.grad
         for parameter in self.module.values():
             parameter.grad = None
@@ -231,6 +232,15 @@ def test_the_norm_is_that_of_all_gradients_in_fp64() -> None:
     assert gradient_norm([large], device=torch.device("cpu")) == math.sqrt(2**24 + 2)
 
 
-def test_sums_become_terms_with_whole_counts() -> None:
-    terms = as_terms({"mlm_loss": torch.tensor([1.5, 3.0], dtype=torch.float64)})
-    assert (terms.sums, terms.counts) == ({"mlm_loss": 1.5}, {"mlm_loss": 3})
+def test_micro_batches_are_added_up_in_fp64_and_read_as_terms_with_whole_counts() -> None:
+    def terms(loss: float, hits: int) -> dict[str, tuple[Tensor, Tensor]]:
+        return {
+            "mlm_loss": (torch.tensor(loss), torch.tensor(3)),
+            "mlm_accuracy": (torch.tensor(hits), torch.tensor(3)),
+        }
+
+    sums = TermSums.of(terms(2.0**24, 2)).plus(terms(1.0, 1))
+    read = sums.read(sums.values.flatten().tolist())
+    assert read.sums == {"mlm_loss": 2.0**24 + 1, "mlm_accuracy": 3.0}
+    assert read.counts == {"mlm_loss": 6, "mlm_accuracy": 6}
+    assert sums.total("mlm_loss").item() == 2.0**24 + 1

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from megadeberta.data.counter_random import random_words
-from megadeberta.ops.hidden_dropout import hidden_dropout, kept_columns
+from megadeberta.ops.hidden_dropout import hidden_dropout, kept_columns, table_dropout
 
 
 def test_bytes_are_those_of_the_words_from_the_lowest_on() -> None:
@@ -36,3 +36,31 @@ def test_gradient_goes_through_what_was_kept() -> None:
 def test_a_probability_that_rounds_to_nothing_drops_nothing() -> None:
     hidden = torch.ones(2, 3)
     assert hidden_dropout(hidden, torch.arange(2), probability=0.001) is hidden
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("of_table", [False, True])
+def test_the_kernel_drops_the_same_elements_forward_and_backward(dtype: torch.dtype, of_table: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    hidden, upstream = (torch.randn(5, 77, generator=generator).to(dtype) for _ in range(2))
+    found = []
+    for implementation in ("torch", "triton"):
+        source = hidden.clone().requires_grad_()
+        options = {"probability": 0.3, "site": -(2**61) + 7, "implementation": implementation}
+        if of_table:
+            dropped = table_dropout(source, torch.tensor(2**40), **options)
+        else:
+            dropped = hidden_dropout(source, torch.arange(5), **options)
+        (gradient,) = torch.autograd.grad(dropped, source, upstream)
+        found.append((dropped.detach(), gradient))
+    for plain, kernel in zip(*found, strict=True):
+        assert torch.equal(plain == 0, kernel == 0) and 0.1 < (kernel == 0).double().mean() < 0.5
+        torch.testing.assert_close(plain, kernel, rtol=1e-6 if dtype == torch.float32 else 1e-2, atol=0)
+
+
+def test_layers_that_share_words_drop_by_their_site() -> None:
+    keys = torch.arange(3)
+    ones = torch.ones(3, 40)
+    first, second = (hidden_dropout(ones, keys, probability=0.5, site=site) for site in (5, 6))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, hidden_dropout(ones, keys ^ 5, probability=0.5))

@@ -1,0 +1,90 @@
+"""A step whose work is under way on the device, and what it did, read in one copy."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megadeberta.batch import Batch
+from megadeberta.engine.divergence import DivergenceGuard
+from megadeberta.engine.terms import Terms, TermSums
+from megadeberta.layers.objectives import Update
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did, over all ranks."""
+
+    loss: float
+    terms: Terms
+    grad_norms: Mapping[str, float]
+    """Of each update, by the part of the model; "" = all of it."""
+    applied: bool
+
+    @property
+    def grad_norm(self) -> float:
+        return math.hypot(*self.grad_norms.values())
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Total loss and terms over all validation sequences; NaN and no means when there were none."""
+
+    loss: float
+    terms: Terms
+
+
+@dataclass(frozen=True)
+class LaunchedUpdate:
+    """One update of a step, over all ranks, of which nothing has been read yet."""
+
+    update: Update
+    sums: TermSums
+    grad_norm: Tensor | float | None
+    """None: the optimizer says none."""
+    applied: bool
+    """False: the optimizer refused it by itself."""
+    handed_on: Sequence[Batch] = ()
+    """The micro batches of the next update, if there is one."""
+
+
+class LaunchedStep:
+    """What was launched of one step; between that and ``result`` the host may do something else."""
+
+    def __init__(self, updates: Sequence[LaunchedUpdate], *, step: int, guard: DivergenceGuard) -> None:
+        self._updates = updates
+        self._step = step
+        self._guard = guard
+
+    def result(self) -> StepResult:
+        """Waits for the device; one copy to the host.
+
+        Raises:
+            DivergenceError: the loss or the gradient is not finite; no weight of that part was changed.
+        """
+        sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        norms: dict[str, float] = {}
+        for each, (terms, norm) in zip(self._updates, _read(self._updates), strict=True):
+            self._guard.check_loss(terms.sums, each.update, step=self._step)
+            self._guard.check_applied(each.applied, step=self._step)
+            if norm is not None:
+                self._guard.check_gradient(norm, step=self._step)
+            sums |= terms.sums
+            counts |= terms.counts
+            norms[each.update.part or ""] = math.nan if norm is None else norm
+        terms = Terms(sums, counts)
+        loss = terms.total([each.update for each in self._updates])
+        return StepResult(loss, terms, norms, all(each.applied for each in self._updates))
+
+
+def _read(updates: Sequence[LaunchedUpdate]) -> list[tuple[Terms, float | None]]:
+    """Terms and gradient norm of each update; all that is on the device in one copy."""
+    on_device = [each.sums.values.flatten() for each in updates]
+    on_device += [each.grad_norm.double().view(1) for each in updates if isinstance(each.grad_norm, Tensor)]
+    numbers = iter(torch.cat(on_device).tolist())
+    terms = [each.sums.read([next(numbers) for _ in range(each.sums.values.numel())]) for each in updates]
+    norms = [next(numbers) if isinstance(each.grad_norm, Tensor) else each.grad_norm for each in updates]
+    return list(zip(terms, norms, strict=True))
