@@ -26,6 +26,7 @@ TRITON_FROM, TRITON_BELOW = (3, 6), (3, 10)
 
 _PRECISE = 4  # softmax and log-sum-exp are fp32 at least
 _INDEX = 8  # int64
+_ROW = 4  # int32
 _DEVICES = {CPU: "a CPU", GPU: "a GPU"}
 
 
@@ -160,7 +161,11 @@ class _Kernels(Backend):
         return reason_without_triton(device_type)
 
     def kept_bytes(self, shape: AttentionShape) -> int:
-        return shape.queries * _PRECISE
+        kept = shape.queries * _PRECISE
+        if shape.gathered:
+            # The context before copies of a row are taken from the first one, the index of that, and a row per key.
+            kept += shape.query_bytes + shape.sequences * (_INDEX * shape.rows + _ROW * shape.length)
+        return kept
 
     def workspace_bytes(self, shape: AttentionShape) -> int:
         return 0
