@@ -19,6 +19,9 @@ from megadeberta.layers.objectives import objective_of
 Batch = dict[str, Tensor]
 """Fields by name, all int64 and on one device. 0 is padding in each of them: [PAD], no token, an empty slot."""
 
+ATTENTION_MASK = "attention_mask"
+"""A batch may lack it: then every token is real. See ``without_full_masks``."""
+
 SAMPLE_NUMBERS = "sample_numbers"
 """Not a field of ``Carry``: dropout and sampling are functions of it, see ``model.dropout.Draws``."""
 
@@ -42,7 +45,7 @@ FIELDS: dict[str, Field] = {
     field.name: field
     for field in (
         Field("input_ids", "token", from_targets=True),
-        Field("attention_mask", "token", is_mask=True),  # 1 = real token
+        Field(ATTENTION_MASK, "token", is_mask=True),  # 1 = real token
         Field("masked_positions", "slot", from_targets=True),  # 0 in empty slots
         Field("masked_labels", "slot", from_targets=True),  # ids to predict, 0 = empty slot
         Field(SAMPLE_NUMBERS, "sample"),  # step * 2**32 + place in the global batch
@@ -54,7 +57,7 @@ FIELDS: dict[str, Field] = {
 }
 """By name, in the order in which they travel. Register others with ``register_field``."""
 
-_ALWAYS = ("input_ids", "attention_mask", "masked_positions", "masked_labels", SAMPLE_NUMBERS)
+_ALWAYS = ("input_ids", ATTENTION_MASK, "masked_positions", "masked_labels", SAMPLE_NUMBERS)
 
 
 def register_field(field: Field) -> None:
@@ -87,6 +90,24 @@ def equal_shapes(batches: Sequence[Batch]) -> list[Batch]:
         name: [max(size) for size in zip(*(batch[name].shape for batch in batches), strict=True)] for name in batches[0]
     }
     return [{name: _padded(tensor, sizes[name]) for name, tensor in batch.items()} for batch in batches]
+
+
+def without_full_masks(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """The batches of a step without their masks, where no token of any is padding and no other rule limits attention:
+    attention then runs without a mask. All of them or none, so that a pipeline passes as many tensors for each.
+
+    Args:
+        batches: on the host, as their values are read; a device's tensors have no ``numpy``.
+    """
+    shapes = {batch["input_ids"].shape for batch in batches}  # of several, equal_shapes would pad some
+    if len(shapes) != 1 or any(attention_rules(batch) or not batch[ATTENTION_MASK].numpy().all() for batch in batches):
+        return batches
+    return [{name: tensor for name, tensor in batch.items() if name != ATTENTION_MASK} for batch in batches]
+
+
+def fields_given(fields: Sequence[str], count: int) -> tuple[str, ...]:
+    """The names of ``count`` tensors of a batch, which are all of ``fields`` or all but its mask."""
+    return tuple(fields) if count == len(fields) else tuple(name for name in fields if name != ATTENTION_MASK)
 
 
 def as_read(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

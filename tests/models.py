@@ -152,6 +152,14 @@ def masked_batch(config: ModelConfig, *, samples: int = 4, length: int = 12, slo
     return hide(ids, positions, used=used, step=step)
 
 
+def full_batch(config: ModelConfig, *, samples: int = 4, length: int = 12, slots: int = 3, step: int = 0) -> Batch:
+    """As ``masked_batch``, without padding and with a target in every slot."""
+    generator = torch.Generator().manual_seed(2000 + step)
+    ids = torch.randint(4, config.vocab_size, (samples, length), generator=generator)
+    positions = torch.stack([torch.randperm(length, generator=generator)[:slots] for _ in range(samples)])
+    return hide(ids, positions, step=step)
+
+
 def read_left_to_right(batch: Batch, *prefix_lengths: int) -> Batch:
     """The batch with prefixes that are seen from both sides; 0 = none, the length = all. They come again and again."""
     repeats = len(batch["input_ids"]) // len(prefix_lengths)

@@ -11,7 +11,7 @@ from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.pipe.schedule import InferenceSchedule, OptimizerStep, PipeInstruction, TrainSchedule
 from torch import Tensor, distributed
 
-from megadeberta.batch import Batch, equal_shapes
+from megadeberta.batch import Batch, equal_shapes, fields_given
 from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.engine.launched import LaunchedUpdate
 from megadeberta.engine.step import Stepper
@@ -103,7 +103,7 @@ class PipelineStepper(Stepper):
     def _inputs(self, batches: Sequence[Batch]) -> Iterator[tuple[tuple[Tensor, ...], None]]:
         """The batches as tuples of equal shapes; DeepSpeed asks for labels too."""
         for batch in equal_shapes(batches):
-            yield tuple(batch[name] for name in self._batch_fields), None
+            yield tuple(batch[name] for name in fields_given(self._batch_fields, len(batch))), None
 
     def _take_terms(self, terms: Mapping[str, TermPair], _labels: None) -> Tensor:
         """Called by DeepSpeed on the last stage with what it made of one micro batch."""

@@ -14,7 +14,7 @@ import deepspeed
 import torch
 from torch import Tensor, distributed
 
-from megadeberta.batch import Batch, blank_batch
+from megadeberta.batch import Batch, blank_batch, without_full_masks
 from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.engine.divergence import DivergenceGuard
 from megadeberta.engine.launched import EvalResult, LaunchedStep, LaunchedUpdate, StepResult
@@ -101,7 +101,7 @@ class Stepper(ABC):
             DivergenceError: as ``LaunchedStep.result``, where an optimizer on the host had to be kept from stepping.
         """
         self.engine.train()
-        batches: Sequence[Batch] = self._transfer(micro_batches)
+        batches: Sequence[Batch] = self._transfer(without_full_masks(micro_batches))
         launched: list[LaunchedUpdate] = []
         for update in self.updates:
             for group, scale in zip(self.engine.optimizer.param_groups, self._lr_scales, strict=True):

@@ -29,7 +29,7 @@ class QueryStream:
     """
 
     hidden: Tensor  # [B, Lq, D]
-    mask: AttentionMask
+    mask: AttentionMask | None
     draws: Draws | None
     positions: Tensor | None = None
 

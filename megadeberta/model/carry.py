@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from megadeberta.batch import SAMPLE_NUMBERS, as_read
+from megadeberta.batch import ATTENTION_MASK, SAMPLE_NUMBERS, as_read
 from megadeberta.model.dropout import Draws
 from megadeberta.ops.attention.mask import AttentionMask, padding_mask, prefix_mask
 from megadeberta.ops.tied_table import TiedGradient
@@ -55,6 +56,7 @@ class Carry:
     input_ids: Tensor  # [B, L]
     attention_mask: Tensor  # [B, L] bool, true = real token
     token_type_ids: Tensor | None = None  # [B, L]
+    has_padding: bool = True  # False: the host knows that every token is real
     masked_positions: Tensor | None = None  # [B, Q], 0 in empty slots
     masked_labels: Tensor | None = None  # [B, Q], 0 = empty slot
     prefix_lengths: Tensor | None = None  # [B]: key j is seen from i if j <= i or j < prefix; 0 = causal, L = all
@@ -76,9 +78,12 @@ class Carry:
         """A carry that starts with a batch, whose fields are those of ``batch.py``; and other fields of the carry."""
         fields = as_read(batch)
         numbers = fields.pop(SAMPLE_NUMBERS, None)
+        has_padding = ATTENTION_MASK in fields
+        if not has_padding:
+            fields[ATTENTION_MASK] = torch.ones_like(fields["input_ids"], dtype=torch.bool)
         own: dict[str, Any] = {name: fields.pop(name) for name in list(fields) if name in cls.__dataclass_fields__}
         draws = None if numbers is None else Draws.of(numbers, batch["input_ids"].size(1))
-        return cls(**own, draws=draws, more=fields, **more)
+        return cls(**own, has_padding=has_padding, draws=draws, more=fields, **more)
 
     def field(self, name: str) -> Tensor:
         """A field of the batch by its name.
@@ -92,9 +97,16 @@ class Carry:
         return found
 
     @property
-    def visibility(self) -> AttentionMask:
-        """Which pairs may attend; padding neither attends nor is attended."""
-        return self.last_mask.of(self.attention_mask, self.prefix_lengths, self.document_starts, self.pairs)
+    def visibility(self) -> AttentionMask | None:
+        """Which pairs may attend, None for all; padding neither attends nor is attended."""
+        rules = self.prefix_lengths, self.document_starts, self.pairs
+        if not self.has_padding and all(rule is None for rule in rules):
+            return None
+        return self.last_mask.of(self.attention_mask, *rules)
+
+    def zero_at_padding(self, hidden: Tensor) -> Tensor:
+        """``hidden`` ``[B, L, D]`` with zeros where no token is."""
+        return hidden * self.attention_mask.unsqueeze(-1) if self.has_padding else hidden
 
     def local_positions(self, positions: Tensor) -> Tensor:
         """``positions`` ``[B, Q]`` counted from the start of each one's own document."""

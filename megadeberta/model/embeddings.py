@@ -69,7 +69,7 @@ class Embeddings(nn.Module):
             hidden = hidden + self.token_type_embeddings(torch.zeros_like(carry.input_ids) if types is None else types)
         if self.embed_proj is not None:
             hidden = self.embed_proj(hidden)  # [B, L, E] -> [B, L, D]
-        hidden = self.layer_norm(hidden) * carry.attention_mask.unsqueeze(-1)
+        hidden = carry.zero_at_padding(self.layer_norm(hidden))
         return replace(carry, hidden=self.own_tokens(self.dropout(hidden, carry.draws)))
 
 

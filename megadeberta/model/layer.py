@@ -88,7 +88,6 @@ class ConvolutionBranch(nn.Module):
 
     def forward(self, carry: Carry, hidden: Tensor) -> Tensor:
         """``carry.hidden`` is the input of layer 0, ``hidden`` its output; both ``[B, L, D]``."""
-        real = carry.attention_mask.unsqueeze(-1)
-        convolved = self.conv(self.all_tokens(carry.hidden), carry.document_starts) * real
+        convolved = carry.zero_at_padding(self.conv(self.all_tokens(carry.hidden), carry.document_starts))
         branch = self.activation(self.dropout(convolved, carry.draws))
-        return self.own_tokens(self.layer_norm(self.all_tokens(hidden) + branch) * real)
+        return self.own_tokens(carry.zero_at_padding(self.layer_norm(self.all_tokens(hidden) + branch)))

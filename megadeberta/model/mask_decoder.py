@@ -37,7 +37,9 @@ class EnhancedMaskDecoder(nn.Module):
 
     def decode(self, carry: Carry, positions: Tensor) -> Tensor:
         """Decoder states ``[B, Q, D]`` at ``positions`` ``[B, Q]``."""
-        mask = carry.visibility.at_rows(positions)  # empty slots have position 0 and are dropped later
+        mask = carry.visibility
+        if mask is not None:
+            mask = mask.at_rows(positions)  # empty slots have position 0 and are dropped later
         keys = self.layer.project_keys(carry)
         query = gather_rows(carry.field("hidden"), positions)
         query = query + self.position_embeddings(carry.local_positions(positions))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from megadeberta.batch import SAMPLE_NUMBERS, Batch
+from megadeberta.batch import ATTENTION_MASK, SAMPLE_NUMBERS, Batch
 from megadeberta.config.objective import GENERATOR
 from megadeberta.layers import embeddings, encoder, heads, mask_decoder, relative
 from megadeberta.layers.layer import Layer
@@ -77,7 +77,7 @@ class WholeModel(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None = None,
         masked_positions: Tensor | None = None,
         masked_labels: Tensor | None = None,
         sample_numbers: Tensor | None = None,
@@ -89,7 +89,7 @@ class WholeModel(nn.Module):
 
         Args:
             input_ids: ``[B, L]`` int64.
-            attention_mask: ``[B, L]`` bool or 0/1 integers.
+            attention_mask: ``[B, L]`` bool or 0/1 integers; None: every token is real.
             masked_positions: ``[B, Q]``, 0 in empty slots.
             masked_labels: ``[B, Q]``, ids to predict, 0 in empty slots.
             sample_numbers: ``[B]`` int64, see ``Draws``; without them there is no dropout and no sampling.
@@ -102,7 +102,7 @@ class WholeModel(nn.Module):
         """
         given = {
             "input_ids": input_ids,
-            "attention_mask": attention_mask,
+            ATTENTION_MASK: attention_mask,
             "masked_positions": masked_positions,
             "masked_labels": masked_labels,
             SAMPLE_NUMBERS: sample_numbers,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from megadeberta.batch import FIELDS, batch_fields
+from megadeberta.batch import FIELDS, batch_fields, without_full_masks
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.mask_decoder import MaskDecoder
 from megadeberta.layers.micro_batch import MicroBatch
@@ -19,6 +19,7 @@ from megadeberta.model.carry import Carry
 from megadeberta.model.dropout import AttentionDropout
 from megadeberta.model.kernel_choice.findings import ENCODER, MASK_DECODER
 from megadeberta.ops.attention.comparison import AttentionCall
+from megadeberta.ops.attention.mask import padding_mask
 from megadeberta.ops.attention.relative_position import rows_by_distance
 
 _DOCUMENTS = 4
@@ -28,11 +29,13 @@ _DOCUMENTS = 4
 def attention_calls(config: RunConfig, *, dtype: torch.dtype, device: torch.device) -> dict[str, AttentionCall]:
     """The calls of a recipe by role, at its own micro batch, length, heads of one rank, mask and dropout.
 
-    As in pre-training, no sequence is padded. Packed documents have a quarter of the length on average.
+    As in pre-training, no sequence is padded, so that without another rule there is no mask (see ``padded``). Packed
+    documents have a quarter of the length on average.
     """
     model, micro_batch = config.model, micro_batch_of(config)
     fields = batch_fields(config.data, config.objective)
-    carry = Carry.of_batch({name: _field(name, config, micro_batch).to(device) for name in fields})
+    (batch,) = without_full_masks([{name: _field(name, config, micro_batch) for name in fields}])
+    carry = Carry.of_batch({name: tensor.to(device) for name, tensor in batch.items()})
     heads = model.num_attention_heads // micro_batch.tensor
     draw = _Draw(micro_batch, heads, model.head_size, dtype, torch.Generator(device).manual_seed(0))
     length, terms = micro_batch.length, position_terms(model)
@@ -54,10 +57,18 @@ def attention_calls(config: RunConfig, *, dtype: torch.dtype, device: torch.devi
             encoder,
             tensors={"query": draw.hidden(positions.size(1)), **keys, **tables},
             query_positions=positions,
-            mask=carry.visibility.at_rows(positions),
+            mask=None if carry.visibility is None else carry.visibility.at_rows(positions),
             dropout=dropout(None if carry.draws is None else carry.draws.at(positions, stream=0)),
         )
     return calls
+
+
+def padded(call: AttentionCall) -> AttentionCall:
+    """A call without a mask as the last batch of an epoch and validation make it: the second half is padding."""
+    key, positions = call.tensors["key"], call.query_positions
+    length = key.size(2)
+    mask = padding_mask((torch.arange(length, device=key.device) < (length + 1) // 2).expand(key.size(0), -1))
+    return replace(call, mask=mask if positions is None else mask.at_rows(positions))
 
 
 @dataclass(frozen=True)

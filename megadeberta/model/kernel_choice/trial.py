@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from megadeberta.config.run import RunConfig
-from megadeberta.model.kernel_choice.call import attention_calls
+from megadeberta.model.kernel_choice.call import attention_calls, padded
 from megadeberta.model.kernel_choice.findings import ENCODER, Findings, Tried, TriedPlan
 from megadeberta.model.kernel_choice.residual_check import check_residual_norm
 from megadeberta.ops.attention.backends import AUTO, BACKENDS, REFERENCE
@@ -76,7 +76,7 @@ class RecipeTrial:
         size = self._config.engine.micro_batch, self._config.data.sequence_length
         self._say("trying %s at %d x %d tokens", " and ".join(running), *size)
         passes = {
-            (role, name): partial(its.run, name)
+            (role, name): partial(its.run_all, name)
             for role, its in self._roles.items()
             for name in running
             if BACKENDS[name].has_plans
@@ -128,7 +128,7 @@ class RecipeTrial:
             return Tried(None, describe_failure(error), failed=True)
 
     def _wrong(self, role: str, name: str) -> str:
-        wrong = self._roles[role].check.finding(name)
+        wrong = self._roles[role].finding(name)
         norm = BACKENDS[name].residual_norm
         if wrong or role != ENCODER or self._config.training.residual_norm != AUTO or norm == "torch":
             return wrong
@@ -188,14 +188,27 @@ class RecipeTrial:
 
 
 class _Role:
-    """A call, and what is made for it once."""
+    """A call, what is made for it once, and its twin with padding where it has no mask: another program."""
 
     def __init__(self, call: AttentionCall) -> None:
         self._call = call
+        self._padded = padded(call) if call.mask is None else None
 
     @cached_property
     def check(self) -> AttentionCheck:
         return AttentionCheck(self._call)
+
+    @cached_property
+    def _padded_check(self) -> AttentionCheck | None:
+        return None if self._padded is None else AttentionCheck(self._padded)
+
+    def finding(self, backend: str) -> str:
+        """What is wrong with a backend, with or without padding; empty if nothing is."""
+        wrong = self.check.finding(backend)
+        if wrong or self._padded_check is None:
+            return wrong
+        wrong = self._padded_check.finding(backend)
+        return wrong and f"with padding, {wrong}"
 
     @cached_property
     def _upstream(self) -> torch.Tensor:
@@ -204,3 +217,9 @@ class _Role:
     def run(self, backend: str) -> None:
         """Forward and backward."""
         self._call.gradients(backend, self._upstream)
+
+    def run_all(self, backend: str) -> None:
+        """``run``, and the same with padding."""
+        self.run(backend)
+        if self._padded is not None:
+            self._padded.gradients(backend, self._upstream)

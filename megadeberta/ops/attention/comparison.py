@@ -41,7 +41,7 @@ class AttentionCall:
     """Of ``PositionTerms``, ``[2L - 1]``."""
     query_positions: Tensor | None
     """``[B, Q]``."""
-    mask: AttentionMask
+    mask: AttentionMask | None
     dropout: CounterDropout | None
 
     def run(self, backend: str) -> Tensor:
@@ -73,13 +73,7 @@ class AttentionCall:
             self,
             tensors={name: part_of(tensor, samples, heads) for name, tensor in self.tensors.items()},
             query_positions=None if self.query_positions is None else self.query_positions[:samples],
-            mask=replace(
-                mask,
-                begin=mask.begin[:samples],
-                end=mask.end[:samples],
-                real=None if mask.real is None else mask.real[:samples],
-                pairs=None if mask.pairs is None else mask.pairs[:samples],
-            ),
+            mask=None if mask is None else mask.of_samples(samples),
             dropout=None if dropout is None else replace(dropout, samples=dropout.samples[:samples]),
         )
 

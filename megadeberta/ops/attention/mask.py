@@ -25,6 +25,11 @@ class AttentionMask:
     real: Tensor | None = None
     pairs: Tensor | None = None
 
+    def of_samples(self, count: int) -> "AttentionMask":
+        """The mask of the first samples only."""
+        real, pairs = (None if each is None else each[:count] for each in (self.real, self.pairs))
+        return AttentionMask(self.begin[:count], self.end[:count], real, pairs)
+
     def at_rows(self, positions: Tensor) -> "AttentionMask":
         """The mask of the queries at ``positions`` ``[B, Q]`` only."""
         pairs = self.pairs

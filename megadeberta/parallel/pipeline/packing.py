@@ -1,6 +1,7 @@
 """The carry as a tuple of tensors, which is all that DeepSpeed moves between two stages.
 
-What the tuple holds is known on both sides from the layers before the cut, so nothing describes it on the way. Every
+What the tuple holds is known on both sides from the layers before the cut, so nothing describes it on the way; where it
+is one short, the batch has no padding and its mask stayed behind. Every
 floating tensor in it must get a gradient (``runtime/pipe/engine.py`` ``_exec_send_grads``); everything else travels as
 int64, sums that have no gradient as the bits of a float64.
 
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megadeberta.batch import SAMPLE_NUMBERS
+from megadeberta.batch import ATTENTION_MASK, SAMPLE_NUMBERS, fields_given
 from megadeberta.layers.layer import Layer
 from megadeberta.layers.terms import term
 from megadeberta.model.carry import Carry, Term
@@ -67,7 +68,8 @@ def pack(carry: Carry, sample_numbers: Tensor, border: Border) -> tuple[Tensor, 
     tensors = [carry.field(name) for name in border.activations]
     if border.losses:
         tensors.append(torch.stack([carry.terms[name][0] for name in border.losses]))
-    tensors += [(sample_numbers if name == SAMPLE_NUMBERS else carry.field(name)).long() for name in border.fields]
+    fields = [name for name in border.fields if carry.has_padding or name != ATTENTION_MASK]
+    tensors += [(sample_numbers if name == SAMPLE_NUMBERS else carry.field(name)).long() for name in fields]
     if border.terms:
         tensors.append(_pack_numbers(carry.terms, border))
     return tuple(tensor.contiguous() for tensor in tensors)
@@ -78,7 +80,8 @@ def unpack(tensors: Sequence[Tensor], border: Border) -> tuple[Carry, Tensor]:
     rest = list(tensors)
     activations = {name: rest.pop(0) for name in border.activations}
     loss_sums = rest.pop(0).unbind() if border.losses else ()
-    fields = {name: rest.pop(0) for name in border.fields}
+    given = fields_given(border.fields, len(rest) - bool(border.terms))
+    fields = {name: rest.pop(0) for name in given}
     numbers = rest.pop(0) if border.terms else None
     terms = {} if numbers is None else _unpack_numbers(numbers, loss_sums, border)
     assert not rest, f"{len(rest)} tensors too many for {border}"

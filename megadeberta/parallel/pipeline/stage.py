@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from megadeberta.batch import SAMPLE_NUMBERS
+from megadeberta.batch import SAMPLE_NUMBERS, fields_given
 from megadeberta.layers.layer import Tie
 from megadeberta.layers.shapes import shapes_of
 from megadeberta.layers.stages import StagePlan
@@ -46,7 +46,7 @@ class Stage(nn.Module):
     def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...] | dict[str, Term]:
         """From the previous stage's tensors, or a batch's, to the next stage's, or to the terms."""
         if self._before is None:
-            batch = dict(zip(self.batch_fields, tensors, strict=True))
+            batch = dict(zip(fields_given(self.batch_fields, len(tensors)), tensors, strict=True))
             carry, numbers = Carry.of_batch(batch), batch[SAMPLE_NUMBERS]
         else:
             carry, numbers = unpack(tensors, self._before)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megadeberta.assembly import assemble
-from megadeberta.batch import FIELDS, Batch, batch_fields
+from megadeberta.batch import ATTENTION_MASK, FIELDS, Batch, batch_fields
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.process_group import start_process_group
@@ -26,7 +26,7 @@ from tests.models import masked_batch, run_config
 from tests.ranks import run_ranks
 
 RECIPES = Path(__file__).parents[3] / "ds_configs"
-MOST = {"deberta-v3-base-mlm": 900, "deberta-v3-base": 1600}
+MOST = {"deberta-v3-base-mlm": 880, "deberta-v3-base": 1300}
 MOST_OF_THE_ENGINE = {"mlm": 60, "rtd": 90}
 CPU = torch.device("cpu")
 
@@ -54,8 +54,9 @@ def _pass(model: WholeModel, batch: Batch, config: RunConfig) -> Counts:
 
 
 def _meta_batch(config: RunConfig) -> Batch:
+    """Without padding, as a step hands it on."""
     sizes = {"token": (32, config.data.sequence_length), "slot": (32, 80), "sample": (32,)}
-    fields = batch_fields(config.data, config.objective)
+    fields = [name for name in batch_fields(config.data, config.objective) if name != ATTENTION_MASK]
     return {name: torch.zeros(sizes[FIELDS[name].axis], dtype=torch.int64, device="meta") for name in fields}
 
 
@@ -86,7 +87,8 @@ def _engine(rank: int, world_size: int, objective: str) -> dict[str, Any]:
     own = _pass(stepper.engine.module, batch, config)
     return {
         "launches": step.total - own.total,
-        "waits": dict(step.our_waits - own.our_waits),
+        # The step reads the loader's masks before it copies them; ``numpy`` is an error for a device's tensor.
+        "waits": {place: n for place, n in (step.our_waits - own.our_waits).items() if "batch.py" not in place},
         "reads": reading.our_waits.total(),
         "deepspeed": step.waits.total() - step.our_waits.total(),
     }

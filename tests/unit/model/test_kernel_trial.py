@@ -3,7 +3,6 @@
 Shapes: B micro batch · L length · N heads · Q target rows.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
@@ -20,7 +19,7 @@ from megadeberta.layers.objectives import list_layers
 from megadeberta.model.attention_backend import select_attention
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.kernel_choice import trial
-from megadeberta.model.kernel_choice.call import attention_calls
+from megadeberta.model.kernel_choice.call import attention_calls, padded
 from megadeberta.model.kernel_choice.findings import ENCODER, MASK_DECODER, Tried
 from megadeberta.model.kernel_choice.residual_check import check_residual_norm
 from megadeberta.model.kernel_choice.trial import RecipeTrial
@@ -29,7 +28,6 @@ from megadeberta.ops import residual_norm
 from megadeberta.ops.attention import comparison
 from megadeberta.ops.attention.backends import BACKENDS, Backend, register_backend
 from megadeberta.ops.attention.comparison import AttentionCall, AttentionCheck
-from megadeberta.ops.attention.compile_ahead import compile_ahead, kernels_to_launch
 from megadeberta.ops.attention.reference import reference_attention
 from megadeberta.ops.attention.triton_plan import AttentionPlan, LaunchShape, plan_for, small_plan
 from tests.models import masked_batch, pack_two, run_config, tiny_v3
@@ -65,6 +63,7 @@ def _backends() -> Iterator[None]:
         register_backend(Backend("spoiled", "wrong by five percent", _spoiled))
         register_backend(Backend("lean", "needs no memory", _equal))
         register_backend(Backend("broken", "does not compile", _broken))
+        register_backend(Backend("full only", "wrong where a mask hides something", _wrong_with_a_mask))
         register_backend(Backend("of rows", "fails with rows of their own", _of_whole_sequences))
         yield
 
@@ -75,6 +74,10 @@ def _equal(*content: Tensor, **options: object) -> Tensor:
 
 def _spoiled(*content: Tensor, **options: object) -> Tensor:
     return 1.05 * reference_attention(*content, **options)
+
+
+def _wrong_with_a_mask(*content: Tensor, **options: object) -> Tensor:
+    return reference_attention(*content, **options | {"mask": None})
 
 
 def _broken(*content: Tensor, **options: object) -> Tensor:
@@ -121,11 +124,14 @@ def test_the_calls_have_the_heads_of_one_rank() -> None:
 
 
 def _hidden_pairs(call: AttentionCall) -> Tensor:
+    assert call.mask is not None
     return ~call.mask.dense(LENGTH)
 
 
 def test_the_mask_is_that_of_the_recipe() -> None:
-    assert not _hidden_pairs(_calls()[ENCODER]).any()
+    unlimited = _calls()
+    assert [call.mask for call in unlimited.values()] == [None, None]
+    assert [_hidden_pairs(padded(call)).any(2).all().item() for call in unlimited.values()] == [True, True]
     packed = _hidden_pairs(_calls(data={"packing": "documents"})[ENCODER])
     assert 0.5 < packed.float().mean() < 0.9  # four documents hide three quarters
     assert torch.equal(packed, packed.mT)
@@ -135,20 +141,22 @@ def test_the_mask_is_that_of_the_recipe() -> None:
     assert mixed.any(dim=(1, 2)).tolist() == [True, False, False]
 
 
-@pytest.mark.parametrize("packing", ["documents", "none"])
-def test_the_kernels_are_called_as_a_model_calls_them(monkeypatch: pytest.MonkeyPatch, packing: str) -> None:
+@pytest.mark.parametrize("tokens", ["documents", "full", "padded"])
+def test_the_kernels_are_called_as_a_model_calls_them(monkeypatch: pytest.MonkeyPatch, tokens: str) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    data = {"packing": packing} if packing == "documents" else {}
-    config = _config(data=data)
+    config = _config(data={"packing": "documents"} if tokens == "documents" else {})
     with _Signatures() as tried:
-        for call in attention_calls(config, dtype=torch.bfloat16, device=CPU).values():
+        for each in attention_calls(config, dtype=torch.bfloat16, device=CPU).values():
+            call = padded(each) if tokens == "padded" else each
             call.gradients("triton", torch.ones_like(call.tensors["query"]))
     model = WholeModel(list_layers(config.model, config.objective)).to(torch.bfloat16)
     set_sites(model.named_modules(), seed=0)
     select_attention(model, "triton", CPU)
     batch = masked_batch(config.model, samples=BATCH, length=LENGTH, slots=8)
+    if tokens == "full":
+        del batch["attention_mask"]
     with _Signatures() as trained:
-        terms, _ = model(**(pack_two(batch, 8) if packing == "documents" else batch))
+        terms, _ = model(**(pack_two(batch, 8) if tokens == "documents" else batch))
         terms["mlm_loss"][0].backward()
     assert len(tried.found) == 4  # forward and backward, of the encoder and of the mask decoder
     assert tried.found == trained.found
@@ -193,6 +201,13 @@ def test_rounding_passes_and_an_error_of_five_percent_does_not(_backends: None, 
     assert check.finding("cpu") == ""
     assert check.finding("spoiled").startswith("the output is ")
     assert "away from the reference; rounding is " in check.finding("spoiled")
+
+
+@pytest.mark.parametrize("role", [ENCODER, MASK_DECODER])
+def test_what_is_wrong_with_padding_only_is_found_too(_backends: None, role: str) -> None:
+    trial = _trial(_config(training={"residual_norm": "torch"}))
+    assert trial.finding(role, "cpu") == ""
+    assert trial.finding(role, "full only").startswith("with padding, the output is ")
 
 
 def test_the_reference_computes_a_part_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,61 +351,3 @@ def test_kernels_that_leave_a_call_to_others_are_not_taken_for_it(monkeypatch: p
 
 def _asks_for_a_plan(check: AttentionCheck, backend: str) -> str:
     return "" if _plan_asked(backend) else "no plan"
-
-
-# Compiling ahead.
-
-
-class _Kernel:
-    """Counts what is compiled and what is launched."""
-
-    def __init__(self, seconds: float = 0.0, error: Exception | None = None) -> None:
-        self.seconds, self.error = seconds, error
-        self.compiled: list[tuple[object, ...]] = []
-        self.launched = 0
-
-    def warmup(self, *arguments: object, grid: object, **options: object) -> None:
-        time.sleep(self.seconds)
-        if self.error is not None:
-            raise self.error
-        self.compiled.append((arguments, grid, options))
-
-    def __getitem__(self, grid: object) -> Callable[..., None]:
-        def launch(*arguments: object, **options: object) -> None:
-            self.launched += 1
-
-        return launch
-
-
-class _Module:
-    def __init__(self, kernel: _Kernel) -> None:
-        self.forward_kernel = self.query_kernel = self.key_kernel = self.table_kernel = kernel
-
-    def call(self) -> None:
-        kernels_to_launch(self).forward_kernel[(7,)]("tensor", num_warps=4)
-        kernels_to_launch(self).table_kernel[(8,)]("tensor", num_warps=8)
-
-
-def test_compiling_ahead_launches_nothing() -> None:
-    kernel = _Kernel()
-    assert compile_ahead({"call": _Module(kernel).call}, seconds=10) == {}
-    assert sorted(kernel.compiled, key=str) == [
-        (("tensor",), (7,), {"num_warps": 4}),
-        (("tensor",), (8,), {"num_warps": 8}),
-    ]
-    assert kernel.launched == 0
-    _Module(kernel).call()
-    assert (kernel.launched, len(kernel.compiled)) == (2, 2)
-
-
-def test_what_does_not_compile_in_time_is_given_up() -> None:
-    calls = {
-        "good": _Module(_Kernel()).call,
-        "bad": _Module(_Kernel(error=RuntimeError("out of shared memory"))).call,
-        "late": _Module(_Kernel(seconds=3.0)).call,
-    }
-    assert compile_ahead(calls, seconds=1.0) == {
-        "bad": "failed with RuntimeError: out of shared memory",
-        "late": "was not compiled within 1 s",
-    }
-    assert kernels_to_launch(calls) is calls
