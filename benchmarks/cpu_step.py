@@ -4,7 +4,7 @@
 
 Same weights and inputs; loss and gradients are compared before anything is timed. Variants are interleaved, and times
 are CPU seconds of this process, so that other load on the machine weighs less; a figure is the median of the ratios of
-neighbouring runs. The kernels of flashdeberta and disentangled-flash need a GPU: see gpu_step.py.
+neighbouring runs. The kernels of flashdeberta and disentangled-flash need a GPU: see gpu_day.py.
 """
 
 import argparse

@@ -20,9 +20,9 @@ from megadeberta.assembly import assemble
 from megadeberta.config.load import parse_run_config, read_recipe
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.build import build_engine
+from megadeberta.engine.launched import LaunchedStep
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.schedule import learning_rate_factor
-from megadeberta.engine.step import StepResult
 from megadeberta.layers.recipe import micro_batch_of
 from megadeberta.ops.attention.backends import AUTO, BACKENDS
 from megadeberta.preflight.validate import validate_run
@@ -78,18 +78,20 @@ class OurTrainer(Trainer):
         self.engine = self.stepper.engine
         self._batches = [as_fields(config, draw(config))]
         self._done = 0
-        self._last: StepResult | None = None
+        self._under_way: LaunchedStep | None = None
 
     def step(self) -> None:
         targets, _ = self.stepper.share_counts(self._batches, stop_requested=False)
         factor = learning_rate_factor(self.config.schedule, step=self._done, total_steps=self.config.training.steps)
         lr = self.config.optimizer.lr * factor  # of the warm-up: what is timed must not diverge
-        self._last = self.stepper.train_step(self._batches, step=self._done, targets=targets, lr=lr)
+        if self._under_way is not None:  # where the training loop reads it too
+            self._under_way.result()
+        self._under_way = self.stepper.launch_step(self._batches, step=self._done, targets=targets, lr=lr)
         self._done += 1
 
     def loss(self) -> float:
-        assert self._last is not None, "there is no step yet"
-        return self._last.loss
+        assert self._under_way is not None, "there is no step yet"
+        return self._under_way.result().loss
 
 
 class TheirTrainer(Trainer):
