@@ -172,7 +172,8 @@ def normalize(case: Case) -> None:
     branch, residual = (torch.zeros(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
     weight, bias = (torch.ones(shape[-1], dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
     keys = torch.zeros(shape[:2], dtype=torch.int64)
-    triton_residual_norm(branch, residual, weight, bias, eps=1e-7, keys=keys, probability=case.dropout).sum().backward()
+    dropout = {"keys": keys, "site": 1, "probability": case.dropout}
+    triton_residual_norm(branch, residual, weight, bias, eps=1e-7, **dropout).sum().backward()
 
 
 def describe(name: str, kernel: Any, arch: int) -> Report:

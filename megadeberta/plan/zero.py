@@ -72,11 +72,12 @@ def _reduced_at_once(count: int, settings: EngineSettings, largest_parameter: in
 
 
 def _with_bf16_optimizer(count: int, settings: EngineSettings, num_moments: int, data_parallel: int) -> ZeroMemory:
-    """fp32 gradients beside those of the backward pass, flattened once more to be reduced."""
+    """fp32 gradients, flattened once more to be reduced. Those of the backward pass are let go when they are added to
+    them (``engine/whole_groups.py``), before that."""
     width, sent = settings.element_bytes, bytes_of(settings.reduction_type)
     share = -(-count // data_parallel)
     flat = min(count, _ALL_REDUCE_BUCKET) * (_FP32 + (sent if sent != _FP32 else 0))
-    return ZeroMemory(count * width, count * (width + _FP32), share * (1 + num_moments) * _FP32, 0, flat, 0)
+    return ZeroMemory(count * width, count * _FP32, share * (1 + num_moments) * _FP32, 0, max(flat, count * width), 0)
 
 
 def _without_zero(count: int, settings: EngineSettings, num_moments: int, *, is_reduced: bool) -> ZeroMemory:

@@ -1,5 +1,6 @@
 """How a model becomes an engine, as far as it can be seen without one."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import deepspeed
@@ -17,9 +18,9 @@ def test_deepspeed_prints_no_progress_unless_the_recipe_asks_for_it(
 ) -> None:
     seen: list[dict[str, Any]] = []
 
-    def initialize(**arguments: Any) -> tuple[None]:
+    def initialize(**arguments: Any) -> tuple[SimpleNamespace]:
         seen.append(arguments["config"])
-        return (None,)
+        return (SimpleNamespace(optimizer=None),)
 
     monkeypatch.setattr(deepspeed, "initialize", initialize)
     block = {"train_batch_size": 1, **given}
