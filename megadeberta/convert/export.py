@@ -52,8 +52,7 @@ def export_checkpoint(
         StorageError: the file system refused a write.
     """
     _check_place(out)
-    loaded = load_weights(checkpoint)
-    source = _source_of(loaded, kind)
+    source = _source_of(load_weights(checkpoint), kind)
     tokenizer = source.checked_tokenizer()
     target = choose_target(source.config, kind, file_format)
     findings: list[Finding] = []

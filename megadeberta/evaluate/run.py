@@ -55,14 +55,28 @@ def evaluate(
     elif text is None:
         raise ConfigError(f"{path}: these weights name no validation shard; give --data PREFIX or --text FILE")
     if text is not None:
-        content, ids = _read_text(text, tokenizer)
-        losses = _losses(source)
-        if "ar_loss" in losses:
-            scores |= score_left_to_right(model, content, ids, length=data.sequence_length)
-        if "mlm_loss" in losses:
-            scores |= score_pseudo_perplexity(
-                model, content, ids, mask_id=tokenizer.mask_id, length=data.sequence_length, batch_size=batch_size
-            )
+        scores |= _score_text(text, model, source, tokenizer, length=data.sequence_length, batch_size=batch_size)
+    return scores
+
+
+def _score_text(
+    path: Path,
+    model: WholeModel,
+    source: ModelSource,
+    tokenizer: SentencePieceTokenizer,
+    *,
+    length: int,
+    batch_size: int,
+) -> Scores:
+    scores: Scores = {}
+    content, ids = _read_text(path, tokenizer)
+    losses = _losses(source)
+    if "ar_loss" in losses:
+        scores |= score_left_to_right(model, content, ids, length=length)
+    if "mlm_loss" in losses:
+        scores |= score_pseudo_perplexity(
+            model, content, ids, mask_id=tokenizer.mask_id, length=length, batch_size=batch_size
+        )
     return scores
 
 

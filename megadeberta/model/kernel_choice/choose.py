@@ -106,12 +106,7 @@ def choose_attention(
         wrong = _check(chosen, names, trial, ranks)
     finally:
         trial.close()
-    reasons = []
-    for role, problem in wrong.items():
-        logger.warning("attention: %s in the %s: %s", chosen[role].backend, role, problem)
-        if setting == AUTO:
-            reasons.append(f"{chosen[role].backend}: {problem}")
-            chosen[role] = Pick(rival)
+    reasons = _replace_wrong(chosen, wrong, rival if setting == AUTO else None)
     clauses = [_clause(role, each, found[role], device_type) for role, each in chosen.items()]
     return AttentionChoice(
         backend=chosen[ENCODER].backend,
@@ -119,6 +114,17 @@ def choose_attention(
         taken="; ".join(_taken(role, each) for role, each in chosen.items()),
         line=line + "; ".join([*clauses, *reasons, *([source] if source else [])]),
     )
+
+
+def _replace_wrong(chosen: dict[str, Pick], wrong: Mapping[str, str], rival: str | None) -> list[str]:
+    """Say what is wrong with a choice, and take ``rival`` instead where there is one. Returns the reasons."""
+    reasons = []
+    for role, problem in wrong.items():
+        logger.warning("attention: %s in the %s: %s", chosen[role].backend, role, problem)
+        if rival is not None:
+            reasons.append(f"{chosen[role].backend}: {problem}")
+            chosen[role] = Pick(rival)
+    return reasons
 
 
 def _names_to_try(setting: str, device_type: str) -> list[str]:
