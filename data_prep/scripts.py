@@ -1,8 +1,9 @@
 """Which scripts a text is written in: a cheap sign of a language that the vocabulary was not made for."""
 
-import unicodedata
 from collections import Counter
 from functools import lru_cache
+
+from megadeberta.data.tokenizer.scripts import script_of
 
 SAMPLED_DOCUMENTS, SAMPLED_CHARACTERS = 32, 2000
 """Of a block: its first documents, and the first characters of each."""
@@ -20,8 +21,8 @@ def count_scripts(text: str) -> Counter[str]:
 
 @lru_cache(maxsize=1 << 16)
 def _script(character: str) -> str:
-    """Of a letter, by the first word of its name in Unicode; empty for what is no letter."""
+    """Of a letter, by its name in Unicode; empty for what is no letter."""
     if not character.isalpha():
         return ""
-    first = unicodedata.name(character, "OTHER").split()[0]
+    first = script_of(character)
     return _JOINED.get(first, first.capitalize())

@@ -66,7 +66,9 @@ class ObjectiveConfig(Section):
     mask_token_prob: float = Field(0.8, ge=0, le=1, description="share of the targets replaced by [MASK]")
     random_token_prob: float = Field(0.1, ge=0, le=1, description="share replaced by a random piece; the rest is kept")
     max_gram: int = Field(3, ge=1, le=8, description="longest run of words masked together; drawn with weight 1/n")
-    whole_word: bool = Field(True, description="mask whole SentencePiece words; false = every piece on its own")
+    whole_word: bool = Field(
+        True, description="mask whole words, of scripts with spaces between them; false = every piece on its own"
+    )
     options: dict[str, Any] = Field(
         {}, description="settings of an objective that a module of `plugins` registers; that one checks them"
     )

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.convert.formats.read_folder import config_path, read_hf_folder
-from megadeberta.convert.tokenizer.sentencepiece_file import MASK
 from megadeberta.convert.tokenizer.tokenizer_json import build_tokenizer
-from megadeberta.data.tokenizer import UNK_ID, WORD_BOUNDARY
+from megadeberta.data.tokenizer import MASK, UNK_ID, WORD_BOUNDARY
 from megadeberta.errors import CheckpointError, ConfigError, DataError
 from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.whole import WholeModel

@@ -3,6 +3,9 @@
 Differs from the n-gram masking of microsoft/DeBERTa (mlm_task.py) where that is biased: there, n-grams are marked at a
 density of 1/6 and the 15 % budget is filled from the left, so the end of a sequence is hardly ever masked, and a random
 replacement may be a special token. Here n-grams tile the sequence and are visited in random order.
+
+Where a script has no spaces there are no words to be had: each piece is a unit of its own, and a sequence with such
+pieces has ``mask_rate`` of its candidates masked in expectation, [CLS] and [SEP] not counted.
 """
 
 # B sequences · L tokens · Q slots for masked tokens · K most tokens a row can have masked
@@ -22,7 +25,7 @@ MAX_WORD_PIECES = 16
 """A longer word is cut: text without spaces would otherwise be one word, masked whole."""
 
 _BLOCK_TOKENS = 2**14  # the working arrays of a block of rows stay in the processor's cache
-_GRAM, _ORDER, _CORRUPTION, _REPLACEMENT = range(4)  # the four streams of a sequence
+_GRAM, _ORDER, _CORRUPTION, _REPLACEMENT, _BUDGET = range(5)  # the streams of a sequence
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class MlmMasker:
     def __init__(self, objective: ObjectiveConfig, piece_kinds: NDArray[np.uint8], *, mask_id: int) -> None:
         """``piece_kinds``: ``PieceKind`` of every id, ``[num_pieces + 1]``."""
         self._objective = objective
-        self._kinds = piece_kinds
+        self._kinds = _with_words(piece_kinds)
         self._mask_id = mask_id
         self._replacements = np.flatnonzero(piece_kinds != PieceKind.SPECIAL)
 
@@ -86,7 +89,8 @@ class MlmMasker:
         """Positions to mask, ascending, ``[B, K]``; L stands for none."""
         length = tokens.shape[1]
         positions = np.arange(length)
-        units = find_units(self._kinds[tokens], whole_word=self._objective.whole_word)
+        kinds = self._kinds[tokens]
+        units = find_units(kinds, whole_word=self._objective.whole_word)
         segments = tile_segments(units.opens, _stream(sample_keys, _GRAM), max_gram=self._objective.max_gram)
 
         # One sort visits the segments in random order, and each one's tokens from left to right: a token's key is its
@@ -106,8 +110,11 @@ class MlmMasker:
         # order of visits, so that the first one's rank is this one's less its place in the unit.
         ranks = positions[:most]
         first_ranks = ranks - np.take_along_axis(units.offset, visited, axis=1)
-        budgets = masked_tokens(rate, np.count_nonzero(tokens != PAD_ID, axis=1))[:, None]
         candidates = np.count_nonzero(units.is_candidate, axis=1)[:, None]
+        budgets = masked_tokens(rate, np.count_nonzero(tokens != PAD_ID, axis=1))[:, None]
+        if self._objective.whole_word:
+            is_unspaced = (kinds == PieceKind.UNSPACED).any(axis=1, keepdims=True)
+            budgets = np.where(is_unspaced, _drawn_budgets(rate * candidates, sample_keys), budgets)
         # L stands behind every position, so that sorting brings empty places to the end.
         chosen = np.where((first_ranks < budgets) & (ranks < candidates), visited, length)
         chosen.sort(axis=1)
@@ -136,10 +143,25 @@ class MlmMasker:
         return MaskedBatch(input_ids, positions, labels)
 
 
+def _with_words(kinds: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The kinds of a vocabulary; one in which no piece starts a word has no words, and each piece stands alone."""
+    if (kinds == PieceKind.WORD_START).any():
+        return kinds
+    return np.where(kinds == PieceKind.CONTINUATION, np.uint8(PieceKind.UNSPACED), kinds)
+
+
+def _drawn_budgets(expected: NDArray[np.float64], sample_keys: Words) -> NDArray[np.int64]:
+    """Whole numbers of tokens, ``[B, 1]``, one at least, whose means are ``expected``."""
+    below = np.floor(expected)
+    drawn = uniform(_stream(sample_keys, _BUDGET), np.zeros(1, np.int64)) < expected - below
+    return np.maximum(1, below.astype(np.int64) + drawn)
+
+
 def find_units(kinds: NDArray[np.uint8], *, whole_word: bool) -> Units:
     """Split sequences into words, ``MAX_WORD_PIECES`` at most, or into tokens.
 
-    A candidate that follows a special token opens a unit even if its piece is a continuation.
+    A candidate that follows a special token or a piece of a script without spaces opens a unit even if its piece is a
+    continuation.
 
     Args:
         kinds: ``PieceKind`` of every token, ``[B, L]``.
@@ -148,7 +170,7 @@ def find_units(kinds: NDArray[np.uint8], *, whole_word: bool) -> Units:
     if not whole_word:
         return Units(is_candidate, is_candidate, np.zeros(kinds.shape, np.int64))
     starts = kinds != PieceKind.CONTINUATION  # special tokens too: what follows them opens a unit
-    starts[:, 1:] |= ~is_candidate[:, :-1]
+    starts[:, 1:] |= ~is_candidate[:, :-1] | (kinds[:, :-1] == PieceKind.UNSPACED)
     positions = np.arange(kinds.shape[1])
     # The running maximum of start positions is the start of the word that a token is in.
     offset = positions - np.maximum.accumulate(np.where(starts, positions, 0), axis=1)

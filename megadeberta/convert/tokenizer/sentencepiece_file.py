@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import MASK, SentencePieceTokenizer
 from megadeberta.errors import DataError
 
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
@@ -19,10 +19,6 @@ _TREAT_WHITESPACE_AS_SUFFIX, _BYTE_FALLBACK = 24, 35
 _CHARSMAP, _ADD_DUMMY_PREFIX, _REMOVE_EXTRA_WHITESPACES, _ESCAPE_WHITESPACES = 2, 3, 4, 5
 _USER_DEFINED, _BYTE = 4, 6
 _WIRE_VARINT, _WIRE_FIXED64, _WIRE_BYTES, _WIRE_FIXED32 = 0, 1, 2, 5
-
-
-MASK = "[MASK]"
-"""Not a piece: it is added after them, so its id is the number of pieces."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, p
 from tokenizers.models import Unigram
 
 from megadeberta.convert.tokenizer.normalizer import sentencepiece_normalizer
-from megadeberta.convert.tokenizer.sentencepiece_file import MASK, read_unigram_pieces
-from megadeberta.data.tokenizer import CLS_ID, SEP_ID, SPECIAL_PIECES, UNK_ID, WORD_BOUNDARY
+from megadeberta.convert.tokenizer.sentencepiece_file import read_unigram_pieces
+from megadeberta.data.tokenizer import CLS_ID, MASK, SEP_ID, SPECIAL_PIECES, UNK_ID, WORD_BOUNDARY
 
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -1,5 +1,7 @@
 """N-gram masking: shares, whole words, n-gram lengths, no favoured position, and nothing that depends on the batch."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -236,3 +238,9 @@ def test_masks_never_change() -> None:
     batch = mask(tokens, WORDS, seed=1234)
     assert batch.masked_positions.tolist() == [[3, 10, 11, 12, 13, 16, 0, 0]]
     assert batch.input_ids[0, [3, 10, 11, 12, 13, 16]].tolist() == [MASK_ID] * 4 + [544, MASK_ID]
+
+
+def test_masks_of_text_with_spaces_never_change() -> None:
+    batch = mask(make_sequences(200, 128, unknown=0.05), WORDS)
+    digest = hashlib.sha256(b"".join(a.tobytes() for a in (batch.input_ids, batch.masked_positions)))
+    assert digest.hexdigest()[:16] == "a1694f21f0889665"

@@ -1,39 +1,29 @@
-"""The SentencePiece vocabulary: fixed special ids, and the table that says where words start.
-
-Ids are those of the published v2 and v3 checkpoints: [PAD] 0, [CLS] 1, [SEP] 2, [UNK] 3, then ordinary pieces. [MASK]
-is not in the SentencePiece file; its id is the number of pieces.
-"""
+"""The SentencePiece vocabulary. [MASK] is not in the file; its id is the number of pieces."""
 
 import hashlib
-import unicodedata
 from collections.abc import Sequence
-from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
+from megadeberta.data.tokenizer.pieces import (
+    CLS_ID,
+    MASK,
+    PAD_ID,
+    SEP_ID,
+    SPECIAL_PIECES,
+    UNK_ID,
+    PieceKind,
+    kind_of_text,
+)
 from megadeberta.errors import DataError
-
-PAD_ID, CLS_ID, SEP_ID, UNK_ID = range(4)
-SPECIAL_PIECES = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
-WORD_BOUNDARY = "\u2581"
-"""What SentencePiece writes for the space in front of a word."""
 
 _HOW_TO_TRAIN = (
     "train one with `megadeberta prep`, or with SentencePiece's --model_type=unigram --pad_id=0 --bos_id=1 --eos_id=2 "
     "--unk_id=3 --pad_piece=[PAD] --bos_piece=[CLS] --eos_piece=[SEP] --unk_piece=[UNK]"
 )
-
-
-class PieceKind(IntEnum):
-    """What masking needs to know of a piece."""
-
-    SPECIAL = 0
-    """Never a target and never drawn as a replacement: [PAD] [CLS] [SEP] [UNK] [MASK], control and unused pieces."""
-    CONTINUATION = 1
-    WORD_START = 2
 
 
 class SentencePieceTokenizer:
@@ -83,7 +73,7 @@ class SentencePieceTokenizer:
 
     def piece(self, token_id: int) -> str:
         """The piece's text; ``[MASK]`` for ``mask_id``."""
-        return "[MASK]" if token_id == self.mask_id else self._pieces[token_id]
+        return MASK if token_id == self.mask_id else self._pieces[token_id]
 
     def piece_kinds(self) -> NDArray[np.uint8]:
         """``PieceKind`` of every id, [MASK] included: ``[num_pieces + 1]``."""
@@ -93,20 +83,7 @@ class SentencePieceTokenizer:
         model = self._processor
         if token_id <= UNK_ID or model.is_control(token_id) or model.is_unused(token_id) or model.is_unknown(token_id):
             return PieceKind.SPECIAL
-        return PieceKind.WORD_START if starts_word(self._pieces[token_id]) else PieceKind.CONTINUATION
-
-
-def starts_word(piece: str) -> bool:
-    """Whether a piece opens a word: a leading word boundary, or one whitespace, control or punctuation character.
-
-    As in microsoft/DeBERTa's spm_tokenizer.py, every ASCII symbol counts as punctuation, "$" and "+" included.
-    """
-    if piece.startswith(WORD_BOUNDARY):
-        return True
-    if len(piece) != 1:
-        return False
-    is_ascii_symbol = piece.isascii() and piece.isprintable() and not piece.isalnum()
-    return is_ascii_symbol or unicodedata.category(piece)[0] in "PCZ"
+        return kind_of_text(self._pieces[token_id])
 
 
 def _read(path: Path) -> bytes:
