@@ -85,7 +85,12 @@ class VocabularyOptions:
     size: int | None = None
     tokenizer: Path | None = None
     character_coverage: float = 0.9995
-    sample_bytes: int = 32 << 20
+    sample_bytes: int | None = None
+    """None: as the size of the vocabulary wants it, see ``vocabulary_sample.sample_bytes``."""
+    temperature: float = 1.0
+    """A corpus of n bytes gets a part of the sample in proportion to n ** (1 / temperature)."""
+    weights: tuple[float, ...] = ()
+    """Times this; one for each given corpus, or none."""
 
     def __post_init__(self) -> None:
         _check(
@@ -100,7 +105,15 @@ class VocabularyOptions:
             0.9 <= self.character_coverage <= 1,
             f"--character-coverage={self.character_coverage:g}; choose 0.9 to 1",
         )
-        _check(self.sample_bytes >= 1 << 16, f"--vocab-sample-bytes={self.sample_bytes}; choose {1 << 16} or more")
+        _check(
+            self.sample_bytes is None or self.sample_bytes >= 1 << 16,
+            f"--vocab-sample-bytes={self.sample_bytes}; choose {1 << 16} or more",
+        )
+        _check(1 <= self.temperature <= 100, f"--vocab-temperature={self.temperature:g}; choose 1 to 100")
+        _check(
+            not self.weights or (min(self.weights) >= 0 and sum(self.weights) > 0),
+            f"--vocab-weight={' '.join(f'{weight:g}' for weight in self.weights)}; choose 0 or more, and one above 0",
+        )
 
 
 @dataclass(frozen=True)
@@ -144,6 +157,11 @@ class PrepOptions:
             0 <= self.max_unknown_fraction <= 1,
             f"--max-unknown-fraction={self.max_unknown_fraction:g}; choose 0 to 1",
         )
+        weights = self.vocabulary.weights
+        _check(
+            len(weights) in (0, len(self.corpora)),
+            f"--vocab-weight is given {len(weights)} times for {len(self.corpora)} corpora; give one per corpus",
+        )
         _check(1 <= self.workers <= 4096, f"--workers={self.workers}; choose 1 to 4096, or 0 for one per core")
 
     def recorded(self) -> dict[str, Any]:
@@ -155,6 +173,9 @@ class PrepOptions:
                 "character_coverage": self.vocabulary.character_coverage,
                 "vocab_sample_bytes": self.vocabulary.sample_bytes,
             }
+            if self.vocabulary.temperature != 1 or self.vocabulary.weights:
+                vocabulary["vocab_temperature"] = self.vocabulary.temperature
+                vocabulary["vocab_weights"] = list(self.vocabulary.weights)
         split: dict[str, Any] = {"valid": "given"}
         if not self.valid_corpora:
             split = {"valid_fraction": self.split.fraction, "valid_documents": self.split.documents}

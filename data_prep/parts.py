@@ -30,6 +30,8 @@ class Part:
     number: int
     num_tokens: int
     num_unknown: int
+    num_words: int
+    """What spaces separate."""
     tally: Tally
 
     def mark(self, digest: str) -> bytes:

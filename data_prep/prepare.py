@@ -25,15 +25,28 @@ from megadeberta.data_prep.parts import Part, PartStore
 from megadeberta.data_prep.pool import run_in_order
 from megadeberta.data_prep.progress import Stages
 from megadeberta.data_prep.publish import Publication
-from megadeberta.data_prep.report import describe_corpus, describe_files, describe_result, report_files
+from megadeberta.data_prep.report import (
+    describe_corpus,
+    describe_files,
+    describe_result,
+    describe_vocabulary,
+    report_files,
+)
 from megadeberta.data_prep.sources import Corpus, Source, find_sources
 from megadeberta.data_prep.standard_input import standard_input
-from megadeberta.data_prep.vocabulary import Sample, train_vocabulary
+from megadeberta.data_prep.vocabulary import train_vocabulary
+from megadeberta.data_prep.vocabulary_sample import (
+    MEMORY_PER_BYTE,
+    SECONDS_PER_MEGABYTE,
+    CorpusSamples,
+    Sample,
+    sample_bytes,
+)
 from megadeberta.data_prep.work import EncodeContext, WorkContext, encode_block, sample_block
 from megadeberta.errors import DataError
 from megadeberta.storage import write_file
 
-_REVISION = 2
+_REVISION = 3
 """Raised whenever the same input would give other tokens, so that old parts are not taken for new ones."""
 
 
@@ -72,6 +85,7 @@ def _prepare(
     sources = corpus.sources
     given = options.vocabulary.tokenizer
     tokenizer = SentencePieceTokenizer.load(given) if given else None
+    sample_bytes(options.vocabulary)  # refused before anything is read
     output = OutputFolder(options.output)
     parts_key, run_key = _keys(options, sources, tokenizer)
     with output.lock():
@@ -146,6 +160,9 @@ class _Run:
             "corpus": describe_corpus(tally),
             "num_tokens": sum(part.num_tokens for _, part in parts),
             "unknown_tokens": sum(part.num_unknown for _, part in parts),
+            "vocabulary": describe_vocabulary(
+                tokenizer, (part for _, part in parts), text_bytes=tally.total("text_bytes")
+            ),
             "workers": self._workers,
             "seconds": self._seconds,
         }
@@ -170,16 +187,21 @@ class _Run:
             write_file(path, given.read_bytes())
         elif not path.exists():
             sample = self._sample()
-            self._stages.begin(
-                f"training {self._options.vocabulary.size} pieces on {sample.num_bytes / 1e6:.1f} MB", total=None
-            )
+            megabytes = sample.num_bytes / 1e6
+            self._stages.begin(f"training {self._options.vocabulary.size} pieces on {megabytes:.1f} MB", total=None)
             write_file(path, train_vocabulary(sample, self._options.vocabulary))
         return path
 
     def _sample(self) -> Sample:
         sources = [source for source in self._sources if source.split == "train"]
         tally = CorpusTally([source.name for source in sources])
-        sample = Sample(self._options.vocabulary.sample_bytes)
+        budget = sample_bytes(self._options.vocabulary)
+        size, memory, seconds = budget / 1e6, budget / 1e9 * MEMORY_PER_BYTE, budget / 1e6 * SECONDS_PER_MEGABYTE
+        self._stages.say(
+            f"vocabulary: {self._options.vocabulary.size} entries from at most {size:.0f} MB of text, with at most "
+            f"{memory:.1f} GB of memory and {seconds:.0f} s of a core"
+        )
+        samples = CorpusSamples(budget, len(self._options.corpora), self._options.vocabulary)
         cutter = self._cutter(sources)
         context = WorkContext(tuple(sources), self._options.read)
         self._stages.begin("reading", total=sum(source.size for source in sources))
@@ -188,14 +210,15 @@ class _Run:
         def work() -> Iterator[tuple[Block, int]]:
             for block in cutter:
                 blocks.append(block)
-                yield block, sample.threshold
+                yield block, samples.threshold(sources[block.source].corpus)
 
         results = run_in_order(sample_block, work(), context=context, workers=self._workers)
-        for done, (block_tally, documents) in enumerate(results):
-            sample.add(documents)
+        for done, (block_tally, chunks) in enumerate(results):
+            number = sources[blocks[done].source].corpus
+            samples.add(number, chunks, text_bytes=block_tally.text_bytes)
             self._done(blocks[done], block_tally, tally)
         self._check(tally, cutter)
-        return sample
+        return samples.joined()
 
     def _encode(self, context: EncodeContext) -> tuple[list[tuple[Block, Part]], CorpusTally]:
         cutter = self._cutter(self._sources)

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from megadeberta.data.shard_manifest import ShardManifest
+from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.data_prep.bad_lines import CorpusTally
 from megadeberta.data_prep.formats.table import FORMATS
 from megadeberta.data_prep.options import Deduplication
+from megadeberta.data_prep.parts import Part
 from megadeberta.data_prep.sources import Corpus
 from megadeberta.storage import write_file
 
@@ -54,9 +56,13 @@ def describe_files(corpus: Corpus) -> list[str]:
 
 def describe_result(report: dict[str, Any], num_copies: int, deduplicate: Deduplication) -> list[str]:
     """What a user should look at before training on it, a line each for the screen."""
-    corpus, tokens = report["corpus"], report["num_tokens"]
+    corpus = report["corpus"]
     scripts = ", ".join(f"{name} {fraction:.1%}" for name, fraction in list(corpus["scripts"].items())[:_NAMED])
-    lines = [f"scripts: {scripts or 'no letters'}; unknown tokens: {report['unknown_tokens'] / max(1, tokens):.2%}"]
+    vocabulary = report["vocabulary"]
+    lines = [
+        f"scripts: {scripts or 'no letters'}; unknown tokens: {vocabulary['unknown_fraction']:.2%}; "
+        f"{vocabulary['tokens_per_word']} tokens per word, {vocabulary['bytes_per_token']} bytes per token"
+    ]
     if num_copies:
         is_kept = deduplicate is Deduplication.NONE
         done = "kept: --deduplicate=exact leaves them out" if is_kept else "left out"
@@ -64,6 +70,20 @@ def describe_result(report: dict[str, Any], num_copies: int, deduplicate: Dedupl
     for entry in corpus["bad_lines"].values():
         lines.append(f"{entry['count']:,} x {entry['meaning']}, first at {entry['first']}")
     return lines
+
+
+def describe_vocabulary(
+    tokenizer: SentencePieceTokenizer, parts: Iterable[Part], text_bytes: int
+) -> dict[str, float | int | str]:
+    """How well the vocabulary fits the text."""
+    parts = list(parts)
+    tokens = max(1, sum(part.num_tokens for part in parts))
+    return {
+        "entries": tokenizer.num_pieces,
+        "tokens_per_word": round(tokens / max(1, sum(part.num_words for part in parts)), 4),
+        "bytes_per_token": round(text_bytes / tokens, 4),
+        "unknown_fraction": round(sum(part.num_unknown for part in parts) / tokens, 6),
+    }
 
 
 def report_files(corpus: Corpus) -> dict[str, Any]:

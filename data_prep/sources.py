@@ -4,7 +4,7 @@ import difflib
 import glob
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megadeberta.data_prep.compression import (
@@ -36,6 +36,8 @@ class Source:
     compression: str | None
     size: int
     mtime_ns: int
+    corpus: int = 0
+    """Which of the given corpora it is of."""
 
     @property
     def file_format(self) -> Format:
@@ -70,14 +72,17 @@ def find_sources(corpora: Iterable[Path], *, split: str, options: ReadOptions, o
     """
     check_format_name(options.input_format)
     corpus = Corpus()
-    for given in (path for pattern in corpora for path in _expand(pattern)):
-        if given.is_dir():
-            _add_folder(corpus, given, split=split, options=options, outside=outside.resolve())
-        else:
+    for number, pattern in enumerate(corpora):
+        before = len(corpus.sources)
+        for given in _expand(pattern):
+            if given.is_dir():
+                _add_folder(corpus, given, split=split, options=options, outside=outside.resolve())
+                continue
             found = _describe(_existing(given), name=given.name, split=split, options=options)
             if isinstance(found, Refusal):
                 raise DataError(f"{given}: is {found.what}; {found.remedy or 'give files that hold text'}")
             corpus.sources.append(found)
+        corpus.sources[before:] = [replace(source, corpus=number) for source in corpus.sources[before:]]
     seen: dict[Path, Path] = {}
     for source in corpus.sources:
         twin = seen.setdefault(source.path.resolve(), source.path)

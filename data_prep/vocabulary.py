@@ -1,75 +1,19 @@
-"""Training the SentencePiece vocabulary from a sample of the documents.
+"""Training a vocabulary on a sample of the text."""
 
-The sample is the set of documents with the largest content keys, so it depends neither on the order of files nor on
-the number of workers, and it is shuffled by the same keys. Validation documents are those with the smallest keys, so
-a corpus larger than the sample trains its vocabulary without them.
-"""
-
-import heapq
 import io
 import re
 import threading
-from collections.abc import Iterable, Iterator
 
 import sentencepiece
 
 from megadeberta.data_prep.options import VocabularyOptions
+from megadeberta.data_prep.vocabulary_sample import Sample
 from megadeberta.errors import DataError, MegadebertaError
 
 # The thread count decides how SentencePiece adds up its floating-point sums, so it is part of the result and must
 # not follow the machine.
 _THREADS = 16
-_SENTENCE_CHARACTERS = 1000  # SentencePiece drops sentences above 4192 bytes; 4 bytes a character at most
 _ONLY_ERRORS = 2
-
-
-class Sample:
-    """The documents with the largest keys that together reach ``budget`` bytes; identical documents count once.
-
-    ``threshold`` only rises: a document below it can never become part of the sample.
-    """
-
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
-        self._size = 0
-        self._heap: list[tuple[int, bytes]] = []
-        self._keys: set[int] = set()
-        self.threshold = 0
-
-    def add(self, documents: Iterable[tuple[int, bytes]]) -> None:
-        """Offer documents as ``(key, text)``."""
-        for key, text in documents:
-            if key < self.threshold or key in self._keys:
-                continue
-            heapq.heappush(self._heap, (key, text))
-            self._keys.add(key)
-            self._size += len(text)
-            while self._size - len(self._heap[0][1]) >= self._budget:
-                dropped, text = heapq.heappop(self._heap)
-                self._keys.remove(dropped)
-                self._size -= len(text)
-            if self._size >= self._budget:
-                self.threshold = self._heap[0][0]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of text in the sample."""
-        return self._size
-
-    def sentences(self) -> Iterator[str]:
-        """The sample in the order of its keys, in pieces short enough for SentencePiece."""
-        for _, text in sorted(self._heap):
-            yield from _sentences(text.decode())
-
-
-def _sentences(text: str) -> Iterator[str]:
-    start = 0
-    while len(text) - start > _SENTENCE_CHARACTERS:
-        space = text.rfind(" ", start + 1, start + _SENTENCE_CHARACTERS)
-        stop = space if space > 0 else start + _SENTENCE_CHARACTERS
-        yield text[start:stop]
-        start = stop + (space > 0)
-    yield text[start:]
 
 
 def train_vocabulary(sample: Sample, options: VocabularyOptions) -> bytes:
@@ -122,10 +66,11 @@ def _train(sample: Sample, options: VocabularyOptions, outcome: list[bytes | Bas
 
 def _explain(message: str, sample: Sample, options: VocabularyOptions) -> MegadebertaError:
     basis = f"{sample.num_bytes} bytes of text"
+    more = "add text" if sample.is_all else f"train on more of it with --vocab-sample-bytes={2 * sample.num_bytes}"
     if found := re.search(r"size too high .*<= (\d+)", message):
         return DataError(
             f"--vocab-size={options.size} is more than this corpus allows: {basis} give at most {found[1]} pieces; "
-            f"choose --vocab-size={found[1]} or less, or add text"
+            f"choose --vocab-size={found[1]} or less, or {more}"
         )
     if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return DataError(

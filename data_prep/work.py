@@ -1,6 +1,5 @@
 """What a worker does with a block: offer its documents to the vocabulary sample, or encode them into a part."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from megadeberta.data_prep.documents import read_documents
 from megadeberta.data_prep.options import ReadOptions
 from megadeberta.data_prep.parts import DOCUMENT_RECORD, Part, PartStore
 from megadeberta.data_prep.sources import Source
+from megadeberta.data_prep.vocabulary_sample import content_key, keyed_chunks
 from megadeberta.errors import DataError
 from megadeberta.storage import storage_errors
 
@@ -40,23 +40,15 @@ class EncodeContext(WorkContext):
     dtype: np.dtype
 
 
-def content_key(text: bytes) -> int:
-    """64 bits of a document's content: equal documents share it, so they never straddle the train/valid split."""
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-
-
 def sample_block(context: WorkContext, block: Block, threshold: int) -> tuple[Tally, list[tuple[int, bytes]]]:
-    """Count a block, and return its documents whose key reaches ``threshold`` as ``(key, text)``.
+    """Count a block, and return the chunks of its documents whose key reaches ``threshold`` as ``(key, text)``.
 
     Raises:
         DataError: the block cannot be read.
     """
     tally, kept = Tally(), []
     for document in _documents(context, block, tally):
-        text = document.encode()
-        key = content_key(text)
-        if key >= threshold:
-            kept.append((key, text))
+        kept += [(key, chunk) for key, chunk in keyed_chunks(document.encode()) if key >= threshold]
     return tally, kept
 
 
@@ -74,7 +66,7 @@ def encode_block(context: EncodeContext, block: Block) -> Part:
         for document in _documents(context, block, tally):
             encoder.add(document, file)
         encoder.flush(file)
-    part = Part(block.number, encoder.num_tokens, encoder.num_unknown, tally)
+    part = Part(block.number, encoder.num_tokens, encoder.num_unknown, encoder.num_words, tally)
     context.store.save(part, draft, encoder.records())
     return part
 
@@ -103,6 +95,7 @@ class _Encoder:
         self._records: list[np.ndarray] = []
         self.num_tokens = 0
         self.num_unknown = 0
+        self.num_words = 0
 
     def add(self, document: str, file: BinaryIO) -> None:
         self._batch.append(document)
@@ -121,6 +114,7 @@ class _Encoder:
         file.write(ids.astype(self._dtype).tobytes())
         # Text of zero-width characters alone is normalised to nothing: no document of no tokens is kept.
         self._records.append(records[records["length"] > 0])
+        self.num_words += sum(text.count(" ") + 1 for text in self._batch)
         self.num_tokens += len(ids)
         self.num_unknown += int(np.count_nonzero(ids == UNK_ID))
         self._batch, self._batch_size = [], 0

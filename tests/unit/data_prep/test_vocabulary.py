@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from megadeberta.data_prep.options import ReadOptions, VocabularyOptions
 from megadeberta.data_prep.sources import find_sources
-from megadeberta.data_prep.vocabulary import Sample, train_vocabulary
-from megadeberta.data_prep.work import content_key
+from megadeberta.data_prep.vocabulary import train_vocabulary
+from megadeberta.data_prep.vocabulary_sample import Sample, content_key
 from megadeberta.errors import DataError
 from tests.data_fixtures import SOTU
 
