@@ -12,7 +12,12 @@ def clean(text: str) -> str:
     Unicode normalisation is left to the vocabulary (SentencePiece's nmt_nfkc), so that the same text typed into a
     trained model meets the same rule.
     """
-    # A printable text has no whitespace but the space; most lines end here.
+    # Most whitespace that is not a single space is at line ends: joining lines costs a quarter of splitting at words.
+    if "\n" in text:
+        text = " ".join([stripped for line in text.split("\n") if (stripped := line.strip(" "))])
+    # A printable text has no whitespace but the space; nearly all texts end here.
     if text.isprintable() and "  " not in text:
         return text.strip(" ")
-    return " ".join(_CONTROL.sub("", text).split())
+    if _CONTROL.search(text):
+        text = _CONTROL.sub("", text)
+    return " ".join(text.split())

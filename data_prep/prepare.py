@@ -235,7 +235,7 @@ class _Run:
         results = run_in_order(load_or_encode, work(), context=context, workers=self._workers)
         for done, part in enumerate(results):
             parts.append((blocks[done], part))
-            self._done(blocks[done], part.tally, tally)
+            self._done(blocks[done], part.tally, tally, tokens=part.num_tokens)
         self._check(tally, cutter)
         return parts, tally
 
@@ -262,11 +262,11 @@ class _Run:
     def _cutter(self, sources: list[Source]) -> BlockCutter:
         return BlockCutter(sources, self._options.read, block_bytes=self._block_bytes, spool=self._scratch.folder)
 
-    def _done(self, block: Block, block_tally: Tally, tally: CorpusTally) -> None:
+    def _done(self, block: Block, block_tally: Tally, tally: CorpusTally, *, tokens: int = 0) -> None:
         if block.is_temporary:
             block.path.unlink(missing_ok=True)
         tally.add(block.source, block_tally)
-        self._stages.advance(block.consumed)
+        self._stages.advance(block.consumed, tokens=tokens)
         if self._options.on_bad_line is BadLinePolicy.STOP and block_tally.rejected:
             tally.check_none_bad()
 

@@ -1,6 +1,7 @@
 """Progress of a preparation: a bar on a terminal, a plain line every few seconds in a log."""
 
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
@@ -28,7 +29,7 @@ class Stages:
                 transient=True,
             )
         self._task: TaskID | None = None
-        self._name, self._unit, self._total, self._done = "", "MB", 0, 0
+        self._name, self._unit, self._total, self._done, self._tokens = "", "MB", 0, 0, 0
         self._began = self._logged = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -48,7 +49,7 @@ class Stages:
 
     def begin(self, name: str, *, total: int | None, unit: str = "MB") -> None:
         """Start a stage of ``total`` bytes or tokens; None = nothing to count."""
-        self._name, self._unit, self._total, self._done = name, unit, total or 0, 0
+        self._name, self._unit, self._total, self._done, self._tokens = name, unit, total or 0, 0, 0
         self._began = self._logged = time.monotonic()
         if self._bar:
             if self._task is not None:
@@ -57,16 +58,27 @@ class Stages:
         else:
             self._console.print(f"{name} …", markup=False, highlight=False)
 
-    def advance(self, amount: int) -> None:
-        """Count ``amount`` as done."""
+    def advance(self, amount: int, *, tokens: int = 0) -> None:
+        """Count ``amount`` as done, which gave ``tokens`` tokens."""
         self._done += amount
+        self._tokens += tokens
         if self._bar and self._task is not None:
             self._bar.update(self._task, advance=amount, rate=self._rate())
         elif time.monotonic() - self._logged > _LOG_SECONDS:
             self._logged = time.monotonic()
-            share = f"{self._done / self._total:.0%}, " if self._total else ""
-            self._console.print(f"{self._name}: {share}{self._rate()}", markup=False, highlight=False)
+            line = f"{self._name}: {self._fraction()}{self._rate()}{self._time_left()}"
+            self._console.print(line, markup=False, highlight=False)
+
+    def _fraction(self) -> str:
+        return f"{self._done / self._total:.0%}, " if self._total else ""
 
     def _rate(self) -> str:
         seconds = max(time.monotonic() - self._began, 1e-9)
-        return f"{self._done / 1e6 / seconds:.1f} {self._unit}/s"
+        rate = f"{self._done / 1e6 / seconds:.1f} {self._unit}/s"
+        return f"{rate}, {self._tokens / 1e3 / seconds:,.0f}k tokens/s" if self._tokens else rate
+
+    def _time_left(self) -> str:
+        if not 0 < self._done <= self._total:
+            return ""
+        seconds = (time.monotonic() - self._began) * (self._total - self._done) / self._done
+        return f", {timedelta(seconds=round(seconds))} left"

@@ -1,70 +1,84 @@
 """The console script: a table of commands, and one line on standard error for every mistake a user can make.
 
-Commands come from torch-free modules that import torch, transformers and the like in their bodies, so that ``--help``
-is quick and ``megadeberta launch`` runs on a login node.
+A command's module is imported when it is asked for, and all of them only for the list of commands. They are torch-free
+and import torch, transformers and the like in the bodies of their functions, so that ``--help`` is quick and
+``megadeberta launch`` runs on a login node.
 """
 
 import errno
+import importlib
 import logging
 import os
 import sys
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import typer
 
-import megadeberta.checkpoint.cli
-import megadeberta.config.cli
-import megadeberta.convert.cli
 from megadeberta import __version__
-from megadeberta.data_prep.cli import prep, verify
-from megadeberta.data_prep.fetch import fetch
 from megadeberta.errors import EXIT_STORAGE, EXIT_USAGE, MegadebertaError
-from megadeberta.evaluate.cli import evaluate
-from megadeberta.launcher.cli import launch
-from megadeberta.model.kernel_choice.cli import kernels
-from megadeberta.observability.cli import report
 from megadeberta.observability.logs import set_up_logging
-from megadeberta.plan.cli import plan
 from megadeberta.rank.ending import ending
-from megadeberta.train_cli import train
 
 EXIT_INTERRUPTED = 130
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 DATA, TRAINING, AFTERWARDS = "1. Text to shards", "2. Training", "3. Checkpoints and export"
 
-app = typer.Typer(
-    name="megadeberta",
-    help="""Pre-train DeBERTa v1, v2 and v3 from scratch with DeepSpeed, and hand the result to transformers.
+COMMANDS = {
+    "fetch": (DATA, "megadeberta.data_prep.fetch", "fetch"),
+    "prep": (DATA, "megadeberta.data_prep.cli", "prep"),
+    "verify": (DATA, "megadeberta.data_prep.cli", "verify"),
+    "recipes": (TRAINING, "megadeberta.config.cli", "recipes"),
+    "launch": (TRAINING, "megadeberta.launcher.cli", "launch"),
+    "train": (TRAINING, "megadeberta.train_cli", "train"),
+    "report": (TRAINING, "megadeberta.observability.cli", "report"),
+    "plan": (TRAINING, "megadeberta.plan.cli", "plan"),
+    "kernels": (TRAINING, "megadeberta.model.kernel_choice.cli", "kernels"),
+    "checkpoint": (AFTERWARDS, "megadeberta.checkpoint.cli", "app"),
+    "convert": (AFTERWARDS, "megadeberta.convert.cli", "app"),
+    "evaluate": (AFTERWARDS, "megadeberta.evaluate.cli", "evaluate"),
+    "fill-mask": (AFTERWARDS, "megadeberta.convert.cli", "fill_mask"),
+}
+"""Name -> panel of the help, module, and the function in it, or the Typer object of a group of commands."""
 
-    A first run, in order:
 
-    1. `megadeberta fetch wikitext2`
-    2. `megadeberta prep --help`
-    3. `megadeberta launch quickstart --ranks 2`
-    4. `megadeberta convert export runs/quickstart exported`
-    """,
-    epilog="Exit codes: 0 done; 2 something to change; 75 saved on a signal; 77 not finite; 79 storage; 80 a rank was "
-    "lost. After 75 and 80, run the same command again to resume.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command(rich_help_panel=DATA)(fetch)
-app.command(rich_help_panel=DATA)(prep)
-app.command(rich_help_panel=DATA)(verify)
-app.command(rich_help_panel=TRAINING)(megadeberta.config.cli.recipes)
-app.command(rich_help_panel=TRAINING)(launch)
-app.command(rich_help_panel=TRAINING)(train)
-app.command(rich_help_panel=TRAINING)(report)
-app.command(rich_help_panel=TRAINING)(plan)
-app.command(rich_help_panel=TRAINING)(kernels)
-app.add_typer(megadeberta.checkpoint.cli.app, name="checkpoint", rich_help_panel=AFTERWARDS)
-app.add_typer(megadeberta.convert.cli.app, name="convert", rich_help_panel=AFTERWARDS)
-app.command(rich_help_panel=AFTERWARDS)(evaluate)
-app.command("fill-mask", rich_help_panel=AFTERWARDS)(megadeberta.convert.cli.fill_mask)
+def command_line(names: Iterable[str] = tuple(COMMANDS)) -> typer.Typer:
+    """The command line with the commands ``names``; only their modules are imported."""
+    commands = typer.Typer(
+        name="megadeberta",
+        help="""Pre-train DeBERTa v1, v2 and v3 from scratch with DeepSpeed, and hand the result to transformers.
+
+        A first run, in order:
+
+        1. `megadeberta fetch wikitext2`
+        2. `megadeberta prep --help`
+        3. `megadeberta launch quickstart --ranks 2`
+        4. `megadeberta convert export runs/quickstart exported`
+        """,
+        epilog="Exit codes: 0 done; 2 something to change; 75 saved on a signal; 77 not finite; 79 storage; 80 a rank "
+        "was lost. After 75 and 80, run the same command again to resume.",
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    commands.callback()(_common_options)
+    for name in names:
+        panel, module, attribute = COMMANDS[name]
+        command = getattr(importlib.import_module(module), attribute)
+        if isinstance(command, typer.Typer):
+            commands.add_typer(command, name=name, rich_help_panel=panel)
+        else:
+            commands.command(name, rich_help_panel=panel)(command)
+    return commands
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return command_line()
 
 
 def _print_version(wanted: bool) -> None:
@@ -73,7 +87,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _common_options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
@@ -96,6 +109,9 @@ def main() -> None:
 
 def _run() -> int:
     try:
+        # What a test or a plugin put in its place, or as much of the command line as is asked for.
+        asked = [name for name in sys.argv[1:2] if name in COMMANDS]
+        app = globals().get("app") or command_line(asked or COMMANDS)
         code = app(prog_name="megadeberta", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:

@@ -20,7 +20,7 @@ def prepared_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run prep on ``sotu.txt`` with a 1000-piece vocabulary; return the folder with train, valid and tokenizer."""
     output = tmp_path_factory.mktemp("prepared") / "sotu"
     options = PrepOptions(corpora=(SOTU,), output=output, vocabulary=VocabularyOptions(size=NUM_PIECES))
-    # No plot: matplotlib would cost every test session half a second.
+    # No plot: nothing here looks at it.
     prepare(options, console=Console(quiet=True), plot=lambda folder, lengths: None)
     return output
 
