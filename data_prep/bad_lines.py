@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from megadeberta.data_prep.left_out import LeftOutByReason
 from megadeberta.errors import DataError
 
 REJECTED = {
@@ -61,6 +62,8 @@ class Tally:
     """Letters of each script in a sample of the documents."""
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, Example] = field(default_factory=dict)
+    left_out: LeftOutByReason = field(default_factory=LeftOutByReason)
+    """Documents that rules of quality or test sets left out."""
 
     def count(self, kind: str, *, line: int, offset: int, detail: str = "") -> None:
         """Count one line of ``kind``; the first of each kind is kept as example."""
@@ -114,15 +117,19 @@ class Tally:
         self.documents += other.documents
         self.empty_documents += other.empty_documents
         self.cut_documents += other.cut_documents
+        self.left_out.join(other.left_out)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; ``from_json`` gives the tally back."""
-        return {**vars(self), "examples": {kind: vars(example) for kind, example in self.examples.items()}}
+        examples = {kind: vars(example) for kind, example in self.examples.items()}
+        return {**vars(self), "examples": examples, "left_out": self.left_out.to_json()}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
         """The tally that ``to_json`` described."""
-        return cls(**{**fields, "examples": {kind: Example(**value) for kind, value in fields["examples"].items()}})
+        examples = {kind: Example(**value) for kind, value in fields["examples"].items()}
+        left_out = LeftOutByReason.from_json(fields["left_out"])
+        return cls(**{**fields, "examples": examples, "left_out": left_out})
 
 
 class CorpusTally:
@@ -145,6 +152,13 @@ class CorpusTally:
         for _, tally in self._files:
             counts.update(tally.scripts)
         return counts
+
+    def left_out(self) -> LeftOutByReason:
+        """Documents of all files that rules of quality or test sets left out."""
+        left_out = LeftOutByReason()
+        for _, tally in self._files:
+            left_out.join(tally.left_out)
+        return left_out
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """For the report: per kind its meaning, count and first place."""

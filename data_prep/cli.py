@@ -1,6 +1,8 @@
 """`megadeberta prep` and `megadeberta verify`. What needs numpy or SentencePiece is imported inside the commands."""
 
 import os
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,7 @@ from rich.table import Table
 from megadeberta.data_prep.options import (
     AUTO_FORMAT,
     BadLinePolicy,
+    DecontaminateBy,
     Deduplication,
     DocumentPer,
     PrepOptions,
@@ -77,6 +80,21 @@ _Weights = Annotated[
     typer.Option("--vocab-weight", help="Times this; once for each corpus, in their order. No text is repeated."),
 ]
 _Deduplicate = Annotated[Deduplication, typer.Option(help="exact: of equal documents, keep the first.")]
+_Quality = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="RULE=VALUE",
+        help="Leave out documents that break a rule; may be repeated. min-characters, max-characters, min-words, "
+        "max-words, max-symbols=0.25, max-repeated=0.3, min-script=Latin:0.8; or web, a preset.",
+    ),
+]
+_Decontaminate = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="Leave out documents with text of this test set; may be repeated."),
+]
+_DecontaminateBy = Annotated[
+    DecontaminateBy, typer.Option(help="What is text of a test set: a run of 13 words, or a sentence of 8 or more.")
+]
 _OnBadLine = Annotated[BadLinePolicy, typer.Option(help="skip: count and leave out; stop: fail at the first.")]
 _MaxBad = Annotated[float, typer.Option(help="Fail if a larger fraction of lines or files is unusable.")]
 _MaxUnknown = Annotated[
@@ -99,6 +117,9 @@ def prep(
     valid_fraction: _ValidFraction = 0.005,
     valid_documents: _ValidDocuments = None,
     deduplicate: _Deduplicate = Deduplication.NONE,
+    quality: _Quality = None,
+    decontaminate: _Decontaminate = None,
+    decontaminate_by: _DecontaminateBy = DecontaminateBy.NGRAM,
     document_per: _DocumentPer = DocumentPer.PARAGRAPH,
     input_format: _Format = AUTO_FORMAT,
     text_key: _TextKeys = None,
@@ -124,6 +145,8 @@ def prep(
     Example: megadeberta prep corpora/wikitext2/train.raw.gz --valid corpora/wikitext2/valid.raw.gz --document-per
     wikitext --vocab-size 8000 --output corpora/wikitext2-8k
     """
+    text_keys = tuple(text_key or ("text",))
+    read = ReadOptions(document_per, input_format, text_keys, max_line_bytes, max_expansion, on_unreadable)
     options = PrepOptions(
         corpora=tuple(corpora),
         output=output,
@@ -131,9 +154,7 @@ def prep(
         vocabulary=VocabularyOptions(
             vocab_size, tokenizer, character_coverage, vocab_sample_bytes, vocab_temperature, tuple(vocab_weight or ())
         ),
-        read=ReadOptions(
-            document_per, input_format, tuple(text_key or ("text",)), max_line_bytes, max_expansion, on_unreadable
-        ),
+        read=_with_filters(read, quality or (), decontaminate or (), decontaminate_by),
         split=SplitOptions(valid_fraction, valid_documents),
         deduplicate=deduplicate,
         on_bad_line=on_bad_line,
@@ -165,6 +186,14 @@ def verify(
     console = Console()
     console.print(table)
     _print(console, f"all sound; tokenizer {verified.tokenizer.num_pieces} pieces, {verified.tokenizer.sha256[:16]}…")
+
+
+def _with_filters(
+    read: ReadOptions, quality: Iterable[str], test_sets: Iterable[Path], by: DecontaminateBy
+) -> ReadOptions:
+    from megadeberta.data_prep.decontamination import fingerprint
+
+    return replace(read, quality=tuple(quality), test_sets=fingerprint(test_sets, read), decontaminate_by=by)
 
 
 def _plot_lengths(folder: Path, lengths: "np.ndarray") -> None:

@@ -8,6 +8,7 @@ from typing import BinaryIO, cast
 from megadeberta.data_prep.bad_lines import Tally
 from megadeberta.data_prep.blocks import Block
 from megadeberta.data_prep.converted import KEY
+from megadeberta.data_prep.document_filter import document_filter
 from megadeberta.data_prep.formats.base import MAX_DOCUMENT_CHARACTERS, Format
 from megadeberta.data_prep.formats.json_lines import JSON_LINES
 from megadeberta.data_prep.options import MAX_LINE_BYTES, ReadOptions
@@ -37,11 +38,15 @@ def read_documents(block: Block, options: ReadOptions, *, file_format: Format, t
     if block.is_converted:  # from rows that were short enough
         file_format = JSON_LINES
         options = replace(options, text_keys=(KEY,), max_line_bytes=MAX_LINE_BYTES)
+    keep = document_filter(options)
     tally.start = block.offset
     with block.path.open("rb") as file:
         for text in file_format.texts(cast(BinaryIO, _Section(file, block.start, block.stop)), options, tally):
             if not text:
                 tally.empty_documents += 1
+                continue
+            if keep is not None and (reason := keep.reason(text)):
+                tally.left_out.count(reason, text)
                 continue
             if tally.documents < SAMPLED_DOCUMENTS:
                 for script, number in count_scripts(text).items():

@@ -47,6 +47,14 @@ class BadLinePolicy(StrEnum):
     STOP = "stop"
 
 
+class DecontaminateBy(StrEnum):
+    """What of a test set must not be in a document."""
+
+    NGRAM = "ngram"
+    """A run of 13 words."""
+    SENTENCE = "sentence"
+
+
 class Deduplication(StrEnum):
     """Which documents are left out because of others."""
 
@@ -67,6 +75,11 @@ class ReadOptions:
     max_line_bytes: int = 32 << 20
     max_expansion: int = 100
     on_unreadable: UnreadablePolicy = UnreadablePolicy.STOP
+    quality: tuple[str, ...] = ()
+    """Rules as ``--quality`` gives them."""
+    test_sets: tuple[tuple[str, str], ...] = ()
+    """Path and SHA-256 of files whose text is kept out."""
+    decontaminate_by: DecontaminateBy = DecontaminateBy.NGRAM
 
     def __post_init__(self) -> None:
         _check(all(self.text_keys), "--text-key is empty; name the key or column that holds the text")
@@ -179,9 +192,15 @@ class PrepOptions:
         split: dict[str, Any] = {"valid": "given"}
         if not self.valid_corpora:
             split = {"valid_fraction": self.split.fraction, "valid_documents": self.split.documents}
+        read = {**asdict(self.read), "text_keys": list(self.read.text_keys), "quality": list(self.read.quality)}
+        read["test_sets"] = {Path(path).name: sha256 for path, sha256 in self.read.test_sets}
+        # Only where they are asked for, so that the manifests of all other sets stay what they were.
+        for name in ["quality"] * (not self.read.quality) + ["test_sets", "decontaminate_by"] * (
+            not self.read.test_sets
+        ):
+            del read[name]
         return {
-            **asdict(self.read),
-            "text_keys": list(self.read.text_keys),
+            **read,
             "deduplicate": self.deduplicate,
             **vocabulary,
             **split,

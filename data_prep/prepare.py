@@ -19,6 +19,7 @@ from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.data_prep.bad_lines import CorpusTally, Tally
 from megadeberta.data_prep.blocks import Block, BlockCutter, choose_block_bytes
+from megadeberta.data_prep.document_filter import describe_test_sets
 from megadeberta.data_prep.options import BadLinePolicy, PrepOptions
 from megadeberta.data_prep.output_folder import OutputFolder
 from megadeberta.data_prep.parts import Part, PartStore
@@ -93,7 +94,7 @@ def _prepare(
         if output.is_finished(run_key, recorded, overwrite=options.overwrite):
             return Outcome(*output.manifests(), text_bytes=0, seconds=0.0, was_finished=True)
         with Stages(console) as stages:
-            for line in describe_files(corpus):
+            for line in [*describe_files(corpus), *describe_test_sets(options.read)]:
                 stages.say(line)
             run = _Run(options, corpus, output, stages=stages, parts_key=parts_key)
             return run.finish(run_key, plot=plot, began=began)
@@ -280,6 +281,7 @@ class _Run:
             raise DataError(
                 f"no document in {len(self._sources)} file(s): {tally.total('lines')} lines, "
                 f"{tally.total('empty_documents')} of them empty after cleaning; check --text-key and --document-per"
+                + "".join(f"; {line}" for line in tally.left_out().lines())
             )
 
 

@@ -12,6 +12,7 @@ from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.data_prep.bad_lines import CorpusTally
 from megadeberta.data_prep.formats.table import FORMATS
+from megadeberta.data_prep.left_out import LeftOutByReason
 from megadeberta.data_prep.options import Deduplication
 from megadeberta.data_prep.parts import Part
 from megadeberta.data_prep.sources import Corpus
@@ -29,6 +30,7 @@ def describe_corpus(tally: CorpusTally) -> dict[str, Any]:
         "documents": tally.total("documents"),
         "empty_documents": tally.total("empty_documents"),
         "documents_cut": tally.total("cut_documents"),
+        "left_out": tally.left_out().to_json(),
         "rejected_lines": tally.total("rejected"),
         "rejected_bytes": tally.total("rejected_bytes"),
         "scripts": _fractions(tally.scripts()),
@@ -67,6 +69,7 @@ def describe_result(report: dict[str, Any], num_copies: int, deduplicate: Dedupl
         is_kept = deduplicate is Deduplication.NONE
         done = "kept: --deduplicate=exact leaves them out" if is_kept else "left out"
         lines.append(f"{num_copies:,} documents are copies of an earlier one, and {done}")
+    lines += LeftOutByReason.from_json(corpus["left_out"]).lines()
     for entry in corpus["bad_lines"].values():
         lines.append(f"{entry['count']:,} x {entry['meaning']}, first at {entry['first']}")
     return lines
