@@ -6,15 +6,19 @@ resumed run is the uninterrupted one.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, distributed
 
 from megadeberta.assembly import assemble
 from megadeberta.checkpoint.lock import SharedOutputLock
-from megadeberta.data.indexed import TokenShard
+from megadeberta.config.blend import BlendSegment
+from megadeberta.config.run import RunConfig
+from megadeberta.data.blend_history import describe_change, fractions_of
 from megadeberta.data.loader import StepBatch, steps_without_data, training_batches, validation_batches
 from megadeberta.data.unigram import unigram_cross_entropy
 from megadeberta.engine.collectives import TorchCollectives
@@ -28,6 +32,7 @@ from megadeberta.engine.state.run_checkpoints import RunCheckpoints
 from megadeberta.errors import EXIT_PREEMPTED
 from megadeberta.observability.journal import Journal, open_journal
 from megadeberta.observability.logs import set_up_logging
+from megadeberta.preflight.blend import continued_blend
 from megadeberta.preflight.run import PreparedRun
 from megadeberta.rank.environment import RankEnvironment
 
@@ -61,16 +66,20 @@ class _Run:
             assembly.stepper.engine,
             config,
             data_fingerprint={
-                "train": prepared.data.train_content,
+                # What a blend is made of may change in a run: the checkpoint has it in its segments.
+                "train": "several sources" if config.data.is_blend else prepared.data.train_content,
                 "tokenizer": prepared.data.tokenizer_sha256,
             },
             collectives=TorchCollectives(device),
             parameters=assembly.parameters,
+            continue_blend=partial(continued_blend, config, prepared.data.train),
         )
         self.done = self.checkpoints.resume()  # optimizer steps done
         self.journal = self._open_journal(ranks, device)
         self.journal.note(_describe_layout(prepared))
         self.journal.note(assembly.attention.line)
+        for line in _describe_blend(config, self.checkpoints.blend):
+            self.journal.note(line)
         self.journal.kernels(assembly.attention.taken, resumed=self.done > 0)
         self.held_out = self._validation_batches()
         self._under_way: tuple[int, LaunchedStep, float] | None = None  # number of the step, and its learning rate
@@ -99,7 +108,7 @@ class _Run:
                 if validates or saves:
                     self._finish_step()
                 if validates:
-                    self.journal.validation(self.done, self.stepper.evaluate(self.held_out))
+                    self.journal.validation(self.done, self.stepper.evaluate_sources(self.held_out))
                 if saves:
                     self.checkpoints.save(self.done, required=is_last)
                 if validates or saves:
@@ -138,27 +147,34 @@ class _Run:
             data_rank=self.assembly.data_rank,
             start_step=self.done,
             total_steps=training.steps,
+            segments=self.checkpoints.blend,
         )
 
-    def _validation_batches(self) -> list[dict[str, Tensor]]:
-        """This rank's share of the validation sequences."""
+    def _validation_batches(self) -> dict[str, list[dict[str, Tensor]]]:
+        """This rank's share of the validation sequences, by the name of their token file."""
+        names = list(self.config.data.valid_prefixes) or [""]
         if not self.assembly.reads_data:
-            return []
-        return validation_batches(
-            self.config.data,
-            self.config.objective,
-            eval_sequences=self.config.training.eval_sequences,
-            algebra=self.prepared.algebra,
-            data_rank=self.assembly.data_rank,
-        )
+            return {name: [] for name in names}
+        return {
+            name: validation_batches(
+                self.config.data,
+                self.config.objective,
+                eval_sequences=self.config.training.eval_sequences,
+                algebra=self.prepared.algebra,
+                data_rank=self.assembly.data_rank,
+                source=name,
+            )
+            for name in names
+        }
 
     def _open_journal(self, ranks: RankEnvironment, device: torch.device) -> Journal:
         """Logs, metrics and plots of rank 0; on the other ranks a journal that writes nothing."""
         data = self.config.data
         baseline = None
         if ranks.rank == 0 and data.valid is not None:
-            with TokenShard.open(data.train) as train_shard, TokenShard.open(data.valid) as valid_shard:
-                baseline = unigram_cross_entropy(train_shard, valid_shard, num_pieces=self.prepared.data.num_pieces)
+            segments = self.checkpoints.blend
+            fractions = fractions_of(segments[-1]) if segments else {}
+            baseline = unigram_cross_entropy(data, fractions, num_pieces=self.prepared.data.num_pieces)
         return open_journal(
             self.config,
             done=self.done,
@@ -176,3 +192,16 @@ def _describe_layout(prepared: PreparedRun) -> str:
     settings = prepared.config.engine
     sums = f"gradients added up in {settings.accumulation_type}, over ranks in {settings.reduction_type}"
     return f"layout {sizes}, ZeRO {settings.zero_stage}, {sums}" + "".join(f", {name}" for name in options)
+
+
+def _describe_blend(config: RunConfig, segments: Sequence[BlendSegment]) -> list[str]:
+    """The fractions of a blend, and where in the run they changed."""
+    if not segments:
+        return []
+    shown = ", ".join(f"{name} {fraction:.4f}" for name, fraction in fractions_of(segments[-1]).items())
+    changes = [
+        f"blend changed after step {after.first_sample // config.engine.global_batch} (sample {after.first_sample}): "
+        f"{describe_change(before, after)}"
+        for before, after in pairwise(segments)
+    ]
+    return [*changes, f"fractions of the samples: {shown}"]

@@ -18,7 +18,8 @@ from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages
 from megadeberta.plan.report import gib, stages_table, wide_console
 from megadeberta.plan.stages import Recipe
-from megadeberta.preflight.run import check_recipe, missing_data, prepare_run
+from megadeberta.preflight.blend import plan_sources
+from megadeberta.preflight.run import PreparedRun, check_recipe, missing_data, prepare_run
 from megadeberta.rank.devices import count_local_devices
 from megadeberta.rank.ending import expect_group_threads
 from megadeberta.rank.environment import apply, detect_ranks
@@ -83,13 +84,23 @@ def _dry_run(recipe: Path, overrides: list[str], *, world_size: int) -> None:
     if missing:
         lines.append(f"data: {missing[0]} does not exist, so nothing was checked against it; see `megadeberta prep`")
     else:
-        data = prepare_run(recipe, overrides, world_size=world_size).data
-        lines.append(
-            f"{data.train_tokens} training tokens in {data.train_chunks} sequences an epoch, "
-            f"{data.valid_chunks} validation sequences, {data.num_pieces} pieces"
-        )
+        lines += _data_lines(prepare_run(recipe, overrides, world_size=world_size))
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
+
+
+def _data_lines(prepared: PreparedRun) -> list[str]:
+    """What there is to train on, and how often the run meets it."""
+    data = prepared.data
+    lines = [
+        f"{data.train_tokens} training tokens in {data.train_chunks} sequences an epoch, "
+        f"{data.valid_chunks} validation sequences, {data.num_pieces} pieces"
+    ]
+    for source in plan_sources(prepared.config, data.train, prepared.blend):
+        name = f"source {source.name}" if source.name else "training data"
+        fraction = f"{source.fraction:.4%} of the samples, " if source.name else ""
+        lines.append(f"{name}: {source.tokens} tokens, {fraction}{source.epochs:.3f} epochs in the run")
+    return lines
 
 
 def _show_layout(config: RunConfig, layout: Layout) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from megadeberta.checkpoint.durable import Digest, read_small_file
+from megadeberta.config.blend import BlendSegment
 from megadeberta.config.first_problem import first_problem
 from megadeberta.config.section import Section
 from megadeberta.errors import CheckpointError
@@ -53,6 +54,9 @@ class RunRecord(Section):
     versions: dict[str, str] = Field(description="megadeberta, torch, deepspeed")
     fingerprint: dict[str, str]
     config: dict[str, Any] = Field(description="the resolved configuration")
+    blend: tuple[BlendSegment, ...] = Field(
+        (), description="of several sources of training data: which were mixed how, from which sample on"
+    )
 
 
 class Manifest(Section):

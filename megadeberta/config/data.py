@@ -1,21 +1,41 @@
 """The data section."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from megadeberta.config.blend import SourceName, TrainSource
+from megadeberta.config.first_problem import hidden
 from megadeberta.config.section import Section
 
 TOKENIZER_FILE = "spm.model"
 """The SentencePiece model, in every folder this package writes: of prepared data, of a checkpoint, of weights."""
 
 
+def _how_many(value: Any) -> str:
+    return hidden("several") if isinstance(value, Mapping) else hidden("one")
+
+
+_One = Annotated[Path, Tag(hidden("one"))]
+_TrainSources = Annotated[dict[SourceName, TrainSource], Field(min_length=1), Tag(hidden("several"))]
+_ValidSources = Annotated[dict[SourceName, Path], Field(min_length=1), Tag(hidden("several"))]
+
+
 class DataConfig(Section):
     """Where the token files are and how they are cut into sequences. Relative paths start at the working folder."""
 
-    train: Path = Field(description="shard prefix: PREFIX.bin, PREFIX.idx and PREFIX.json, made by `megadeberta prep`")
-    valid: Path | None = Field(None, description="shard prefix of the held-out documents; null = no validation")
+    train: Annotated[_One | _TrainSources, Discriminator(_how_many)] = Field(
+        description="shard prefix: PREFIX.bin, PREFIX.idx and PREFIX.json, made by `megadeberta prep`; or several by "
+        'name, mixed: {"en": {"prefix": "corpora/en/train", "weight": 2}, ...}'
+    )
+    temperature: float | None = Field(
+        None, gt=0, description="of a blend without weights: a source of n tokens gets n^(1/temperature) of the samples"
+    )
+    valid: Annotated[_One | _ValidSources, Discriminator(_how_many)] | None = Field(
+        None, description='shard prefix of the held-out documents, or several: {"en": PREFIX, ...}; null = none'
+    )
     tokenizer: Path = Field(description="the spm.model the shards were made with")
     packing: Literal["none", "documents"] = Field(
         "none",
@@ -24,3 +44,49 @@ class DataConfig(Section):
     )
     sequence_length: int = Field(512, ge=8, description="tokens a sequence, [CLS] and [SEP] included")
     loader_workers: int = Field(1, ge=0, description="processes that mask batches ahead of the step; 0 = in line")
+
+    @property
+    def is_blend(self) -> bool:
+        """Whether the training data has named sources."""
+        return not isinstance(self.train, Path)
+
+    @property
+    def train_prefixes(self) -> dict[str, Path]:
+        """Training token files by name, in the order of the names; the only one has the name ""."""
+        if isinstance(self.train, Path):
+            return {"": self.train}
+        return {name: self.train[name].prefix for name in sorted(self.train)}
+
+    @property
+    def valid_prefixes(self) -> dict[str, Path]:
+        """Validation token files by name, in the order of the names; the only one has the name ""."""
+        if self.valid is None:
+            return {}
+        if isinstance(self.valid, Path):
+            return {"": self.valid}
+        return {name: self.valid[name] for name in sorted(self.valid)}
+
+    @model_validator(mode="after")
+    def _has_one_rule(self) -> Self:
+        if isinstance(self.train, Path):
+            if self.temperature is not None:
+                raise ValueError(
+                    f"data.temperature={self.temperature:g} is for several sources, and data.train is one prefix; "
+                    'leave it out or name the sources: {"en": {"prefix": ...}, ...}'
+                )
+            return self
+        given = {name: source.model_dump(include={"weight", "epochs", "tokens"}) for name, source in self.train.items()}
+        settings = {name: [key for key, value in values.items() if value is not None] for name, values in given.items()}
+        for name, keys in settings.items():
+            if len(keys) > 1:
+                raise ValueError(f"data.train.{name}: {' and '.join(keys)} are given; keep one of them")
+            if keys and self.temperature is not None:
+                raise ValueError(
+                    f"data.temperature={self.temperature:g} and data.train.{name}.{keys[0]} are given: a temperature "
+                    "makes the weights itself; keep one of them"
+                )
+        kinds = {name: keys[0] if keys else "nothing" for name, keys in settings.items()}
+        if len(set(kinds.values())) > 1:
+            listed = ", ".join(f"{name}: {kinds[name]}" for name in sorted(kinds))
+            raise ValueError(f"data.train: all sources take the same of weight, epochs and tokens; found {listed}")
+        return self

@@ -1,6 +1,23 @@
 """What is wrong with values from a file, as one sentence for an error message."""
 
+from collections.abc import Iterable
+
 from pydantic import ValidationError
+
+
+def hidden(tag: str) -> str:
+    """A tag of a union that no message shows: pydantic puts it among the keys of what is wrong."""
+    return f"<{tag}>"
+
+
+def dotted(location: Iterable[int | str]) -> str:
+    """The path of a value in a file, ``model.hidden_size``, from a location of pydantic."""
+    return ".".join(str(part) for part in location if not is_hidden(part))
+
+
+def is_hidden(part: int | str) -> bool:
+    """Whether a part of a location is a tag and no key of the file."""
+    return str(part).startswith("<")
 
 
 def first_problem(error: ValidationError, *, show_value: bool = False) -> str:
@@ -12,6 +29,6 @@ def first_problem(error: ValidationError, *, show_value: bool = False) -> str:
     first = error.errors(include_url=False)[0]
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
-    where = ".".join(str(part) for part in first["loc"])
+    where = dotted(first["loc"])
     found = f"={first['input']!r}" if show_value else ""
     return f"{where}{found}: {first['msg']}" if where else first["msg"]

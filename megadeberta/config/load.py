@@ -2,13 +2,13 @@
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from megadeberta.config.first_problem import first_problem
+from megadeberta.config.first_problem import dotted, first_problem
 from megadeberta.config.plugins import load_plugins
 from megadeberta.config.recipes import find_recipe, suggest_recipe
 from megadeberta.config.run import RunConfig
@@ -101,7 +101,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 def _describe(error: ValidationError, source: str) -> str:
     problems = error.errors(include_url=False)
     first = problems[0]
-    location = ".".join(str(part) for part in first["loc"])
+    location = dotted(first["loc"])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"{source}: unknown key {location}{_did_you_mean(first['loc'])}{more}"
@@ -113,12 +113,19 @@ def _describe(error: ValidationError, source: str) -> str:
 def _did_you_mean(location: tuple[int | str, ...]) -> str:
     section: type[BaseModel] = RunConfig
     for part in location[:-1]:
-        section = _section_type(section.model_fields[str(part)].annotation)
+        if str(part) in section.model_fields:  # else a tag, or the name of a source
+            section = _section_type(section.model_fields[str(part)].annotation)
     known = list(section.model_fields)
     near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; known keys here: {', '.join(known)}"
 
 
 def _section_type(annotation: Any) -> type[BaseModel]:
-    candidates = (annotation, *get_args(annotation))
-    return next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return next(_section_types(annotation))
+
+
+def _section_types(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _section_types(part)

@@ -63,7 +63,7 @@ class TrainingConfig(Section):
     selective_recompute: bool = Field(
         False, description="keep less for backward: project queries, keys, values and the feed-forward again there"
     )
-    eval_sequences: int = Field(512, gt=0, description="validation sequences, from the start of data.valid")
+    eval_sequences: int = Field(512, gt=0, description="validation sequences, from the start of each file")
 
 
 class CheckpointConfig(Section):

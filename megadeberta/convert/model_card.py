@@ -4,6 +4,7 @@ import json
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.config.objective import ObjectiveConfig
@@ -113,12 +114,17 @@ def _training(source: ModelSource) -> str:
         "objective": objective_of(objective).describe(objective),
         "optimizer steps": f"{run['step']:,} of {config['training']['steps']:,}",
         "sequences per step": f"{batch} of {data['sequence_length']} tokens",
-        "training data": f"`{data['train']}`",
+        "training data": _training_data(data["train"]),
         "learning rate": f"{config['optimizer']['lr']}, {schedule['name']}, {schedule['warmup_steps']:,} warm-up steps",
         "seed": config["training"]["seed"],
         **_losses(source.folder, run["step"]),
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _training_data(train: str | dict[str, dict[str, Any]]) -> str:
+    prefixes = [train] if isinstance(train, str) else [source["prefix"] for _, source in sorted(train.items())]
+    return ", ".join(f"`{prefix}`" for prefix in prefixes)
 
 
 def _losses(checkpoint: Path, step: int) -> dict[str, str]:

@@ -1,12 +1,15 @@
 """Checks of the data section before any process group exists: cheap, without torch, the same on every rank."""
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from megadeberta.config.data import DataConfig
-from megadeberta.data.indexed import TokenShard, shard_file
+from megadeberta.data.blend_history import SourceFacts
+from megadeberta.data.indexed import check_prefix, shard_file
 from megadeberta.data.sequences import open_reader
-from megadeberta.data.shard_manifest import ShardManifest
+from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import ConfigError, DataError
 
@@ -18,17 +21,37 @@ class DataFacts:
     tokenizer_sha256: str
     num_pieces: int
     mask_id: int
-    train_content: str  # fingerprints of the shards
-    valid_content: str | None
-    train_tokens: int
-    train_chunks: int  # sequences an epoch
-    valid_tokens: int
-    valid_chunks: int
+    train: dict[str, SourceFacts]
+    """By name; the only one has the name ""."""
+    valid: dict[str, SourceFacts]
+
+    @property
+    def train_content(self) -> str:
+        """Identifies the training data: the fingerprint of the only shard, or of the names and shards of a blend."""
+        if "" in self.train:
+            return self.train[""].content
+        lines = [f"{name} {source.content}\n" for name, source in self.train.items()]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def train_tokens(self) -> int:
+        """Of all sources."""
+        return sum(source.tokens for source in self.train.values())
+
+    @property
+    def train_chunks(self) -> int:
+        """Sequences of an epoch of every source."""
+        return sum(source.sequences for source in self.train.values())
+
+    @property
+    def valid_chunks(self) -> int:
+        """Sequences of all validation shards."""
+        return sum(source.sequences for source in self.valid.values())
 
 
 def missing_files(data: DataConfig) -> list[Path]:
     """What the data section names and is not there."""
-    prefixes = [data.train] if data.valid is None else [data.train, data.valid]
+    prefixes = [*data.train_prefixes.values(), *data.valid_prefixes.values()]
     wanted = [shard_file(prefix, suffix) for prefix in prefixes for suffix in ("json", "idx", "bin")]
     return [path for path in (*wanted, data.tokenizer) if not path.exists()]
 
@@ -37,12 +60,14 @@ def check_data(data: DataConfig, vocab_size: int) -> DataFacts:
     """Check shards against tokenizer, and tokenizer against the model's vocabulary.
 
     Raises:
-        DataError: a shard or the tokenizer is missing, damaged or empty, or they do not belong together.
+        DataError: a shard or the tokenizer is missing, damaged or empty, they do not belong together, or two sources
+            are the same shard.
         ConfigError: ``vocab_size`` (model.vocab_size) is too small.
     """
-    train, tokenizer = _check_shard(data.train, data.tokenizer)
-    valid = None if data.valid is None else _check_shard(data.valid, data.tokenizer)[0]
-    valid_tokens = valid.num_tokens if valid else 0
+    train = {name: _read_manifest(prefix) for name, prefix in data.train_prefixes.items()}
+    valid = {name: _read_manifest(prefix) for name, prefix in data.valid_prefixes.items()}
+    _check_different(train)
+    tokenizer = _check_tokenizer(data, train, valid)
     if tokenizer.vocab_size_needed > vocab_size:
         rounded = -(-tokenizer.vocab_size_needed // 64) * 64
         raise ConfigError(
@@ -53,30 +78,54 @@ def check_data(data: DataConfig, vocab_size: int) -> DataFacts:
         tokenizer_sha256=tokenizer.sha256,
         num_pieces=tokenizer.num_pieces,
         mask_id=tokenizer.mask_id,
-        train_content=train.content,
-        valid_content=valid.content if valid else None,
-        train_tokens=train.num_tokens,
-        train_chunks=_count_sequences(data.train, data),
-        valid_tokens=valid_tokens,
-        valid_chunks=0 if data.valid is None else _count_sequences(data.valid, data),
+        train={name: _facts(data.train_prefixes[name], manifest, data) for name, manifest in train.items()},
+        valid={name: _facts(data.valid_prefixes[name], manifest, data) for name, manifest in valid.items()},
     )
 
 
-def _count_sequences(prefix: Path, data: DataConfig) -> int:
+def _facts(prefix: Path, manifest: ShardManifest, data: DataConfig) -> SourceFacts:
     reader = open_reader(prefix, data)
     reader.close()
-    return reader.num_chunks
+    return SourceFacts(manifest.content, manifest.num_tokens, reader.num_chunks)
 
 
-def _check_shard(prefix: Path, tokenizer_path: Path) -> tuple[ShardManifest, SentencePieceTokenizer]:
-    with TokenShard.open(prefix) as shard:
-        manifest = shard.manifest
-    tokenizer = SentencePieceTokenizer.load(tokenizer_path, expected_sha256=manifest.tokenizer_sha256)
-    if not manifest.num_tokens:
-        raise DataError(f"the shard {prefix} holds no tokens; prepare it again from a corpus that is not empty")
-    if manifest.max_token_id >= tokenizer.num_pieces:
-        raise DataError(
-            f"the shard {prefix} holds token id {manifest.max_token_id}, but {tokenizer_path} has ids up to "
-            f"{tokenizer.num_pieces - 1}; prepare the shard again with this tokenizer"
-        )
-    return manifest, tokenizer
+def _read_manifest(prefix: Path) -> ShardManifest:
+    check_prefix(prefix)
+    return read_manifest(shard_file(prefix, "json"))
+
+
+def _check_different(train: Mapping[str, ShardManifest]) -> None:
+    names: dict[str, str] = {}
+    for name, manifest in train.items():
+        other = names.setdefault(manifest.content, name)
+        if other != name:
+            raise DataError(
+                f"data.train.{name} and data.train.{other} are the same token file, so its samples would come twice "
+                "an epoch; name it once and give it a larger weight"
+            )
+
+
+def _check_tokenizer(
+    data: DataConfig, train: Mapping[str, ShardManifest], valid: Mapping[str, ShardManifest]
+) -> SentencePieceTokenizer:
+    """That every shard is of the one tokenizer, and none empty; nothing but the manifests has been read so far."""
+    shards = [(data.train_prefixes[name], manifest) for name, manifest in train.items()]
+    shards += [(data.valid_prefixes[name], manifest) for name, manifest in valid.items()]
+    first_prefix, first = shards[0]
+    for prefix, manifest in shards[1:]:
+        if manifest.tokenizer_sha256 != first.tokenizer_sha256:
+            raise DataError(
+                f"the shards were made with another tokenizer each: {first_prefix} names SHA-256 "
+                f"{first.tokenizer_sha256[:16]}…, and {prefix} {manifest.tokenizer_sha256[:16]}…; prepare one of them "
+                "again with `megadeberta prep --tokenizer` of the other"
+            )
+    tokenizer = SentencePieceTokenizer.load(data.tokenizer, expected_sha256=first.tokenizer_sha256)
+    for prefix, manifest in shards:
+        if not manifest.num_tokens:
+            raise DataError(f"the shard {prefix} holds no tokens; prepare it again from a corpus that is not empty")
+        if manifest.max_token_id >= tokenizer.num_pieces:
+            raise DataError(
+                f"the shard {prefix} holds token id {manifest.max_token_id}, but {data.tokenizer} has ids up to "
+                f"{tokenizer.num_pieces - 1}; prepare the shard again with this tokenizer"
+            )
+    return tokenizer

@@ -80,7 +80,7 @@ class TokenShard:
             DataError: a file is missing, damaged, of another shard, or not what the manifest says.
         """
         prefix = Path(prefix)
-        _check_prefix(prefix)
+        check_prefix(prefix)
         manifest = read_manifest(shard_file(prefix, "json"))
         index = _open_index(shard_file(prefix, "idx"), manifest)
         tokens = _open_tokens(shard_file(prefix, "bin"), manifest)
@@ -224,7 +224,12 @@ def largest_id(tokens: np.ndarray) -> int:
     return int(tokens.view(f"u{tokens.dtype.itemsize}").max())
 
 
-def _check_prefix(prefix: Path) -> None:
+def check_prefix(prefix: Path) -> None:
+    """Whether there is a shard of this prefix.
+
+    Raises:
+        DataError: there is none; names what is there instead.
+    """
     if any(shard_file(prefix, suffix).exists() for suffix in SUFFIXES):
         return
     if prefix.is_dir():

@@ -21,13 +21,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from megadeberta.batch import FIELDS, SAMPLE_NUMBERS, Batch, batch_fields
+from megadeberta.config.blend import BlendSegment
 from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.counter_random import stream_key
-from megadeberta.data.packing import PackedReader, document_starts
-from megadeberta.data.sample_order import SampleOrder
-from megadeberta.data.sequences import ChunkReader, open_reader
+from megadeberta.data.packing import document_starts
+from megadeberta.data.samples import TrainingSamples
+from megadeberta.data.sequences import open_reader
 from megadeberta.data.targets import Targets, load_targets
 from megadeberta.data.tokenizer import PAD_ID, SentencePieceTokenizer
 from megadeberta.data.workers import exit_with_the_rank, is_death_of_a_worker, worker_context
@@ -61,17 +62,22 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
     """Item ``step`` is one rank's share of that optimizer step. Holds no open file until its first item."""
 
     def __init__(
-        self, data: DataConfig, objective: ObjectiveConfig, *, seed: int, algebra: BatchAlgebra, data_rank: int
+        self,
+        data: DataConfig,
+        objective: ObjectiveConfig,
+        *,
+        seed: int,
+        algebra: BatchAlgebra,
+        data_rank: int,
+        segments: Sequence[BlendSegment] = (),
     ) -> None:
         self._data = data
-        self._objective = objective
-        self._seed = seed
+        self._samples = TrainingSamples(data, seed, segments)
         self._algebra = algebra
         self._data_rank = data_rank
         self._targets = _load_targets(data, objective)
         self._fields = batch_fields(data, objective)
         self._sent = tuple(name for name in self._fields if FIELDS[name].from_targets)
-        self._reader: ChunkReader | PackedReader | None = None
 
     def __getitem__(self, step: int) -> _PackedStep | MegadebertaError:
         """The packed step, or the error: raised in a worker, it would reach the user wrapped in a traceback."""
@@ -108,12 +114,10 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
         ]
 
     def _pack(self, step: int) -> _PackedStep:
-        if self._reader is None:
-            self._reader = open_reader(self._data.train, self._data)
-        epochs, chunks = SampleOrder(self._seed, self._reader.num_chunks).locate(self.samples(step))
-        made = self._targets(self._reader.read(chunks), stream_key(self._seed, "mask", epochs, chunks))
+        samples = self.samples(step)
+        made = self._targets(*self._samples.read(samples))
         size = self._algebra.micro_batch
-        batches = [made.rows(start, start + size) for start in range(0, len(chunks), size)]
+        batches = [made.rows(start, start + size) for start in range(0, len(samples), size)]
         fields = [batch.field(name).reshape(-1) for batch in batches for name in self._sent]
         words = np.concatenate(fields, dtype=np.int32, casting="same_kind")
         return _PackedStep(step, tuple(batch.masked_labels.shape[1] for batch in batches), torch.from_numpy(words))
@@ -178,27 +182,41 @@ def training_batches(
     data_rank: int,
     start_step: int,
     total_steps: int,
+    segments: Sequence[BlendSegment] = (),
 ) -> StepIterator:
     """This rank's share of steps ``start_step`` to ``total_steps - 1``.
+
+    Args:
+        segments: of a blend, from ``continue_blend``; empty where ``data.train`` is one prefix.
 
     Raises:
         DataError: now, or from the iterator when a shard turns out damaged.
         PeerLostError: from the iterator, when a worker process died.
     """
-    batches = TrainingBatches(data, objective, seed=seed, algebra=algebra, data_rank=data_rank)
+    batches = TrainingBatches(data, objective, seed=seed, algebra=algebra, data_rank=data_rank, segments=segments)
     return StepIterator(batches, range(start_step, total_steps), workers=data.loader_workers)
 
 
 def validation_batches(
-    data: DataConfig, objective: ObjectiveConfig, *, eval_sequences: int, algebra: BatchAlgebra, data_rank: int
+    data: DataConfig,
+    objective: ObjectiveConfig,
+    *,
+    eval_sequences: int,
+    algebra: BatchAlgebra,
+    data_rank: int,
+    source: str = "",
 ) -> list[Batch]:
     """This rank's share of the first ``eval_sequences`` validation chunks, masked alike at every call and in every run.
 
     Ranks may get different numbers of batches, or none; the last batch may be smaller than the micro batch.
+
+    Args:
+        source: name of a validation token file; the only one has the name "".
     """
-    if data.valid is None:
+    prefix = data.valid_prefixes.get(source)
+    if prefix is None:
         return []
-    reader = open_reader(data.valid, data)
+    reader = open_reader(prefix, data)
     try:
         total = min(eval_sequences, reader.num_chunks)
         first, end = (total * rank // algebra.data_parallel for rank in (data_rank, data_rank + 1))

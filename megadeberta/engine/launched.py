@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class EvalResult:
 
     loss: float
     terms: Terms
+    sources: Mapping[str, "EvalResult"] = field(default_factory=dict)
+    """The same of each validation file, where there are several."""
 
 
 @dataclass(frozen=True)

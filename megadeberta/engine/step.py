@@ -124,6 +124,18 @@ class Stepper(ABC):
         result = Terms({}, {}) if found is None else found.read(found.values.flatten().tolist())
         return EvalResult(result.total(self.updates), result)
 
+    def evaluate_sources(self, batches: Mapping[str, Sequence[Batch]]) -> EvalResult:
+        """``evaluate`` of each validation file, and of all together. The same names on every rank.
+
+        Args:
+            batches: of this rank by the name of the file.
+        """
+        found = {name: self.evaluate(of_source) for name, of_source in batches.items()}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        terms = Terms.joined([result.terms for result in found.values()])
+        return EvalResult(terms.total(self.updates), terms, found)
+
     @abstractmethod
     def _update(
         self,

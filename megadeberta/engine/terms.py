@@ -20,6 +20,15 @@ class Terms:
     sums: Mapping[str, float]
     counts: Mapping[str, int]
 
+    @classmethod
+    def joined(cls, parts: Sequence["Terms"]) -> "Terms":
+        """Over the sequences of all parts."""
+        names = {name: None for part in parts for name in part.sums}
+        return cls(
+            {name: math.fsum(part.sums.get(name, 0.0) for part in parts) for name in names},
+            {name: sum(part.counts.get(name, 0) for part in parts) for name in names},
+        )
+
     @property
     def means(self) -> dict[str, float]:
         """The terms that have a count, in their order."""

@@ -31,7 +31,7 @@ def evaluate(
     length: int | None = None,
     batch_size: int = 16,
 ) -> Scores:
-    """Scores of the weights at ``path``; without ``shard`` and ``text``, on the validation shard of their run.
+    """Scores of the weights at ``path``; without ``shard`` and ``text``, on the validation shards of their run.
 
     Args:
         path: see :func:`megadeberta.weights.source.load_weights`.
@@ -50,8 +50,11 @@ def evaluate(
     model = _model(source)
     scores: Scores = {}
     if data.valid is not None and (shard is not None or text is None):
-        check_data(data.model_copy(update={"train": data.valid}), source.config.vocab_size)
-        scores |= _score_shard(model, source, data, mask_id=tokenizer.mask_id, rows=(sequences, batch_size))
+        for name, prefix in data.valid_prefixes.items():
+            of_name = data.model_copy(update={"train": prefix, "valid": prefix})
+            check_data(of_name, source.config.vocab_size)
+            found = _score_shard(model, source, of_name, mask_id=tokenizer.mask_id, rows=(sequences, batch_size))
+            scores |= {f"{key} ({name})" if name else key: value for key, value in found.items()}
     elif text is None:
         raise ConfigError(f"{path}: these weights name no validation shard; give --data PREFIX or --text FILE")
     if text is not None:

@@ -20,6 +20,7 @@ from megadeberta.observability.metrics import (
     KERNELS_FILE,
     METRICS_FILE,
     RECIPE_FILE,
+    SOURCE_MARK,
     TENSORBOARD_FOLDER,
     MetricsFile,
 )
@@ -68,6 +69,9 @@ class ValidationFacts(Protocol):
 
     @property
     def terms(self) -> TermMeans: ...
+
+    @property
+    def sources(self) -> Mapping[str, "ValidationFacts"]: ...
 
 
 class Journal:
@@ -145,11 +149,17 @@ class WritingJournal(Journal):
             values["valid_perplexity"] = math.exp(min(token_loss, 700.0))
         if self._unigram is not None:
             values["unigram_cross_entropy"] = self._unigram
+        for name, source in facts.sources.items():
+            found = {"loss": source.loss, **source.terms.means}
+            values |= {f"valid_{key}{SOURCE_MARK}{name}": value for key, value in found.items()}
         self._metrics.write(step, values)
         beside = "" if self._unigram is None or token_loss is None else f" (unigram cross-entropy {self._unigram:.3f})"
         perplexity = f" perplexity {values['valid_perplexity']:.1f}" if token_loss is not None else ""
         shown = " ".join(format_terms(means))
         log.info("step %d validation loss %.3f%s%s %s", step, facts.loss, beside, perplexity, shown)
+        if facts.sources:
+            parts = " ".join(f"{name} {source.loss:.3f}" for name, source in facts.sources.items())
+            log.info("step %d validation loss of each source: %s", step, parts)
         if self._tracker is not None:
             self._tracker.log(step, values, prefix="valid")
             self._tracker.flush()

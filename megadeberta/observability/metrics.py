@@ -21,6 +21,9 @@ KERNELS_FILE = "kernels.txt"
 TENSORBOARD_FOLDER = "tensorboard"
 """Names of what a run leaves in its output folder beside the checkpoints."""
 
+SOURCE_MARK = "/"
+"""Between the name of a validation value and that of its source: ``valid_mlm_loss/en``."""
+
 Record = dict[str, Any]
 
 

@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 
 from megadeberta.errors import StorageError
 from megadeberta.layers.terms import term
-from megadeberta.observability.metrics import Record, read_metrics
+from megadeberta.observability.metrics import SOURCE_MARK, Record, read_metrics
 from megadeberta.storage import write_file
 
 logger = logging.getLogger(__name__)
 
+_SOURCES_NAMED = 12
 _SMOOTHING_SHARE = 50  # the moving average spans a fiftieth of the run
 
 
@@ -36,6 +37,7 @@ def plot_loss_curve(
     for number, name in enumerate(losses, start=1):
         panel = figure.add_subplot(len(losses), 1, number)
         _draw_panel(panel, _points(records, name), _points(records, f"valid_{name}"))
+        _draw_sources(panel, records, f"valid_{name}{SOURCE_MARK}")
         entry = term(name)
         if unigram is not None and entry.predicts_tokens:
             panel.axhline(unigram, color="tab:gray", linestyle="--", label=f"unigram cross-entropy {unigram:.3f}")
@@ -61,6 +63,17 @@ def _draw_panel(panel: Axes, train: Sequence[tuple[int, float]], valid: Sequence
         steps, losses = zip(*valid, strict=True)
         label = f"validation, last {losses[-1]:.3f}"
         panel.plot(steps, losses, color="tab:orange", marker="o", markersize=4, label=label)
+
+
+def _draw_sources(panel: Axes, records: Sequence[Record], start: str) -> None:
+    """Thin lines, one per validation file where there are several; only a few of them have room in the legend."""
+    names = {name: None for record in records for name in record if name.startswith(start)}
+    for name in names:
+        points = _points(records, name)
+        if points:
+            steps, losses = zip(*points, strict=True)
+            label = name.removeprefix(start) if len(names) <= _SOURCES_NAMED else None
+            panel.plot(steps, losses, linewidth=0.8, marker=".", markersize=3, label=label)
 
 
 def smooth(values: Sequence[float]) -> list[float]:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from megadeberta.errors import ConfigError
 from megadeberta.layers.terms import TERMS
-from megadeberta.observability.metrics import CURVE_FILE, METRICS_FILE, Record, read_metrics
+from megadeberta.observability.metrics import CURVE_FILE, METRICS_FILE, SOURCE_MARK, Record, read_metrics
 from megadeberta.observability.progress import format_terms
 
 ROWS_SHOWN = 8
@@ -28,6 +28,9 @@ def print_report(output_dir: Path, console: Console) -> None:
     validations = [record for record in records if record.get(VALID_LOSS) is not None]
     if validations:
         console.print(_verdict(validations[-1]))
+        sources = _sources_line(validations[-1])
+        if sources:
+            console.print(sources, soft_wrap=True, highlight=False)
     picture = output_dir / CURVE_FILE
     if picture.exists():
         console.print(f"loss curve: {picture}", soft_wrap=True)
@@ -56,6 +59,14 @@ def _curve_table(records: list[Record]) -> Table:
     for row in rows[-ROWS_SHOWN:]:
         table.add_row(*row)
     return table
+
+
+def _sources_line(record: Record) -> str:
+    """The loss of each validation file; empty where there is one."""
+    start = f"{VALID_LOSS}{SOURCE_MARK}"
+    found = {name.removeprefix(start): value for name, value in record.items() if name.startswith(start)}
+    parts = [f"{name} {value:.3f}" for name, value in found.items() if value is not None]
+    return f"validation loss of each source: {', '.join(parts)}" if parts else ""
 
 
 def _verdict(record: Record) -> str:

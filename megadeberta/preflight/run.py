@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints
+from megadeberta.config.blend import BlendSegment
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
 from megadeberta.data.check import DataFacts, check_data, missing_files
 from megadeberta.errors import CheckpointError
 from megadeberta.layers.recipe import resolved
+from megadeberta.preflight.blend import planned_blend
 from megadeberta.preflight.validate import validate_run
 from megadeberta.rank.machine import check_compiler, check_writable
 from megadeberta.topology import Topology
@@ -24,6 +26,8 @@ class PreparedRun:
     algebra: BatchAlgebra
     topology: Topology
     data: DataFacts
+    blend: tuple[BlendSegment, ...]
+    """Of the training data, as the newest checkpoint lets expect; empty where it is one prefix."""
     source: str
 
 
@@ -49,14 +53,15 @@ def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> P
     """Load, validate, open the shards and try the output folder.
 
     Raises:
-        ConfigError, DataError, StorageError: the same on every rank, as every rank reads the same files.
+        ConfigError, DataError, CheckpointError, StorageError: the same on every rank, as all read the same files.
     """
     config, algebra, topology = check_recipe(recipe, overrides, world_size=world_size)
     facts = check_data(config.data, config.model.vocab_size)
     _check_resumable(config)
+    blend = planned_blend(config, facts.train)
     check_compiler(config.engine.needs_compiler)
     check_writable(config.training.output_dir)
-    return PreparedRun(config, algebra, topology, facts, str(recipe))
+    return PreparedRun(config, algebra, topology, facts, blend, str(recipe))
 
 
 def _check_resumable(config: RunConfig) -> None:

@@ -1,7 +1,7 @@
 """Checkpoints of one run: what goes in, which run it belongs to, and where to go on."""
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import deepspeed
@@ -13,12 +13,19 @@ from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER
 from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
 from megadeberta.checkpoint.resume import find_resumable
 from megadeberta.checkpoint.store import CheckpointStore
+from megadeberta.config.blend import BlendSegment
 from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.state.local_parameters import LocalParameter
 from megadeberta.engine.state.optimizer_state import OptimizerState
 from megadeberta.engine.state.save_load import load_checkpoint, refuse_unsaved_state, save_checkpoint
 from megadeberta.topology import Topology
+
+ContinueBlend = Callable[[Sequence[BlendSegment], int], tuple[BlendSegment, ...]]
+
+
+def _no_blend(saved: Sequence[BlendSegment], step: int) -> tuple[BlendSegment, ...]:
+    return ()
 
 
 class RunCheckpoints:
@@ -36,8 +43,14 @@ class RunCheckpoints:
         data_fingerprint: Mapping[str, str],
         collectives: Collectives,
         parameters: Sequence[LocalParameter],
+        continue_blend: ContinueBlend = _no_blend,
     ) -> None:
-        """``parameters``: what this rank holds of every parameter."""
+        """
+        Args:
+            parameters: what this rank holds of every parameter.
+            continue_blend: the segments of the training data's blend from those of the checkpoint, none at the start,
+                and the steps done; the same on every rank.
+        """
         refuse_unsaved_state(engine)
         self._state = OptimizerState(engine, parameters)
         self._config = config
@@ -46,6 +59,12 @@ class RunCheckpoints:
         self._store = CheckpointStore(self._root, collectives=collectives, keep_last=config.checkpoint.keep_last)
         self._run = run_record(config, world_size=collectives.world_size, data_fingerprint=data_fingerprint)
         self._saved_step = -1
+        self._continue_blend = continue_blend
+
+    @property
+    def blend(self) -> tuple[BlendSegment, ...]:
+        """Of the training data, from the first sample on; known after ``resume``."""
+        return self._run.blend
 
     def resume(self) -> int:
         """Load the newest sound checkpoint, if there is any; the number of optimizer steps done.
@@ -53,9 +72,12 @@ class RunCheckpoints:
         Raises:
             CheckpointError: there are checkpoints but no sound one, or it is of another run; or there is none and
                 checkpoint.resume is "required".
+            ConfigError: the blend of the training data cannot go on as the recipe asks.
         """
         required = self._config.checkpoint.resume == "required"
         point = find_resumable(self._root, collectives=self._collectives, run=self._run, required=required)
+        saved, step = ((), 0) if point is None else (point.manifest.run.blend, point.step)
+        self._run = self._run.model_copy(update={"blend": self._continue_blend(saved, step)})
         if point is None:
             return 0
         load_checkpoint(self._state, point, collectives=self._collectives)

@@ -1,6 +1,8 @@
 """What the journal records of a start beside its steps."""
 
+import json
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,29 @@ def test_a_resumed_run_says_that_it_has_other_kernels(tmp_path: Path, caplog: py
     with _journal(tmp_path, is_writer=False) as journal:
         journal.kernels("reference", resumed=True)
     assert len(caplog.records) == 1
+
+
+@dataclass(frozen=True)
+class _Means:
+    means: dict[str, float]
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    loss: float
+    terms: _Means
+    sources: dict[str, "_Facts"] = field(default_factory=dict)
+
+
+def test_a_validation_of_several_files_is_recorded_by_file_and_together(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    sources = {"en": _Facts(2.0, _Means({"mlm_loss": 2.0})), "sw": _Facts(4.0, _Means({"mlm_loss": 4.0}))}
+    with _journal(tmp_path) as journal:
+        journal.validation(5, _Facts(3.5, _Means({"mlm_loss": 3.5}), sources))
+    record = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert {name: record[f"valid_mlm_loss{name}"] for name in ("", "/en", "/sw")} == {"": 3.5, "/en": 2.0, "/sw": 4.0}
+    assert (record["valid_loss"], record["valid_loss/sw"]) == (3.5, 4.0)
+    assert "step 5 validation loss of each source: en 2.000 sw 4.000" in caplog.text

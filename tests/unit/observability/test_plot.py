@@ -99,3 +99,14 @@ def test_every_loss_has_a_panel_of_its_own(tmp_path: Path, drawn: list[Figure]) 
     first, second = ([line.get_label() for line in axes.lines] for axes in figure.axes)
     assert "validation, last 5.700" in first and "unigram cross-entropy 7.000" in first
     assert "validation, last 0.460" in second and not any("unigram" in label for label in second)
+
+
+def test_each_validation_file_has_a_line_of_its_own(tmp_path: Path, drawn: list[Figure]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile.create(path) as file:
+        for step in (1, 2):
+            file.write(step, {"mlm_loss": 6.0 - step})
+            file.write(step, {"valid_mlm_loss": 5.0, "valid_mlm_loss/en": 4.0, "valid_mlm_loss/sw": 6.0 - step})
+    assert plot_loss_curve(path, tmp_path / "c.png", title="blend", losses=["mlm_loss"])
+    lines = {line.get_label(): list(line.get_ydata()) for line in drawn[0].axes[0].get_lines()}
+    assert (lines["en"], lines["sw"], lines["validation, last 5.000"]) == ([4.0, 4.0], [5.0, 4.0], [5.0, 5.0])

@@ -29,3 +29,10 @@ def test_report_of_a_run_that_reads_left_to_right_says_so(tmp_path: Path) -> Non
     text = _report(tmp_path, {"valid_ar_loss": 4.0, "valid_ar_accuracy": 0.3})
     assert "acc 0.300" in text
     assert "validation next-token loss 4.000 nats per token after step 10" in text
+
+
+def test_report_shows_the_loss_of_each_validation_file(tmp_path: Path) -> None:
+    text = _report(
+        tmp_path, {"valid_mlm_loss": 4.5, "valid_loss/en": 4.0, "valid_loss/sw": 5.25, "valid_loss/xx": None}
+    )
+    assert "validation loss of each source: en 4.000, sw 5.250" in text and "xx" not in text

@@ -1,0 +1,69 @@
+"""The blend of a run before it starts: what its newest checkpoint says, and what the recipe makes of that."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, checkpoint_path, list_checkpoints, read_pointer
+from megadeberta.checkpoint.manifest import read_manifest
+from megadeberta.config.blend import BlendSegment
+from megadeberta.config.run import RunConfig
+from megadeberta.data.blend import Blend
+from megadeberta.data.blend_history import Facts, Stretch, continue_blend, fractions_of
+from megadeberta.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """A source of the training data at the end of the run."""
+
+    name: str
+    tokens: int
+    fraction: float
+    """Of the samples, from where the run stands."""
+    epochs: float
+    """How often the whole run meets each of its sequences; those before a change of the weights included."""
+
+
+def continued_blend(
+    config: RunConfig, facts: Facts, saved: Sequence[BlendSegment], step: int
+) -> tuple[BlendSegment, ...]:
+    """The segments of a run after ``step`` steps; none where ``data.train`` is one prefix.
+
+    Raises:
+        CheckpointError, ConfigError: see ``continue_blend``.
+    """
+    if not config.data.is_blend:
+        return ()
+    batch = config.engine.global_batch
+    stretch = Stretch(step * batch, config.training.steps * batch, batch)
+    return continue_blend(config.data, facts, saved=saved, stretch=stretch)
+
+
+def planned_blend(config: RunConfig, facts: Facts) -> tuple[BlendSegment, ...]:
+    """The same from the checkpoint that a start would take, as far as that can be said without verifying it.
+
+    Raises:
+        CheckpointError, ConfigError: see ``continue_blend``.
+    """
+    saved, step = _newest(config)
+    return continued_blend(config, facts, saved, step)
+
+
+def plan_sources(config: RunConfig, facts: Facts, segments: Sequence[BlendSegment]) -> list[SourcePlan]:
+    """One line per source of the training data."""
+    samples = config.training.steps * config.engine.global_batch
+    fractions = fractions_of(segments[-1]) if segments else {"": 1.0}
+    taken = Blend(segments).taken(samples) if segments else {"": samples}
+    return [
+        SourcePlan(name, fact.tokens, fractions[name], taken[name] / fact.sequences) for name, fact in facts.items()
+    ]
+
+
+def _newest(config: RunConfig) -> tuple[Sequence[BlendSegment], int]:
+    root = config.training.output_dir / CHECKPOINTS_FOLDER
+    try:
+        name = read_pointer(root) or str(list_checkpoints(root)[0])
+        manifest = read_manifest(checkpoint_path(root, name))
+    except (CheckpointError, OSError, IndexError):
+        return (), 0  # none, or a damaged one: what is wrong with it, resuming says
+    return manifest.run.blend, manifest.step
