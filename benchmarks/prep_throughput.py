@@ -19,10 +19,11 @@ from pathlib import Path
 import sentencepiece
 
 from megadeberta.data_prep.bad_lines import Tally
-from megadeberta.data_prep.blocks import Block
+from megadeberta.data_prep.blocks import Section
 from megadeberta.data_prep.documents import read_documents
 from megadeberta.data_prep.formats.plain_text import TEXT
 from megadeberta.data_prep.options import DocumentPer, ReadOptions
+from megadeberta.data_prep.sources import Source
 
 MAIN = "import sys; from megadeberta.cli import main; sys.exit(main())"
 
@@ -65,8 +66,10 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
 
 def encode_raw(corpus: Path, model: str, per: str) -> tuple[float, float]:
     """Wall and CPU seconds of SentencePiece alone, one call a document, on text cleaned beforehand."""
-    block = Block(0, 0, corpus, 0, corpus.stat().st_size, 0, 0, False)
-    documents = list(read_documents(block, ReadOptions(DocumentPer(per)), file_format=TEXT, tally=Tally()))
+    size = corpus.stat().st_size
+    source = Source(corpus, corpus.name, "train", TEXT.name, None, size, 0)
+    section = Section(0, corpus, 0, size, 0)
+    documents = list(read_documents(section, ReadOptions(DocumentPer(per)), source=source, tally=Tally()))
     processor = sentencepiece.SentencePieceProcessor(model_file=model)
     wall, cpu = time.perf_counter(), time.process_time()
     for document in documents:

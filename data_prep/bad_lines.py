@@ -120,52 +120,58 @@ class Tally:
         self.left_out.join(other.left_out)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; ``from_json`` gives the tally back."""
+        """Plain values, without those that are 0 or empty; ``from_json`` gives the tally back."""
         examples = {kind: vars(example) for kind, example in self.examples.items()}
-        return {**vars(self), "examples": examples, "left_out": self.left_out.to_json()}
+        fields = {**vars(self), "examples": examples, "left_out": self.left_out.to_json()}
+        return {name: value for name, value in fields.items() if value}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
         """The tally that ``to_json`` described."""
-        examples = {kind: Example(**value) for kind, value in fields["examples"].items()}
-        left_out = LeftOutByReason.from_json(fields["left_out"])
+        examples = {kind: Example(**value) for kind, value in fields.get("examples", {}).items()}
+        left_out = LeftOutByReason.from_json(fields.get("left_out", {}))
         return cls(**{**fields, "examples": examples, "left_out": left_out})
 
 
 class CorpusTally:
-    """The tallies of all files of a corpus, and whether it is good enough to go on with."""
+    """The tallies of all files of a corpus joined, and whether it is good enough to go on with."""
 
     def __init__(self, names: list[str]) -> None:
-        self._files = [(name, Tally()) for name in names]
+        self._names = names
+        self._whole = Tally()
+        self._first: dict[str, int] = {}  # kind -> the file of its example
+        self._source, self._lines = -1, 0
 
     def add(self, source: int, tally: Tally) -> None:
-        """Append a block's tally to that of its file."""
-        self._files[source][1].add(tally)
+        """Append a block's tally to that of its file. Tallies with line numbers come in the order of the corpus."""
+        if source != self._source:
+            self._source, self._lines = source, 0
+        for kind, example in tally.examples.items():
+            if source < self._first.get(kind, len(self._names)):
+                line = example.line + self._lines if example.line else 0
+                self._first[kind] = source
+                self._whole.examples[kind] = Example(line, example.offset, example.detail)
+        self._lines += tally.lines
+        self._whole.add(tally)
 
     def total(self, attribute: str) -> int:
         """Sum over the files of a numeric attribute of ``Tally``."""
-        return sum(getattr(tally, attribute) for _, tally in self._files)
+        return getattr(self._whole, attribute)
 
     def scripts(self) -> Counter[str]:
         """Letters of each script in the sampled documents of all files."""
-        counts: Counter[str] = Counter()
-        for _, tally in self._files:
-            counts.update(tally.scripts)
-        return counts
+        return Counter(self._whole.scripts)
 
     def left_out(self) -> LeftOutByReason:
         """Documents of all files that rules of quality or test sets left out."""
-        left_out = LeftOutByReason()
-        for _, tally in self._files:
-            left_out.join(tally.left_out)
-        return left_out
+        return self._whole.left_out
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """For the report: per kind its meaning, count and first place."""
         return {
             kind: {"meaning": MEANING[kind], "count": count, "first": self._place(kind)}
             for kind in MEANING
-            if (count := sum(tally.counts.get(kind, 0) for _, tally in self._files))
+            if (count := self._whole.counts.get(kind, 0))
         }
 
     def check(self, *, max_bad_fraction: float) -> None:
@@ -178,7 +184,7 @@ class CorpusTally:
         for unit, bad, total in (
             ("lines", self.total("rejected"), self.total("lines")),
             ("bytes of text", self.total("rejected_bytes"), self.total("text_bytes")),
-            ("files", self.total("damaged_files"), len(self._files)),
+            ("files", self.total("damaged_files"), len(self._names)),
         ):
             if bad <= max_bad_fraction * total:
                 continue
@@ -201,7 +207,7 @@ class CorpusTally:
                 raise DataError(f"{entry['first']}: {MEANING[kind]}; fix it, or use --on-bad-line=skip")
 
     def _place(self, kind: str) -> str:
-        name, example = next((name, t.examples[kind]) for name, t in self._files if kind in t.examples)
+        name, example = self._names[self._first[kind]], self._whole.examples[kind]
         place = f"{name}:{example.line}" if example.line else name
         detail = f": {example.detail}" if example.detail else ""
         return f"{place} (byte {example.offset}){detail}"

@@ -1,8 +1,9 @@
 """Cutting sources into blocks that one worker can take, always between two documents.
 
-Documents never depend on where blocks end, so block size and number of workers leave no trace in the output. A plain
-file is cut by looking at a few bytes near each mark; a compressed one is unpacked once, block after block, into
-temporary files, and so is one that is turned into JSON lines.
+Documents never depend on where blocks end, so block size and number of workers leave no trace in the output. A large
+plain file is cut by looking at a few bytes near each mark; small files are read several to a block. A compressed file,
+or one that is turned into JSON lines, is read whole by one worker, unless it is so large a fraction of the corpus that
+the other workers would wait for it: then it is unpacked here, block after block, into temporary files.
 """
 
 import re
@@ -14,6 +15,7 @@ from typing import BinaryIO
 from megadeberta.data_prep.bad_lines import Tally
 from megadeberta.data_prep.compression import DamagedFile, UnpackedStream
 from megadeberta.data_prep.converted import ConvertedStream
+from megadeberta.data_prep.division import WorkDivision
 from megadeberta.data_prep.formats.base import LINE_END
 from megadeberta.data_prep.options import ReadOptions
 from megadeberta.data_prep.sources import Source
@@ -22,26 +24,48 @@ from megadeberta.storage import storage_errors
 
 _WINDOW = 256 << 10
 _OVERLAP = 4 << 10  # a cut longer than this may be missed, which makes a block longer and changes nothing else
+_UNPACKED = 4
+"""About so many bytes of text come out of one compressed byte."""
+_LARGEST_WHOLE = 2 << 30
+"""A compressed file above this is cut, or a killed run would lose too much of it."""
+_MOST_SECTIONS = 512
+"""Files in one block: their tallies stay in memory until the block is done."""
 
 
 @dataclass(frozen=True)
-class Block:
-    """Bytes ``[start, stop)`` of ``path``, a whole number of documents of source number ``source``.
+class Section:
+    """A whole number of documents of source number ``source``: bytes ``[start, stop)`` of ``path``.
 
-    ``offset`` is where the block begins in the unpacked source; ``consumed`` is its share of the source on disk, for
-    the progress bar.
+    ``offset`` is where it begins in the unpacked source.
     """
 
-    number: int
     source: int
     path: Path
     start: int
     stop: int
     offset: int
-    consumed: int
-    is_temporary: bool
+    is_packed: bool = False
+    """The whole source as it is on disk: to be unpacked, or turned into JSON lines, by whoever reads it."""
+    is_temporary: bool = False
     is_converted: bool = False
     """JSON lines that were made from a source of another format."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one worker takes at once: one section, or several small files of one given corpus, in order.
+
+    ``consumed`` is its amount of the sources on disk, for the progress bar.
+    """
+
+    number: int
+    sections: tuple[Section, ...]
+    consumed: int
+
+    @property
+    def source(self) -> int:
+        """Number of its first source: of the same split and given corpus as the others."""
+        return self.sections[0].source
 
 
 def choose_block_bytes(sources: list[Source]) -> int:
@@ -49,38 +73,78 @@ def choose_block_bytes(sources: list[Source]) -> int:
     return min(max(sum(source.size for source in sources) // 64, 1 << 20), 32 << 20)
 
 
+def choose_whole_bytes(sources: list[Source]) -> int:
+    """Largest compressed file that one worker reads whole: a sixteenth of the corpus, or less than a block of text."""
+    total = sum(source.size for source in sources)
+    return max(choose_block_bytes(sources) // _UNPACKED, min(total // 16, _LARGEST_WHOLE))
+
+
 class BlockCutter:
     """Iterates over the blocks of all sources, in order.
 
-    Damage found while unpacking is counted in ``damage`` under the number of the source.
+    Damage found while unpacking here is counted in ``damage`` under the number of the source.
     """
 
-    def __init__(self, sources: list[Source], read: ReadOptions, *, block_bytes: int, spool: Path) -> None:
+    def __init__(
+        self,
+        sources: list[Source],
+        read: ReadOptions,
+        *,
+        block_bytes: int,
+        whole_bytes: int,
+        spool: Path,
+        division: WorkDivision | None = None,
+    ) -> None:
+        """``division``: leave out the blocks of other machines; None = take all."""
         self._sources = sources
         self._read = read
         self._block_bytes = block_bytes
+        self._whole_bytes = whole_bytes
         self._spool = spool
+        self._division = division or WorkDivision()
         self._number = 0
         self.damage: dict[int, Tally] = {}
 
     def __iter__(self) -> Iterator[Block]:
+        group = _Group(self._block_bytes)
         for number, source in enumerate(self._sources):
-            cuts = source.file_format.cuts
-            if cuts is None:
-                tally = self.damage.setdefault(number, Tally())
-                made = ConvertedStream(source.path, source.compression, source.file_format, self._read, tally=tally)
-                yield from self._spool_blocks(number, made, LINE_END)
-            elif source.compression:
-                stream = UnpackedStream(source.path, source.compression, max_expansion=self._read.max_expansion)
-                yield from self._spool_blocks(number, stream, cuts(self._read))
-            else:
-                yield from self._cut_plain(number, source, cuts(self._read))
+            is_packed = source.compression is not None or source.file_format.cuts is None
+            if source.size > (self._whole_bytes if is_packed else self._block_bytes):
+                yield from self._blocks_of(group.take())
+                yield from self._cut(number, source)
+                continue
+            if not group.has_room(source):
+                yield from self._blocks_of(group.take())
+            group.add(Section(number, source.path, 0, source.size, 0, is_packed=is_packed), source)
+        yield from self._blocks_of(group.take())
 
-    def _block(self, source: int, path: Path, *, start: int, stop: int, offset: int, consumed: int) -> Block:
+    def _blocks_of(self, sections: list[Section]) -> Iterator[Block]:
+        size = sum(self._text_bytes(section.source) for section in sections)
+        if sections and self._division.takes(size):
+            yield self._block(*sections, consumed=sum(section.stop for section in sections))
+
+    def _text_bytes(self, number: int) -> int:
+        source = self._sources[number]
+        return source.size * (_UNPACKED if source.compression else 1)
+
+    def _block(self, *sections: Section, consumed: int) -> Block:
         self._number += 1
-        about = self._sources[source]
-        is_converted = about.file_format.cuts is None
-        return Block(self._number - 1, source, path, start, stop, offset, consumed, path != about.path, is_converted)
+        return Block(self._number - 1, sections, consumed)
+
+    def _cut(self, number: int, source: Source) -> Iterator[Block]:
+        cuts = source.file_format.cuts
+        is_unpacked_here = cuts is None or source.compression is not None
+        if is_unpacked_here and not self._division.takes(self._text_bytes(number)):
+            return
+        if cuts is None:
+            tally = self.damage.setdefault(number, Tally())
+            made = ConvertedStream(source.path, source.compression, source.file_format, self._read, tally=tally)
+            yield from self._spool_blocks(number, made, LINE_END)
+        elif source.compression:
+            stream = UnpackedStream(source.path, source.compression, max_expansion=self._read.max_expansion)
+            yield from self._spool_blocks(number, stream, cuts(self._read))
+        else:
+            yield from self._cut_plain(number, source, cuts(self._read))
 
     def _cut_plain(self, number: int, source: Source, cut: re.Pattern[bytes] | None) -> Iterator[Block]:
         start = 0
@@ -88,7 +152,8 @@ class BlockCutter:
             with source.path.open("rb") as file:
                 while start < source.size:
                     stop = _find_cut(file, start + self._block_bytes, source.size, cut=cut)
-                    yield self._block(number, source.path, start=start, stop=stop, offset=start, consumed=stop - start)
+                    if self._division.takes(stop - start):
+                        yield self._block(Section(number, source.path, start, stop, start), consumed=stop - start)
                     start = stop
         except OSError as error:
             raise DataError(f"{source.path}: reading failed ({error.strerror}); check the disk") from error
@@ -98,13 +163,15 @@ class BlockCutter:
     ) -> Iterator[Block]:
         offset = consumed = 0
         carry: bytes | None = b""
+        is_converted = isinstance(stream, ConvertedStream)
         try:
             while carry is not None:
                 path = self._spool / f"spool-{self._number:06d}"
                 with storage_errors(path), path.open("wb") as file:
                     carry, size = self._spool_block(stream, file, carry=carry, cut=cut, source=number)
                 step, consumed = stream.consumed - consumed, stream.consumed
-                yield self._block(number, path, start=0, stop=size, offset=offset, consumed=step)
+                section = Section(number, path, 0, size, offset, is_temporary=True, is_converted=is_converted)
+                yield self._block(section, consumed=step)
                 offset += size
         finally:
             stream.close()
@@ -143,6 +210,30 @@ class BlockCutter:
             file.write(chunk)
             written += len(chunk)
             tail = (tail + chunk)[-_OVERLAP:]
+
+
+class _Group:
+    """Small files that are read one after another by one worker."""
+
+    def __init__(self, block_bytes: int) -> None:
+        self._block_bytes = block_bytes
+        self._sections: list[Section] = []
+        self._size = 0
+        self._of: tuple[str, int] | None = None
+
+    def has_room(self, source: Source) -> bool:
+        is_full = self._size >= self._block_bytes or len(self._sections) >= _MOST_SECTIONS
+        return not self._sections or (not is_full and self._of == (source.split, source.corpus))
+
+    def add(self, section: Section, source: Source) -> None:
+        self._sections.append(section)
+        self._size += source.size * (_UNPACKED if source.compression else 1)
+        self._of = (source.split, source.corpus)
+
+    def take(self) -> list[Section]:
+        """The files so far; the group is empty then."""
+        sections, self._sections, self._size = self._sections, [], 0
+        return sections
 
 
 def _find_cut(file: BinaryIO, mark: int, size: int, *, cut: re.Pattern[bytes] | None) -> int:

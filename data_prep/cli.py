@@ -22,6 +22,7 @@ from megadeberta.data_prep.options import (
     UnreadablePolicy,
     VocabularyOptions,
 )
+from megadeberta.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,6 +106,13 @@ _MaxExpansion = Annotated[int, typer.Option(help="Largest accepted ratio of text
 _Workers = Annotated[
     int, typer.Option("--workers", "-j", help="Processes; 0 = one per core. Does not affect the output.")
 ]
+_Part = Annotated[
+    str | None,
+    typer.Option(
+        help="Encode part I of N only, on one of N machines with the same files; `megadeberta data merge` joins them.",
+        metavar="I/N",
+    ),
+]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the finished output in DIR.")]
 
 
@@ -134,6 +142,7 @@ def prep(
     on_unreadable: _OnUnreadable = UnreadablePolicy.STOP,
     max_unknown_fraction: _MaxUnknown = 0.05,
     workers: _Workers = 0,
+    part: _Part = None,
     overwrite: _Overwrite = False,
 ) -> None:
     """Clean and tokenize a corpus into token files, with a vocabulary trained on it.
@@ -141,6 +150,9 @@ def prep(
     Writes DIR/tokenizer/spm.model, DIR/train.{bin,idx,json}, DIR/valid.{bin,idx,json}, DIR/report.json and
     DIR/lengths.png. A killed run resumes when the same command is run again; the bytes are the same for any number of
     workers.
+
+    On several machines, each runs the same command with --tokenizer, its own --part 1/N to N/N and its own --output;
+    then `megadeberta data merge` of the N folders gives the very bytes that one machine would have written.
 
     Example: megadeberta prep corpora/wikitext2/train.raw.gz --valid corpora/wikitext2/valid.raw.gz --document-per
     wikitext --vocab-size 8000 --output corpora/wikitext2-8k
@@ -162,11 +174,17 @@ def prep(
         max_unknown_fraction=max_unknown_fraction,
         workers=workers or len(os.sched_getaffinity(0)),
         overwrite=overwrite,
+        part=_parse_part(part) if part is not None else None,
     )
     from megadeberta.data_prep.prepare import prepare
 
     console = Console()
-    _print(console, _closing_line(prepare(options, console=console, plot=_plot_lengths), output))
+    outcome = prepare(options, console=console, plot=plot_lengths)
+    print_line(console, closing_line(outcome, output))
+    if outcome.train is None:
+        print_line(
+            console, f"when all parts are there: megadeberta data merge PART-DIRS... --output DIR (this one: {output})"
+        )
 
 
 def verify(
@@ -185,7 +203,9 @@ def verify(
         table.add_row(split, *counts, shard.bin_sha256[:16] + "…")
     console = Console()
     console.print(table)
-    _print(console, f"all sound; tokenizer {verified.tokenizer.num_pieces} pieces, {verified.tokenizer.sha256[:16]}…")
+    print_line(
+        console, f"all sound; tokenizer {verified.tokenizer.num_pieces} pieces, {verified.tokenizer.sha256[:16]}…"
+    )
 
 
 def _with_filters(
@@ -196,13 +216,22 @@ def _with_filters(
     return replace(read, quality=tuple(quality), test_sets=fingerprint(test_sets, read), decontaminate_by=by)
 
 
-def _plot_lengths(folder: Path, lengths: "np.ndarray") -> None:
-    from megadeberta.data_prep.length_plot import plot_lengths
+def plot_lengths(folder: Path, lengths: "np.ndarray") -> None:
+    """Draw document lengths ``[D]`` into ``folder``; loads Pillow only now."""
+    from megadeberta.data_prep import length_plot
 
-    plot_lengths(folder, lengths)
+    length_plot.plot_lengths(folder, lengths)
 
 
-def _closing_line(outcome: "Outcome", output: Path) -> str:
+def _parse_part(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise ConfigError(f"--part={text}; give I/N, such as 2/8: this is machine 2 of 8")
+    return int(number), int(count)
+
+
+def closing_line(outcome: "Outcome", output: Path) -> str:
+    """What was made, for the screen."""
     shards = {"train": outcome.train, "valid": outcome.valid}
     counts = "; ".join(
         f"{name} {shard.num_tokens:,} tokens in {shard.num_documents:,} documents"
@@ -212,9 +241,11 @@ def _closing_line(outcome: "Outcome", output: Path) -> str:
     if outcome.was_finished:
         return f"{output} was finished already: {counts}"
     megabytes = outcome.text_bytes / 1e6
+    counts = counts or "a part of the corpus encoded"
     speed = megabytes / max(outcome.seconds, 1e-9)
     return f"{output}: {counts}; {megabytes:.1f} MB of text in {outcome.seconds:.1f} s ({speed:.1f} MB/s)"
 
 
-def _print(console: Console, line: str) -> None:
+def print_line(console: Console, line: str) -> None:
+    """Print a line as it is."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)

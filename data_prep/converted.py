@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from megadeberta.data_prep.bad_lines import Tally
-from megadeberta.data_prep.compression import UnpackedStream
+from megadeberta.data_prep.compression import DamagedFile, UnpackedStream
 from megadeberta.data_prep.formats.base import Format
 from megadeberta.data_prep.options import ReadOptions
 from megadeberta.errors import DataError
@@ -30,6 +30,7 @@ class ConvertedStream:
         self._is_compressed = compression is not None
         self._consumed = 0
         self._records = self._lines(file_format, options, tally)
+        self._damage: DamagedFile | None = None
         self.produced = 0
 
     @property
@@ -46,11 +47,18 @@ class ConvertedStream:
             DamagedFile: the file ends early, or expands beyond the allowed ratio.
             DataError: it is damaged, or has no such column.
         """
+        if self._damage is not None:
+            raise self._damage
         lines: list[bytes] = []
         held = 0
-        while held < size and (line := next(self._records, None)) is not None:
-            lines.append(line)
-            held += len(line)
+        try:
+            while held < size and (line := next(self._records, None)) is not None:
+                lines.append(line)
+                held += len(line)
+        except DamagedFile as damage:
+            if not lines:
+                raise
+            self._damage = damage  # after what came before it
         self.produced += held
         return b"".join(lines)
 

@@ -2,20 +2,26 @@
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import BinaryIO, cast
 
 from megadeberta.data_prep.bad_lines import Tally
-from megadeberta.data_prep.blocks import Block
-from megadeberta.data_prep.converted import KEY
+from megadeberta.data_prep.blocks import Section
+from megadeberta.data_prep.compression import DamagedFile, UnpackedStream
+from megadeberta.data_prep.converted import KEY, ConvertedStream
 from megadeberta.data_prep.document_filter import document_filter
-from megadeberta.data_prep.formats.base import MAX_DOCUMENT_CHARACTERS, Format
+from megadeberta.data_prep.formats.base import MAX_DOCUMENT_CHARACTERS
 from megadeberta.data_prep.formats.json_lines import JSON_LINES
+from megadeberta.data_prep.lines import CutOff
 from megadeberta.data_prep.options import MAX_LINE_BYTES, ReadOptions
 from megadeberta.data_prep.scripts import SAMPLED_DOCUMENTS, count_scripts
+from megadeberta.data_prep.sources import Source
+
+_UNPACKED_AT_ONCE = 256 << 10
 
 
-class _Section(io.RawIOBase):
+class _Bytes(io.RawIOBase):
     """Bytes ``[start, stop)`` of a file as a stream of its own."""
 
     def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
@@ -29,19 +35,39 @@ class _Section(io.RawIOBase):
         return chunk
 
 
-def read_documents(block: Block, options: ReadOptions, *, file_format: Format, tally: Tally) -> Iterator[str]:
-    """Clean, non-empty documents of ``block``; everything else is counted in ``tally``.
+class _Packed(io.RawIOBase):
+    """The plain bytes of a whole source. Damage is counted, and the text ends before the line it fell into."""
+
+    def __init__(self, stream: UnpackedStream | ConvertedStream, tally: Tally) -> None:
+        self._stream = stream
+        self._tally = tally
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._stream.read(_UNPACKED_AT_ONCE)
+        except DamagedFile as damage:
+            self._tally.damaged(damage.kind, offset=self._stream.produced, detail=str(damage))
+            raise CutOff from damage
+
+
+def read_documents(section: Section, options: ReadOptions, *, source: Source, tally: Tally) -> Iterator[str]:
+    """Clean, non-empty documents of ``section``; everything else is counted in ``tally``.
+
+    Args:
+        source: that the section is of.
 
     Raises:
-        OSError: the block cannot be read.
+        OSError: the section cannot be read.
+        DataError: a compressed file, or one of tables, is damaged.
     """
-    if block.is_converted:  # from rows that were short enough
-        file_format = JSON_LINES
-        options = replace(options, text_keys=(KEY,), max_line_bytes=MAX_LINE_BYTES)
+    file_format = source.file_format
     keep = document_filter(options)
-    tally.start = block.offset
-    with block.path.open("rb") as file:
-        for text in file_format.texts(cast(BinaryIO, _Section(file, block.start, block.stop)), options, tally):
+    tally.start = section.offset
+    with _open(section, source, options, tally) as stream:
+        if section.is_converted or file_format.cuts is None:  # from rows that were short enough
+            file_format = JSON_LINES
+            options = replace(options, text_keys=(KEY,), max_line_bytes=MAX_LINE_BYTES)
+        for text in file_format.texts(stream, options, tally):
             if not text:
                 tally.empty_documents += 1
                 continue
@@ -56,12 +82,30 @@ def read_documents(block: Block, options: ReadOptions, *, file_format: Format, t
                 yield piece
 
 
+@contextmanager
+def _open(section: Section, source: Source, options: ReadOptions, tally: Tally) -> Iterator[BinaryIO]:
+    if not section.is_packed:
+        with section.path.open("rb") as file:
+            yield cast(BinaryIO, _Bytes(file, section.start, section.stop))
+        return
+    stream: UnpackedStream | ConvertedStream
+    if source.file_format.cuts is None:
+        stream = ConvertedStream(source.path, source.compression, source.file_format, options, tally=tally)
+    else:
+        stream = UnpackedStream(source.path, source.compression, max_expansion=options.max_expansion)
+    try:
+        yield cast(BinaryIO, _Packed(stream, tally))
+    finally:
+        stream.close()
+
+
 def _cut_long(text: str, tally: Tally) -> Iterator[str]:
-    while len(text) > MAX_DOCUMENT_CHARACTERS:
-        end = text.rfind(" ", 1, MAX_DOCUMENT_CHARACTERS)
-        end = end if end > 0 else MAX_DOCUMENT_CHARACTERS
-        yield text[:end]
-        text = text[end:].lstrip(" ")
+    start = 0
+    while len(text) - start > MAX_DOCUMENT_CHARACTERS:
+        space = text.rfind(" ", start + 1, start + MAX_DOCUMENT_CHARACTERS)
+        end = space if space > 0 else start + MAX_DOCUMENT_CHARACTERS
+        yield text[start:end]
+        start = end + (text[end] == " ")  # clean text never has two spaces in a row
         tally.cut_documents += 1
-    if text:
-        yield text
+    if start < len(text):
+        yield text[start:] if start else text

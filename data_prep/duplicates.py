@@ -4,6 +4,7 @@
 
 import numpy as np
 
+from megadeberta.data_prep.machines import JoinedParts
 from megadeberta.data_prep.parts import PartStore
 
 
@@ -13,7 +14,7 @@ class FirstOccurrences:
     Two different documents share a key of 64 bits with probability 3e-4 among 10^8 documents.
     """
 
-    def __init__(self, store: PartStore, parts: list[int]) -> None:
+    def __init__(self, store: PartStore | JoinedParts, parts: list[int]) -> None:
         """``parts``: in the order in which the first of equal documents is sought; one pass over all keys."""
         keys = [store.documents(number)["key"] for number in parts]
         _, firsts = np.unique(np.concatenate([np.empty(0, np.uint64), *keys]), return_index=True)

@@ -18,6 +18,10 @@ class BadLine(Exception):
         self.detail = detail
 
 
+class CutOff(Exception):
+    """Raised by a stream that is damaged from here on: the line it ends in is of unknown content."""
+
+
 class Line(NamedTuple):
     """One line of a stream."""
 
@@ -30,7 +34,10 @@ class Line(NamedTuple):
 
 
 def read_lines(file: BinaryIO, *, max_bytes: int) -> Iterator[Line]:
-    """All lines of a stream, with offsets from its beginning; memory stays bounded however long a line is."""
+    """All lines of a stream, with offsets from its beginning; memory stays bounded however long a line is.
+
+    A stream that raises CutOff ends with its last whole line.
+    """
     offset, number = 0, 0
     pieces: list[bytes] = []  # of the line that no chunk has ended yet
     held = 0  # bytes of that line; its pieces are let go once they are too many
@@ -38,7 +45,13 @@ def read_lines(file: BinaryIO, *, max_bytes: int) -> Iterator[Line]:
     def line() -> Line:
         return Line(number, offset, b"".join(pieces) if held <= max_bytes else None, held)
 
-    while chunk := file.read(_CHUNK):
+    while True:
+        try:
+            chunk = file.read(_CHUNK)
+        except CutOff:
+            return
+        if not chunk:
+            break
         first, *more = chunk.split(b"\n")
         pieces.append(first)
         held += len(first)

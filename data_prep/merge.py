@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from megadeberta.data.shard_writer import ShardWriter
+from megadeberta.data_prep.machines import JoinedParts
 from megadeberta.data_prep.options import SplitOptions
 from megadeberta.data_prep.parts import PartStore
 from megadeberta.errors import DataError, StorageError
@@ -63,22 +65,22 @@ def choose_split(keys: np.ndarray, lengths: np.ndarray, options: SplitOptions) -
     return rule
 
 
-def check_room(store: PartStore, needed: int) -> None:
+def check_room(folder: Path, needed: int) -> None:
     """Refuse to start a merge that cannot fit.
 
     Raises:
         StorageError: with the bytes needed and free.
     """
-    free = free_bytes(store.folder)
+    free = free_bytes(folder)
     if needed > free:
         raise StorageError(
-            f"cannot write the shards beside {store.folder}: {needed} bytes needed, {free} free; make room, then run "
+            f"cannot write the shards into {folder}: {needed} bytes needed, {free} free; make room, then run "
             "the same command again: finished parts are kept"
         )
 
 
 def merge_parts(
-    store: PartStore,
+    store: PartStore | JoinedParts,
     parts: list[int],
     *,
     train: ShardWriter,

@@ -27,6 +27,9 @@ class DocumentPer(StrEnum):
 MAX_LINE_BYTES = 1 << 30
 """The highest limit on a line that can be chosen."""
 
+MOST_MACHINES = 10_000
+"""Parts that a corpus can be divided into."""
+
 AUTO_FORMAT = "auto"
 """``--format`` that looks at the first bytes of every file."""
 
@@ -163,6 +166,8 @@ class PrepOptions:
     max_unknown_fraction: float = 0.05
     workers: int = 1
     overwrite: bool = False
+    part: tuple[int, int] | None = None
+    """Encode only part I of N, for merging with those of other machines; None = all, and write token files."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.max_bad_fraction <= 1, f"--max-bad-fraction={self.max_bad_fraction:g}; choose 0 to 1")
@@ -174,6 +179,13 @@ class PrepOptions:
         _check(
             len(weights) in (0, len(self.corpora)),
             f"--vocab-weight is given {len(weights)} times for {len(self.corpora)} corpora; give one per corpus",
+        )
+        part, of = self.part or (1, 1)
+        _check(1 <= part <= of <= MOST_MACHINES, f"--part={part}/{of}; choose 1/N to N/N, N at most {MOST_MACHINES}")
+        _check(
+            self.part is None or self.vocabulary.tokenizer is not None,
+            "--part needs --tokenizer, the same file on every machine; train one first, on one machine: `megadeberta "
+            "prep` of some of the corpus, whose tokenizer/spm.model all take",
         )
         _check(1 <= self.workers <= 4096, f"--workers={self.workers}; choose 1 to 4096, or 0 for one per core")
 

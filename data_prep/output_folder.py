@@ -13,6 +13,7 @@ from typing import Any
 from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.data.indexed import SUFFIXES, TokenShard, shard_file
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
+from megadeberta.data.source_list import SUFFIX as SOURCES_SUFFIX
 from megadeberta.data_prep.parts import FOLDER
 from megadeberta.data_prep.report import REPORT
 from megadeberta.errors import DataError
@@ -97,7 +98,7 @@ class OutputFolder:
         with storage_errors(self.path):
             shard_file(self.train, "json").unlink(missing_ok=True)
             sync_folder(self.path)
-            for suffix in reversed(SUFFIXES):
+            for suffix in (*reversed(SUFFIXES), SOURCES_SUFFIX):
                 shard_file(self.valid, suffix).unlink(missing_ok=True)
 
     def write_tokenizer(self, model: bytes, listing: bytes) -> None:
@@ -123,7 +124,9 @@ class OutputFolder:
         return train, read_manifest(shard_file(self.valid, "json")) if has_valid else None
 
     def _shard_files(self) -> list[Path]:
-        return [shard_file(prefix, suffix) for prefix in (self.train, self.valid) for suffix in SUFFIXES]
+        return [
+            shard_file(prefix, suffix) for prefix in (self.train, self.valid) for suffix in (*SUFFIXES, SOURCES_SUFFIX)
+        ]
 
     def _recorded_key(self) -> str | None:
         try:

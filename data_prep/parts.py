@@ -8,10 +8,11 @@ not exist. D documents, T tokens.
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -24,20 +25,78 @@ _GROUP_TOKENS = 16 << 20
 
 
 @dataclass(frozen=True)
+class PartOf:
+    """What a finished block holds of one source."""
+
+    source: int
+    num_tokens: int
+    num_unknown: int
+    tally: Tally
+
+
+@dataclass(frozen=True)
 class Part:
     """A finished block."""
 
     number: int
-    num_tokens: int
-    num_unknown: int
     num_words: int
     """What spaces separate."""
-    tally: Tally
+    files: tuple[PartOf, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(file.num_tokens for file in self.files)
+
+    @property
+    def num_unknown(self) -> int:
+        return sum(file.num_unknown for file in self.files)
 
     def mark(self, digest: str) -> bytes:
         """The completion mark."""
-        fields = {**vars(self), "tally": self.tally.to_json(), "digest": digest}
-        return json.dumps(fields).encode()
+        files = [{**vars(file), "tally": file.tally.to_json()} for file in self.files]
+        return json.dumps({**vars(self), "files": files, "digest": digest}).encode()
+
+    @classmethod
+    def from_mark(cls, fields: dict[str, Any]) -> Self:
+        """The part that ``mark`` described; raises KeyError, TypeError or ValueError for what is none."""
+        files = [PartOf(**{**file, "tally": Tally.from_json(file["tally"])}) for file in fields["files"]]
+        return cls(fields["number"], fields["num_words"], tuple(files))
+
+
+class Counts:
+    """The finished blocks of a run, without what only one block needs."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, list[int]] = {"train": [], "valid": []}
+        """Of the parts of each split, in order."""
+        self.num_tokens = 0
+        self.num_unknown = 0
+        self.num_words = 0
+        self._unknown = Counter[int]()
+        self._tokens = Counter[int]()
+
+    def add(self, part: Part, split: str) -> None:
+        """Count the next part."""
+        self.numbers[split].append(part.number)
+        self.num_tokens += part.num_tokens
+        self.num_unknown += part.num_unknown
+        self.num_words += part.num_words
+        for file in part.files:
+            self._tokens[file.source] += file.num_tokens
+            self._unknown[file.source] += file.num_unknown
+
+    def most_unknown(self) -> tuple[int, float]:
+        """The source with the most unknown tokens, and which fraction of its tokens they are."""
+        source, unknown = self._unknown.most_common(1)[0]
+        return source, unknown / max(1, self._tokens[source])
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """Files of a part that is not finished."""
+
+    tokens: Path
+    documents: Path
 
 
 class PartStore:
@@ -45,7 +104,7 @@ class PartStore:
 
     def __init__(self, output: Path, key: str, *, dtype: np.dtype) -> None:
         self.folder = output / FOLDER / key
-        self._dtype = dtype
+        self.dtype = dtype
 
     def create(self) -> None:
         """Make the folder, and remove those of runs with other options.
@@ -78,12 +137,16 @@ class PartStore:
                     hashlib.file_digest(file, lambda: digest)
             if digest.hexdigest() != fields.pop("digest"):
                 return None
-            return Part(**{**fields, "tally": Tally.from_json(fields["tally"])})
+            return Part.from_mark(fields)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def save(self, part: Part, tokens: Path, documents: np.ndarray) -> None:
-        """Complete a part whose tokens were written to ``tokens``.
+    def drafts(self, number: int) -> Drafts:
+        """Where a part's files are written before ``save``."""
+        return Drafts(self.path(number, "draft-tokens"), self.path(number, "draft-documents"))
+
+    def save(self, part: Part, drafts: Drafts) -> None:
+        """Complete a part that was written to ``drafts``.
 
         Raises:
             StorageError: the file system refused; the part does not exist.
@@ -91,11 +154,10 @@ class PartStore:
         digest = hashlib.blake2b()
         mark = self.path(part.number, "json")
         with storage_errors(mark):
-            with tokens.open("rb") as file:
-                hashlib.file_digest(file, lambda: digest)
-            tokens.replace(self.path(part.number, "tokens"))
-            self.path(part.number, "documents").write_bytes(documents.tobytes())
-            digest.update(documents.tobytes())
+            for suffix, draft in (("tokens", drafts.tokens), ("documents", drafts.documents)):
+                with draft.open("rb") as file:
+                    hashlib.file_digest(file, lambda: digest)
+                draft.replace(self.path(part.number, suffix))
             # Not synced: what a power cut takes away no longer matches the digest, and is computed again.
             temporary_path(mark).write_bytes(part.mark(digest.hexdigest()))
             temporary_path(mark).replace(mark)
@@ -112,5 +174,5 @@ class PartStore:
             while first < len(ends):
                 before = int(ends[first - 1]) if first else 0
                 last = max(int(np.searchsorted(ends, before + _GROUP_TOKENS, side="right")), first + 1)
-                yield slice(first, last), np.fromfile(file, dtype=self._dtype, count=int(ends[last - 1]) - before)
+                yield slice(first, last), np.fromfile(file, dtype=self.dtype, count=int(ends[last - 1]) - before)
                 first = last

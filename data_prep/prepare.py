@@ -1,11 +1,9 @@
 """The whole preparation, top to bottom: corpus -> vocabulary -> parts -> shards."""
 
-import hashlib
 import json
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,23 +13,23 @@ from rich.console import Console
 
 from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.data.index_layout import smallest_dtype
-from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.data_prep.bad_lines import CorpusTally, Tally
-from megadeberta.data_prep.blocks import Block, BlockCutter, choose_block_bytes
+from megadeberta.data_prep.blocks import Block, BlockCutter, choose_block_bytes, choose_whole_bytes
+from megadeberta.data_prep.checks import check_corpus, check_unknown
+from megadeberta.data_prep.division import WorkDivision
 from megadeberta.data_prep.document_filter import describe_test_sets
+from megadeberta.data_prep.identity import agreement, make_keys
+from megadeberta.data_prep.machines import MachinePart, plain_options, remove_record, write_record
 from megadeberta.data_prep.options import BadLinePolicy, PrepOptions
+from megadeberta.data_prep.outcome import Outcome, publish_set
 from megadeberta.data_prep.output_folder import OutputFolder
-from megadeberta.data_prep.parts import Part, PartStore
+from megadeberta.data_prep.parts import Counts, Part, PartStore
 from megadeberta.data_prep.pool import run_in_order
 from megadeberta.data_prep.progress import Stages
 from megadeberta.data_prep.publish import Publication
 from megadeberta.data_prep.report import (
-    describe_corpus,
     describe_files,
-    describe_result,
-    describe_vocabulary,
-    report_files,
 )
 from megadeberta.data_prep.sources import Corpus, Source, find_sources
 from megadeberta.data_prep.standard_input import standard_input
@@ -43,23 +41,9 @@ from megadeberta.data_prep.vocabulary_sample import (
     Sample,
     sample_bytes,
 )
-from megadeberta.data_prep.work import EncodeContext, WorkContext, encode_block, sample_block
+from megadeberta.data_prep.work import EncodeContext, SampleContext, SourceTallies, encode_block, sample_block
 from megadeberta.errors import DataError
 from megadeberta.storage import write_file
-
-_REVISION = 3
-"""Raised whenever the same input would give other tokens, so that old parts are not taken for new ones."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished set. ``was_finished`` = the folder held it already and nothing was done."""
-
-    train: ShardManifest
-    valid: ShardManifest | None
-    text_bytes: int
-    seconds: float
-    was_finished: bool
 
 
 def prepare(options: PrepOptions, *, console: Console, plot: Callable[[Path, np.ndarray], None]) -> Outcome:
@@ -88,7 +72,7 @@ def _prepare(
     tokenizer = SentencePieceTokenizer.load(given) if given else None
     sample_bytes(options.vocabulary)  # refused before anything is read
     output = OutputFolder(options.output)
-    parts_key, run_key = _keys(options, sources, tokenizer)
+    parts_key, run_key = make_keys(options, sources, tokenizer)
     with output.lock():
         recorded = {"split": "train", **options.recorded()}
         if output.is_finished(run_key, recorded, overwrite=options.overwrite):
@@ -97,6 +81,8 @@ def _prepare(
             for line in [*describe_files(corpus), *describe_test_sets(options.read)]:
                 stages.say(line)
             run = _Run(options, corpus, output, stages=stages, parts_key=parts_key)
+            if options.part:
+                return run.finish_part(options.part, agreement(options, sources, tokenizer), began=began)
             return run.finish(run_key, plot=plot, began=began)
 
 
@@ -110,18 +96,6 @@ def _find_sources(options: PrepOptions) -> Corpus:
         if sources and not any(source.size for source in sources):
             raise DataError(f"the {name} is empty: {len(sources)} file(s), 0 bytes, first {sources[0].path}; add text")
     return Corpus(train.sources + valid.sources, train.passed_over + valid.passed_over)
-
-
-def _keys(options: PrepOptions, sources: list[Source], tokenizer: SentencePieceTokenizer | None) -> tuple[str, str]:
-    """What the parts depend on, and what the finished set depends on."""
-    vocabulary = {**asdict(options.vocabulary), "tokenizer": tokenizer.sha256 if tokenizer else None}
-    files = [[s.name, s.split, s.format_name, s.compression, s.size, s.mtime_ns] for s in sources]
-    parts = [_REVISION, asdict(options.read), vocabulary, files]
-    return _digest(parts)[:16], _digest([*parts, asdict(options.split), options.deduplicate])
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 class _Run:
@@ -145,34 +119,43 @@ class _Run:
 
     def finish(self, run_key: str, *, plot: Callable[[Path, np.ndarray], None], began: float) -> Outcome:
         """All stages in order."""
+        tokenizer, store = self._prepare_vocabulary()
+        counts, tally, _, _ = self._timed("encode", lambda: self._encode(store))
+        check_corpus(tally, self._options, num_files=len(self._sources))
+        check_unknown(counts, self._sources, self._options)
+        report = {"run_key": run_key, "workers": self._workers, "seconds": self._seconds}
+        publication = Publication(self._options, self._sources, store, counts.numbers, tokenizer=tokenizer)
+        outcome = publish_set(
+            publication, self._output, report, self._corpus, counts, tally, stages=self._stages, plot=plot, began=began
+        )
+        store.remove()
+        return outcome
+
+    def finish_part(self, part: tuple[int, int], agreed: dict[str, Any], *, began: float) -> Outcome:
+        """Encode this machine's blocks, and write what merging needs to know of them."""
+        remove_record(self._options.output)
+        _, store = self._prepare_vocabulary()
+        _, tally, damage, places = self._timed("encode", lambda: self._encode(store))
+        sources = [[s.name, s.split, s.format_name, s.compression, s.size] for s in self._sources]
+        record = MachinePart(
+            *part,
+            key=self._parts_key,
+            agree=json.loads(json.dumps(agreed)),
+            options=plain_options(self._options),
+            sources=sources,
+            passed_over=[list(vars(file).values()) for file in self._corpus.passed_over],
+            blocks=places,
+            damage={str(source): found.to_json() for source, found in damage.items()},
+        )
+        write_record(self._options.output, record)
+        return Outcome(None, None, tally.total("text_bytes"), time.monotonic() - began, was_finished=False)
+
+    def _prepare_vocabulary(self) -> tuple[SentencePieceTokenizer, PartStore]:
         self._scratch.create()
         self._output.remove_drafts()
         tokenizer = SentencePieceTokenizer.load(self._timed("vocabulary", self._vocabulary))
         dtype = smallest_dtype(tokenizer.vocab_size_needed)
-        store = PartStore(self._options.output, self._parts_key, dtype=dtype)
-        context = EncodeContext(
-            tuple(self._sources), self._options.read, self._scratch.folder / TOKENIZER_FILE, store, dtype
-        )
-        parts, tally = self._timed("encode", lambda: self._encode(context))
-        self._check_unknown(parts)
-        report = {
-            "run_key": run_key,
-            "files": report_files(self._corpus),
-            "corpus": describe_corpus(tally),
-            "num_tokens": sum(part.num_tokens for _, part in parts),
-            "unknown_tokens": sum(part.num_unknown for _, part in parts),
-            "vocabulary": describe_vocabulary(
-                tokenizer, (part for _, part in parts), text_bytes=tally.total("text_bytes")
-            ),
-            "workers": self._workers,
-            "seconds": self._seconds,
-        }
-        publication = Publication(self._options, self._sources, store, parts, tokenizer=tokenizer)
-        train, valid = publication.publish(self._output, report, stages=self._stages, plot=plot)
-        store.remove()
-        for line in describe_result(report, publication.num_copies, self._options.deduplicate):
-            self._stages.say(line)
-        return Outcome(train, valid, tally.total("text_bytes"), time.monotonic() - began, was_finished=False)
+        return tokenizer, PartStore(self._options.output, self._parts_key, dtype=dtype)
 
     def _timed(self, name: str, stage: Callable[[], Any]) -> Any:
         began = time.monotonic()
@@ -204,9 +187,9 @@ class _Run:
         )
         samples = CorpusSamples(budget, len(self._options.corpora), self._options.vocabulary)
         cutter = self._cutter(sources)
-        context = WorkContext(tuple(sources), self._options.read)
+        context = SampleContext(tuple(sources), self._options.read, budget)
         self._stages.begin("reading", total=sum(source.size for source in sources))
-        blocks: list[Block] = []
+        blocks = deque[Block]()
 
         def work() -> Iterator[tuple[Block, int]]:
             for block in cutter:
@@ -214,75 +197,65 @@ class _Run:
                 yield block, samples.threshold(sources[block.source].corpus)
 
         results = run_in_order(sample_block, work(), context=context, workers=self._workers)
-        for done, (block_tally, chunks) in enumerate(results):
-            number = sources[blocks[done].source].corpus
-            samples.add(number, chunks, text_bytes=block_tally.text_bytes)
-            self._done(blocks[done], block_tally, tally)
-        self._check(tally, cutter)
+        for tallies, chunks in results:
+            block = blocks.popleft()
+            text_bytes = sum(of_source.text_bytes for _, of_source in tallies)
+            samples.add(sources[block.source].corpus, chunks, text_bytes=text_bytes)
+            self._done(block, tallies, tally)
+        self._add_damage(tally, cutter)
+        check_corpus(tally, self._options, num_files=len(sources))
         return samples.joined()
 
-    def _encode(self, context: EncodeContext) -> tuple[list[tuple[Block, Part]], CorpusTally]:
+    def _encode(self, store: PartStore) -> tuple[Counts, CorpusTally, dict[int, Tally], list[list[int]]]:
+        """What was made, what could not be used, damage found while unpacking, and the place of every block."""
         cutter = self._cutter(self._sources)
         tally = CorpusTally([source.name for source in self._sources])
-        self._stages.begin("encoding", total=sum(source.size for source in self._sources))
-        blocks: list[Block] = []
+        context = EncodeContext(
+            tuple(self._sources), self._options.read, self._scratch.folder / TOKENIZER_FILE, store, store.dtype
+        )
+        _, machines = self._options.part or (1, 1)
+        self._stages.begin("encoding", total=sum(source.size for source in self._sources) // machines)
+        blocks = deque[Block]()
 
         def work() -> Iterator[tuple[Block]]:
             for block in cutter:
                 blocks.append(block)
                 yield (block,)
 
-        parts = []
-        results = run_in_order(load_or_encode, work(), context=context, workers=self._workers)
-        for done, part in enumerate(results):
-            parts.append((blocks[done], part))
-            self._done(blocks[done], part.tally, tally, tokens=part.num_tokens)
-        self._check(tally, cutter)
-        return parts, tally
-
-    def _check_unknown(self, parts: list[tuple[Block, Part]]) -> None:
-        """Refuse text that the vocabulary does not fit.
-
-        Raises:
-            DataError: with the fraction of unknown tokens, and the file with the most.
-        """
-        tokens, unknown = Counter[int](), Counter[int]()
-        for block, part in parts:
-            tokens[block.source] += part.num_tokens
-            unknown[block.source] += part.num_unknown
-        fraction = unknown.total() / max(1, tokens.total())
-        if fraction > self._options.max_unknown_fraction:
-            worst = max(unknown, key=lambda source: unknown[source])
-            raise DataError(
-                f"{fraction:.1%} of the tokens are [UNK], unknown to the vocabulary (allowed "
-                f"{self._options.max_unknown_fraction:.1%}); most in {self._sources[worst].name} "
-                f"({unknown[worst] / max(1, tokens[worst]):.1%}): is it of the vocabulary's language, and UTF-8? Train "
-                "a vocabulary on this text (--vocab-size), or raise --max-unknown-fraction"
-            )
+        counts, places = Counts(), []
+        for part in run_in_order(load_or_encode, work(), context=context, workers=self._workers):
+            block = blocks.popleft()
+            counts.add(part, self._sources[block.source].split)
+            places.append([block.source, block.sections[0].offset, block.number])
+            self._done(block, [(file.source, file.tally) for file in part.files], tally, tokens=part.num_tokens)
+        self._add_damage(tally, cutter)
+        return counts, tally, cutter.damage, places
 
     def _cutter(self, sources: list[Source]) -> BlockCutter:
-        return BlockCutter(sources, self._options.read, block_bytes=self._block_bytes, spool=self._scratch.folder)
+        return BlockCutter(
+            sources,
+            self._options.read,
+            block_bytes=self._block_bytes,
+            whole_bytes=choose_whole_bytes(self._sources),
+            spool=self._scratch.folder,
+            division=WorkDivision(*self._options.part) if self._options.part else None,
+        )
 
-    def _done(self, block: Block, block_tally: Tally, tally: CorpusTally, *, tokens: int = 0) -> None:
-        if block.is_temporary:
-            block.path.unlink(missing_ok=True)
-        tally.add(block.source, block_tally)
+    def _done(self, block: Block, tallies: SourceTallies, whole: CorpusTally, *, tokens: int = 0) -> None:
+        for section in block.sections:
+            if section.is_temporary:
+                section.path.unlink(missing_ok=True)
+        for source, tally in tallies:
+            whole.add(source, tally)
+            if self._options.on_bad_line is BadLinePolicy.STOP and (tally.rejected or tally.damaged_files):
+                whole.check_none_bad()
         self._stages.advance(block.consumed, tokens=tokens)
-        if self._options.on_bad_line is BadLinePolicy.STOP and block_tally.rejected:
-            tally.check_none_bad()
 
-    def _check(self, tally: CorpusTally, cutter: BlockCutter) -> None:
+    def _add_damage(self, tally: CorpusTally, cutter: BlockCutter) -> None:
         for source, damage in cutter.damage.items():
             tally.add(source, damage)
         if self._options.on_bad_line is BadLinePolicy.STOP:
             tally.check_none_bad()
-        tally.check(max_bad_fraction=self._options.max_bad_fraction)
-        if tally.total("documents") == 0:
-            raise DataError(
-                f"no document in {len(self._sources)} file(s): {tally.total('lines')} lines, "
-                f"{tally.total('empty_documents')} of them empty after cleaning; check --text-key and --document-per"
-                + "".join(f"; {line}" for line in tally.left_out().lines())
-            )
 
 
 def load_or_encode(context: EncodeContext, block: Block) -> Part:

@@ -13,12 +13,12 @@ from megadeberta.data.index_layout import smallest_dtype
 from megadeberta.data.shard_manifest import ShardManifest, ShardSource
 from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
-from megadeberta.data_prep.blocks import Block
 from megadeberta.data_prep.duplicates import FirstOccurrences
+from megadeberta.data_prep.machines import JoinedParts
 from megadeberta.data_prep.merge import SplitRule, check_room, choose_split, merge_parts
 from megadeberta.data_prep.options import Deduplication, PrepOptions
 from megadeberta.data_prep.output_folder import OutputFolder
-from megadeberta.data_prep.parts import DOCUMENT_RECORD, Part, PartStore
+from megadeberta.data_prep.parts import DOCUMENT_RECORD, PartStore
 from megadeberta.data_prep.progress import Stages
 from megadeberta.data_prep.report import describe_lengths, describe_shard, write_report
 from megadeberta.data_prep.sources import Source
@@ -33,22 +33,25 @@ class Publication:
         self,
         options: PrepOptions,
         sources: list[Source],
-        store: PartStore,
-        parts: list[tuple[Block, Part]],
+        store: PartStore | JoinedParts,
+        numbers: dict[str, list[int]],
         *,
         tokenizer: SentencePieceTokenizer,
     ) -> None:
+        """``numbers``: of the parts of each split, in order."""
         self._options = options
         self._sources = sources
         self._store = store
-        self._numbers = {
-            split: [block.number for block, _ in parts if sources[block.source].split == split]
-            for split in ("train", "valid")
-        }
-        self._tokenizer = tokenizer
+        self._numbers = numbers
+        self.tokenizer = tokenizer
         self._dtype = smallest_dtype(tokenizer.vocab_size_needed)
         # The validation corpus first: what is in both is left out of the training text.
         self._firsts = FirstOccurrences(store, self._numbers["valid"] + self._numbers["train"])
+
+    @property
+    def deduplicate(self) -> Deduplication:
+        """Which documents are left out."""
+        return self._options.deduplicate
 
     @property
     def num_copies(self) -> int:
@@ -73,7 +76,7 @@ class Publication:
         lengths = np.concatenate([record["length"] for record in records.values()])
         num_tokens = int(lengths.sum(dtype=np.int64))
         rule = self._rule(records)
-        check_room(self._store, num_tokens * self._dtype.itemsize + 20 * len(lengths))
+        check_room(output.path, num_tokens * self._dtype.itemsize + 20 * len(lengths))
         stages.begin("writing shards", total=num_tokens, unit="Mtokens")
         with ExitStack() as stack:
             train = stack.enter_context(ShardWriter(output.train, dtype=self._dtype))
@@ -123,8 +126,8 @@ class Publication:
     def _commit(self, writer: ShardWriter, split: str) -> ShardManifest:
         came_from = split if self._options.valid_corpora else "train"
         return writer.commit(
-            tokenizer_sha256=self._tokenizer.sha256,
-            tokenizer_pieces=self._tokenizer.num_pieces,
+            tokenizer_sha256=self.tokenizer.sha256,
+            tokenizer_pieces=self.tokenizer.num_pieces,
             options={"split": split, **self._options.recorded()},
             sources=[ShardSource(name=s.name, bytes=s.size) for s in self._sources if s.split == came_from],
         )

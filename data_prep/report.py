@@ -14,7 +14,7 @@ from megadeberta.data_prep.bad_lines import CorpusTally
 from megadeberta.data_prep.formats.table import FORMATS
 from megadeberta.data_prep.left_out import LeftOutByReason
 from megadeberta.data_prep.options import Deduplication
-from megadeberta.data_prep.parts import Part
+from megadeberta.data_prep.parts import Counts
 from megadeberta.data_prep.sources import Corpus
 from megadeberta.storage import write_file
 
@@ -76,16 +76,15 @@ def describe_result(report: dict[str, Any], num_copies: int, deduplicate: Dedupl
 
 
 def describe_vocabulary(
-    tokenizer: SentencePieceTokenizer, parts: Iterable[Part], text_bytes: int
+    tokenizer: SentencePieceTokenizer, counts: Counts, text_bytes: int
 ) -> dict[str, float | int | str]:
     """How well the vocabulary fits the text."""
-    parts = list(parts)
-    tokens = max(1, sum(part.num_tokens for part in parts))
+    tokens = max(1, counts.num_tokens)
     return {
         "entries": tokenizer.num_pieces,
-        "tokens_per_word": round(tokens / max(1, sum(part.num_words for part in parts)), 4),
+        "tokens_per_word": round(tokens / max(1, counts.num_words), 4),
         "bytes_per_token": round(text_bytes / tokens, 4),
-        "unknown_fraction": round(sum(part.num_unknown for part in parts) / tokens, 6),
+        "unknown_fraction": round(counts.num_unknown / tokens, 6),
     }
 
 

@@ -1,10 +1,12 @@
 """Checking a finished set: every byte against the manifests, and the shards against the vocabulary."""
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 from megadeberta.data.indexed import SUFFIXES, TokenShard, shard_file
 from megadeberta.data.shard_manifest import ShardManifest
+from megadeberta.data.source_list import read_sources
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.data_prep.output_folder import TOKENIZER, OutputFolder
 from megadeberta.errors import DataError
@@ -34,6 +36,7 @@ def verify_set(folder: Path) -> VerifiedSet:
     for split, prefix in prefixes.items():
         with TokenShard.open(prefix, verify_hash=True) as shard:
             manifests[split] = shard.manifest
+            deque(read_sources(prefix, shard.manifest), maxlen=0)  # compares their hash
     tokenizer = SentencePieceTokenizer.load(folder / TOKENIZER)
     for split, manifest in manifests.items():
         _check_tokenizer(manifest, tokenizer, prefixes[split], folder)

@@ -69,12 +69,12 @@ class Sample:
     ``threshold`` only rises: a chunk below it can never become part of the sample.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, *, threshold: int = 0) -> None:
         self._budget = budget
         self._size = 0
         self._heap: list[tuple[int, bytes]] = []
         self._keys: set[int] = set()
-        self.threshold = 0
+        self.threshold = threshold
 
     def add(self, chunks: Iterable[tuple[int, bytes]]) -> None:
         """Offer chunks as ``(key, text)``."""

@@ -11,16 +11,19 @@ import sentencepiece
 
 from megadeberta.data.tokenizer import UNK_ID
 from megadeberta.data_prep.bad_lines import Tally
-from megadeberta.data_prep.blocks import Block
+from megadeberta.data_prep.blocks import Block, Section
 from megadeberta.data_prep.documents import read_documents
 from megadeberta.data_prep.options import ReadOptions
-from megadeberta.data_prep.parts import DOCUMENT_RECORD, Part, PartStore
+from megadeberta.data_prep.parts import DOCUMENT_RECORD, Part, PartOf, PartStore
 from megadeberta.data_prep.sources import Source
-from megadeberta.data_prep.vocabulary_sample import content_key, keyed_chunks
+from megadeberta.data_prep.vocabulary_sample import Sample, content_key, keyed_chunks
 from megadeberta.errors import DataError
 from megadeberta.storage import storage_errors
 
 _BATCH_CHARACTERS = 1 << 20
+
+SourceTallies = list[tuple[int, Tally]]
+"""What was counted of each source of a block, by the source's number."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,13 @@ class WorkContext:
 
 
 @dataclass(frozen=True)
+class SampleContext(WorkContext):
+    """With the most bytes of text that the sample may hold."""
+
+    sample_bytes: int
+
+
+@dataclass(frozen=True)
 class EncodeContext(WorkContext):
     """With the vocabulary, and where parts go."""
 
@@ -40,16 +50,23 @@ class EncodeContext(WorkContext):
     dtype: np.dtype
 
 
-def sample_block(context: WorkContext, block: Block, threshold: int) -> tuple[Tally, list[tuple[int, bytes]]]:
-    """Count a block, and return the chunks of its documents whose key reaches ``threshold`` as ``(key, text)``.
+def sample_block(context: SampleContext, block: Block, threshold: int) -> tuple[SourceTallies, list[tuple[int, bytes]]]:
+    """Count a block, and return of the chunks of its documents those that may belong to the sample: ``(key, text)``.
+
+    Args:
+        threshold: the key that a chunk must reach.
 
     Raises:
         DataError: the block cannot be read.
     """
-    tally, kept = Tally(), []
-    for document in _documents(context, block, tally):
-        kept += [(key, chunk) for key, chunk in keyed_chunks(document.encode()) if key >= threshold]
-    return tally, kept
+    sample = Sample(context.sample_bytes, threshold=threshold)
+    tallies = []
+    for section in block.sections:
+        tally = Tally()
+        for document in _documents(context, section, tally):
+            sample.add(keyed_chunks(document.encode()))
+        tallies.append((section.source, tally))
+    return tallies, sample.chunks()
 
 
 def encode_block(context: EncodeContext, block: Block) -> Part:
@@ -59,26 +76,32 @@ def encode_block(context: EncodeContext, block: Block) -> Part:
         DataError: the block cannot be read.
         StorageError: the part cannot be written.
     """
-    tally = Tally()
-    draft = context.store.path(block.number, "draft-tokens")
-    encoder = _Encoder(_load_processor(context.tokenizer), context.dtype)
-    with storage_errors(draft), draft.open("wb") as file:
-        for document in _documents(context, block, tally):
-            encoder.add(document, file)
-        encoder.flush(file)
-    part = Part(block.number, encoder.num_tokens, encoder.num_unknown, encoder.num_words, tally)
-    context.store.save(part, draft, encoder.records())
+    draft = context.store.drafts(block.number)
+    tallies = [Tally() for _ in block.sections]
+    with storage_errors(draft.tokens), draft.tokens.open("wb") as tokens, draft.documents.open("wb") as records:
+        encoder = _Encoder(_load_processor(context.tokenizer), context.dtype, tokens, records, len(block.sections))
+        for place, (section, tally) in enumerate(zip(block.sections, tallies, strict=True)):
+            for document in _documents(context, section, tally):
+                encoder.add(document, place)
+        encoder.flush()
+    files = [
+        PartOf(section.source, tokens, unknown, tally)
+        for section, tokens, unknown, tally in zip(
+            block.sections, encoder.num_tokens.tolist(), encoder.num_unknown.tolist(), tallies, strict=True
+        )
+    ]
+    part = Part(block.number, encoder.num_words, tuple(files))
+    context.store.save(part, draft)
     return part
 
 
-def _documents(context: WorkContext, block: Block, tally: Tally) -> Iterator[str]:
-    file_format = context.sources[block.source].file_format
-    documents = read_documents(block, context.read, file_format=file_format, tally=tally)
+def _documents(context: WorkContext, section: Section, tally: Tally) -> Iterator[str]:
+    documents = read_documents(section, context.read, source=context.sources[section.source], tally=tally)
     while True:
         try:
             document = next(documents, None)
         except OSError as error:
-            raise DataError(f"{block.path}: reading failed ({error.strerror}); check the disk") from error
+            raise DataError(f"{section.path}: reading failed ({error.strerror}); check the disk") from error
         if document is None:
             return
         yield document
@@ -87,23 +110,36 @@ def _documents(context: WorkContext, block: Block, tally: Tally) -> Iterator[str
 class _Encoder:
     """Encodes in batches: one call into SentencePiece for about a megabyte, ids straight into arrays."""
 
-    def __init__(self, processor: sentencepiece.SentencePieceProcessor, dtype: np.dtype) -> None:
+    # S sections of the block
+
+    def __init__(
+        self,
+        processor: sentencepiece.SentencePieceProcessor,
+        dtype: np.dtype,
+        tokens: BinaryIO,
+        records: BinaryIO,
+        num_sections: int,
+    ) -> None:
         self._processor = processor
         self._dtype = dtype
+        self._tokens = tokens
+        self._records = records
         self._batch: list[str] = []
+        self._places: list[int] = []
         self._batch_size = 0
-        self._records: list[np.ndarray] = []
-        self.num_tokens = 0
-        self.num_unknown = 0
+        self.num_tokens = np.zeros(num_sections, dtype=np.int64)  # [S]
+        self.num_unknown = np.zeros(num_sections, dtype=np.int64)  # [S]
         self.num_words = 0
 
-    def add(self, document: str, file: BinaryIO) -> None:
+    def add(self, document: str, place: int) -> None:
+        """``place``: of its section in the block."""
         self._batch.append(document)
+        self._places.append(place)
         self._batch_size += len(document)
         if self._batch_size >= _BATCH_CHARACTERS:
-            self.flush(file)
+            self.flush()
 
-    def flush(self, file: BinaryIO) -> None:
+    def flush(self) -> None:
         if not self._batch:
             return
         encoded = self._processor.encode(self._batch, return_type="numpy", num_threads=1)  # one [T_i] int32 each
@@ -111,16 +147,15 @@ class _Encoder:
         records = np.empty(len(self._batch), dtype=DOCUMENT_RECORD)
         records["length"] = [len(document) for document in encoded]
         records["key"] = [content_key(text.encode()) for text in self._batch]
-        file.write(ids.astype(self._dtype).tobytes())
+        self._tokens.write(ids.astype(self._dtype).tobytes())
         # Text of zero-width characters alone is normalised to nothing: no document of no tokens is kept.
-        self._records.append(records[records["length"] > 0])
+        self._records.write(records[records["length"] > 0].tobytes())
         self.num_words += sum(text.count(" ") + 1 for text in self._batch)
-        self.num_tokens += len(ids)
-        self.num_unknown += int(np.count_nonzero(ids == UNK_ID))
-        self._batch, self._batch_size = [], 0
-
-    def records(self) -> np.ndarray:
-        return np.concatenate(self._records) if self._records else np.empty(0, dtype=DOCUMENT_RECORD)
+        np.add.at(self.num_tokens, self._places, records["length"])
+        unknown = np.flatnonzero(ids == UNK_ID)
+        documents = np.searchsorted(np.cumsum(records["length"]), unknown, side="right")
+        np.add.at(self.num_unknown, np.asarray(self._places)[documents], 1)
+        self._batch, self._places, self._batch_size = [], [], 0
 
 
 @lru_cache(maxsize=1)

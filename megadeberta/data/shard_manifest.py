@@ -24,6 +24,16 @@ class ShardSource(BaseModel):
     bytes: int = _Count
 
 
+class SourceList(BaseModel):
+    """Of files too many for the manifest: how many, their size, and the hash of ``PREFIX.sources`` that names them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    count: int = _Count
+    bytes: int = _Count
+    sha256: str = _Hash
+
+
 class ShardManifest(BaseModel):
     """Counts, hashes and origin of a shard. Holds no time, no absolute path and nothing of the machine.
 
@@ -50,10 +60,12 @@ class ShardManifest(BaseModel):
     content: str = _Hash
     options: dict[str, Any] = Field(default_factory=dict)
     sources: list[ShardSource] = Field(default_factory=list)
+    source_list: SourceList | None = Field(None, description="null = all files are in sources")
 
     def to_bytes(self) -> bytes:
         """The manifest file: indented JSON, fields in the order of this class."""
-        return (json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n").encode()
+        left_out = {"source_list"} if self.source_list is None else None
+        return (json.dumps(self.model_dump(exclude=left_out), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def content_fingerprint(*, dtype: str, bin_sha256: str, idx_sha256: str, tokenizer_sha256: str) -> str:

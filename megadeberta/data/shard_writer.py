@@ -13,6 +13,8 @@ from megadeberta.data.block_sums import SumWriter
 from megadeberta.data.index_layout import ShardIndex, encode_index
 from megadeberta.data.indexed import largest_id, shard_file
 from megadeberta.data.shard_manifest import ShardManifest, ShardSource, content_fingerprint
+from megadeberta.data.source_list import SUFFIX as SOURCES_SUFFIX
+from megadeberta.data.source_list import encode_sources
 from megadeberta.errors import DataError
 from megadeberta.storage import PendingFile, storage_errors, sync_folder, write_file
 
@@ -83,6 +85,8 @@ class ShardWriter:
     ) -> ShardManifest:
         """Publish ``.bin``, ``.sum``, ``.idx`` and, last, the manifest, each synced before it gets its name.
 
+        Of more than ``MOST_IN_MANIFEST`` sources the names go into ``PREFIX.sources``.
+
         A manifest already there is removed first, so an interrupted replacement never looks whole.
 
         Raises:
@@ -94,7 +98,10 @@ class ShardWriter:
         sums = self._sums.finish()
         manifest = self._describe(
             index, sums, tokenizer_sha256=tokenizer_sha256, tokenizer_pieces=tokenizer_pieces, options=options or {}
-        ).model_copy(update={"sources": list(sources)})
+        )
+        listed = encode_sources(sources)
+        named = {"sources": list(sources)} if listed is None else {"source_list": listed[1]}
+        manifest = manifest.model_copy(update=named)
         manifest_path = shard_file(self._prefix, "json")
         try:
             self._bin.finish()
@@ -102,6 +109,7 @@ class ShardWriter:
                 manifest_path.unlink(missing_ok=True)
                 sync_folder(manifest_path.parent)
             self._bin.publish()
+            self._publish_sources(listed[0] if listed else None)
             write_file(shard_file(self._prefix, "sum"), sums)
             write_file(shard_file(self._prefix, "idx"), index)
             write_file(manifest_path, manifest.to_bytes())
@@ -109,6 +117,14 @@ class ShardWriter:
             self.discard()
             raise
         return manifest
+
+    def _publish_sources(self, payload: bytes | None) -> None:
+        path = shard_file(self._prefix, SOURCES_SUFFIX)
+        if payload is not None:
+            write_file(path, payload)
+            return
+        with storage_errors(path):
+            path.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove what was written and not committed."""

@@ -11,23 +11,22 @@ from hypothesis import strategies as st
 
 from megadeberta.data_prep import documents, lines
 from megadeberta.data_prep.bad_lines import Tally
-from megadeberta.data_prep.blocks import Block
+from megadeberta.data_prep.blocks import Section
 from megadeberta.data_prep.cleaning import clean
 from megadeberta.data_prep.documents import read_documents
 from megadeberta.data_prep.formats import plain_text
-from megadeberta.data_prep.formats.json_lines import JSON_LINES
-from megadeberta.data_prep.formats.plain_text import TEXT
 from megadeberta.data_prep.lines import read_lines
 from megadeberta.data_prep.options import DocumentPer, ReadOptions
+from megadeberta.data_prep.sources import Source
 
 
 def read(tmp_path: Path, payload: bytes, *, is_json: bool = False, **options: object) -> tuple[list[str], Tally]:
     path = tmp_path / "corpus"
     path.write_bytes(payload)
     tally = Tally()
-    block = Block(0, 0, path, 0, len(payload), 0, len(payload), False)
-    file_format = JSON_LINES if is_json else TEXT
-    return list(read_documents(block, ReadOptions(**options), file_format=file_format, tally=tally)), tally
+    source = Source(path, path.name, "train", "jsonl" if is_json else "text", None, len(payload), 0)
+    section = Section(0, path, 0, len(payload), 0)
+    return list(read_documents(section, ReadOptions(**options), source=source, tally=tally)), tally
 
 
 @settings(max_examples=60, deadline=None)

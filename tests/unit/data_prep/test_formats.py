@@ -91,18 +91,18 @@ def as_tar(members: dict[str, bytes]) -> bytes:
 
 
 def read(
-    path: Path, options: ReadOptions, spool: Path, *, block_bytes: int = 4000
+    path: Path, options: ReadOptions, spool: Path, *, block_bytes: int = 4000, whole_bytes: int = 0
 ) -> tuple[list[str], CorpusTally, Corpus]:
     """Documents of a file or folder, cut into small blocks, with the joined tally."""
     spool.mkdir(exist_ok=True)
     corpus = find_sources([path], split="train", options=options, outside=spool)
-    cutter = BlockCutter(corpus.sources, options, block_bytes=block_bytes, spool=spool)
+    cutter = BlockCutter(corpus.sources, options, block_bytes=block_bytes, whole_bytes=whole_bytes, spool=spool)
     found, whole = [], CorpusTally([source.name for source in corpus.sources])
     for block in cutter:
-        tally = Tally()
-        file_format = corpus.sources[block.source].file_format
-        found += read_documents(block, options, file_format=file_format, tally=tally)
-        whole.add(block.source, tally)
+        for section in block.sections:
+            tally = Tally()
+            found += read_documents(section, options, source=corpus.sources[section.source], tally=tally)
+            whole.add(section.source, tally)
     for source, damage in cutter.damage.items():
         whole.add(source, damage)
     return found, whole, corpus
@@ -142,6 +142,8 @@ def test_a_format_is_told_by_content_and_gives_its_documents(tmp_path: Path, kin
     found, tally, _ = read(tmp_path / name, BY_LINE, tmp_path / "spool")
     assert found == expected
     assert tally.total("rejected") == 0 and tally.total("documents") == len(expected)
+    whole, of_whole, _ = read(tmp_path / name, BY_LINE, tmp_path / "spool", whole_bytes=1 << 40)
+    assert whole == found and of_whole.total("text_bytes") == tally.total("text_bytes")
 
 
 @pytest.mark.parametrize("ending", PACKED)
@@ -149,7 +151,9 @@ def test_a_format_is_told_by_content_and_gives_its_documents(tmp_path: Path, kin
 def test_compression_changes_nothing(tmp_path: Path, kind: str, ending: str) -> None:
     name, payload, expected = FILES[kind]
     (tmp_path / f"{name}{ending}").write_bytes(PACKED[ending](payload))
-    assert read(tmp_path / f"{name}{ending}", BY_LINE, tmp_path / "spool")[0] == expected
+    path = tmp_path / f"{name}{ending}"
+    assert read(path, BY_LINE, tmp_path / "spool")[0] == expected
+    assert read(path, BY_LINE, tmp_path / "spool", whole_bytes=1 << 40)[0] == expected
 
 
 @pytest.mark.parametrize("ending", PACKED)

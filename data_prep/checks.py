@@ -1,0 +1,39 @@
+"""Whether a corpus that was read is good enough to go on with."""
+
+from megadeberta.data_prep.bad_lines import CorpusTally
+from megadeberta.data_prep.options import PrepOptions
+from megadeberta.data_prep.parts import Counts
+from megadeberta.data_prep.sources import Source
+from megadeberta.errors import DataError
+
+
+def check_corpus(tally: CorpusTally, options: PrepOptions, *, num_files: int) -> None:
+    """Refuse a corpus of which too much cannot be used, or in which there is no document.
+
+    Raises:
+        DataError: with the fraction and the first place, or the counts.
+    """
+    tally.check(max_bad_fraction=options.max_bad_fraction)
+    if tally.total("documents") == 0:
+        raise DataError(
+            f"no document in {num_files} file(s): {tally.total('lines')} lines, "
+            f"{tally.total('empty_documents')} of them empty after cleaning; check --text-key and --document-per"
+            + "".join(f"; {line}" for line in tally.left_out().lines())
+        )
+
+
+def check_unknown(counts: Counts, sources: list[Source], options: PrepOptions) -> None:
+    """Refuse text that the vocabulary does not fit.
+
+    Raises:
+        DataError: with the fraction of unknown tokens, and the file with the most.
+    """
+    fraction = counts.num_unknown / max(1, counts.num_tokens)
+    if fraction > options.max_unknown_fraction:
+        worst, of_worst = counts.most_unknown()
+        raise DataError(
+            f"{fraction:.1%} of the tokens are [UNK], unknown to the vocabulary (allowed "
+            f"{options.max_unknown_fraction:.1%}); most in {sources[worst].name} "
+            f"({of_worst:.1%}): is it of the vocabulary's language, and UTF-8? Train "
+            "a vocabulary on this text (--vocab-size), or raise --max-unknown-fraction"
+        )

@@ -1,0 +1,40 @@
+"""What a preparation depends on: whether finished blocks, a finished set or another machine's part belong to it."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data_prep.options import PrepOptions
+from megadeberta.data_prep.sources import Source
+
+REVISION = 4
+"""Raised whenever the same input would give other tokens, so that old parts are not taken for new ones."""
+
+
+def make_keys(options: PrepOptions, sources: list[Source], tokenizer: SentencePieceTokenizer | None) -> tuple[str, str]:
+    """What the parts depend on, and what the finished set depends on."""
+    agreed = agreement(options, sources, tokenizer)
+    times = [source.mtime_ns for source in sources]
+    parts = [agreed["program"], agreed["reading"], agreed["vocabulary"], agreed["files"], times, options.part]
+    return digest(parts)[:16], digest([*parts, agreed])
+
+
+def agreement(options: PrepOptions, sources: list[Source], tokenizer: SentencePieceTokenizer | None) -> dict[str, Any]:
+    """What decides the result, by names for messages: where all of it is equal, so are the token files."""
+    # By its hash: the same file may lie elsewhere on another machine.
+    vocabulary = {**asdict(options.vocabulary), "tokenizer": tokenizer.sha256 if tokenizer else None}
+    return {
+        "program": REVISION,
+        "reading": asdict(options.read),
+        "vocabulary": vocabulary,
+        "files": digest([[s.name, s.split, s.format_name, s.compression, s.size] for s in sources]),
+        "split": asdict(options.split),
+        "deduplicate": options.deduplicate,
+        "limits": [options.max_bad_fraction, options.max_unknown_fraction],
+    }
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
