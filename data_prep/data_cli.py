@@ -1,35 +1,170 @@
 """`megadeberta data`: what to do with prepared sets. What needs numpy is imported inside the commands."""
 
+import json
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from megadeberta.data_prep.cli import closing_line, plot_lengths, print_line
 from megadeberta.errors import ConfigError
 
+if TYPE_CHECKING:
+    from megadeberta.data.shard_manifest import ShardManifest
+
 app = typer.Typer(
-    help="Join what several machines prepared.",
+    help="Look into prepared sets, and make new sets of them. Every set is a folder that `megadeberta prep` or one of "
+    "these commands wrote.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 
+_Set = Annotated[Path, typer.Argument(help="A prepared folder: the --output of prep.", metavar="SET")]
 _Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the new set.", metavar="DIR")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the finished set in DIR.")]
 
 
 @app.command()
+def inspect(
+    folder: _Set,
+    documents: Annotated[int, typer.Option(min=0, help="Random documents to show.")] = 3,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to show of each.")] = 120,
+    seed: Annotated[int, typer.Option(min=0, help="Another number shows other documents and masks.")] = 1,
+) -> None:
+    """Show what a set holds: documents, copies, lengths as a picture, files, and documents as training masks them.
+
+    In a document, [seen→token] is a token to predict: [MASK→was] hides it, another word stands for a random
+    replacement, and [was→was] is one that is kept.
+
+    Example: megadeberta data inspect corpora/wikitext2-shards --documents 5
+    """
+    from megadeberta.data_prep import inspection
+    from megadeberta.data_prep.finished_sets import FinishedSet
+    from megadeberta.data_prep.progress import Stages
+
+    console = Console()
+    with FinishedSet(folder) as one:
+        with Stages(console) as stages:
+            found = inspection.set_statistics(one, stages)
+        for split, about in found.items():
+            line = f"{split}: {about.num_documents:,} documents, {about.num_tokens:,} tokens, {about.copies:,} copies"
+            print_line(console, f"{line}; tokens of a document:")
+            for bar in inspection.length_bars(about.lengths):
+                print_line(console, bar)
+        files = one.sources(*one.shards)
+        for source in files[:_FILES]:
+            print_line(console, f"from {source.name}, {source.bytes:,} bytes")
+        if len(files) > _FILES:
+            print_line(console, f"and {len(files) - _FILES:,} more files")
+        train = one.shards["train"]
+        for number in inspection.choose_documents(train, documents, seed):
+            print_line(console, f"document {number:,} of train:")
+            shown = train.document(number)[:tokens]
+            console.print(inspection.masked_sample(one.tokenizer, shown, seed=seed), soft_wrap=True, highlight=False)
+
+
+_FILES = 5
+
+
+@app.command()
+def stats(
+    folder: _Set,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Count a set: documents, tokens, lengths, copies, unknown tokens, and vocabulary entries that occur.
+
+    Example: megadeberta data stats corpora/wikitext2-shards --json
+    """
+    from megadeberta.data_prep.finished_sets import FinishedSet
+    from megadeberta.data_prep.inspection import set_statistics
+    from megadeberta.data_prep.progress import Stages
+
+    console = Console()
+    with FinishedSet(folder) as one, Stages(Console(quiet=True) if as_json else console) as stages:
+        found = {split: about.to_json() for split, about in set_statistics(one, stages).items()}
+        entries = one.tokenizer.num_pieces
+    if as_json:
+        typer.echo(json.dumps({"vocabulary_entries": entries, **found}, indent=2))
+        return
+    table = Table("", *found)
+    for name in next(iter(found.values())):
+        if name != "document_tokens":
+            table.add_row(name.replace("_", " "), *(f"{about[name]:,}" for about in found.values()))
+    for name in found["train"]["document_tokens"]:
+        table.add_row(
+            f"tokens per document, {name}", *(f"{s['document_tokens'].get(name, 0):,}" for s in found.values())
+        )
+    console.print(table)
+    print_line(console, f"the vocabulary has {entries:,} entries")
+
+
+@app.command()
+def sample(
+    folder: _Set,
+    output: _Output,
+    fraction: Annotated[float, typer.Option(help="Of the training documents; 0.05 is 5 %.")],
+    overwrite: _Overwrite = False,
+) -> None:
+    """Take a fraction of the training documents by the hash of each one; validation and test documents stay whole.
+
+    The same document is always taken or always left, a sample of 1 % is part of that of 5 %, and the loss of
+    experiments on both is measured on the same validation documents.
+
+    Example: megadeberta data sample corpora/pretrain --fraction 0.05 --output corpora/pretrain-5percent
+    """
+    from megadeberta.data_prep.derived_sets import sample_set
+    from megadeberta.data_prep.finished_sets import FinishedSet
+    from megadeberta.data_prep.progress import Stages
+
+    console = Console()
+    with FinishedSet(folder) as one, Stages(console) as stages:
+        made = sample_set(one, output, fraction=fraction, stages=stages, overwrite=overwrite)
+    _print_set(console, output, made)
+
+
+@app.command()
+def split(
+    folder: _Set,
+    output: _Output,
+    valid: Annotated[float, typer.Option(help="Fraction of the documents for validation.")] = 0.005,
+    test: Annotated[float, typer.Option(help="Fraction of the documents for testing.")] = 0.005,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Divide all documents of a set anew into train, valid and test, by the hash of each document's content.
+
+    Where a document goes depends on nothing but itself: equal documents are on one side, and when the corpus grows,
+    what was held out stays held out.
+
+    Example: megadeberta data split corpora/pretrain --valid 0.01 --test 0.01 --output corpora/pretrain-split
+    """
+    from megadeberta.data_prep.derived_sets import split_set
+    from megadeberta.data_prep.finished_sets import FinishedSet
+    from megadeberta.data_prep.progress import Stages
+
+    console = Console()
+    with FinishedSet(folder) as one, Stages(console) as stages:
+        made = split_set(one, output, valid=valid, test=test, stages=stages, overwrite=overwrite)
+    _print_set(console, output, made)
+
+
+@app.command()
 def merge(
-    folders: Annotated[list[Path], typer.Argument(help="The --output of every `prep --part`.", metavar="PART-DIRS...")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="The --output of every `prep --part`, or finished sets.", metavar="FOLDERS...")
+    ],
     output: _Output,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Join the parts of a corpus that several machines prepared into the set that one machine would have made.
+    """Join the parts of a corpus that several machines prepared, or finished sets with the same tokenizer.
 
-    The token files, manifests and tokenizer are the same byte for byte: validation documents are chosen, and with
-    --deduplicate copies left out, over all parts. Parts of other files, options or tokenizers are refused, and a part
-    that is missing is named. The folders of the parts stay as they are.
+    Parts give the set that one machine would have made: token files, manifests and tokenizer are the same byte for
+    byte. Validation documents are chosen, and with --deduplicate copies left out, over all parts. Parts of other files,
+    options or tokenizers are refused, and a part that is missing is named. The folders of the parts stay as they are.
+
+    Finished sets are joined split by split, in the order they are given.
 
     Example, on machine 2 of 4, and then on any one that sees all folders:
 
@@ -39,8 +174,25 @@ def merge(
     """
     if output.resolve() in {folder.resolve() for folder in folders}:
         raise ConfigError(f"--output={output} is one of the parts; give another folder")
-    from megadeberta.data_prep.merge_machines import merge_machines
+    from megadeberta.data_prep.machines import is_part
 
     console = Console()
-    outcome = merge_machines(folders, output, console=console, plot=plot_lengths, overwrite=overwrite)
-    print_line(console, closing_line(outcome, output))
+    if any(is_part(folder) for folder in folders):
+        from megadeberta.data_prep.merge_machines import merge_machines
+
+        outcome = merge_machines(folders, output, console=console, plot=plot_lengths, overwrite=overwrite)
+        print_line(console, closing_line(outcome, output))
+        return
+    from megadeberta.data_prep.derived_sets import merge_sets
+    from megadeberta.data_prep.finished_sets import FinishedSet
+    from megadeberta.data_prep.progress import Stages
+
+    with ExitStack() as stack, Stages(console) as stages:
+        sets = [stack.enter_context(FinishedSet(folder)) for folder in folders]
+        made = merge_sets(sets, output, stages=stages, overwrite=overwrite)
+    _print_set(console, output, made)
+
+
+def _print_set(console: Console, output: Path, made: "dict[str, ShardManifest]") -> None:
+    for name, manifest in made.items():
+        print_line(console, f"{output}: {name} {manifest.num_tokens:,} tokens in {manifest.num_documents:,} documents")

@@ -18,7 +18,8 @@ def make_keys(options: PrepOptions, sources: list[Source], tokenizer: SentencePi
     agreed = agreement(options, sources, tokenizer)
     times = [source.mtime_ns for source in sources]
     parts = [agreed["program"], agreed["reading"], agreed["vocabulary"], agreed["files"], times, options.part]
-    return digest(parts)[:16], digest([*parts, agreed])
+    decides = {name: value for name, value in agreed.items() if name != "limits"}
+    return digest(parts)[:16], digest([*parts, decides])
 
 
 def agreement(options: PrepOptions, sources: list[Source], tokenizer: SentencePieceTokenizer | None) -> dict[str, Any]:
@@ -37,4 +38,5 @@ def agreement(options: PrepOptions, sources: list[Source], tokenizer: SentencePi
 
 
 def digest(value: Any) -> str:
+    """SHA-256 of plain values, by their JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -130,7 +130,10 @@ class JoinedParts:
     def corpus(self) -> Corpus:
         """The files of the corpus; their paths are on the machines."""
         record = self._records[0]
-        sources = [Source(Path(name), name, *about, 0) for name, *about in record.sources]
+        sources = [
+            Source(Path(name), name, split, format_name, compression, size, 0)
+            for name, split, format_name, compression, size in record.sources
+        ]
         return Corpus(sources, [PassedOver(*about) for about in record.passed_over])
 
     def load(self) -> Iterator[Part]:

@@ -44,11 +44,13 @@ def merge_machines(
     with folder.lock(), Stages(console) as stages:
         if folder.is_finished(run_key, {"split": "train", **options.recorded()}, overwrite=overwrite):
             return Outcome(*folder.manifests(), text_bytes=0, seconds=0.0, was_finished=True)
-        folder.remove_drafts()
-        stages.begin(f"reading {len(folders)} parts", total=None)
-        counts, tally = parts.count(corpus.sources)
-        check_corpus(tally, options, num_files=len(corpus.sources))
-        check_unknown(counts, corpus.sources, options)
-        report = {"run_key": run_key, "machines": len(folders)}
-        publication = Publication(options, corpus.sources, parts, counts.numbers, tokenizer=tokenizer)
-        return publish_set(publication, folder, report, corpus, counts, tally, stages=stages, plot=plot, began=began)
+        with folder.unfinished():
+            stages.begin(f"reading {len(folders)} parts", total=None)
+            counts, tally = parts.count(corpus.sources)
+            check_corpus(tally, options, num_files=len(corpus.sources))
+            check_unknown(counts, corpus.sources, options)
+            report = {"run_key": run_key, "machines": len(folders)}
+            publication = Publication(options, corpus.sources, parts, counts.numbers, tokenizer=tokenizer)
+            return publish_set(
+                publication, folder, report, corpus, counts, tally, stages=stages, plot=plot, began=began
+            )

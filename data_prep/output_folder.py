@@ -6,6 +6,7 @@
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class OutputFolder:
         self.path = path
         self.train = path / "train"
         self.valid = path / "valid"
+        self.prefixes = {"train": self.train, "valid": self.valid, "test": path / "test"}
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -62,7 +64,7 @@ class OutputFolder:
         """
         if shard_file(self.train, "json").exists():
             if not overwrite and self._recorded_key() == run_key:
-                for prefix in (self.train, self.valid):
+                for prefix in self.prefixes.values():
                     if prefix == self.train or shard_file(prefix, "json").exists():
                         TokenShard.open(prefix).close()
                 return True
@@ -78,6 +80,23 @@ class OutputFolder:
                 "another folder, or --overwrite to replace them"
             )
         return False
+
+    @contextlib.contextmanager
+    def unfinished(self) -> Iterator[None]:
+        """Mark the folder, until the block ends well, as one whose files a run that was stopped may replace.
+
+        ``prep`` has no need of it: its finished blocks are the same mark.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        mark = self.path / FOLDER
+        with storage_errors(mark):
+            mark.mkdir(exist_ok=True)
+        self.remove_drafts()
+        yield
+        with storage_errors(mark):
+            shutil.rmtree(mark)
 
     def remove_drafts(self) -> None:
         """Remove the temporary files of a run that was killed while it wrote the shards.
@@ -98,8 +117,10 @@ class OutputFolder:
         with storage_errors(self.path):
             shard_file(self.train, "json").unlink(missing_ok=True)
             sync_folder(self.path)
-            for suffix in (*reversed(SUFFIXES), SOURCES_SUFFIX):
-                shard_file(self.valid, suffix).unlink(missing_ok=True)
+            for split, prefix in self.prefixes.items():
+                for suffix in (*reversed(SUFFIXES), SOURCES_SUFFIX):
+                    if split != "train":
+                        shard_file(prefix, suffix).unlink(missing_ok=True)
 
     def write_tokenizer(self, model: bytes, listing: bytes) -> None:
         """Write ``tokenizer/spm.model`` and ``tokenizer/spm.vocab``.
@@ -122,6 +143,15 @@ class OutputFolder:
         has_valid = shard_file(self.valid, "json").exists()
         train = read_manifest(shard_file(self.train, "json"))
         return train, read_manifest(shard_file(self.valid, "json")) if has_valid else None
+
+    def all_manifests(self) -> dict[str, ShardManifest]:
+        """Manifests of all splits of the finished set.
+
+        Raises:
+            DataError: missing or damaged.
+        """
+        paths = {split: shard_file(prefix, "json") for split, prefix in self.prefixes.items()}
+        return {split: read_manifest(path) for split, path in paths.items() if split == "train" or path.exists()}
 
     def _shard_files(self) -> list[Path]:
         return [

@@ -29,9 +29,11 @@ def verify_set(folder: Path) -> VerifiedSet:
     if not folder.is_dir():
         raise DataError(f"{folder}: {'is a file' if folder.exists() else 'not found'}; give the --output of a prep")
     output = OutputFolder(folder)
-    prefixes = {"train": output.train}
-    if any(shard_file(output.valid, suffix).exists() for suffix in SUFFIXES):
-        prefixes["valid"] = output.valid
+    prefixes = {
+        split: prefix
+        for split, prefix in output.prefixes.items()
+        if split == "train" or any(shard_file(prefix, suffix).exists() for suffix in SUFFIXES)
+    }
     manifests = {}
     for split, prefix in prefixes.items():
         with TokenShard.open(prefix, verify_hash=True) as shard:

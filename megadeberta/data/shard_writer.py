@@ -39,6 +39,11 @@ class ShardWriter:
         self._sums = SumWriter()
         self._bin = PendingFile(shard_file(prefix, "bin"))
 
+    @property
+    def num_documents(self) -> int:
+        """Documents so far."""
+        return len(self._document_index) - 1
+
     def add_document(self, tokens: Sequence[int] | np.ndarray, lengths: Sequence[int] | None = None) -> None:
         """Append one document of ``lengths`` sequences (default: one sequence with all its tokens).
 
@@ -159,7 +164,7 @@ class ShardWriter:
         values = {
             "dtype": self._dtype.name,
             "num_tokens": self._num_tokens,
-            "num_documents": len(self._document_index) - 1,
+            "num_documents": self.num_documents,
             "num_sequences": len(self._lengths),
             "max_token_id": self._largest,
             "tokenizer_pieces": tokenizer_pieces,
