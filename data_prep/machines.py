@@ -113,7 +113,10 @@ class JoinedParts:
         _check_together(folders, self._records)
         self.tokenizer = PartStore(folders[0], self._records[0].key, dtype=np.dtype("<u2")).folder / TOKENIZER_FILE
         """The tokenizer all parts were made with."""
-        dtype = smallest_dtype(SentencePieceTokenizer.load(self.tokenizer).vocab_size_needed)
+        tokenizer = SentencePieceTokenizer.load(self.tokenizer)
+        if tokenizer.sha256 != self._records[0].agree["vocabulary"]["tokenizer"]:
+            raise DataError(f"{self.tokenizer}: is not the tokenizer the part was made with; copy the folder again")
+        dtype = smallest_dtype(tokenizer.vocab_size_needed)
         self._stores = [PartStore(f, record.key, dtype=dtype) for f, record in zip(folders, self._records, strict=True)]
         self._places: list[tuple[int, int]] = []  # by number: which store, and the number in it
         self.folder = self._stores[0].folder

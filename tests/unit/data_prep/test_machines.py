@@ -17,7 +17,7 @@ from megadeberta.data_prep.outcome import Outcome
 from megadeberta.data_prep.prepare import prepare
 from megadeberta.data_prep.verify import verify_set
 from megadeberta.errors import ConfigError, DataError
-from tests.data_fixtures import SOTU
+from tests.data_fixtures import SOTU, train_vocabulary
 
 FILES = ("train.bin", "train.sum", "train.idx", "train.json", "valid.bin", "valid.idx", "valid.json")
 
@@ -109,6 +109,10 @@ def test_a_damaged_or_unfinished_part_is_named(corpus: Path, tmp_path: Path, mod
     tokens = sorted(two.glob(".parts/*/part-*.tokens"))[0]
     tokens.write_bytes(tokens.read_bytes()[:-2])
     with pytest.raises(DataError, match=r"two: block 0 is missing or damaged; copy the folder again, \.parts included"):
+        merge([one, two], tmp_path / "out")
+    (tokenizer,) = one.glob(".parts/*/spm.model")
+    train_vocabulary(tokenizer, vocab_size=700)
+    with pytest.raises(DataError, match=r"spm\.model: is not the tokenizer the part was made with; copy the folder"):
         merge([one, two], tmp_path / "out")
     (two / RECORD).write_text("{")
     with pytest.raises(DataError, match=r"part\.json: is damaged; run that part again"):
