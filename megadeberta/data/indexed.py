@@ -5,6 +5,7 @@
 ``shard_writer.py`` writes it. S sequences, D documents, T tokens.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,36 +46,44 @@ class TokenShard:
     num_tokens: int
     num_documents: int
     num_sequences: int
-    document_offsets: np.ndarray
-    """``[D]`` int64: the first token of each document, counted over all documents laid end to end."""
 
-    def __init__(
-        self, prefix: Path, *, manifest: ShardManifest, index: ShardIndex, tokens: SteadyFile, sums: SteadyFile | None
-    ) -> None:
+    def __init__(self, prefix: Path, *, manifest: ShardManifest, tokens: SteadyFile, sums: SteadyFile | None) -> None:
         """Use ``open``: it makes the checks this constructor relies on."""
         self._prefix = prefix
         self._path = tokens.path
         self._bin = tokens
         self._sums = sums
         self.manifest = manifest
-        self.dtype = index.dtype
+        self.dtype = np.dtype(manifest.dtype)
         self.num_tokens = manifest.num_tokens
         self.num_documents = manifest.num_documents
         self.num_sequences = manifest.num_sequences
+
+    @functools.cached_property
+    def _bounds(self) -> np.ndarray:
+        """``[D + 1]`` int64: the first token of each document, and where the last one ends."""
+        index = _open_index(shard_file(self._prefix, "idx"), self.manifest)
         starts = np.zeros(len(index.lengths) + 1, dtype=np.int64)  # [S + 1]
         np.cumsum(index.lengths, dtype=np.int64, out=starts[1:])
-        self._bounds = starts[index.document_index]  # [D + 1]
-        self._bounds.setflags(write=False)
-        self.document_offsets = self._bounds[:-1]
+        bounds = starts[index.document_index]
+        bounds.setflags(write=False)
+        return bounds
+
+    @property
+    def document_offsets(self) -> np.ndarray:
+        """``[D]`` int64: the first token of each document, counted over all documents laid end to end."""
+        return self._bounds[:-1]
 
     @classmethod
-    def open(cls, prefix: Path, *, verify_hash: bool = False) -> Self:
+    def open(cls, prefix: Path, *, verify_hash: bool = False, reads_index: bool = True) -> Self:
         """Open ``PREFIX.bin/.idx/.json`` and check all that can be checked without reading the tokens.
 
-        The index is always read whole and compared with its SHA-256.
+        The index is read whole and compared with its SHA-256.
 
         Args:
             verify_hash: also read the ``.bin`` and compare its SHA-256 and largest token id.
+            reads_index: False = look at its size alone until something asks where the documents are: time and memory
+                do not grow with their number.
 
         Raises:
             DataError: a file is missing, damaged, of another shard, or not what the manifest says.
@@ -82,15 +91,17 @@ class TokenShard:
         prefix = Path(prefix)
         check_prefix(prefix)
         manifest = read_manifest(shard_file(prefix, "json"))
-        index = _open_index(shard_file(prefix, "idx"), manifest)
+        _check_index_size(shard_file(prefix, "idx"), manifest)
         tokens = _open_tokens(shard_file(prefix, "bin"), manifest)
-        shard = cls(prefix, manifest=manifest, index=index, tokens=tokens, sums=_open_sums(prefix, manifest))
-        if verify_hash:
-            try:
+        shard = cls(prefix, manifest=manifest, tokens=tokens, sums=_open_sums(prefix, manifest))
+        try:
+            if reads_index:
+                _ = shard._bounds
+            if verify_hash:
                 shard._verify_tokens()
-            except BaseException:
-                shard.close()
-                raise
+        except BaseException:
+            shard.close()
+            raise
         return shard
 
     def read_tokens(self, start: int, stop: int) -> np.ndarray:
@@ -241,11 +252,18 @@ def check_prefix(prefix: Path) -> None:
     raise DataError(f"{prefix}: no shard here (no {prefix.name}.json){beside}; make one with `megadeberta prep`")
 
 
-def _open_index(path: Path, manifest: ShardManifest) -> ShardIndex:
+def _check_index_size(path: Path, manifest: ShardManifest) -> None:
     try:
         size = path.stat().st_size
-        if size != manifest.idx_bytes:
-            raise DataError(f"{path}: {size} bytes, the manifest says {manifest.idx_bytes}; {AGAIN}")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: not found, though its manifest is there; {AGAIN}") from error
+    if size != manifest.idx_bytes:
+        raise DataError(f"{path}: {size} bytes, the manifest says {manifest.idx_bytes}; {AGAIN}")
+
+
+def _open_index(path: Path, manifest: ShardManifest) -> ShardIndex:
+    _check_index_size(path, manifest)
+    try:
         payload = path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found, though its manifest is there; {AGAIN}") from error

@@ -29,7 +29,7 @@ class ChunkReader:
     """Reads chunks of one shard; opens the shard at once, so make it in the process that uses it."""
 
     def __init__(self, prefix: Path, sequence_length: int) -> None:
-        self._shard = TokenShard.open(prefix)
+        self._shard = TokenShard.open(prefix, reads_index=False)
         self._length = sequence_length
         self.num_chunks = count_chunks(self._shard.num_tokens, sequence_length)
 

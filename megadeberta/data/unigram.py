@@ -34,6 +34,6 @@ def unigram_cross_entropy(data: DataConfig, fractions: Mapping[str, float], *, n
 
 
 def _piece_counts(prefix: Path, num_pieces: int) -> np.ndarray:
-    with TokenShard.open(prefix) as shard:
+    with TokenShard.open(prefix, reads_index=False) as shard:
         tokens = shard.read_tokens(0, min(shard.num_tokens, TOKENS_READ))
     return np.bincount(tokens, minlength=num_pieces).astype(np.float64)

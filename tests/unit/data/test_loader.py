@@ -146,6 +146,18 @@ def test_a_chunk_is_masked_anew_in_every_epoch(data: DataConfig) -> None:
     assert sum(first == second for first, second in twice) <= 1
 
 
+def test_without_packing_nothing_asks_where_documents_are(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the index was read")
+
+    monkeypatch.setattr("megadeberta.data.indexed._open_index", refuse)
+    assert check_data(data, 512).train_chunks == CHUNKS
+    with open_steps(data, layout(1, GLOBAL_BATCH)) as steps:
+        next(steps)
+    with TokenShard.open(data.train, reads_index=False) as shard, pytest.raises(AssertionError, match="was read"):
+        shard.document(0)
+
+
 def test_a_longer_run_starts_with_the_shorter_one(data: DataConfig) -> None:
     algebra = layout(1, GLOBAL_BATCH)
     with open_steps(data, algebra, total=3) as short, open_steps(data, algebra, total=10**9) as long:

@@ -60,6 +60,32 @@ def test_every_token_is_in_exactly_one_sequence_and_only_the_end_is_wasted(lengt
         assert stop == ends[-1] or used + needed > length
 
 
+def _plan_one_by_one(ends: np.ndarray, length: int) -> list[int]:
+    """Where sequences start, document after document."""
+    starts, used, position = [0], 0, 0
+    for end in ends.tolist():
+        while position < end:
+            taken = min(end - position, length - used - 2)
+            if taken <= 0:  # no room for marks and a token
+                starts.append(position)
+                used = 0
+                continue
+            position, used = position + taken, used + taken + 2
+            if used == length and position < ends[-1]:
+                starts.append(position)
+                used = 0
+    return [*starts, position]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=60), st.integers(8, 24), st.integers(25, 60))
+def test_planning_in_blocks_is_planning_document_by_document(lengths: list[int], length: int, block: int) -> None:
+    ends = np.cumsum(lengths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("megadeberta.data.packing._DOCUMENTS_AT_ONCE", block)
+        assert plan_sequences(ends, length).tolist() == _plan_one_by_one(ends, length)
+
+
 def test_empty_documents_leave_no_marks(tmp_path: Path) -> None:
     _shard(tmp_path / "s", [0, 3, 0, 0, 2, 0])
     assert PackedReader(tmp_path / "s", 12).read(np.arange(1)).tolist() == [[1, 4, 5, 6, 2, 1, 7, 8, 2, 0, 0, 0]]
