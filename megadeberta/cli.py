@@ -29,6 +29,7 @@ COMMANDS = {
     "fetch": (DATA, "megadeberta.data_prep.fetch", "fetch"),
     "prep": (DATA, "megadeberta.data_prep.cli", "prep"),
     "verify": (DATA, "megadeberta.data_prep.cli", "verify"),
+    "doctor": (TRAINING, "megadeberta.launcher.doctor_cli", "doctor"),
     "recipes": (TRAINING, "megadeberta.config.cli", "recipes"),
     "launch": (TRAINING, "megadeberta.launcher.cli", "launch"),
     "train": (TRAINING, "megadeberta.train_cli", "train"),
