@@ -30,6 +30,7 @@ COMMANDS = {
     "prep": (DATA, "megadeberta.data_prep.cli", "prep"),
     "verify": (DATA, "megadeberta.data_prep.cli", "verify"),
     "data": (DATA, "megadeberta.data_prep.data_cli", "app"),
+    "doctor": (TRAINING, "megadeberta.launcher.doctor_cli", "doctor"),
     "recipes": (TRAINING, "megadeberta.config.cli", "recipes"),
     "launch": (TRAINING, "megadeberta.launcher.cli", "launch"),
     "train": (TRAINING, "megadeberta.train_cli", "train"),

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from megadeberta.errors import ConfigError, StorageError
 
+BUILD_TOOLS = {"g++": "g++", "ninja": "ninja-build"}
+"""What DeepSpeed builds its extensions with -> Debian's package."""
 _LIBAIO_PROGRAM = "#include <libaio.h>\nint main() { io_context_t context = 0; return io_setup(1, &context); }\n"
 
 
@@ -26,22 +28,21 @@ def check_compiler(setting: str | None, *, search_path: str | None = None) -> No
     if setting is None:
         return
     way_out = "or leave the optimizer on the device"
-    tools = {"g++": "g++", "ninja": "ninja-build"}
-    missing = [tool for tool in tools if shutil.which(tool, path=search_path) is None]
+    missing = [tool for tool in BUILD_TOOLS if shutil.which(tool, path=search_path) is None]
     if missing:
-        packages = " ".join(tools[tool] for tool in missing)
+        packages = " ".join(BUILD_TOOLS[tool] for tool in missing)
         raise ConfigError(
             f"{setting} makes DeepSpeed compile an extension, but {' and '.join(missing)} is not installed; "
             f"run `apt install {packages}`, {way_out}"
         )
-    if "'nvme'" in setting and not _has_libaio(search_path):
+    if "'nvme'" in setting and not has_libaio(search_path):
         raise ConfigError(
             f"{setting} makes DeepSpeed compile an extension that needs libaio, and a program that uses it does not "
             f"compile here; run `apt install libaio-dev` or name its place in CFLAGS and LDFLAGS, {way_out}"
         )
 
 
-def _has_libaio(search_path: str | None) -> bool:
+def has_libaio(search_path: str | None = None) -> bool:
     """Whether DeepSpeed's async_io can be built, which takes CFLAGS and LDFLAGS from the environment."""
     flags = [shlex.split(os.environ.get(name, "")) for name in ("CFLAGS", "LDFLAGS")]
     compiler = shutil.which("g++", path=search_path) or "g++"

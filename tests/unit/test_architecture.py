@@ -32,6 +32,7 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.parallel": LAYERS | {"megadeberta.batch", "megadeberta.ops", "megadeberta.model"},
     "megadeberta.checkpoint": CONFIG,
     "megadeberta.rank": CONFIG,
+    "megadeberta.doctor": CONFIG | {"megadeberta.rank", BACKENDS, "megadeberta.ops"},
     "megadeberta.preflight": LAYERS | {f"megadeberta.{room}" for room in ("data", "rank", "checkpoint")},
     "megadeberta.plan": LAYERS | {f"megadeberta.{room}" for room in ("preflight", "rank")},
     "megadeberta.engine": LAYERS | {"megadeberta.batch", "megadeberta.checkpoint"},
@@ -46,7 +47,7 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.train": None,
     "megadeberta.cli": None,
     "megadeberta.__main__": {"megadeberta.cli"},
-    "megadeberta.launcher": CONFIG | {"megadeberta.preflight", "megadeberta.rank"},
+    "megadeberta.launcher": CONFIG | {f"megadeberta.{room}" for room in ("preflight", "rank", "doctor")},
     "megadeberta.data_prep": CONFIG | {"megadeberta.data"},
 }
 TORCH_FREE = (
