@@ -56,6 +56,7 @@ class Batch:
 
     ids: Tensor  # [B, L]
     mask: Tensor  # [B, L]
+    has_padding: bool
     positions: Tensor  # [B, Q]
     targets: Tensor  # [B, Q]
     labels: Tensor  # [B, L], -100 = no target
@@ -71,7 +72,8 @@ def draw_batch(batch: int, length: int, vocabulary: int, *, device: torch.device
     labels = torch.full_like(clean, -100).scatter_(1, positions, targets)
     ids = clean.scatter(1, positions, mask_id)
     tensors = (ids, torch.ones_like(ids), positions, targets, labels, torch.arange(batch))
-    return Batch(*(tensor.to(device or "cpu") for tensor in tensors))
+    ids, mask, *others = (tensor.to(device or "cpu") for tensor in tensors)
+    return Batch(ids, mask, False, *others)
 
 
 def build_theirs(config: ModelConfig) -> DebertaV2ForMaskedLM:
@@ -240,8 +242,12 @@ def their_loss(model: DebertaV2ForMaskedLM, batch: Batch) -> Tensor:
 
 
 def our_loss(model: WholeModel, batch: Batch) -> Tensor:
-    """Of every objective the model has; those of masked and of replaced tokens with the weights of a recipe."""
-    terms, _ = model(batch.ids, batch.mask, batch.positions, batch.targets, sample_numbers=batch.numbers)
+    """Of every objective the model has; those of masked and of replaced tokens with the weights of a recipe.
+
+    Without padding there is no mask, as in training (``batch.without_full_masks``).
+    """
+    mask = batch.mask if batch.has_padding else None
+    terms, _ = model(batch.ids, mask, batch.positions, batch.targets, sample_numbers=batch.numbers)
     loss_sum, count = terms["mlm_loss"]
     loss = loss_sum / count
     if "rtd_loss" in terms:

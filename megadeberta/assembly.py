@@ -29,6 +29,7 @@ from megadeberta.layers.shapes import Shapes, parameter_shapes
 from megadeberta.layers.stages import plan_stages, shared_parameters
 from megadeberta.model.apex_switch import select_apex
 from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm
+from megadeberta.model.compiled_layers import select_compile
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.initialize import fill_parameter, give_storage
 from megadeberta.model.kernel_choice.cache import KernelCache
@@ -178,7 +179,8 @@ def _make_real(
     2. The attention backend before the residual norm, which follows it unless the recipe says otherwise.
     3. Logits, recomputation and apex anywhere between: they touch nothing that another pass reads.
     4. Sites when all modules are there: each one that draws has a site of its own, by its global name.
-    5. Storage last: on the meta device the passes before it cost nothing, a shard is cut before there is memory for the
+    5. Compiled layers behind them, as their programs take the sites for inputs.
+    6. Storage last: on the meta device the passes before it cost nothing, a shard is cut before there is memory for the
        whole, and under ZeRO-3 a parameter is partitioned as soon as it has its values and must stay from then on.
     """
     training = config.training
@@ -196,6 +198,7 @@ def _make_real(
         partial(select_recompute, selective=training.selective_recompute),
         partial(select_apex, switch=training.apex, device=device, agree=partial(_largest, device)),
         lambda module: set_sites(module.named_modules(), seed=training.seed),
+        partial(select_compile, switch=training.compile, device=device, agree=partial(_largest, device)),
         partial(give_storage, fill=fill),
     )
     for run_pass in passes:

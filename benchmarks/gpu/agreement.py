@@ -101,6 +101,7 @@ def pad(batch: Batch) -> Batch:
         batch,
         ids=batch.ids * real,
         mask=real,
+        has_padding=True,
         positions=batch.positions * used,
         targets=batch.targets * used,
         labels=batch.labels.masked_fill(real == 0, -100),

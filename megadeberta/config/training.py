@@ -63,6 +63,9 @@ class TrainingConfig(Section):
     selective_recompute: bool = Field(
         False, description="keep less for backward: project queries, keys, values and the feed-forward again there"
     )
+    compile: Literal["none", "layers"] = Field(
+        "none", description="layers: torch.compile makes one program of an encoder layer, for training steps alone"
+    )
     eval_sequences: int = Field(512, gt=0, description="validation sequences, from the start of each file")
 
 

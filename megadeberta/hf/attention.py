@@ -7,6 +7,7 @@ Shapes: B batch · L length · D hidden size · N heads · H head size · P rows
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ from megadeberta.ops.counter_dropout import CounterDropout
 TERMS = ("c2p", "p2c")
 
 
-class FastAttention(nn.Module):
+class FastAttention(nn.Module, ABC):
     """What both versions share. Mixed in before a ``DisentangledSelfAttention`` of transformers."""
 
     EAGER: ClassVar[Any]
@@ -65,17 +66,17 @@ class FastAttention(nn.Module):
         context = self._attend(self.project(hidden_states, query_states), position, attention_mask)
         return context, None
 
+    @abstractmethod
     def project(self, hidden: Tensor, query_states: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value ``[B, N, L, H]`` in one dtype."""
-        raise NotImplementedError
 
+    @abstractmethod
     def project_table(self, table: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """K_r and Q_r ``[P, D]`` of a part ``[P, D]`` of the relative table, where the model has the term."""
-        raise NotImplementedError
 
+    @abstractmethod
     def buckets(self) -> tuple[int, int]:
         """Half of the table's rows, and the number of logarithmic buckets or less than 1."""
-        raise NotImplementedError
 
     def shape(self, longest: int) -> LayerShape:
         """For a trial with sequences of ``longest`` tokens."""

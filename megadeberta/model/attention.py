@@ -80,7 +80,8 @@ class DisentangledSelfAttention(nn.Module):
             with_query: project the queries of ``hidden`` too; the stream then need not.
         """
         of_hidden = (self.key_proj, self.value_proj, *([self.query_proj] if with_query else []))
-        table, of_table = None, list[nn.Linear]()
+        table: Tensor | None = None
+        of_table: list[nn.Linear] = []
         if relative is not None and (self.content_to_position or self.position_to_content):
             table = self.position_dropout.of_table(relative.table, draws)  # [P, D]
             of_table += [self.pos_key_proj or self.key_proj] if self.content_to_position else []

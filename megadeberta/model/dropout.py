@@ -55,41 +55,42 @@ class Draws:
 class HiddenDropout(nn.Module):
     """Dropout of rows of hidden states.
 
-    site: tells the draws of one layer from those of another. implementation: see ``hidden_dropout``.
+    site: tells the draws of one layer from those of another. site_word: the same as an int64 scalar on the device,
+    where one compiled program serves several layers. implementation: see ``hidden_dropout``.
     """
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
         self.site = 0
+        self.site_word: Tensor | None = None
         self.implementation = TORCH
 
     @property
     def is_active(self) -> bool:
         return self.training and threshold(self.probability) > 0
 
-    def keys(self, draws: Draws | None) -> Tensor | None:
-        """The words of the rows, int64 ``[B, Lq]``, from which with the site they are drawn; None when nothing is
+    def keys(self, draws: Draws | None) -> tuple[Tensor | None, int]:
+        """The words of the rows, int64 ``[B, Lq]``, and the site with which they are drawn; no words when nothing is
         dropped."""
-        return needed(draws).rows if self.is_active else None
+        return self._at_site(needed(draws).rows) if self.is_active else (None, 0)
+
+    def _at_site(self, words: Tensor) -> tuple[Tensor, int]:
+        return (words, self.site) if self.site_word is None else (words ^ self.site_word, 0)
 
     def forward(self, hidden: Tensor, draws: Draws | None) -> Tensor:
         """``[B, Lq, D]``, rows as in ``draws``."""
-        keys = self.keys(draws)
+        keys, site = self.keys(draws)
         if keys is None:
             return hidden
-        return hidden_dropout(
-            hidden, keys, probability=self.probability, site=self.site, implementation=self.implementation
-        )
+        return hidden_dropout(hidden, keys, probability=self.probability, site=site, implementation=self.implementation)
 
     def of_table(self, table: Tensor, draws: Draws | None) -> Tensor:
         """``[P, D]`` of a table that all samples share: one mask for a whole optimizer step."""
         if not self.is_active:
             return table
-        word = needed(draws).step
-        return table_dropout(
-            table, word, probability=self.probability, site=self.site, implementation=self.implementation
-        )
+        word, site = self._at_site(needed(draws).step)
+        return table_dropout(table, word, probability=self.probability, site=site, implementation=self.implementation)
 
     def extra_repr(self) -> str:
         return f"{self.probability:g}"
@@ -98,13 +99,14 @@ class HiddenDropout(nn.Module):
 class AttentionDropout(nn.Module):
     """Dropout of attention weights: describes the draw, which the attention op makes.
 
-    ``first_head``: global number of the first head here.
+    first_head: global number of the first head here. site, site_word: as of ``HiddenDropout``.
     """
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
         self.site = 0
+        self.site_word: Tensor | None = None
         self.first_head = 0
 
     def forward(self, draws: Draws | None) -> CounterDropout | None:
@@ -112,7 +114,8 @@ class AttentionDropout(nn.Module):
         if not self.training or threshold(self.probability) == 0:
             return None
         draws = needed(draws)
-        return CounterDropout(self.probability, draws.step ^ self.site, draws.places, self.first_head)
+        seed = draws.step ^ (self.site if self.site_word is None else self.site_word)
+        return CounterDropout(self.probability, seed, draws.places, self.first_head)
 
     def extra_repr(self) -> str:
         return f"{self.probability:g}"

@@ -3,6 +3,7 @@
 Shapes: B batch · L length · Lq query rows · D hidden size · K kernel size.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,32 +12,40 @@ from torch.nn import functional
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.model.attention import AttentionBlock, FeedForward, ProjectedKeys, QueryStream
-from megadeberta.model.carry import Carry
+from megadeberta.model.carry import Carry, RelativePositions
 from megadeberta.model.dropout import HiddenDropout
 
 _ACTIVATIONS = {"gelu": functional.gelu, "tanh": functional.tanh}
 
 
 class EncoderLayer(nn.Module):
-    """Post-LayerNorm transformer layer (paper section 3)."""
+    """Post-LayerNorm transformer layer (paper section 3).
+
+    compiled: what training calls in place of ``run``, see ``compiled_layers.py``.
+    """
 
     def __init__(self, config: ModelConfig, *, convolution: bool = False) -> None:
         super().__init__()
         self.self_attention = AttentionBlock(config)
         self.feed_forward = FeedForward(config)
         self.convolution = ConvolutionBranch(config) if convolution else None
+        self.compiled: Callable[[QueryStream, RelativePositions | None], Tensor] | None = None
 
     def forward(self, carry: Carry) -> Carry:
-        query = QueryStream(carry.field("hidden"), carry.visibility, carry.draws)
-        hidden = self.attend(query, self.project_keys(carry, with_query=True))
+        run = self.compiled if self.compiled is not None and self.training and torch.is_grad_enabled() else self.run
+        hidden = run(QueryStream(carry.field("hidden"), carry.visibility, carry.draws), carry.relative)
         if self.convolution is not None:
             hidden = self.convolution(carry, hidden)
         return replace(carry, hidden=hidden)
 
-    def project_keys(self, carry: Carry, *, with_query: bool = False) -> ProjectedKeys:
-        """See ``DisentangledSelfAttention.project_keys``."""
+    def run(self, query: QueryStream, relative: RelativePositions | None) -> Tensor:
+        """The layer without its convolution, of tensors alone: ``[B, L, D]``."""
         attention = self.self_attention.attention
-        return attention.project_keys(carry.field("hidden"), carry.relative, carry.draws, with_query=with_query)
+        return self.attend(query, attention.project_keys(query.hidden, relative, query.draws, with_query=True))
+
+    def project_keys(self, carry: Carry) -> ProjectedKeys:
+        """See ``DisentangledSelfAttention.project_keys``."""
+        return self.self_attention.attention.project_keys(carry.field("hidden"), carry.relative, carry.draws)
 
     def attend(self, query: QueryStream, keys: ProjectedKeys) -> Tensor:
         """Run the layer for a query stream that may differ from the key stream: ``[B, Lq, D]``."""

@@ -55,4 +55,5 @@ def add_and_norm(
     norm: ResidualNorm, dropout: HiddenDropout, *, branch: Tensor, residual: Tensor, draws: Draws | None
 ) -> Tensor:
     """``norm(dropout(branch) + residual)``, ``[B, Lq, D]``."""
-    return norm(branch, residual, dropout.keys(draws), site=dropout.site, probability=dropout.probability)
+    keys, site = dropout.keys(draws)
+    return norm(branch, residual, keys, site=site, probability=dropout.probability)

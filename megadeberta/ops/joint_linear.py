@@ -21,10 +21,16 @@ Uses = Sequence[tuple[int, int]]
 
 def joint_linear(inputs: Sequence[Tensor], pairs: Sequence[Sequence[Pair]]) -> tuple[Tensor, ...]:
     """``[..., D]`` -> ``[..., O]`` for each of the ``pairs`` of each input; the inputs may share pairs."""
-    unique = {id(weight): (weight, bias) for of_input in pairs for weight, bias in of_input}
-    number = {key: place for place, key in enumerate(unique)}
-    uses = [(place, number[id(weight)]) for place, of_input in enumerate(pairs) for weight, _ in of_input]
-    parameters = (parameter for pair in unique.values() for parameter in pair)
+    unique: list[Pair] = []
+    uses: list[tuple[int, int]] = []
+    for place, of_input in enumerate(pairs):
+        for pair in of_input:
+            # By ``is``: an id would be a constant of one layer in a program that torch.compile makes for several.
+            number = next((number for number, known in enumerate(unique) if known[0] is pair[0]), len(unique))
+            if number == len(unique):
+                unique.append(pair)
+            uses.append((place, number))
+    parameters = [parameter for pair in unique for parameter in pair]
     return _JointLinear.apply(uses, len(inputs), *inputs, *parameters)
 
 

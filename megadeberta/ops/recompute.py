@@ -46,7 +46,7 @@ def recomputed(outputs: Sequence[Tensor], compute: Callable[[], Sequence[Tensor]
         The outputs, as a list to which the block may add.
     """
     hidden = list(outputs)
-    if _suspended.get():
+    if torch.compiler.is_compiling() or _suspended.get():
         yield hidden
         return
     source = _Source(compute)

@@ -25,6 +25,7 @@ def validate_run(config: RunConfig, *, world_size: int, source: str) -> tuple[Ba
     topology = topology_of(config, world_size=world_size, source=source)
     algebra = deepspeed_block.batch_algebra(config.deepspeed, data_parallel=topology.data, source=source)
     _check_accumulation(config, algebra, source)
+    _check_compile(config, source)
     return algebra, topology
 
 
@@ -71,3 +72,19 @@ def _check_accumulation(config: RunConfig, algebra: BatchAlgebra, source: str) -
         f"{settings.precision}, as DeepSpeed 0.19.8 has no fp32 accumulation without ZeRO; use stage 1 or more, or "
         f"accept it with deepspeed.data_types.grad_accum_dtype={settings.precision!r}"
     )
+
+
+def _check_compile(config: RunConfig, source: str) -> None:
+    if config.training.compile == "none":
+        return
+    if config.engine.zero_stage == 3:
+        raise ConfigError(
+            f"{source}: training.compile=layers with deepspeed.zero_optimization.stage=3: DeepSpeed gathers parameters "
+            "while a layer runs, which a compiled program cannot wait for; use stage 2 or less, or "
+            "training.compile=none"
+        )
+    if config.training.selective_recompute:
+        raise ConfigError(
+            f"{source}: training.compile=layers with training.selective_recompute=true: torch.compile itself decides "
+            "what a layer keeps for backward; use parallel.activation_checkpointing to keep less, or one of the two"
+        )

@@ -94,6 +94,7 @@ class Layout:
     micro_batch: int = 4
     sequence_parallel: bool = False
     recompute: bool = False
+    compiled: bool = False
     more: tuple[tuple[str, object], ...] = ()
     """Further entries of the deepspeed block."""
     batch: int = GLOBAL_BATCH
@@ -104,7 +105,13 @@ class Layout:
     def __str__(self) -> str:
         size = f"tp{self.tensor} pp{self.pipeline} dp{self.data} zero{self.zero} mb{self.micro_batch}"
         more = "".join(f" {name}" for name, _ in self.more)
-        return f"{self.variant} {size}" + " sp" * self.sequence_parallel + " ac" * self.recompute + more
+        return (
+            f"{self.variant} {size}"
+            + " sp" * self.sequence_parallel
+            + " ac" * self.recompute
+            + " compiled" * self.compiled
+            + more
+        )
 
     @property
     def block(self) -> dict[str, object]:
@@ -126,7 +133,7 @@ class Layout:
             objective=objective,
             data={"sequence_length": LENGTHS.get(self.variant, LENGTH), "packing": packing},
             optimizer={"lr": self.lr, "discriminator_lr": self.discriminator_lr, "weight_decay": 0.01},
-            training={"steps": 20, "seed": self.seed},
+            training={"steps": 20, "seed": self.seed, "compile": "layers" if self.compiled else "none"},
             parallel={
                 "tensor": self.tensor,
                 "pipeline": self.pipeline,

@@ -197,7 +197,7 @@ class _SequenceParallelDropout(HiddenDropout):
         self.site = whole.site
         self.group = group
 
-    def keys(self, draws: Draws | None) -> Tensor | None:
+    def keys(self, draws: Draws | None) -> tuple[Tensor | None, int]:
         if draws is not None:
             draws = replace(draws, rows=own_tokens(draws.rows, self.group))
         return super().keys(draws)

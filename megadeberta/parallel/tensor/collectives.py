@@ -8,11 +8,12 @@ Shapes: B batch · L length · T ranks of the group · D any width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
+from torch.distributed.distributed_c10d import _resolve_process_group
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ class Pending:
         """Its result."""
         self.work.wait()
         return self.finish()
+
+
+def group_of(name: str) -> ProcessGroup:
+    """The group that has this name in torch."""
+    resolve: Callable[[str], ProcessGroup] = cast(Any, _resolve_process_group)
+    return resolve(name)
 
 
 def start_sum(tensor: Tensor, group: ProcessGroup) -> Pending:
@@ -49,6 +56,27 @@ def start_scatter_sum(whole: Tensor, group: ProcessGroup) -> Pending:
     share = torch.empty_like(parts[0])
     work = distributed.reduce_scatter_single(share, parts.flatten(0, 1), group=group, async_op=True)
     return Pending(work, lambda: share)
+
+
+def summed(tensor: Tensor, group: ProcessGroup) -> Tensor:
+    """``start_sum`` and its end, for a tensor that nothing else reads. One all-reduce over tp."""
+    if torch.compiler.is_compiling():
+        return torch.ops.megadeberta.tensor_sum(tensor, group.group_name)
+    return start_sum(tensor, group).wait()
+
+
+def gathered_tokens(share: Tensor, group: ProcessGroup) -> Tensor:
+    """``start_gather_tokens`` and its end. One all-gather over tp."""
+    if torch.compiler.is_compiling():
+        return torch.ops.megadeberta.gather_tokens(share, distributed.get_world_size(group), group.group_name)
+    return start_gather_tokens(share, group).wait()
+
+
+def scattered_sum(whole: Tensor, group: ProcessGroup) -> Tensor:
+    """``start_scatter_sum`` and its end. One reduce-scatter over tp."""
+    if torch.compiler.is_compiling():
+        return torch.ops.megadeberta.scatter_sum(whole, distributed.get_world_size(group), group.group_name)
+    return start_scatter_sum(whole, group).wait()
 
 
 def largest(tensor: Tensor, group: ProcessGroup) -> Tensor:
@@ -86,6 +114,40 @@ def take_tokens(whole: Tensor, group: ProcessGroup) -> Tensor:
 def sum_gradients(*parameters: Tensor, group: ProcessGroup) -> tuple[Tensor, ...]:
     """Parameters as they are, used for a share of the tokens. One all-reduce of all gradients over tp in backward."""
     return _SumGradients.apply(group, *parameters)
+
+
+# The same as operators, which torch.compile keeps whole: it follows no collective that is started here and ends there.
+# A group goes in by its name.
+
+
+@torch.library.custom_op("megadeberta::tensor_sum", mutates_args=())
+def _tensor_sum(tensor: Tensor, group: str) -> Tensor:
+    return start_sum(tensor.clone(memory_format=torch.contiguous_format), group_of(group)).wait()
+
+
+@_tensor_sum.register_fake
+def _(tensor: Tensor, group: str) -> Tensor:
+    return tensor.new_empty(tensor.shape)
+
+
+@torch.library.custom_op("megadeberta::gather_tokens", mutates_args=())
+def _gather_tokens(share: Tensor, ranks: int, group: str) -> Tensor:
+    return start_gather_tokens(share, group_of(group)).wait().contiguous()
+
+
+@_gather_tokens.register_fake
+def _(share: Tensor, ranks: int, group: str) -> Tensor:
+    return share.new_empty(share.size(0), ranks * share.size(1), *share.shape[2:])
+
+
+@torch.library.custom_op("megadeberta::scatter_sum", mutates_args=())
+def _scatter_sum(whole: Tensor, ranks: int, group: str) -> Tensor:
+    return start_scatter_sum(whole, group_of(group)).wait()
+
+
+@_scatter_sum.register_fake
+def _(whole: Tensor, ranks: int, group: str) -> Tensor:
+    return whole.new_empty(whole.size(0), whole.size(1) // ranks, *whole.shape[2:])
 
 
 class _SumBackward(torch.autograd.Function):
@@ -139,6 +201,6 @@ class _SumGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        flat = start_sum(torch.cat([grad.flatten() for grad in grads]), ctx.group).wait()
+        flat = summed(torch.cat([grad.flatten() for grad in grads]), ctx.group)
         parts = flat.split([grad.numel() for grad in grads])
         return None, *(part.view_as(grad) for part, grad in zip(parts, grads, strict=True))

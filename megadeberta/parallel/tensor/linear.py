@@ -18,10 +18,14 @@ from megadeberta.model.joint_linear import JointLinear, LinearMap, pairs_of
 from megadeberta.model.residual import ResidualNorm
 from megadeberta.ops.joint_linear import input_gradient, joint_linear, parameter_gradients
 from megadeberta.parallel.tensor.collectives import (
+    gathered_tokens,
+    group_of,
+    scattered_sum,
     start_gather_tokens,
     start_scatter_sum,
     start_sum,
     sum_gradients,
+    summed,
 )
 
 
@@ -110,21 +114,72 @@ class _ColumnParallel(torch.autograd.Function):
         weights, biases = cast(tuple[Tensor, ...], parameters[::2]), parameters[1::2]
         ctx.has_bias = [bias is not None for bias in biases]
         ctx.save_for_backward(hidden, *weights)
-        whole = start_gather_tokens(hidden, group).wait() if sequence_parallel else hidden
+        whole = gathered_tokens(hidden, group) if sequence_parallel else hidden
         return tuple(functional.linear(whole, *pair) for pair in zip(weights, biases, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, *weights = ctx.saved_tensors
-        # Only a share of the tokens is kept between the passes, so the others are gathered again.
-        gathering = start_gather_tokens(hidden, ctx.group) if ctx.sequence_parallel else None
-        rows = [grad.flatten(0, -2) for grad in grads]
-        grad_whole = input_gradient(rows, weights).unflatten(0, grads[0].shape[:-1])
-        start = start_scatter_sum if ctx.sequence_parallel else start_sum
-        summing = start(grad_whole, ctx.group)
-        whole = hidden if gathering is None else gathering.wait()
-        parameter_grads = parameter_gradients(rows, whole.flatten(0, -2), weights, has_bias=ctx.has_bias)
-        return summing.wait(), None, None, *parameter_grads
+        if not torch.compiler.is_compiling():
+            of_hidden, of_parameters = _column_gradients(
+                grads, hidden, weights, ctx.has_bias, ctx.sequence_parallel, ctx.group
+            )
+            return of_hidden, None, None, *of_parameters
+        of_hidden, *found = torch.ops.megadeberta.column_gradients(
+            grads, hidden, weights, ctx.has_bias, ctx.sequence_parallel, ctx.group.group_name
+        )
+        given = iter(found)
+        of_parameters = [next(given) if there else None for each in ctx.has_bias for there in (True, each)]
+        return of_hidden, None, None, *of_parameters
+
+
+def _column_gradients(
+    grads: Sequence[Tensor],
+    hidden: Tensor,
+    weights: Sequence[Tensor],
+    has_bias: Sequence[bool],
+    sequence_parallel: bool,
+    group: ProcessGroup,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Of the input, and of the weight and bias of each map in turn."""
+    # Only a share of the tokens is kept between the passes, so the others are gathered again.
+    gathering = start_gather_tokens(hidden, group) if sequence_parallel else None
+    rows = [grad.flatten(0, -2) for grad in grads]
+    grad_whole = input_gradient(rows, weights).unflatten(0, grads[0].shape[:-1])
+    start = start_scatter_sum if sequence_parallel else start_sum
+    summing = start(grad_whole, group)
+    whole = hidden if gathering is None else gathering.wait()
+    of_parameters = parameter_gradients(rows, whole.flatten(0, -2), weights, has_bias=has_bias)
+    return summing.wait(), of_parameters
+
+
+@torch.library.custom_op("megadeberta::column_gradients", mutates_args=())
+def _column_gradients_whole(
+    grads: Sequence[Tensor],
+    hidden: Tensor,
+    weights: Sequence[Tensor],
+    has_bias: Sequence[bool],
+    sequence_parallel: bool,
+    group: str,
+) -> list[Tensor]:
+    """As an operator for torch.compile, in which the sum is still under way beside the products; without the biases
+    that are not there."""
+    of_hidden, of_parameters = _column_gradients(grads, hidden, weights, has_bias, sequence_parallel, group_of(group))
+    return [of_hidden, *(gradient for gradient in of_parameters if gradient is not None)]
+
+
+@_column_gradients_whole.register_fake
+def _(
+    grads: Sequence[Tensor],
+    hidden: Tensor,
+    weights: Sequence[Tensor],
+    has_bias: Sequence[bool],
+    sequence_parallel: bool,
+    group: str,
+) -> list[Tensor]:
+    of_hidden = grads[0].new_empty(hidden.shape)
+    pairs = zip(weights, has_bias, strict=True)
+    return [of_hidden, *(w.new_empty(shape) for w, bias in pairs for shape in (w.shape, w.shape[:1])[: 1 + bias])]
 
 
 class _RowParallel(torch.autograd.Function):
@@ -134,14 +189,14 @@ class _RowParallel(torch.autograd.Function):
     ) -> Tensor:
         ctx.group, ctx.sequence_parallel = group, sequence_parallel
         ctx.save_for_backward(inner, weight)
-        start = start_scatter_sum if sequence_parallel else start_sum
-        return start(functional.linear(inner, weight), group).wait().add_(bias)
+        whole = scattered_sum if sequence_parallel else summed
+        return whole(functional.linear(inner, weight), group).add_(bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inner, weight = ctx.saved_tensors
         if ctx.sequence_parallel:
             # The gradients of all tokens are here anyway, so that of the bias is whole without another sum.
-            grad = start_gather_tokens(grad, ctx.group).wait()
+            grad = gathered_tokens(grad, ctx.group)
         rows = grad.flatten(0, -2)
         return grad @ weight, rows.mT @ inner.flatten(0, -2), rows.sum(0), None, None

@@ -72,6 +72,7 @@ CONTRACT = (
     Private("__compatible_ops__", "deepspeed.ops", key="deepspeed_shm_comm"),
     Private("_world", _C10D),
     Private("_get_default_store", _C10D, ()),
+    Private("_resolve_process_group", _C10D),
     Private("_get_backend", "torch.distributed.ProcessGroup"),
     Private("_set_pg_timeout", _C10D, ("timeout", "group")),
     Private("_softmax_backward_data", "torch", ("grad_output", "output", "dim", "input_dtype")),

@@ -94,3 +94,12 @@ def test_two_updates_under_zero_3_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"decoupled=true does not work with deepspeed\.zero_optimization\.stage=3"):
         _validate(objective=objective, deepspeed={"zero_optimization": {"stage": 3}})
     _validate(objective=objective, deepspeed={"zero_optimization": {"stage": 2}})
+
+
+def test_compiled_layers_are_refused_where_hooks_work_inside_a_layer() -> None:
+    compiled = {"compile": "layers"}
+    with pytest.raises(ConfigError, match=r"compile=layers with deepspeed\.zero_optimization\.stage=3: .*use stage 2"):
+        _validate(training=compiled, deepspeed={"zero_optimization": {"stage": 3}})
+    with pytest.raises(ConfigError, match=r"compile=layers with training\.selective_recompute=true: .*one of the two"):
+        _validate(training=compiled | {"selective_recompute": True})
+    _validate(training=compiled, deepspeed={"zero_optimization": {"stage": 2}})
