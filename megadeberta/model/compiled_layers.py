@@ -54,7 +54,7 @@ def select_compile(
     layers = _layers(model)
     run = torch.compile(EncoderLayer.run, dynamic=False, backend=BACKEND)  # one function, so layers share programs
     for layer in layers:
-        layer.compiled = partial(run, layer)
+        layer.train_with(partial(run, layer))
         for module in layer.modules():
             if isinstance(module, HiddenDropout | AttentionDropout):
                 module.site_word = torch.tensor(module.site, device=device)

@@ -31,6 +31,10 @@ class EncoderLayer(nn.Module):
         self.convolution = ConvolutionBranch(config) if convolution else None
         self.compiled: Callable[[QueryStream, RelativePositions | None], Tensor] | None = None
 
+    def train_with(self, program: Callable[[QueryStream, RelativePositions | None], Tensor]) -> None:
+        """Call ``program`` in place of ``run`` where gradients are wanted."""
+        self.compiled = program
+
     def forward(self, carry: Carry) -> Carry:
         run = self.compiled if self.compiled is not None and self.training and torch.is_grad_enabled() else self.run
         hidden = run(QueryStream(carry.field("hidden"), carry.visibility, carry.draws), carry.relative)
