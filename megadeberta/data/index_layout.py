@@ -67,7 +67,7 @@ def decode_index(payload: bytes, *, path: Path) -> ShardIndex:
     Raises:
         DataError: any byte that contradicts another; the message names ``path``, the field and both values.
     """
-    dtype, num_sequences, num_marks = _decode_header(payload, path)
+    dtype, num_sequences, num_marks = decode_header(payload, len(payload), path=path)
     start = HEADER_BYTES
     lengths = np.frombuffer(payload, "<i4", num_sequences, start).astype(np.int32)
     pointers = np.frombuffer(payload, "<i8", num_sequences, start + 4 * num_sequences).astype(np.int64)
@@ -77,7 +77,12 @@ def decode_index(payload: bytes, *, path: Path) -> ShardIndex:
     return ShardIndex(dtype, lengths, marks)
 
 
-def _decode_header(payload: bytes, path: Path) -> tuple[np.dtype, int, int]:
+def decode_header(payload: bytes, size: int, *, path: Path) -> tuple[np.dtype, int, int]:
+    """dtype, S and D of an ``.idx`` file of ``size`` bytes that begins with ``payload``.
+
+    Raises:
+        DataError: as :func:`decode_index`.
+    """
     if len(payload) < HEADER_BYTES:
         raise DataError(f"{path}: {len(payload)} bytes, shorter than the {HEADER_BYTES}-byte header; {_AGAIN}")
     magic, version, code, num_sequences, num_marks = _HEADER.unpack_from(payload)
@@ -88,12 +93,12 @@ def _decode_header(payload: bytes, path: Path) -> tuple[np.dtype, int, int]:
     if code not in _DTYPE_OF_CODE:
         raise DataError(f"{path}: dtype code {code} is not an integer type {sorted(_DTYPE_OF_CODE)}; {_AGAIN}")
     expected = HEADER_BYTES + 12 * num_sequences + 8 * num_marks
-    if len(payload) == expected + num_sequences and num_sequences:
+    if size == expected + num_sequences and num_sequences:
         raise DataError(f"{path}: carries a mode per sequence (multimodal), which is not supported; write text only")
-    if len(payload) != expected:
+    if size != expected:
         raise DataError(
             f"{path}: header says {num_sequences} sequences and {num_marks} document marks = {expected} bytes, "
-            f"the file has {len(payload)}; {_AGAIN}"
+            f"the file has {size}; {_AGAIN}"
         )
     return np.dtype(_DTYPE_OF_CODE[code]), num_sequences, num_marks
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from megadeberta.data.block_sums import BLOCK_BYTES, SUM_BYTES, block_sums, count_blocks
-from megadeberta.data.index_layout import ShardIndex, decode_index
+from megadeberta.data.index_layout import HEADER_BYTES, ShardIndex, decode_header, decode_index
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.data.steady_file import AGAIN, SteadyFile
 from megadeberta.errors import DataError
@@ -82,8 +82,8 @@ class TokenShard:
 
         Args:
             verify_hash: also read the ``.bin`` and compare its SHA-256 and largest token id.
-            reads_index: False = look at its size alone until something asks where the documents are: time and memory
-                do not grow with their number.
+            reads_index: False = look at its size and header alone until something asks where the documents are: time
+                and memory do not grow with their number.
 
         Raises:
             DataError: a file is missing, damaged, of another shard, or not what the manifest says.
@@ -97,6 +97,8 @@ class TokenShard:
         try:
             if reads_index:
                 _ = shard._bounds
+            else:
+                _check_index_header(shard_file(prefix, "idx"), manifest)
             if verify_hash:
                 shard._verify_tokens()
         except BaseException:
@@ -259,6 +261,19 @@ def _check_index_size(path: Path, manifest: ShardManifest) -> None:
         raise DataError(f"{path}: not found, though its manifest is there; {AGAIN}") from error
     if size != manifest.idx_bytes:
         raise DataError(f"{path}: {size} bytes, the manifest says {manifest.idx_bytes}; {AGAIN}")
+
+
+def _check_index_header(path: Path, manifest: ShardManifest) -> None:
+    try:
+        with path.open("rb") as file:
+            header = file.read(HEADER_BYTES)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    dtype, num_sequences, num_marks = decode_header(header, manifest.idx_bytes, path=path)
+    found = (dtype.name, num_sequences, num_marks - 1)
+    promised = (manifest.dtype, manifest.num_sequences, manifest.num_documents)
+    if found != promised:
+        raise DataError(f"{path}: dtype, sequences, documents are {found}, the manifest says {promised}; {AGAIN}")
 
 
 def _open_index(path: Path, manifest: ShardManifest) -> ShardIndex:
