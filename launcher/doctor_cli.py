@@ -3,12 +3,15 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from megadeberta.errors import EXIT_USAGE
+
+if TYPE_CHECKING:
+    from megadeberta.doctor.findings import Examination, Finding
 
 
 def doctor(
@@ -32,26 +35,28 @@ def doctor(
     """
     from megadeberta.doctor.examine import examine
     from megadeberta.doctor.findings import differences
-    from megadeberta.doctor.show import show_hosts, show_machine
     from megadeberta.launcher.hosts.doctor import examine_hosts
 
-    console, progress = Console(), Console(stderr=True)
+    progress = Console(stderr=True)
     if hostfile is None:
         with progress.status("looking …") as status:
-            examination = examine(folder, os.environ, say=status.update)
-        differing = []
-        if as_json:
-            typer.echo(json.dumps(examination.to_json()))
-        else:
-            show_machine(console, examination)
-        examinations = [examination]
+            examinations = [examine(folder, os.environ, say=status.update)]
     else:
         with progress.status("asking all hosts …"):
             examinations = examine_hosts(hostfile, folder, environ=os.environ)
-        differing = differences(examinations)
-        if as_json:
-            hosts = [each.to_json() for each in examinations]
-            typer.echo(json.dumps({"hosts": hosts, "differences": [vars(each) for each in differing]}))
-        else:
-            show_hosts(console, examinations, differing)
+    differing = differences(examinations)
+    _print(examinations, differing, as_json=as_json, several=hostfile is not None)
     raise typer.Exit(EXIT_USAGE if differing or any(each.problems for each in examinations) else 0)
+
+
+def _print(examinations: "list[Examination]", differing: "list[Finding]", *, as_json: bool, several: bool) -> None:
+    from megadeberta.doctor.show import show_hosts, show_machine
+
+    hosts = [each.to_json() for each in examinations]
+    if as_json:
+        whole = {"hosts": hosts, "differences": [vars(each) for each in differing]}
+        typer.echo(json.dumps(whole if several else hosts[0]))
+    elif several:
+        show_hosts(Console(), examinations, differing)
+    else:
+        show_machine(Console(), examinations[0])

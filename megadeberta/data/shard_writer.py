@@ -97,9 +97,7 @@ class ShardWriter:
         Raises:
             StorageError: the file system refused; no manifest is left.
         """
-        index = encode_index(
-            ShardIndex(self._dtype, np.asarray(self._lengths), np.asarray(self._document_index, dtype=np.int64))
-        )
+        index = self._index()
         sums = self._sums.finish()
         manifest = self._describe(
             index, sums, tokenizer_sha256=tokenizer_sha256, tokenizer_pieces=tokenizer_pieces, options=options or {}
@@ -122,6 +120,10 @@ class ShardWriter:
             self.discard()
             raise
         return manifest
+
+    def _index(self) -> bytes:
+        marks = np.asarray(self._document_index, dtype=np.int64)
+        return encode_index(ShardIndex(self._dtype, np.asarray(self._lengths), marks))
 
     def _publish_sources(self, payload: bytes | None) -> None:
         path = shard_file(self._prefix, SOURCES_SUFFIX)
