@@ -8,13 +8,13 @@ import torch
 
 from megadeberta.checkpoint.manifest import MANIFEST_NAME
 from megadeberta.config.data import TOKENIZER_FILE
-from megadeberta.convert.formats.config_json import HF_CONFIG, MICROSOFT_CONFIG, to_config_json
-from megadeberta.convert.formats.export_tensors import export_tensors
+from megadeberta.convert.formats.config_json import HF_CONFIG, MICROSOFT_CONFIG, to_config_json, to_model_config_json
+from megadeberta.convert.formats.export_tensors import export_tensors, table_rows
 from megadeberta.convert.formats.families import choose_target
 from megadeberta.convert.formats.family import ExportTarget, FileFormat, ModelKind
 from megadeberta.convert.formats.names import RELATIVE_TABLE
 from megadeberta.convert.formats.read_folder import read_discriminator, read_hf_folder
-from megadeberta.convert.model_card import write_model_card
+from megadeberta.convert.model_card import microsoft_decoder_note, write_model_card
 from megadeberta.convert.published_folder import publish_folder, write_json
 from megadeberta.convert.reload_check import Finding, check_export
 from megadeberta.convert.tokenizer.tokenizer_json import write_tokenizer
@@ -55,7 +55,8 @@ def export_checkpoint(
     source = _source_of(load_weights(checkpoint), kind)
     tokenizer = source.checked_tokenizer()
     target = choose_target(source.config, kind, file_format)
-    findings: list[Finding] = []
+    note = microsoft_decoder_note(source, target)
+    findings = [Finding("BEWARE", note)] if note else []
 
     def fill(folder: Path) -> None:
         _write_files(folder, source, target, tokenizer=tokenizer)
@@ -75,11 +76,10 @@ def _source_of(loaded: ModelSource, kind: ModelKind) -> ModelSource:
 def _write_files(folder: Path, source: ModelSource, target: ExportTarget, *, tokenizer: Path) -> None:
     found = export_tensors(source.config, source.weights, target)
     tensors = {name: tensor.contiguous() for name, tensor in found.items()}
-    config = to_config_json(source.config, target)
-    write_json(folder / HF_CONFIG, config)
+    write_json(folder / HF_CONFIG, to_config_json(source.config, target))
     if target.file_format == FileFormat.MICROSOFT:
         torch.save(tensors, folder / PICKLED)
-        write_json(folder / MICROSOFT_CONFIG, config)
+        write_json(folder / MICROSOFT_CONFIG, to_model_config_json(source.config, target))
     else:
         safetensors.torch.save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
         write_tokenizer(tokenizer, folder, max_length=source.config.max_position_embeddings)
@@ -95,12 +95,13 @@ def _check_round_trip(target: Path, source: ModelSource, kind: ModelKind) -> Fin
     """What is on disk, read back, is bit for bit what was to be exported."""
     imported = read_discriminator(target) if kind == ModelKind.DISCRIMINATOR else read_hf_folder(target)
     found = imported.weights | imported.differences
+    rows = table_rows(source.config) if source.config.relative_attention else []
     for name, tensor in found.items():
-        first = 1 if name == RELATIVE_TABLE else 0  # row 0 of that table is a copy of row 1 in every export
-        if not torch.equal(tensor[first:], source.weights[name][first:]):
+        expected = source.weights[name][rows] if name == RELATIVE_TABLE else source.weights[name]
+        if not torch.equal(tensor, expected):
             raise CheckpointError(f"{target}: {name} is not what {source.folder} holds; this is a bug, report it")
-    is_bucketed = source.config.relative_attention and source.config.position_buckets > 0
-    exception = ", but for row 0 of the distance table" if is_bucketed else ""
+    copies = sum(row != copied for row, copied in enumerate(rows))
+    exception = f", {copies} unread rows of the distance table as copies of their neighbours" if copies else ""
     return Finding("weights on disk", f"{len(found)} tensors, bit for bit those of the checkpoint{exception}")
 
 

@@ -16,6 +16,9 @@ from megadeberta.weights.source import ModelSource
 
 _NO_DECODER = "The prediction head reads the last layer, as transformers' class does: fill-mask works as it is."
 _BACKBONE_ONLY = "The folder holds the encoder alone: no prediction head and no absolute positions."
+_LEFT_TO_RIGHT = """
+It was trained from left to right: no token saw those after it. transformers' classes let every token see all others, so
+their states are not those of training, and fine-tuning starts further from it than that of a masked language model."""
 _DISCRIMINATOR = """The folder holds a discriminator: the encoder, with the whole word table, and the head that tells
 replaced tokens from original ones (`mask_predictions.*`), which transformers does not have and reports as unexpected.
 Fine-tuning needs the encoder alone. `megadeberta convert import` reads both, with the generator's folder beside it."""
@@ -52,6 +55,21 @@ cannot be extended by it. `AutoModelForMaskedLM` loads the head but its predicti
 `megadeberta fill-mask path/of/this/folder "text with [MASK]"`. Fine-tuning the backbone is not affected.""")
 
 
+def microsoft_decoder_note(source: ModelSource, target: ExportTarget) -> str:
+    """What microsoft/DeBERTa does wrong with the export; empty if nothing.
+
+    Its class adds absolute positions before the head unless they are at the input (``masked_language_model.py``).
+    """
+    config = source.config
+    is_for_microsoft = target.kind == ModelKind.MLM and target.file_format == FileFormat.MICROSOFT
+    if not is_for_microsoft or config.enhanced_mask_decoder or config.position_biased_input:
+        return ""
+    return (
+        "this model has no mask decoder, and microsoft/DeBERTa predicts with one in any case, over a table of absolute "
+        "positions drawn at random: the encoder is right there, the predicted tokens are not"
+    )
+
+
 def write_model_card(source: ModelSource, target: ExportTarget, *, num_tokens: int) -> str:
     """Markdown: what the model is, what it was trained on and how long, how to load it and what to watch."""
     config = source.config
@@ -71,18 +89,33 @@ def write_model_card(source: ModelSource, target: ExportTarget, *, num_tokens: i
         auto_class="AutoModelForMaskedLM" if is_mlm else "AutoModel",
         fast_attention=_FAST_ATTENTION if target.family.has_fast_attention else "",
         mask_decoder=_mask_decoder_note(source, target),
+        microsoft_decoder=_sentence(microsoft_decoder_note(source, target)),
         num_tokens=num_tokens,
         vocab_size=config.vocab_size,
         model=json.dumps(config.model_dump(mode="json"), indent=2),
     )
 
 
+def _sentence(note: str) -> str:
+    return f"\n**Beware**: {note}.\n" if note else ""
+
+
 def _mask_decoder_note(source: ModelSource, target: ExportTarget) -> str:
-    if target.kind != ModelKind.MLM:
-        return _BACKBONE_ONLY if target.kind == ModelKind.BACKBONE else _DISCRIMINATOR
+    if target.kind == ModelKind.BACKBONE:
+        return _BACKBONE_ONLY + (_LEFT_TO_RIGHT if _is_left_to_right(source) else "")
+    if target.kind == ModelKind.DISCRIMINATOR:
+        return _DISCRIMINATOR
     if not source.config.enhanced_mask_decoder:
         return _NO_DECODER
     return _fill_mask_note(target.family)
+
+
+def _is_left_to_right(source: ModelSource) -> bool:
+    """Whether the run trained on next tokens alone."""
+    if not source.run:
+        return False
+    settings = ObjectiveConfig.model_validate(source.run["config"]["objective"])
+    return objective_of(settings).loss_weights(settings).keys() == {"ar_loss"}
 
 
 def _fill_mask_note(family: Family) -> str:

@@ -68,12 +68,19 @@ class ModelSource:
         return self.tokenizer
 
     def token_model(self) -> "ModelSource":
-        """The model that predicts tokens: of two parts, the generator.
+        """The model that predicts masked tokens: of two parts, the generator.
 
         Raises:
-            CheckpointError: the objective trains no such head.
+            CheckpointError: the objective trains no such head, or only on next tokens.
         """
         layers = list_layers(self.config, self.objective)
+        objective = objective_of(self.objective)
+        if objective.reads_left_to_right and "mlm_loss" not in objective.loss_weights(self.objective):
+            raise CheckpointError(
+                f"{self.folder}: objective {self.objective.name} predicts next tokens from those before and never "
+                "saw a [MASK], so it fills none, and transformers has no such DeBERTa; export the encoder alone with "
+                "--model backbone"
+            )
         head = next((layer for layer in layers if isinstance(layer, MlmHead)), None)
         if head is None:
             raise CheckpointError(

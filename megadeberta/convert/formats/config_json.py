@@ -9,6 +9,7 @@ from megadeberta.config.first_problem import first_problem
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert.formats.family import ExportTarget, Family, FileFormat
 from megadeberta.convert.formats.names import LEGACY_MLM_HEAD
+from megadeberta.convert.formats.score_scale import NO_TERMS, position_names, position_terms
 from megadeberta.errors import CheckpointError
 
 HF_CONFIG, MICROSOFT_CONFIG = "config.json", "model_config.json"
@@ -39,10 +40,15 @@ _ABSENT = {
     "position_buckets": -1,
     "norm_rel_ebd": "none",
     "share_att_key": False,
-    "pos_att_type": (),
     "conv_act": "tanh",
 }
 """What is absent from a published config has the default of the code it is for, not ours."""
+
+
+def to_model_config_json(config: ModelConfig, target: ExportTarget) -> dict[str, Any]:
+    """The content of Microsoft's ``model_config.json``: its code wants a string in ``pos_att_type``."""
+    values = to_config_json(config, target)
+    return values | {"pos_att_type": values["pos_att_type"] or NO_TERMS}
 
 
 def to_config_json(config: ModelConfig, target: ExportTarget) -> dict[str, Any]:
@@ -89,8 +95,7 @@ def from_config_json(values: Mapping[str, Any], family: Family, *, mask_decoder:
     fields = _ABSENT | {"key_bias": family.key_bias} | fields
     if not fields.get("conv_kernel_size"):
         del fields["conv_act"]  # there is no convolution that it would be of
-    terms = values.get("pos_att_type") or ()
-    fields["pos_att_type"] = terms if isinstance(terms, str) else tuple(terms)
+    fields["pos_att_type"] = position_terms(position_names(values, source))
     if isinstance(fields["norm_rel_ebd"], str):
         fields["norm_rel_ebd"] = "layer_norm" if "layer_norm" in fields["norm_rel_ebd"].lower() else "none"
     fields["embedding_size"] = _own_width(values)

@@ -3,7 +3,7 @@
 Shapes: N heads · H head size · D = N x H hidden size.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -48,6 +48,10 @@ class DebertaV1(Family):
 
     def recognizes(self, tensor_names: Collection[str]) -> bool:
         return any(name.endswith(".in_proj.weight") for name in tensor_names)
+
+    def counted_terms(self, names: Sequence[str]) -> int:
+        """All of them, terms or not."""
+        return len(names)
 
     def pack(self, backbone: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
         """Rename, and pack the content projections of every layer."""

@@ -13,20 +13,19 @@ from megadeberta.convert.formats.names import (
     backbone_names,
     difference_names,
 )
+from megadeberta.ops.attention.distance_rows import nearest_read_rows
 
 
 def export_tensors(config: ModelConfig, weights: Mapping[str, Tensor], target: ExportTarget) -> dict[str, Tensor]:
     """Our tensors under the names and in the packing of ``target``.
 
-    Row 0 of a bucketed relative table becomes a copy of row 1: training never reads it (distances are clipped to
-    M - 1), but transformers does for keys M or more tokens to the right of the query.
+    A row of the relative table that no distance reads becomes a copy of the nearest one that is read: training clips
+    distances to M - 1, but transformers does not, and reads such rows for keys M or more tokens away.
     """
     names = backbone_names(config)
     backbone = {names[ours]: tensor for ours, tensor in weights.items() if ours in names}
-    if config.position_buckets > 0 and config.relative_attention:
-        table = backbone[names[RELATIVE_TABLE]].clone()
-        table[0] = table[1]
-        backbone[names[RELATIVE_TABLE]] = table
+    if config.relative_attention:
+        backbone[names[RELATIVE_TABLE]] = backbone[names[RELATIVE_TABLE]][table_rows(config)]
     if target.kind == ModelKind.BACKBONE and config.enhanced_mask_decoder:
         del backbone[INPUT_POSITION_TABLE]
     backbone = target.family.pack(backbone, config)
@@ -37,6 +36,11 @@ def export_tensors(config: ModelConfig, weights: Mapping[str, Tensor], target: E
     head = {theirs: weights[ours] for ours, theirs in _head_names(config, target).items()}
     differences = {prefix + theirs: tensor for theirs, tensor in _differences(weights, target).items()}
     return tensors | head | differences
+
+
+def table_rows(config: ModelConfig) -> list[int]:
+    """Which row of our relative table each row of an export is; all but a few are themselves."""
+    return nearest_read_rows(num_buckets=config.position_buckets, max_distance=config.relative_span)
 
 
 def _head_names(config: ModelConfig, target: ExportTarget) -> Mapping[str, str]:

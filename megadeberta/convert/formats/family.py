@@ -9,7 +9,7 @@ The backbone's tensors go to and come from a family under *v2 names*: those of t
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert.formats.names import BACKBONE_PREFIX, LEGACY_MLM_HEAD, MISSPELT_RTD_HEAD, MLM_HEAD, RTD_HEAD
+from megadeberta.convert.formats.score_scale import position_terms
 
 
 class ModelKind(StrEnum):
@@ -121,6 +122,10 @@ class Family(ABC):
             CheckpointError: a packed tensor of another shape.
         """
         return backbone
+
+    def counted_terms(self, names: Sequence[str]) -> int:
+        """How many of the names of ``pos_att_type`` transformers' class of this family counts in its scale."""
+        return len(position_terms(names))
 
     def stored_name(self, name: str) -> str:
         """Where this family stores the backbone tensor of this v2 name."""

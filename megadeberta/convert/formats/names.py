@@ -62,6 +62,7 @@ MISSPELT_RTD_HEAD = {ours: theirs.replace("classifier", "classifer") for ours, t
 """As microsoft/DeBERTa wrote it until ``replaced_token_detection_model.py`` was corrected."""
 WORD_TABLE = "embeddings.word_embeddings.weight"
 INPUT_POSITION_TABLE = "embeddings.position_embeddings.weight"
+RELATIVE_NORM = "encoder.LayerNorm."
 RELATIVE_TABLE = "relative.embedding.weight"
 POSITION_TABLE_OF_DECODER = "mask_decoder.position_embeddings.weight"
 

@@ -22,6 +22,14 @@ from megadeberta.convert.formats.names import (
     WORD_TABLE,
     backbone_names,
 )
+from megadeberta.convert.formats.score_scale import (
+    WHY_SCALED,
+    is_of_microsoft,
+    is_query,
+    position_names,
+    position_terms,
+    query_factor,
+)
 from megadeberta.convert.formats.split_tensors import SplitTensors, has_position_table, split_tensors, take_backbone
 from megadeberta.errors import CheckpointError
 from megadeberta.layers.shapes import Shapes, parameter_shapes
@@ -153,10 +161,21 @@ class _Contents:
         theirs = backbone_names(self.config)
         theirs = {ours: self.family.stored_name(name) for ours, name in theirs.items()}
         theirs |= {**self.family.mlm_heads[0], **self.family.rtd_heads[0]}
-        lines = [ReportLine("taken", ours, theirs[ours], str(tensor.dtype)) for ours, tensor in taken.items()]
+        factor = self._query_factor()
+        note = f", times {factor:.6f}: {WHY_SCALED}"
+        weights, lines = {}, []
+        for ours, tensor in taken.items():
+            is_scaled = factor != 1 and is_query(ours)
+            weights[ours] = (tensor.float() * factor if is_scaled else tensor.float()).contiguous()
+            lines.append(ReportLine("taken", ours, theirs[ours], f"{tensor.dtype}{note if is_scaled else ''}"))
         lines += [ReportLine("dropped", None, name, reason) for name, reason in dropped.items()]
-        weights = {name: tensor.float().contiguous() for name, tensor in taken.items()}
         return ImportedModel(self.family, self.config, weights, sorted(missing), lines)
+
+    def _query_factor(self) -> float:
+        """What makes the scores of the file's code those of ours: see ``score_scale``."""
+        names = position_names(self.values, str(self.config_file))
+        counted = len(position_terms(names)) if is_of_microsoft(self.values) else self.family.counted_terms(names)
+        return query_factor(self.config, counted)
 
 
 def _read(folder: Path) -> _Contents:

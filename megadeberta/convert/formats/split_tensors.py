@@ -13,6 +13,7 @@ from megadeberta.convert.formats.names import (
     INPUT_POSITION_TABLE,
     LEGACY_MLM_HEAD,
     MLM_HEAD,
+    RELATIVE_NORM,
     WORD_TABLE,
     backbone_names,
     difference_names,
@@ -135,6 +136,8 @@ def take_backbone(config: ModelConfig, split: SplitTensors, family: Family) -> t
     for name, tensor in remaining.items():
         if name == INPUT_POSITION_TABLE:
             dropped[name] = "this model reads absolute positions neither at the input nor in a mask decoder"
+        elif name.startswith(RELATIVE_NORM) and not config.relative_attention:
+            dropped[name] = "normalises a relative table, and this model has none (relative_attention is false)"
         elif reason := family.why_superfluous(name, tensor, config):
             dropped[name] = reason
     if unknown := sorted(remaining.keys() - dropped.keys()):

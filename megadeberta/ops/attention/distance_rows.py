@@ -37,3 +37,16 @@ def window_size(length: int, *, num_buckets: int, max_distance: int) -> int:
     """Rows of the table that a sequence of ``length`` tokens can read: they are contiguous."""
     first, last = (table_row(d, num_buckets=num_buckets, max_distance=max_distance) for d in (1 - length, length - 1))
     return last - first + 1
+
+
+def nearest_read_rows(*, num_buckets: int, max_distance: int) -> list[int]:
+    """For every row of the table the nearest one that some distance reads, the lower of two; most rows give themselves.
+
+    Row 0 of buckets is read by none. Neither is the last row where ``num_buckets`` is odd, nor rows in between where
+    there are more buckets than distances.
+    """
+    if num_buckets < 1:
+        return list(range(2 * max_distance))
+    distances = range(1 - max_distance, max_distance)
+    read = sorted({table_row(d, num_buckets=num_buckets, max_distance=max_distance) for d in distances})
+    return [min(read, key=lambda other: (abs(other - row), other)) for row in range(2 * num_buckets)]

@@ -22,6 +22,7 @@ from megadeberta.convert.formats.names import LEGACY_MLM_HEAD, MLM_HEAD
 from megadeberta.convert.reload_check import check_export
 from megadeberta.errors import CheckpointError, ConfigError, DataError, StorageError
 from megadeberta.model.whole import WholeModel
+from megadeberta.ops.attention.distance_rows import table_row
 from tests.data_fixtures import NUM_PIECES, train_vocabulary
 from tests.unit.convert.small_models import (
     CASES,
@@ -192,6 +193,27 @@ def test_beyond_the_longest_distance_transformers_computes_what_we_do(
         loaded.deberta.encoder.rel_embeddings.weight[0] = model.get_parameter("relative.embedding.weight")[0]
         untouched = loaded(input_ids=ids, attention_mask=mask).logits
     assert (untouched - ours)[mask.bool()].abs().max() > 1e-3, "the row is read: without the rule outputs differ"
+
+
+@pytest.mark.parametrize(("buckets", "span"), [(5, 16), (7, 9), (3, 12), (16, 13), (31, 20), (6, 16)])
+def test_rows_that_no_distance_reads_are_copies_and_outputs_equal_at_any_length(
+    buckets: int, span: int, make_source: MakeFolder, tmp_path: Path
+) -> None:
+    changes = NO_MASK_DECODER | {"position_buckets": buckets, "max_relative_positions": span}
+    source, model, config = make_source(**changes, max_position_embeddings=60)
+    export_checkpoint(source, tmp_path / "out")
+    loaded = _load(AutoModelForMaskedLM, tmp_path / "out")
+    for length in (span, span + 1, 60):
+        ids, mask = padded_batch(config, length=length)
+        with torch.no_grad():
+            ours, theirs = model.mlm_logits(ids, mask), loaded(input_ids=ids, attention_mask=mask).logits
+        torch.testing.assert_close(ours[mask.bool()], theirs[mask.bool()], **WITHIN)
+    table = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")["deberta.encoder.rel_embeddings.weight"]
+    read = {table_row(d, num_buckets=buckets, max_distance=span) for d in range(1 - span, span)}
+    original = model.get_parameter("relative.embedding.weight")
+    for row in range(2 * buckets):
+        nearest = {other for other in read if abs(other - row) == min(abs(r - row) for r in read)}
+        assert any(torch.equal(table[row], original[other]) for other in nearest), row
 
 
 def test_a_linear_table_is_exported_as_it_is(make_source: MakeFolder, tmp_path: Path) -> None:
