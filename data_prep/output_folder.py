@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megadeberta.config.data import TOKENIZER_FILE
+from megadeberta.config.data import PREPARED_TOKENIZER, TRAIN_NAME, VALID_NAME
 from megadeberta.data.indexed import SUFFIXES, TokenShard, shard_file
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.data.source_list import SUFFIX as SOURCES_SUFFIX
@@ -20,7 +20,7 @@ from megadeberta.data_prep.report import REPORT
 from megadeberta.errors import DataError
 from megadeberta.storage import storage_errors, sync_folder, take_lock, temporary_path, write_file
 
-TOKENIZER = Path("tokenizer", TOKENIZER_FILE)
+TOKENIZER = PREPARED_TOKENIZER
 VOCABULARY_LISTING = Path("tokenizer", "spm.vocab")
 
 
@@ -29,8 +29,8 @@ class OutputFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.train = path / "train"
-        self.valid = path / "valid"
+        self.train = path / TRAIN_NAME
+        self.valid = path / VALID_NAME
         self.prefixes = {"train": self.train, "valid": self.valid, "test": path / "test"}
 
     @contextlib.contextmanager

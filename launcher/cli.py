@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from megadeberta.config.cli import RecipeArgument
-from megadeberta.config.load import load_run_config
 from megadeberta.config.recipes import words_for_nodes
 from megadeberta.errors import ConfigError, ParallelError
 from megadeberta.launcher.hosts.environment import check_variables
@@ -16,7 +15,7 @@ from megadeberta.launcher.hosts.hostfile import build_command, read_hostfile
 from megadeberta.launcher.hosts.supervise import check_hosts, launch_hosts
 from megadeberta.launcher.local import launch_local
 from megadeberta.launcher.slurm import SlurmJob, render_sbatch
-from megadeberta.preflight.run import prepare_run
+from megadeberta.preflight.run import load_recipe, prepare_run
 from megadeberta.preflight.validate import validate_run
 from megadeberta.rank.devices import count_local_devices
 from megadeberta.rank.environment import DEFAULT_MASTER_PORT, detect_ranks
@@ -70,7 +69,7 @@ def launch(
         raise ConfigError("--hostfile gives the ranks of every machine; leave --ranks and --slurm out")
     words = [str(recipe), *(word for override in overrides or () for word in ("--set", override)), *(extra or ())]
     local_ranks = ranks or count_local_devices(os.environ) or 1
-    config = load_run_config(recipe, overrides or ())
+    config = load_recipe(recipe, overrides or ())
     if slurm is not None:
         validate_run(config, world_size=slurm * local_ranks, source=str(recipe))
         job = SlurmJob(name=config.name, nodes=slurm, tasks_per_node=local_ranks)

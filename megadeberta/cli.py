@@ -31,6 +31,7 @@ COMMANDS = {
     "verify": (DATA, "megadeberta.data_prep.cli", "verify"),
     "data": (DATA, "megadeberta.data_prep.data_cli", "app"),
     "doctor": (TRAINING, "megadeberta.launcher.doctor_cli", "doctor"),
+    "init": (TRAINING, "megadeberta.plan.init_cli", "init"),
     "recipes": (TRAINING, "megadeberta.config.cli", "recipes"),
     "launch": (TRAINING, "megadeberta.launcher.cli", "launch"),
     "train": (TRAINING, "megadeberta.train_cli", "train"),

@@ -12,6 +12,44 @@ from megadeberta.config.section import Section
 
 TOKENIZER_FILE = "spm.model"
 """The SentencePiece model, in every folder this package writes: of prepared data, of a checkpoint, of weights."""
+TRAIN_NAME, VALID_NAME = "train", "valid"
+"""Of the token files that `megadeberta prep` writes into its folder."""
+PREPARED_TOKENIZER = Path("tokenizer", TOKENIZER_FILE)
+"""Where in that folder the tokenizer is."""
+_OF_FOLDER = ("train", "valid", "tokenizer")
+
+
+def expand_folder(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A data section with train, valid and tokenizer in place of ``folder``; valid is null where none was prepared.
+
+    Raises:
+        ValueError: ``folder`` and one of the keys that it stands for are given.
+    """
+    values = dict(section)
+    folder = values.pop("folder", None)
+    if folder is None:
+        return values
+    if not isinstance(folder, str | Path):
+        raise ValueError(f"data.folder={folder!r} is no path; give the --output folder of `megadeberta prep`")
+    given = [key for key in _OF_FOLDER if values.get(key) is not None]
+    if given:
+        raise ValueError(
+            f"data.folder={folder} and data.{given[0]}={values[given[0]]} are given, and the folder names "
+            "data.train, data.valid and data.tokenizer; keep the folder, or those"
+        )
+    path = Path(folder)
+    has_no_valid = shard_exists(path / TRAIN_NAME) and not shard_exists(path / VALID_NAME)
+    found = {
+        "train": str(path / TRAIN_NAME),
+        "valid": None if has_no_valid or "valid" in values else str(path / VALID_NAME),
+        "tokenizer": str(path / PREPARED_TOKENIZER),
+    }
+    return values | found
+
+
+def shard_exists(prefix: Path) -> bool:
+    """Whether there is any file of a token file: what is missing of it is another question."""
+    return any(prefix.with_name(f"{prefix.name}.{suffix}").exists() for suffix in ("json", "idx", "bin"))
 
 
 def _how_many(value: Any) -> str:
@@ -26,6 +64,11 @@ _ValidSources = Annotated[dict[SourceName, Path], Field(min_length=1), Tag(hidde
 class DataConfig(Section):
     """Where the token files are and how they are cut into sequences. Relative paths start at the working folder."""
 
+    folder: Path | None = Field(
+        None,
+        exclude=True,  # a resolved recipe has the three paths
+        description="the --output folder of `megadeberta prep`: stands for train, valid and tokenizer",
+    )
     train: Annotated[_One | _TrainSources, Discriminator(_how_many)] = Field(
         description="shard prefix: PREFIX.bin, PREFIX.idx and PREFIX.json, made by `megadeberta prep`; or several by "
         'name, mixed: {"en": {"prefix": "corpora/en/train", "weight": 2}, ...}'
@@ -44,6 +87,11 @@ class DataConfig(Section):
     )
     sequence_length: int = Field(512, ge=8, description="tokens a sequence, [CLS] and [SEP] included")
     loader_workers: int = Field(1, ge=0, description="processes that mask batches ahead of the step; 0 = in line")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_folder(cls, values: Any) -> Any:
+        return expand_folder(values) if isinstance(values, Mapping) else values
 
     @property
     def is_blend(self) -> bool:

@@ -2,28 +2,42 @@
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from megadeberta.config.data import expand_folder
 from megadeberta.config.first_problem import dotted, first_problem
+from megadeberta.config.model import AUTO_VOCABULARY
 from megadeberta.config.plugins import load_plugins
 from megadeberta.config.recipes import find_recipe, suggest_recipe
 from megadeberta.config.run import RunConfig
-from megadeberta.errors import ConfigError
+from megadeberta.errors import ConfigError, DataError
+
+VocabularySize = Callable[[Path], int]
+"""From the file of a tokenizer."""
 
 
-def load_run_config(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_run_config(
+    recipe: Path, overrides: Sequence[str] = (), *, vocabulary_size: VocabularySize | None = None
+) -> RunConfig:
     """Read ``recipe`` (a file, or a shipped recipe's name), resolve ``extends``, apply overrides and validate.
+
+    Args:
+        vocabulary_size: of a tokenizer, for ``model.vocab_size: auto``; None refuses that value.
 
     Raises:
         ConfigError: with the file, the dotted path and, for an unknown key, the nearest known one.
+        DataError: the tokenizer of an automatic vocabulary size cannot be read.
     """
     merged = read_recipe(recipe)
+    _check_folder_overrides(overrides)
     for override in overrides:
         _apply_override(merged, override)
+    if vocabulary_size is not None:
+        _fill_vocabulary_size(merged, vocabulary_size, source=str(recipe))
     return parse_run_config(merged, source=str(recipe))
 
 
@@ -57,12 +71,44 @@ def read_recipe(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: not a usable recipe: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is one JSON object, found {type(values).__name__}")
+    _expand_data_folder(values, source=str(path))
     parent = values.pop("extends", None)
     if parent is None:
         return values
     if not isinstance(parent, str):
         raise ConfigError(f"{path}: extends must be the path or name of another recipe, found {parent!r}")
-    return _merge(read_recipe(find_recipe(parent, folder=path.parent), (*_chain, resolved)), values)
+    return extend(read_recipe(find_recipe(parent, folder=path.parent), (*_chain, resolved)), values)
+
+
+def extend(parent: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` over those of ``parent``, whose description is of another run."""
+    return _merge({key: value for key, value in parent.items() if key != "description"}, values)
+
+
+def _expand_data_folder(values: dict[str, Any], *, source: str) -> None:
+    """``data.folder`` of one recipe or override stands for three paths, which those of a parent give way to."""
+    data = values.get("data")
+    if isinstance(data, dict) and data.get("folder") is not None:
+        try:
+            values["data"] = expand_folder(data)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}") from None
+
+
+def _fill_vocabulary_size(values: dict[str, Any], vocabulary_size: VocabularySize, *, source: str) -> None:
+    model, data = values.get("model"), values.get("data")
+    if not isinstance(model, dict) or model.get("vocab_size") != AUTO_VOCABULARY:
+        return
+    tokenizer = data.get("tokenizer") if isinstance(data, dict) else None
+    if not isinstance(tokenizer, str):
+        raise ConfigError(
+            f"{source}: model.vocab_size=auto is read from the tokenizer; set data.folder or data.tokenizer, or give "
+            "the number"
+        )
+    try:
+        values["model"] = model | {"vocab_size": vocabulary_size(Path(tokenizer))}
+    except DataError as error:
+        raise DataError(f"{source}: model.vocab_size=auto: {error}") from None
 
 
 def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -82,6 +128,17 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _check_folder_overrides(overrides: Sequence[str]) -> None:
+    """Of overrides, which have no order for a reader, the folder and one of its three paths are a contradiction."""
+    given = dict(override.partition("=")[::2] for override in overrides)
+    folder = given.get("data.folder", "null")
+    if folder != "null":
+        names = {key.removeprefix("data."): value for key, value in given.items() if key.startswith("data.")}
+        _expand_data_folder(
+            {"data": {key: value for key, value in names.items() if value != "null"}}, source="--set data.folder"
+        )
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     keys = path.split(".")
@@ -96,6 +153,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         node[keys[-1]] = json.loads(text)
     except (ValueError, RecursionError):  # not JSON: a plain text
         node[keys[-1]] = text
+    if keys == ["data", "folder"]:
+        others = {key: value for key, value in node.items() if key not in ("train", "valid", "tokenizer")}
+        values["data"] = others
+        _expand_data_folder(values, source=f"--set {override}")
 
 
 def _describe(error: ValidationError, source: str) -> str:

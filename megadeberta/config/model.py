@@ -1,12 +1,17 @@
 """The model section: every DeBERTa is a set of values of these fields. Names are those of published configs."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from megadeberta.config.section import Section
 
 PositionTerm = Literal["c2p", "p2c"]
+AUTO_VOCABULARY = "auto"
+"""model.vocab_size of a recipe that takes it from its tokenizer; a number in every ``ModelConfig``."""
+_VocabularySize = Annotated[
+    int, WithJsonSchema({"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"const": AUTO_VOCABULARY}]})
+]
 
 
 class ModelConfig(Section):
@@ -16,7 +21,12 @@ class ModelConfig(Section):
     latter alone therefore moves every log bucket, so long-sequence models should set both.
     """
 
-    vocab_size: int = Field(128_100, gt=0, description="rows of the word table: pieces + [MASK] + padding rows")
+    vocab_size: _VocabularySize = Field(
+        128_100,
+        gt=0,
+        description="rows of the word table: vocabulary entries + [MASK] + padding rows; auto = of the tokenizer, "
+        "rounded up",
+    )
     hidden_size: int = Field(768, gt=0)
     num_hidden_layers: int = Field(12, gt=0)
     num_attention_heads: int = Field(12, gt=0)

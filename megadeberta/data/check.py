@@ -12,6 +12,7 @@ from megadeberta.data.sequences import open_reader
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import ConfigError, DataError
+from megadeberta.layers.vocabulary import rounded_vocabulary
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ def missing_files(data: DataConfig) -> list[Path]:
     return [path for path in (*wanted, data.tokenizer) if not path.exists()]
 
 
+def vocabulary_size(tokenizer: Path) -> int:
+    """What ``model.vocab_size: auto`` stands for.
+
+    Raises:
+        DataError: the file is missing or no tokenizer of ours.
+    """
+    return rounded_vocabulary(SentencePieceTokenizer.load(tokenizer).vocab_size_needed)
+
+
 def check_data(data: DataConfig, vocab_size: int) -> DataFacts:
     """Check shards against tokenizer, and tokenizer against the model's vocabulary.
 
@@ -69,10 +79,10 @@ def check_data(data: DataConfig, vocab_size: int) -> DataFacts:
     _check_different(train)
     tokenizer = _check_tokenizer(data, train, valid)
     if tokenizer.vocab_size_needed > vocab_size:
-        rounded = -(-tokenizer.vocab_size_needed // 64) * 64
+        rounded = rounded_vocabulary(tokenizer.vocab_size_needed)
         raise ConfigError(
             f"model.vocab_size={vocab_size} is too small for {data.tokenizer}: {tokenizer.num_pieces} pieces and "
-            f"[MASK] need {tokenizer.vocab_size_needed}; set model.vocab_size={rounded} (a multiple of 64 is fastest)"
+            f"[MASK] need {tokenizer.vocab_size_needed}; set model.vocab_size={rounded}, or auto, which gives the same"
         )
     return DataFacts(
         tokenizer_sha256=tokenizer.sha256,

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from megadeberta.config.cli import RecipeArgument
-from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
 from megadeberta.ops.attention.backends import planned_backend
@@ -24,6 +23,7 @@ from megadeberta.plan.report import (
 )
 from megadeberta.plan.search import Search, as_it_is, search_layouts
 from megadeberta.plan.stages import Recipe
+from megadeberta.preflight.run import load_recipe
 
 
 def plan(
@@ -57,7 +57,7 @@ def plan(
 
         megadeberta plan deberta-base --nodes 4 --gpus 16 --memory 32 --tflops 40 --bandwidth-intra 120
     """
-    config = load_run_config(recipe, set_ or ())
+    config = load_recipe(recipe, set_ or ())
     kept_free = 1 + 0.06 * memory if reserve is None else reserve
     if kept_free >= memory:
         raise ConfigError(f"--reserve {kept_free:g} leaves nothing of --memory {memory:g}; reserve less")

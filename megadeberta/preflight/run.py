@@ -9,7 +9,7 @@ from megadeberta.config.blend import BlendSegment
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
-from megadeberta.data.check import DataFacts, check_data, missing_files
+from megadeberta.data.check import DataFacts, check_data, missing_files, vocabulary_size
 from megadeberta.errors import CheckpointError
 from megadeberta.layers.recipe import resolved
 from megadeberta.preflight.blend import planned_blend
@@ -31,6 +31,15 @@ class PreparedRun:
     source: str
 
 
+def load_recipe(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """``config.load.load_run_config`` with vocabulary sizes taken from tokenizers, where a recipe says auto.
+
+    Raises:
+        ConfigError, DataError: the same on every rank.
+    """
+    return load_run_config(recipe, overrides, vocabulary_size=vocabulary_size)
+
+
 def check_recipe(
     recipe: Path, overrides: Sequence[str], *, world_size: int
 ) -> tuple[RunConfig, BatchAlgebra, Topology]:
@@ -38,8 +47,9 @@ def check_recipe(
 
     Raises:
         ConfigError: the same on every rank.
+        DataError: model.vocab_size is auto, and the tokenizer cannot be read.
     """
-    config = load_run_config(recipe, overrides)
+    config = load_recipe(recipe, overrides)
     algebra, topology = validate_run(config, world_size=world_size, source=str(recipe))
     return resolved(config, topology), algebra, topology
 

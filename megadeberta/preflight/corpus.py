@@ -1,0 +1,49 @@
+"""A folder of `megadeberta prep`, as far as a recipe for it must know it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megadeberta.config.data import PREPARED_TOKENIZER, TRAIN_NAME, VALID_NAME, shard_exists
+from megadeberta.data.check import vocabulary_size
+from megadeberta.data.indexed import shard_file
+from megadeberta.data.shard_manifest import read_manifest
+from megadeberta.errors import DataError
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What was prepared."""
+
+    folder: Path
+    tokens: int
+    """Of the training documents."""
+    documents: int
+    has_valid: bool
+    vocabulary: int
+    """Rows that a word table for the tokenizer has."""
+
+
+def read_corpus(folder: Path) -> Corpus:
+    """Read the manifest and the tokenizer of a prepared folder.
+
+    Raises:
+        DataError: it is no such folder, or not a finished one.
+    """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"{folder} {what}; give the --output folder of `megadeberta prep`, which holds train.bin")
+    if not shard_exists(folder / TRAIN_NAME):
+        raise DataError(
+            f"{folder} holds no {TRAIN_NAME}.bin, .idx and .json: it is not a folder that `megadeberta prep` wrote; "
+            f"if it holds text, run `megadeberta prep {folder} --vocab-size 32000 --output OTHER` first and give OTHER"
+        )
+    manifest = read_manifest(shard_file(folder / TRAIN_NAME, "json"))
+    if not manifest.num_tokens:
+        raise DataError(f"{folder / TRAIN_NAME} holds no tokens; prepare it again from a corpus that is not empty")
+    return Corpus(
+        folder=folder,
+        tokens=manifest.num_tokens,
+        documents=manifest.num_documents,
+        has_valid=shard_exists(folder / VALID_NAME),
+        vocabulary=vocabulary_size(folder / PREPARED_TOKENIZER),
+    )
