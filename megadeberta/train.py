@@ -8,8 +8,10 @@ resumed run is the uninterrupted one.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -18,6 +20,7 @@ from megadeberta.assembly import assemble
 from megadeberta.checkpoint.lock import SharedOutputLock
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.run import RunConfig
+from megadeberta.config.training import OptimizerConfig, ScheduleConfig
 from megadeberta.data.blend_history import describe_change, fractions_of
 from megadeberta.data.loader import StepBatch, steps_without_data, training_batches, validation_batches
 from megadeberta.data.unigram import unigram_cross_entropy
@@ -32,8 +35,11 @@ from megadeberta.engine.state.run_checkpoints import RunCheckpoints
 from megadeberta.errors import EXIT_PREEMPTED
 from megadeberta.observability.journal import Journal, open_journal
 from megadeberta.observability.logs import set_up_logging
+from megadeberta.observability.metrics import METRICS_FILE, read_metrics
+from megadeberta.observability.resume_note import changed_settings, learning_rate_jump, resume_lines
 from megadeberta.preflight.blend import continued_blend
 from megadeberta.preflight.run import PreparedRun
+from megadeberta.preflight.summary import start_lines
 from megadeberta.rank.environment import RankEnvironment
 
 
@@ -76,7 +82,8 @@ class _Run:
         )
         self.done = self.checkpoints.resume()  # optimizer steps done
         self.journal = self._open_journal(ranks, device)
-        self.journal.note(_describe_layout(prepared))
+        if ranks.rank == 0:
+            self._tell_resume()
         self.journal.note(assembly.attention.line)
         for line in _describe_blend(config, self.checkpoints.blend):
             self.journal.note(line)
@@ -182,16 +189,46 @@ class _Run:
             world_size=ranks.world_size,
             device=device,
             is_writer=ranks.rank == 0,
+            summary=start_lines(self.prepared),
         )
 
+    def _tell_resume(self) -> None:
+        """From where the run goes on, and with what other settings than before."""
+        point = self.checkpoints.resumed
+        if point is None:
+            return
+        config, saved = self.config, point.manifest.run.config
+        records = read_metrics(config.training.output_dir / METRICS_FILE)
+        for line in resume_lines(
+            point.folder,
+            step=point.step,
+            total_steps=config.training.steps,
+            created=point.manifest.created,
+            records=records,
+            now=datetime.now(UTC),
+        ):
+            self.journal.note(line)
+        changes = changed_settings(saved, config.model_dump(mode="json"))
+        if changes:
+            self.journal.note(changes)
+        warning = _learning_rate_jump(config, saved, point.step)
+        if warning:
+            self.journal.warn(warning)
 
-def _describe_layout(prepared: PreparedRun) -> str:
-    topology, parallel = prepared.topology, prepared.config.parallel
-    options = [name for name in ("sequence_parallel", "activation_checkpointing") if getattr(parallel, name)]
-    sizes = f"{topology.data} data x {topology.tensor} tensor x {topology.pipeline} pipeline"
-    settings = prepared.config.engine
-    sums = f"gradients added up in {settings.accumulation_type}, over ranks in {settings.reduction_type}"
-    return f"layout {sizes}, ZeRO {settings.zero_stage}, {sums}" + "".join(f", {name}" for name in options)
+
+def _learning_rate_jump(config: RunConfig, saved: Mapping[str, Any], step: int) -> str:
+    """A warning, if the next step has another learning rate than the run that saved the checkpoint would give it."""
+    try:
+        before = OptimizerConfig.model_validate(saved["optimizer"]).lr
+        schedule, steps = ScheduleConfig.model_validate(saved["schedule"]), int(saved["training"]["steps"])
+    except (KeyError, TypeError, ValueError):  # of a version with other settings
+        return ""
+    if step >= config.training.steps:
+        return ""
+    last = before * learning_rate_factor(schedule, step=step - 1, total_steps=steps)
+    planned = before * learning_rate_factor(schedule, step=step, total_steps=steps) if step < steps else last
+    factor = learning_rate_factor(config.schedule, step=step, total_steps=config.training.steps)
+    return learning_rate_jump(last, planned, config.optimizer.lr * factor)
 
 
 def _describe_blend(config: RunConfig, segments: Sequence[BlendSegment]) -> list[str]:

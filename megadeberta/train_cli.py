@@ -1,6 +1,5 @@
 """`megadeberta train`: one rank of a run, started by any launcher or alone. Torch is imported after the checks."""
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -9,17 +8,16 @@ import typer
 from rich.console import Console
 
 from megadeberta.config.cli import RecipeArgument
-from megadeberta.config.redact import redact
+from megadeberta.config.redact import recipe_json
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
-from megadeberta.layers.shapes import count_parameters
 from megadeberta.ops.attention.backends import planned_backend
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages
 from megadeberta.plan.report import gib, stages_table, wide_console
 from megadeberta.plan.stages import Recipe
-from megadeberta.preflight.blend import plan_sources
-from megadeberta.preflight.run import PreparedRun, check_recipe, missing_data, prepare_run
+from megadeberta.preflight.run import check_recipe, lacks_data, prepare_run
+from megadeberta.preflight.summary import data_rows, show, summary
 from megadeberta.rank.devices import count_local_devices
 from megadeberta.rank.ending import expect_group_threads
 from megadeberta.rank.environment import apply, detect_ranks
@@ -35,6 +33,7 @@ def train(
     as_ranks: Annotated[
         int | None, typer.Option("--ranks", min=1, help="With --dry-run: as if started on this many ranks")
     ] = None,
+    show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print the resolved recipe too, as JSON")] = False,
 ) -> None:
     """Pre-train one model from a recipe: this process is one rank, or the only one.
 
@@ -49,13 +48,15 @@ def train(
     ranks = detect_ranks(os.environ)
     if dry_run:
         if ranks.rank == 0:
-            _dry_run(recipe, set_ or [], world_size=as_ranks or ranks.world_size)
+            _dry_run(recipe, set_ or [], world_size=as_ranks or ranks.world_size, show_recipe=show_recipe)
         return
     if as_ranks is not None:
         raise ConfigError(
             f"--ranks {as_ranks} goes with --dry-run; `megadeberta launch {recipe} --ranks {as_ranks}` starts them"
         )
     prepared = prepare_run(recipe, set_ or [], world_size=ranks.world_size)
+    if show_recipe and ranks.rank == 0:
+        Console().print_json(recipe_json(prepared.config))
     os.environ.update(apply(os.environ))
     if prepared.config.engine.needs_compiler:
         os.environ["TORCH_EXTENSIONS_DIR"] = str(prepare_extensions_dir(os.environ))
@@ -66,41 +67,22 @@ def train(
     raise typer.Exit(run_training(prepared, ranks))
 
 
-def _dry_run(recipe: Path, overrides: list[str], *, world_size: int) -> None:
-    """Print the resolved recipe, its size and its needs; then check data and output folder, where there are any."""
+def _dry_run(recipe: Path, overrides: list[str], *, world_size: int, show_recipe: bool) -> None:
+    """Print what the recipe comes to and needs; check data and output folder, where data has been prepared at all."""
     config, algebra, topology = check_recipe(recipe, overrides, world_size=world_size)
-    console = Console()
-    console.print_json(json.dumps(redact(config.model_dump(mode="json"))))
-    counts = count_parameters(config.model, config.objective)
-    parts = "" if len(counts) == 1 else " = " + " + ".join(f"{count:,} {part}" for part, count in counts.items())
-    lines = [
-        f"{sum(counts.values()):,} parameters{parts}",
-        f"{world_size} ranks = tensor {topology.tensor} x pipeline {topology.pipeline} x data {topology.data}",
-        f"{algebra.global_batch} sequences a step = {algebra.micro_batch} micro batch x {algebra.accumulation} "
-        f"accumulation x {algebra.data_parallel} data-parallel ranks",
-    ]
-    lines.append(_show_layout(config, Layout.of_run(config, algebra, topology)))
-    missing = missing_data(config)
-    if missing:
-        lines.append(f"data: {missing[0]} does not exist, so nothing was checked against it; see `megadeberta prep`")
+    if lacks_data(config):
+        first = next(iter(config.data.train_prefixes.values()))
+        note = f"{first} and the like do not exist yet, so nothing was checked against it; see `megadeberta prep`"
+        found = [("data", note)]
     else:
-        lines += _data_lines(prepare_run(recipe, overrides, world_size=world_size))
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)
-
-
-def _data_lines(prepared: PreparedRun) -> list[str]:
-    """What there is to train on, and how often the run meets it."""
-    data = prepared.data
-    lines = [
-        f"{data.train_tokens} training tokens in {data.train_chunks} sequences an epoch, "
-        f"{data.valid_chunks} validation sequences, {data.num_pieces} pieces"
-    ]
-    for source in plan_sources(prepared.config, data.train, prepared.blend):
-        name = f"source {source.name}" if source.name else "training data"
-        fraction = f"{source.fraction:.4%} of the samples, " if source.name else ""
-        lines.append(f"{name}: {source.tokens} tokens, {fraction}{source.epochs:.3f} epochs in the run")
-    return lines
+        prepared = prepare_run(recipe, overrides, world_size=world_size)
+        found = data_rows(prepared.config, prepared.data, prepared.blend)
+    if show_recipe:
+        Console().print_json(recipe_json(config))
+    rows = summary(config, algebra, topology)
+    memory = _show_layout(config, Layout.of_run(config, algebra, topology))
+    for line in show([*rows[:2], *found, *rows[2:], ("memory", memory)]):
+        typer.echo(line)
 
 
 def _show_layout(config: RunConfig, layout: Layout) -> str:

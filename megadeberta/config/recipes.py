@@ -56,4 +56,9 @@ def _nearest(name: str, known: dict[str, str], *, cutoff: float) -> Iterator[tup
 def describe_recipes() -> dict[str, str]:
     """Every shipped recipe's name and the first sentence of its description."""
     texts = {name: json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in recipe_names()}
-    return {name: values.get("description", "").split(". ")[0].rstrip(".") for name, values in texts.items()}
+    return {name: first_sentence(values.get("description", "")) for name, values in texts.items()}
+
+
+def first_sentence(description: str) -> str:
+    """Without its full stop."""
+    return description.split(". ")[0].rstrip(".")

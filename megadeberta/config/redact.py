@@ -1,8 +1,11 @@
 """Keep secrets out of logs, argument lists and stored settings."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from pydantic import BaseModel
 
 HIDDEN = "***"
 _SECRET_NAME = re.compile(r"TOKEN(?!IZ)|KEY|SECRET|PASSW|CREDENTIAL|^AWS_", re.IGNORECASE)
@@ -20,6 +23,11 @@ def redact(values: Mapping[str, Any]) -> dict[str, Any]:
     Numbers and booleans stay, whatever their name: ``model.key_bias`` is not a secret.
     """
     return {name: _redact_value(value, secret=is_secret_name(name)) for name, value in values.items()}
+
+
+def recipe_json(recipe: BaseModel) -> str:
+    """A resolved recipe without secrets, as it is shown and stored."""
+    return json.dumps(redact(recipe.model_dump(mode="json")), indent=2)
 
 
 def _redact_value(value: Any, *, secret: bool) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from megadeberta.config.data import DataConfig
 from megadeberta.data.blend_history import SourceFacts
 from megadeberta.data.indexed import check_prefix, shard_file
+from megadeberta.data.missing import suggest_path
 from megadeberta.data.sequences import open_reader
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
@@ -50,19 +51,16 @@ class DataFacts:
         return sum(source.sequences for source in self.valid.values())
 
 
-def missing_files(data: DataConfig) -> list[Path]:
-    """What the data section names and is not there."""
-    prefixes = [*data.train_prefixes.values(), *data.valid_prefixes.values()]
-    wanted = [shard_file(prefix, suffix) for prefix in prefixes for suffix in ("json", "idx", "bin")]
-    return [path for path in (*wanted, data.tokenizer) if not path.exists()]
-
-
 def vocabulary_size(tokenizer: Path) -> int:
     """What ``model.vocab_size: auto`` stands for.
 
     Raises:
         DataError: the file is missing or no tokenizer of ours.
     """
+    if not tokenizer.exists():
+        near = suggest_path(tokenizer)
+        hint = f", did you mean {near}?" if near else ""
+        raise DataError(f"the tokenizer {tokenizer} does not exist{hint}; `megadeberta prep` makes one with the data")
     return rounded_vocabulary(SentencePieceTokenizer.load(tokenizer).vocab_size_needed)
 
 

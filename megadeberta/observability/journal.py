@@ -1,14 +1,13 @@
 """What a run tells: progress lines, metrics.jsonl, TensorBoard and the loss curve, from rank 0 only."""
 
-import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import torch
 
-from megadeberta.config.redact import redact
+from megadeberta.config.redact import recipe_json
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.flops import run_flops_per_token
 from megadeberta.layers.objectives import objective_of
@@ -85,6 +84,9 @@ class Journal:
 
     def note(self, text: str) -> None:
         """One line for the reader of the log."""
+
+    def warn(self, text: str) -> None:
+        """The same of what the reader should look at."""
 
     def kernels(self, taken: str, *, resumed: bool) -> None:
         """Record the kernels of this start, and say if a resumed run had others before."""
@@ -168,6 +170,9 @@ class WritingJournal(Journal):
     def note(self, text: str) -> None:
         log.info("%s", text)
 
+    def warn(self, text: str) -> None:
+        log.warning("%s", text)
+
     def kernels(self, taken: str, *, resumed: bool) -> None:
         path = self._config.training.output_dir / KERNELS_FILE
         before = path.read_text(encoding="utf-8", errors="replace").strip() if resumed and path.exists() else taken
@@ -207,9 +212,16 @@ class WritingJournal(Journal):
 
 
 def open_journal(
-    config: RunConfig, *, done: int, unigram: float | None, world_size: int, device: torch.device, is_writer: bool
+    config: RunConfig,
+    *,
+    done: int,
+    unigram: float | None,
+    world_size: int,
+    device: torch.device,
+    is_writer: bool,
+    summary: Sequence[str] = (),
 ) -> Journal:
-    """The journal of this rank, going on after ``done`` steps. Prints and stores the resolved recipe once.
+    """The journal of this rank, going on after ``done`` steps. Prints the summary and stores the resolved recipe.
 
     Args:
         unigram: nats a token of a model that knows word frequencies only; shown beside the validation loss.
@@ -217,9 +229,9 @@ def open_journal(
     if not is_writer:
         return Journal()
     output = config.training.output_dir
-    recipe = json.dumps(redact(config.model_dump(mode="json")), indent=2)
-    log.info("resolved recipe:\n%s", recipe)
-    write_file(output / RECIPE_FILE, f"{recipe}\n".encode())
+    write_file(output / RECIPE_FILE, f"{recipe_json(config)}\n".encode())
+    for line in summary:
+        log.info("%s", line)
     metrics_path = output / METRICS_FILE
     speedometer = Speedometer(
         total_steps=config.training.steps,
@@ -230,7 +242,8 @@ def open_journal(
         peak_flops=_peak_flops(config, device, world_size),
         done=done,
     )
-    log.info("starting after step %d of %d on %d rank(s), %s", done, config.training.steps, world_size, device)
+    where = "1 rank" if world_size == 1 else f"{world_size} ranks"
+    log.info("starting after step %d of %d on %s, %s", done, config.training.steps, where, device)
     return WritingJournal(
         config,
         metrics=MetricsFile.resume(metrics_path, done) if done else MetricsFile.create(metrics_path),

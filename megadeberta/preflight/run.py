@@ -9,7 +9,8 @@ from megadeberta.config.blend import BlendSegment
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
-from megadeberta.data.check import DataFacts, check_data, missing_files, vocabulary_size
+from megadeberta.data.check import DataFacts, check_data, vocabulary_size
+from megadeberta.data.missing import check_nothing_is_missing, is_unprepared
 from megadeberta.errors import CheckpointError
 from megadeberta.layers.recipe import resolved
 from megadeberta.preflight.blend import planned_blend
@@ -54,9 +55,9 @@ def check_recipe(
     return resolved(config, topology), algebra, topology
 
 
-def missing_data(config: RunConfig) -> list[Path]:
-    """Files that the data section names and that do not exist."""
-    return missing_files(config.data)
+def lacks_data(config: RunConfig) -> bool:
+    """Whether its data is still to be prepared; a path with a mistake in it is another matter."""
+    return is_unprepared(config.data)
 
 
 def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> PreparedRun:
@@ -66,6 +67,7 @@ def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> P
         ConfigError, DataError, CheckpointError, StorageError: the same on every rank, as all read the same files.
     """
     config, algebra, topology = check_recipe(recipe, overrides, world_size=world_size)
+    check_nothing_is_missing(config.data)
     facts = check_data(config.data, config.model.vocab_size)
     _check_resumable(config)
     blend = planned_blend(config, facts.train)

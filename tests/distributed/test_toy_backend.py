@@ -57,7 +57,7 @@ def _registered() -> Iterator[None]:
 def test_a_dry_run_plans_it(tmp_path: Path) -> None:
     arguments = ["train", str(write_json(tmp_path / "tiny.json", recipe())), "--dry-run"]
     done = CliRunner().invoke(app, [*arguments, "--set", "training.attention=toy"], catch_exceptions=False)
-    (line,) = [line for line in done.output.splitlines() if line.startswith("about ")]
+    (line,) = [line for line in done.output.splitlines() if line.startswith("memory ")]
     assert line.endswith("(estimated, attention toy)")
 
 

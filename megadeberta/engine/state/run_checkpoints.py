@@ -11,7 +11,7 @@ from megadeberta.checkpoint.collectives import Collectives
 from megadeberta.checkpoint.durable import Digest, write_new_file
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER
 from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
-from megadeberta.checkpoint.resume import find_resumable
+from megadeberta.checkpoint.resume import ResumePoint, find_resumable
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.data import TOKENIZER_FILE
@@ -59,6 +59,8 @@ class RunCheckpoints:
         self._store = CheckpointStore(self._root, collectives=collectives, keep_last=config.checkpoint.keep_last)
         self._run = run_record(config, world_size=collectives.world_size, data_fingerprint=data_fingerprint)
         self._saved_step = -1
+        self.resumed: ResumePoint | None = None
+        """The checkpoint that the run went on from; known after ``resume``."""
         self._continue_blend = continue_blend
 
     @property
@@ -78,6 +80,7 @@ class RunCheckpoints:
         point = find_resumable(self._root, collectives=self._collectives, run=self._run, required=required)
         saved, step = ((), 0) if point is None else (point.manifest.run.blend, point.step)
         self._run = self._run.model_copy(update={"blend": self._continue_blend(saved, step)})
+        self.resumed = point
         if point is None:
             return 0
         load_checkpoint(self._state, point, collectives=self._collectives)

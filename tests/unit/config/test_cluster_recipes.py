@@ -75,7 +75,7 @@ def test_recipe_says_only_what_its_parent_does_not(name: str) -> None:
 @pytest.mark.parametrize("name", ["deberta-base-4-dgx2", "deberta-large-6-dgx2", "deberta-v2-xxlarge-16-dgx2"])
 def test_dry_run_shows_parameters_layout_and_memory(name: str) -> None:
     nodes, (gpus, _), parameters = CLUSTERS[name]
-    arguments = ["train", str(FOLDER / f"{name}.json"), "--dry-run", "--ranks", str(nodes * gpus)]
+    arguments = ["train", str(FOLDER / f"{name}.json"), "--dry-run", "--show-recipe", "--ranks", str(nodes * gpus)]
     done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     text = " ".join(done.output.split())

@@ -145,6 +145,6 @@ def test_dry_run_without_data_prints_size_batch_and_memory_and_says_what_is_miss
     counts = count_parameters(config.model, config.objective)
     sizes = f"{counts['generator']:,} generator + {counts['discriminator']:,} discriminator"
     assert f"{sum(counts.values()):,} parameters = {sizes}" in text
-    assert "8192 sequences a step = 16 micro batch x 512 accumulation x 1 data-parallel ranks" in text
+    assert "8192 sequences of 512 tokens per step = 16 micro batch x 512 accumulation x 1 data-parallel ranks" in text
     assert "GiB a rank: parameters" in text
-    assert "data: corpora/pretrain/train.json does not exist, so nothing was checked against it" in text
+    assert "data corpora/pretrain/train and the like do not exist yet, so nothing was checked against it" in text

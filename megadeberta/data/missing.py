@@ -1,0 +1,107 @@
+"""What a data section names and is not there, and what was probably meant."""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from megadeberta.config.data import TOKENIZER_FILE, TRAIN_NAME, VALID_NAME, DataConfig, shard_exists
+from megadeberta.data.indexed import shard_file
+from megadeberta.errors import DataError
+
+_NEEDED = ("bin", "idx", "json")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A token file, one of its three files, or the tokenizer."""
+
+    key: str
+    path: Path
+    what: str
+    suggestion: Path | None
+
+    def __str__(self) -> str:
+        hint = f", did you mean {self.suggestion}?" if self.suggestion else ""
+        return f"{self.key}={self.path}: {self.what}{hint}"
+
+
+def find_missing(data: DataConfig) -> list[Missing]:
+    """Everything that is missing, in the order of the keys."""
+    return [*_missing_shards(data), *_missing_tokenizer(data)]
+
+
+def is_unprepared(data: DataConfig) -> bool:
+    """Whether nothing of it exists, nor anything of a similar name: the data is still to be prepared, or elsewhere."""
+    prefixes = [*data.train_prefixes.values(), *data.valid_prefixes.values()]
+    if any(map(shard_exists, prefixes)) or data.tokenizer.exists():
+        return False
+    return not any(missing.suggestion for missing in find_missing(data))
+
+
+def check_nothing_is_missing(data: DataConfig) -> None:
+    """
+    Raises:
+        DataError: all that is missing, in one line.
+    """
+    missing = find_missing(data)
+    if missing:
+        raise DataError("; ".join(map(str, missing)) + "; `megadeberta prep` makes token files and tokenizer")
+
+
+def suggest_path(path: Path) -> Path | None:
+    """A file or folder of a similar path; every part of the path may have its own mistake."""
+    parts = list(path.parts)
+    found = Path(parts[0]) if path.is_absolute() else Path()
+    for part in parts[1:] if path.is_absolute() else parts:
+        step = found / part
+        if not step.exists():
+            names = [child.name for child in found.iterdir()] if found.is_dir() else []
+            near = difflib.get_close_matches(part, names, n=1, cutoff=0.6)
+            if not near:
+                return None
+            step = found / near[0]
+        found = step
+    return found
+
+
+def suggest_prefix(prefix: Path, wanted: str = TRAIN_NAME) -> Path | None:
+    """A token file that may have been meant: one in the folder of that name, or one of a similar name or folder."""
+    if prefix.suffix.removeprefix(".") in _NEEDED and shard_exists(prefix.with_suffix("")):
+        return prefix.with_suffix("")
+    folder = prefix if prefix.is_dir() else suggest_path(prefix)
+    if folder is not None and folder.is_dir() and shard_exists(folder / wanted):
+        return folder / wanted
+    parent = prefix.parent if prefix.parent.is_dir() else suggest_path(prefix.parent)
+    if parent is None or not parent.is_dir():
+        return None
+    if shard_exists(parent / prefix.name):
+        return parent / prefix.name
+    names = sorted(file.stem for file in parent.glob("*.idx"))
+    near = difflib.get_close_matches(prefix.name, names, n=1, cutoff=0.6)
+    return parent / near[0] if near else None
+
+
+def _missing_shards(data: DataConfig) -> Iterator[Missing]:
+    for section, wanted, prefixes in (
+        ("data.train", TRAIN_NAME, data.train_prefixes),
+        ("data.valid", VALID_NAME, data.valid_prefixes),
+    ):
+        for name, prefix in prefixes.items():
+            key = f"{section}.{name}" if name else section
+            files = [shard_file(prefix, suffix) for suffix in _NEEDED]
+            gone = [file for file in files if not file.exists()]
+            if len(gone) == len(files):
+                what = "is a folder" if prefix.is_dir() else f"{prefix.name}.bin, .idx and .json do not exist"
+                yield Missing(key, prefix, what, suggest_prefix(prefix, wanted))
+            elif gone:
+                names = " and ".join(file.name for file in gone)
+                yield Missing(key, prefix, f"{names} of it does not exist, prepare it again", None)
+
+
+def _missing_tokenizer(data: DataConfig) -> Iterator[Missing]:
+    path = data.tokenizer
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        near = path / TOKENIZER_FILE if path.is_dir() else suggest_path(path)
+        yield Missing("data.tokenizer", path, what, near if near is not None and near.is_file() else None)

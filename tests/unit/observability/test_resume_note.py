@@ -1,0 +1,54 @@
+"""What a resumed run says before it goes on."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from megadeberta.observability.resume_note import changed_settings, learning_rate_jump, resume_lines
+
+NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+
+
+def test_checkpoint_age_and_last_losses_are_said() -> None:
+    records = [{"step": step, "loss": float(step)} for step in range(1, 21)]
+    records.insert(10, {"step": 10, "valid_loss": 7.5})
+    lines = resume_lines(
+        Path("runs/x/checkpoints/step-20"),
+        step=20,
+        total_steps=60,
+        created="2026-03-02T09:58:00+00:00",
+        records=records,
+        now=NOW,
+    )
+    assert lines == [
+        "resuming from runs/x/checkpoints/step-20, saved 2h02m ago, after step 20 of 60",
+        "last losses: training 15.500 (mean of 10 steps), validation 7.500 after step 10",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("created", "said"), [("2026-03-03T00:00:00+00:00", "saved at 2026-03-03"), ("yesterday", "at an unknown time")]
+)
+def test_a_clock_that_is_wrong_is_no_negative_age(created: str, said: str) -> None:
+    (line,) = resume_lines(Path("step-1"), step=1, total_steps=2, created=created, records=[], now=NOW)
+    assert said in line
+
+
+def test_every_changed_setting_is_named_with_both_values_and_no_secret() -> None:
+    saved = {"name": "a", "training": {"steps": 60, "tf32": False}, "deepspeed": {"x": {"API_KEY": "old"}}}
+    current = {"name": "b", "training": {"steps": 66, "tf32": True}, "deepspeed": {"x": {"API_KEY": "new"}, "y": 1}}
+    line = changed_settings(saved, current)
+    assert line == "changed since then: deepspeed.y - -> 1, training.steps 60 -> 66, training.tf32 false -> true"
+    assert changed_settings(saved, saved) == ""
+    many = {f"key{number}": number for number in range(30)}
+    assert changed_settings({}, many).endswith("(and 18 more)")
+
+
+def test_only_a_learning_rate_that_was_not_planned_is_a_jump() -> None:
+    assert learning_rate_jump(2.0e-5, 1.9e-5, 1.9e-5) == ""
+    assert learning_rate_jump(2.0e-5, 2.0e-5, 8.9e-5).startswith(
+        "the learning rate jumps from 2.00e-05 to 8.90e-05, 4.45 times as high"
+    )
+    assert learning_rate_jump(0.0, 0.0, 1e-4).startswith("the learning rate jumps from 0.00e+00 to 1.00e-04:")
+    assert learning_rate_jump(1e-3, 1e-3, 1e-5) != ""
