@@ -80,7 +80,12 @@ _Weights = Annotated[
     list[float] | None,
     typer.Option("--vocab-weight", help="Times this; once for each corpus, in their order. No text is repeated."),
 ]
-_Deduplicate = Annotated[Deduplication, typer.Option(help="exact: of equal documents, keep the first.")]
+_Deduplicate = Annotated[
+    Deduplication, typer.Option(help="exact: of equal documents, keep the first. near: of similar ones too.")
+]
+_Similarity = Annotated[
+    float, typer.Option(help="With near: leave out what shares this fraction of its words, in order, with another.")
+]
 _Quality = Annotated[
     list[str] | None,
     typer.Option(
@@ -125,6 +130,7 @@ def prep(
     valid_fraction: _ValidFraction = 0.005,
     valid_documents: _ValidDocuments = None,
     deduplicate: _Deduplicate = Deduplication.NONE,
+    similarity: _Similarity = 0.75,
     quality: _Quality = None,
     decontaminate: _Decontaminate = None,
     decontaminate_by: _DecontaminateBy = DecontaminateBy.NGRAM,
@@ -169,6 +175,7 @@ def prep(
         read=_with_filters(read, quality or (), decontaminate or (), decontaminate_by),
         split=SplitOptions(valid_fraction, valid_documents),
         deduplicate=deduplicate,
+        similarity=similarity,
         on_bad_line=on_bad_line,
         max_bad_fraction=max_bad_fraction,
         max_unknown_fraction=max_unknown_fraction,

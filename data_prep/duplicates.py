@@ -1,11 +1,18 @@
-"""Equal documents: counting them, and keeping the first of each."""
+"""Equal and nearly equal documents: counting them, and keeping the first of each."""
 
 # D documents
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
+from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.data_prep.machines import JoinedParts
+from megadeberta.data_prep.near.find import ComparedDocuments, NearCopies, check_near, find_near_copies
+from megadeberta.data_prep.options import Deduplication, PrepOptions
 from megadeberta.data_prep.parts import PartStore
+from megadeberta.data_prep.progress import Stages
 
 
 class FirstOccurrences:
@@ -27,3 +34,89 @@ class FirstOccurrences:
     def of_part(self, number: int) -> np.ndarray:
         """``[D]`` booleans for the documents of a part."""
         return self._of_part[number]
+
+    def without(self, is_kept: np.ndarray) -> None:
+        """Leave out some of the first occurrences too: ``is_kept`` is ``[D]`` booleans of all of them, in order."""
+        done = 0
+        for of_part in self._of_part.values():
+            places = np.flatnonzero(of_part)
+            of_part[places] = is_kept[done : done + len(places)]
+            done += len(places)
+
+
+class Copies:
+    """What is left out of the token files as a copy, and what is said of it."""
+
+    def __init__(self, choice: Deduplication, firsts: FirstOccurrences, near: NearCopies | None) -> None:
+        """Use ``find_copies``."""
+        self._choice = choice
+        self._firsts = firsts
+        self._near = near
+
+    def kept(self, number: int) -> np.ndarray | slice:
+        """Which documents of a part go into the token files."""
+        return slice(None) if self._choice is Deduplication.NONE else self._firsts.of_part(number)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the report."""
+        near = self._near
+        found: dict[str, Any] = {"copied_documents": self._firsts.num_copies}
+        if near is not None:
+            found["near_duplicates"] = {"documents": near.num_documents, "examples": near.examples}
+        return found
+
+    def lines(self) -> list[str]:
+        """For the screen."""
+        lines = []
+        if self._firsts.num_copies:
+            is_kept = self._choice is Deduplication.NONE
+            done = "kept: --deduplicate=exact leaves them out" if is_kept else "left out"
+            lines.append(f"{self._firsts.num_copies:,} documents are copies of an earlier one, and {done}")
+        if self._near is not None:
+            lines.append(f"{self._near.num_documents:,} documents are nearly equal to an earlier one, and left out")
+        return lines
+
+
+def check_deduplication(options: PrepOptions) -> None:
+    """Refuse what cannot be done here, before anything is read.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
+    if options.deduplicate is Deduplication.NEAR and options.part is None:
+        check_near()
+
+
+def find_copies(
+    store: PartStore | JoinedParts,
+    numbers: dict[str, list[int]],
+    options: PrepOptions,
+    *,
+    tokenizer: SentencePieceTokenizer,
+    folder: Path,
+    stages: Stages,
+) -> Copies:
+    """Find the documents to leave out.
+
+    Args:
+        numbers: of the parts of each split, in order. The validation corpus comes first: what is in both is left out
+            of the training text.
+        folder: for temporary files.
+
+    Raises:
+        StorageError: no room, or the file system refused.
+    """
+    parts = numbers["valid"] + numbers["train"]
+    firsts = FirstOccurrences(store, parts)
+    if options.deduplicate is not Deduplication.NEAR:
+        return Copies(options.deduplicate, firsts, None)
+    near = find_near_copies(
+        ComparedDocuments(store, parts, firsts.of_part),
+        tokenizer=tokenizer,
+        similarity=options.similarity,
+        folder=folder,
+        stages=stages,
+        workers=options.workers,
+    )
+    firsts.without(near.is_first)
+    return Copies(options.deduplicate, firsts, near)

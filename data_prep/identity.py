@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from megadeberta.data.tokenizer import SentencePieceTokenizer
-from megadeberta.data_prep.options import PrepOptions
+from megadeberta.data_prep.options import Deduplication, PrepOptions
 from megadeberta.data_prep.sources import Source
 
 REVISION = 4
@@ -25,6 +25,7 @@ def make_keys(options: PrepOptions, sources: list[Source], tokenizer: SentencePi
 def agreement(options: PrepOptions, sources: list[Source], tokenizer: SentencePieceTokenizer | None) -> dict[str, Any]:
     """What decides the result, by names for messages: where all of it is equal, so are the token files."""
     # By its hash: the same file may lie elsewhere on another machine.
+    is_near = options.deduplicate is Deduplication.NEAR
     vocabulary = {**asdict(options.vocabulary), "tokenizer": tokenizer.sha256 if tokenizer else None}
     return {
         "program": REVISION,
@@ -32,7 +33,7 @@ def agreement(options: PrepOptions, sources: list[Source], tokenizer: SentencePi
         "vocabulary": vocabulary,
         "files": digest([[s.name, s.split, s.format_name, s.compression, s.size] for s in sources]),
         "split": asdict(options.split),
-        "deduplicate": options.deduplicate,
+        "deduplicate": [options.deduplicate, options.similarity] if is_near else options.deduplicate,
         "limits": [options.max_bad_fraction, options.max_unknown_fraction],
     }
 

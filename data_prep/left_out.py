@@ -6,6 +6,11 @@ from typing import Any
 _EXAMPLES, _EXAMPLE_CHARACTERS = 3, 200
 
 
+def shorten(text: str) -> str:
+    """The beginning of a document, as an example of it."""
+    return text[:_EXAMPLE_CHARACTERS]
+
+
 @dataclass
 class LeftOut:
     """What one reason left out."""
@@ -17,7 +22,7 @@ class LeftOut:
 
     def count(self, text: str) -> None:
         """Count one document."""
-        self.add(LeftOut(1, len(text.encode()), [text[:_EXAMPLE_CHARACTERS]]))
+        self.add(LeftOut(1, len(text.encode()), [shorten(text)]))
 
     def add(self, other: "LeftOut") -> None:
         """Append what followed in the same corpus."""

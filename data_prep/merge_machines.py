@@ -1,5 +1,6 @@
 """Joining what several machines made of one corpus."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.data_prep.checks import check_corpus, check_unknown
+from megadeberta.data_prep.duplicates import check_deduplication, find_copies
 from megadeberta.data_prep.identity import digest
 from megadeberta.data_prep.machines import JoinedParts
 from megadeberta.data_prep.outcome import Outcome, publish_set
@@ -39,18 +41,22 @@ def merge_machines(
     began = time.monotonic()
     parts = JoinedParts(folders)
     tokenizer = SentencePieceTokenizer.load(parts.tokenizer)
-    options = parts.options(output=output, overwrite=overwrite, part=None)
+    options = parts.options(output=output, overwrite=overwrite, part=None, workers=len(os.sched_getaffinity(0)))
+    check_deduplication(options)
     corpus, folder, run_key = parts.corpus(), OutputFolder(output), digest(parts.agree)
     with folder.lock(), Stages(console) as stages:
         if folder.is_finished(run_key, {"split": "train", **options.recorded()}, overwrite=overwrite):
             return Outcome(*folder.manifests(), text_bytes=0, seconds=0.0, was_finished=True)
-        with folder.unfinished():
+        with folder.unfinished() as scratch:
             stages.begin(f"reading {len(folders)} parts", total=None)
             counts, tally = parts.count(corpus.sources)
             check_corpus(tally, options, num_files=len(corpus.sources))
             check_unknown(counts, corpus.sources, options)
             report = {"run_key": run_key, "machines": len(folders)}
-            publication = Publication(options, corpus.sources, parts, counts.numbers, tokenizer=tokenizer)
+            copies = find_copies(parts, counts.numbers, options, tokenizer=tokenizer, folder=scratch, stages=stages)
+            publication = Publication(
+                options, corpus.sources, parts, counts.numbers, copies=copies, tokenizer=tokenizer
+            )
             return publish_set(
                 publication, folder, report, corpus, counts, tally, stages=stages, plot=plot, began=began
             )

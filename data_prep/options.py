@@ -64,6 +64,8 @@ class Deduplication(StrEnum):
     NONE = "none"
     EXACT = "exact"
     """Of equal documents the first is kept; validation documents are never in the training text."""
+    NEAR = "near"
+    """Of documents that are similar to each other too."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,8 @@ class PrepOptions:
     read: ReadOptions = ReadOptions()
     split: SplitOptions = SplitOptions()
     deduplicate: Deduplication = Deduplication.NONE
+    similarity: float = 0.75
+    """With ``Deduplication.NEAR``: the fraction of words, in their order, that similar documents share at least."""
     on_bad_line: BadLinePolicy = BadLinePolicy.SKIP
     max_bad_fraction: float = 0.01
     max_unknown_fraction: float = 0.05
@@ -174,6 +178,10 @@ class PrepOptions:
         _check(
             0 <= self.max_unknown_fraction <= 1,
             f"--max-unknown-fraction={self.max_unknown_fraction:g}; choose 0 to 1",
+        )
+        _check(
+            0.5 <= self.similarity <= 1,
+            f"--similarity={self.similarity:g}; choose 0.5 to 1: documents that share less cannot be told from others",
         )
         weights = self.vocabulary.weights
         _check(
@@ -211,9 +219,11 @@ class PrepOptions:
             not self.read.test_sets
         ):
             del read[name]
+        near = {"similarity": self.similarity} if self.deduplicate is Deduplication.NEAR else {}
         return {
             **read,
             "deduplicate": self.deduplicate,
+            **near,
             **vocabulary,
             **split,
         }

@@ -52,6 +52,6 @@ def publish_set(
         "vocabulary": describe_vocabulary(publication.tokenizer, counts, text_bytes=tally.total("text_bytes")),
     }
     train, valid = publication.publish(output, report, stages=stages, plot=plot)
-    for line in describe_result(report, publication.num_copies, publication.deduplicate):
+    for line in describe_result(report, publication.copies):
         stages.say(line)
     return Outcome(train, valid, tally.total("text_bytes"), time.monotonic() - began, was_finished=False)

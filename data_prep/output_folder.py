@@ -82,8 +82,10 @@ class OutputFolder:
         return False
 
     @contextlib.contextmanager
-    def unfinished(self) -> Iterator[None]:
+    def unfinished(self) -> Iterator[Path]:
         """Mark the folder, until the block ends well, as one whose files a run that was stopped may replace.
+
+        Yields a folder for temporary files.
 
         ``prep`` has no need of it: its finished blocks are the same mark.
 
@@ -94,7 +96,7 @@ class OutputFolder:
         with storage_errors(mark):
             mark.mkdir(exist_ok=True)
         self.remove_drafts()
-        yield
+        yield mark
         with storage_errors(mark):
             shutil.rmtree(mark)
 

@@ -19,6 +19,7 @@ from megadeberta.data_prep.blocks import Block, BlockCutter, choose_block_bytes,
 from megadeberta.data_prep.checks import check_corpus, check_unknown
 from megadeberta.data_prep.division import WorkDivision
 from megadeberta.data_prep.document_filter import describe_test_sets
+from megadeberta.data_prep.duplicates import Copies, check_deduplication, find_copies
 from megadeberta.data_prep.identity import agreement, make_keys
 from megadeberta.data_prep.machines import MachinePart, plain_options, remove_record, write_record
 from megadeberta.data_prep.options import BadLinePolicy, PrepOptions
@@ -71,6 +72,7 @@ def _prepare(
     given = options.vocabulary.tokenizer
     tokenizer = SentencePieceTokenizer.load(given) if given else None
     sample_bytes(options.vocabulary)  # refused before anything is read
+    check_deduplication(options)
     output = OutputFolder(options.output)
     parts_key, run_key = make_keys(options, sources, tokenizer)
     with output.lock():
@@ -124,12 +126,20 @@ class _Run:
         check_corpus(tally, self._options, num_files=len(self._sources))
         check_unknown(counts, self._sources, self._options)
         report = {"run_key": run_key, "workers": self._workers, "seconds": self._seconds}
-        publication = Publication(self._options, self._sources, store, counts.numbers, tokenizer=tokenizer)
+        copies = self._timed("copies", lambda: self._find_copies(store, counts, tokenizer))
+        publication = Publication(
+            self._options, self._sources, store, counts.numbers, copies=copies, tokenizer=tokenizer
+        )
         outcome = publish_set(
             publication, self._output, report, self._corpus, counts, tally, stages=self._stages, plot=plot, began=began
         )
         store.remove()
         return outcome
+
+    def _find_copies(self, store: PartStore, counts: Counts, tokenizer: SentencePieceTokenizer) -> Copies:
+        return find_copies(
+            store, counts.numbers, self._options, tokenizer=tokenizer, folder=store.folder, stages=self._stages
+        )
 
     def finish_part(self, part: tuple[int, int], agreed: dict[str, Any], *, began: float) -> Outcome:
         """Encode this machine's blocks, and write what merging needs to know of them."""

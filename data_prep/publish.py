@@ -13,10 +13,10 @@ from megadeberta.data.index_layout import smallest_dtype
 from megadeberta.data.shard_manifest import ShardManifest, ShardSource
 from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
-from megadeberta.data_prep.duplicates import FirstOccurrences
+from megadeberta.data_prep.duplicates import Copies
 from megadeberta.data_prep.machines import JoinedParts
 from megadeberta.data_prep.merge import SplitRule, check_room, choose_split, merge_parts
-from megadeberta.data_prep.options import Deduplication, PrepOptions
+from megadeberta.data_prep.options import PrepOptions
 from megadeberta.data_prep.output_folder import OutputFolder
 from megadeberta.data_prep.parts import DOCUMENT_RECORD, PartStore
 from megadeberta.data_prep.progress import Stages
@@ -36,6 +36,7 @@ class Publication:
         store: PartStore | JoinedParts,
         numbers: dict[str, list[int]],
         *,
+        copies: Copies,
         tokenizer: SentencePieceTokenizer,
     ) -> None:
         """``numbers``: of the parts of each split, in order."""
@@ -45,18 +46,7 @@ class Publication:
         self._numbers = numbers
         self.tokenizer = tokenizer
         self._dtype = smallest_dtype(tokenizer.vocab_size_needed)
-        # The validation corpus first: what is in both is left out of the training text.
-        self._firsts = FirstOccurrences(store, self._numbers["valid"] + self._numbers["train"])
-
-    @property
-    def deduplicate(self) -> Deduplication:
-        """Which documents are left out."""
-        return self._options.deduplicate
-
-    @property
-    def num_copies(self) -> int:
-        """Documents that are equal to an earlier one."""
-        return self._firsts.num_copies
+        self.copies = copies
 
     def publish(
         self,
@@ -90,7 +80,7 @@ class Publication:
             valid_manifest = self._commit(valid, "valid") if valid else None
             described = {
                 **report,
-                "copied_documents": self.num_copies,
+                **self.copies.to_json(),
                 "document_tokens": describe_lengths(lengths),
                 "valid": describe_shard(valid_manifest) if valid_manifest else None,
             }
@@ -100,12 +90,8 @@ class Publication:
 
     def _records(self, split: str) -> np.ndarray:
         """``[D]`` lengths and keys of all documents of a split, in order."""
-        records = [self._store.documents(number)[self._kept(number)] for number in self._numbers[split]]
+        records = [self._store.documents(number)[self.copies.kept(number)] for number in self._numbers[split]]
         return np.concatenate([np.empty(0, dtype=DOCUMENT_RECORD), *records])
-
-    def _kept(self, number: int) -> np.ndarray | slice:
-        """Which documents of a part go into the token files."""
-        return slice(None) if self._options.deduplicate is Deduplication.NONE else self._firsts.of_part(number)
 
     def _rule(self, records: dict[str, np.ndarray]) -> SplitRule:
         for split, is_wanted in (("train", True), ("valid", bool(self._options.valid_corpora))):
@@ -118,7 +104,7 @@ class Publication:
     def _fill(
         self, train: ShardWriter, valid: ShardWriter | None, *, rule: SplitRule, advance: Callable[[int], None]
     ) -> None:
-        merge = partial(merge_parts, self._store, kept=self._kept, advance=advance)
+        merge = partial(merge_parts, self._store, kept=self.copies.kept, advance=advance)
         merge(self._numbers["train"], train=train, valid=valid, rule=rule)
         if valid is not None:
             merge(self._numbers["valid"], train=valid, valid=None, rule=SplitRule())

@@ -11,9 +11,9 @@ import numpy as np
 from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.data_prep.bad_lines import CorpusTally
+from megadeberta.data_prep.duplicates import Copies
 from megadeberta.data_prep.formats.table import FORMATS
 from megadeberta.data_prep.left_out import LeftOutByReason
-from megadeberta.data_prep.options import Deduplication
 from megadeberta.data_prep.parts import Counts
 from megadeberta.data_prep.sources import Corpus
 from megadeberta.storage import write_file
@@ -56,7 +56,7 @@ def describe_files(corpus: Corpus) -> list[str]:
     return lines
 
 
-def describe_result(report: dict[str, Any], num_copies: int, deduplicate: Deduplication) -> list[str]:
+def describe_result(report: dict[str, Any], copies: Copies) -> list[str]:
     """What a user should look at before training on it, a line each for the screen."""
     corpus = report["corpus"]
     scripts = ", ".join(f"{name} {fraction:.1%}" for name, fraction in list(corpus["scripts"].items())[:_NAMED])
@@ -65,10 +65,7 @@ def describe_result(report: dict[str, Any], num_copies: int, deduplicate: Dedupl
         f"scripts: {scripts or 'no letters'}; unknown tokens: {vocabulary['unknown_fraction']:.2%}; "
         f"{vocabulary['tokens_per_word']} tokens per word, {vocabulary['bytes_per_token']} bytes per token"
     ]
-    if num_copies:
-        is_kept = deduplicate is Deduplication.NONE
-        done = "kept: --deduplicate=exact leaves them out" if is_kept else "left out"
-        lines.append(f"{num_copies:,} documents are copies of an earlier one, and {done}")
+    lines += copies.lines()
     lines += LeftOutByReason.from_json(corpus["left_out"]).lines()
     for entry in corpus["bad_lines"].values():
         lines.append(f"{entry['count']:,} x {entry['meaning']}, first at {entry['first']}")

@@ -69,7 +69,7 @@ class MlmMasker:
     def __init__(self, objective: ObjectiveConfig, piece_kinds: NDArray[np.uint8], *, mask_id: int) -> None:
         """``piece_kinds``: ``PieceKind`` of every id, ``[num_pieces + 1]``."""
         self._objective = objective
-        self._kinds = _with_words(piece_kinds)
+        self._kinds = kinds_with_words(piece_kinds)
         self._mask_id = mask_id
         self._replacements = np.flatnonzero(piece_kinds != PieceKind.SPECIAL)
 
@@ -143,7 +143,7 @@ class MlmMasker:
         return MaskedBatch(input_ids, positions, labels)
 
 
-def _with_words(kinds: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def kinds_with_words(kinds: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The kinds of a vocabulary; one in which no piece starts a word has no words, and each piece stands alone."""
     if (kinds == PieceKind.WORD_START).any():
         return kinds
@@ -155,6 +155,20 @@ def _drawn_budgets(expected: NDArray[np.float64], sample_keys: Words) -> NDArray
     below = np.floor(expected)
     drawn = uniform(_stream(sample_keys, _BUDGET), np.zeros(1, np.int64)) < expected - below
     return np.maximum(1, below.astype(np.int64) + drawn)
+
+
+def starts_of_units(kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where words begin: special tokens too, and what follows them or a piece of a script without spaces.
+
+    Args:
+        kinds: ``PieceKind`` of every token, ``[..., L]``.
+
+    Returns:
+        ``[..., L]``.
+    """
+    starts = kinds != PieceKind.CONTINUATION
+    starts[..., 1:] |= (kinds[..., :-1] == PieceKind.SPECIAL) | (kinds[..., :-1] == PieceKind.UNSPACED)
+    return starts
 
 
 def find_units(kinds: NDArray[np.uint8], *, whole_word: bool) -> Units:
@@ -169,8 +183,7 @@ def find_units(kinds: NDArray[np.uint8], *, whole_word: bool) -> Units:
     is_candidate = kinds != PieceKind.SPECIAL
     if not whole_word:
         return Units(is_candidate, is_candidate, np.zeros(kinds.shape, np.int64))
-    starts = kinds != PieceKind.CONTINUATION  # special tokens too: what follows them opens a unit
-    starts[:, 1:] |= ~is_candidate[:, :-1] | (kinds[:, :-1] == PieceKind.UNSPACED)
+    starts = starts_of_units(kinds)
     positions = np.arange(kinds.shape[1])
     # The running maximum of start positions is the start of the word that a token is in.
     offset = positions - np.maximum.accumulate(np.where(starts, positions, 0), axis=1)

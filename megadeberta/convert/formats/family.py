@@ -23,12 +23,11 @@ from megadeberta.convert.formats.score_scale import position_terms
 
 
 class ModelKind(StrEnum):
-    """What is asked of an export. What it then holds is one of the other three: a generator is ``MLM``."""
+    """What an export holds."""
 
     MLM = "mlm"
     BACKBONE = "backbone"
     DISCRIMINATOR = "discriminator"
-    GENERATOR = "generator"
 
 
 class FileFormat(StrEnum):
