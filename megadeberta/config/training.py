@@ -85,7 +85,7 @@ class LoggingConfig(Section):
     interval: int = Field(1, gt=0, description="optimizer steps between progress lines; every step is in metrics.jsonl")
     tensorboard: bool = Field(True, description="curves in OUTPUT/tensorboard too, where the package is installed")
     plot: bool = Field(True, description="loss_curve.png, redrawn at every validation")
-    peak_tflops: float | None = Field(None, gt=0, description="device peak for MFU; null = table, or measured on a CPU")
+    peak_tflops: float | None = Field(None, gt=0, description="device peak for MFU; null = table of GPUs, none on CPUs")
 
 
 class ParallelConfig(Section):

@@ -1,5 +1,6 @@
 """`megadeberta evaluate`. Torch is imported after the arguments."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -40,5 +41,6 @@ def evaluate(
     table.columns[1].justify = "right"
     for name, value in scores.items():
         whole = name.split()[0].endswith(("_tokens", "_targets"))
-        table.add_row(Text(name.replace("_", " ")), f"{value:,.0f}" if whole else f"{value:,.4f}")
+        shown = "-" if math.isnan(value) else f"{value:,.0f}" if whole else f"{value:,.4f}"
+        table.add_row(Text(name.replace("_", " ")), shown)
     Console().print(table)

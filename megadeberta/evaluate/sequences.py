@@ -3,6 +3,7 @@
 Shapes: B batch · L length · Q target rows a sample · V vocabulary.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from megadeberta.batch import attention_rules
+from megadeberta.layers.terms import baselines
 from megadeberta.model.whole import WholeModel
 
 Scores = dict[str, float]
@@ -48,7 +50,11 @@ def score_by_mask_kind(model: WholeModel, batches: Iterable[Mapping[str, Tensor]
 
 @torch.no_grad()
 def score_terms(model: WholeModel, batches: Iterable[Mapping[str, Tensor]]) -> Scores:
-    """Every term that the model computes in training; F1 for replaced tokens, perplexity for next tokens."""
+    """Every term that the model computes in training; F1 for replaced tokens, perplexity for next tokens.
+
+    Where no token is called replaced, precision is NaN. Beside the RTD loss and accuracy are those of a model that
+    knows the fraction of replaced tokens and calls none replaced.
+    """
     sums: dict[str, Tensor] = {}
     for batch in batches:
         terms, _ = model(**batch)
@@ -58,6 +64,9 @@ def score_terms(model: WholeModel, batches: Iterable[Mapping[str, Tensor]]) -> S
     scores = {name: float(pair[0] / pair[1]) for name, pair in sums.items() if pair[1] > 0}
     if "rtd_loss" in sums:
         (found, called), (_, replaced) = sums["rtd_precision"].tolist(), sums["rtd_recall"].tolist()
+        scores |= {"rtd_precision": found / called if called else math.nan}
+        scores |= {f"{name}_baseline": value for name, value in baselines(scores, None).items()}
+        scores |= {"rtd_accuracy_baseline": 1 - scores["replaced_rate"]}
         scores["rtd_f1"] = 2 * found / (called + replaced) if called + replaced else 0.0
     if "ar_loss" in scores:
         scores["ar_perplexity"] = perplexity(scores["ar_loss"])

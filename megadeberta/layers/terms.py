@@ -3,7 +3,8 @@
 Packing, steps, logs, plots, reports, evaluation and model cards read this table; nothing else knows a term's name.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +28,23 @@ class Term:
     the batch before the step, so that every rank knows the global count."""
     predicts_tokens: bool = False
     """A cross-entropy over the vocabulary: comparable with that of word frequencies, and has a perplexity."""
+    told_apart: str = ""
+    """Of a loss over two classes: the metric that is the fraction of one of them. Its entropy is the loss of a model
+    that knows this fraction and nothing of the tokens."""
+    meaning: str = ""
+    """Of a metric that the log shows: what it is, in the legend."""
 
     @property
     def is_loss(self) -> bool:
         """Whether its sum has a gradient."""
         return self.count_targets is not None
+
+    @property
+    def baseline_title(self) -> str:
+        """Of a loss: what its baseline is; empty where it has none."""
+        if self.predicts_tokens:
+            return "unigram cross-entropy"
+        return f"entropy of the {self.told_apart.removesuffix('_rate')} fraction" if self.told_apart else ""
 
     @property
     def targets_name(self) -> str:
@@ -63,6 +76,40 @@ def term(name: str) -> Term:
     return TERMS[name]
 
 
+def baselines(means: Mapping[str, float | None], unigram: float | None) -> dict[str, float]:
+    """By loss term of ``means``: the loss, in nats, of a model that has seen no token around the target.
+
+    Args:
+        means: terms of a step or of a validation, by name.
+        unigram: cross-entropy of the validation text under its word frequencies; None = not known.
+    """
+    found: dict[str, float] = {}
+    for name in means:
+        entry = TERMS.get(name)
+        if entry is None:
+            continue
+        if entry.predicts_tokens and unigram is not None:
+            found[name] = unigram
+        fraction = means.get(entry.told_apart)
+        if fraction is not None and not math.isnan(fraction):
+            found[name] = _entropy(fraction)
+    return found
+
+
+def legend(names: Iterable[str]) -> str:
+    """What the labels of these terms mean in a line of the log."""
+    parts = []
+    for entry in (TERMS[name] for name in names if name in TERMS and TERMS[name].label):
+        baseline = f" (in brackets: {entry.baseline_title})" if entry.baseline_title else ""
+        parts.append(f"{entry.label} {f'{entry.title} in {entry.unit}{baseline}' if entry.is_loss else entry.meaning}")
+    return ", ".join(dict.fromkeys(parts))
+
+
+def _entropy(fraction: float) -> float:
+    """Of two classes, in nats."""
+    return -sum(p * math.log(p) for p in (fraction, 1 - fraction) if p > 0)
+
+
 def _masked_targets(batch: Mapping[str, Any]) -> Any:
     is_target = batch["masked_labels"] != 0
     return is_target.sum() if "prefix_lengths" not in batch else (is_target & _reads_both_ways(batch)).sum()
@@ -85,13 +132,13 @@ TERMS: dict[str, Term] = {
     entry.name: entry
     for entry in (
         Term("mlm_loss", "mlm", "MLM loss", "nats per masked token", _masked_targets, predicts_tokens=True),
-        Term("mlm_accuracy", "acc"),
+        Term("mlm_accuracy", "acc", meaning="fraction of the targets predicted right"),
         Term("ar_loss", "ar", "next-token loss", "nats per token", _next_token_targets, predicts_tokens=True),
-        Term("ar_accuracy", "acc"),
-        Term("rtd_loss", "rtd", "RTD loss", "nats per token", _real_tokens),
+        Term("ar_accuracy", "acc", meaning="fraction of the targets predicted right"),
+        Term("rtd_loss", "rtd", "RTD loss", "nats per token", _real_tokens, told_apart="replaced_rate"),
         Term("rtd_accuracy"),
-        Term("rtd_precision", "prec"),
-        Term("rtd_recall", "rec"),
+        Term("rtd_precision", "prec", meaning="fraction of the tokens called replaced that are"),
+        Term("rtd_recall", "rec", meaning="fraction of the replaced tokens that are found"),
         Term("masked_rate"),
         Term("sampled_rate"),
         Term("replaced_rate"),

@@ -11,9 +11,8 @@ from megadeberta.config.redact import recipe_json
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.flops import run_flops_per_token
 from megadeberta.layers.objectives import objective_of
-from megadeberta.layers.terms import term
+from megadeberta.layers.terms import baselines, term
 from megadeberta.observability.device_peaks import device_peak_flops
-from megadeberta.observability.gemm_rate import measure_gemm_rate
 from megadeberta.observability.metrics import (
     CURVE_FILE,
     KERNELS_FILE,
@@ -24,7 +23,7 @@ from megadeberta.observability.metrics import (
     MetricsFile,
 )
 from megadeberta.observability.plot import plot_loss_curve
-from megadeberta.observability.progress import Rates, Speedometer, format_progress, format_terms
+from megadeberta.observability.progress import Rates, Speedometer, format_progress, format_terms, format_total
 from megadeberta.observability.tracker import Tracker, tensorboard_tracker
 from megadeberta.storage import write_file
 
@@ -123,7 +122,7 @@ class WritingJournal(Journal):
         tokens = self._config.engine.global_batch * self._config.data.sequence_length
         values = {
             "loss": facts.loss,
-            **facts.terms.means,
+            **_means(facts.terms),
             "grad_norm": facts.grad_norm,
             **{f"grad_norm_{part}": norm for part, norm in facts.grad_norms.items() if part},
             "lr": lr,
@@ -138,15 +137,18 @@ class WritingJournal(Journal):
         rates = self._speedometer.read()
         log.info("%s", self._progress_line(step, facts, lr, rates))
         if self._tracker is not None:
-            self._tracker.log(step, values | {"mfu": math.nan if rates.mfu is None else rates.mfu}, prefix="train")
+            beside = _baseline_values(_means(facts.terms), self._unigram)
+            mfu = math.nan if rates.mfu is None else rates.mfu
+            self._tracker.log(step, values | beside | {"mfu": mfu}, prefix="train")
 
     def validation(self, step: int, facts: ValidationFacts) -> None:
-        means = facts.terms.means
-        if not means:
+        if not facts.terms.means:
             return
+        means = _means(facts.terms)
         values: dict[str, Any] = {f"valid_{name}": value for name, value in {"loss": facts.loss, **means}.items()}
         values |= {f"valid_{name}": count for name, count in _targets(facts.terms).items()}
-        token_loss = next((mean for name, mean in means.items() if term(name).predicts_tokens), None)
+        found_losses = (mean for name, mean in means.items() if term(name).predicts_tokens and not math.isnan(mean))
+        token_loss = next(found_losses, None)
         if token_loss is not None:
             values["valid_perplexity"] = math.exp(min(token_loss, 700.0))
         if self._unigram is not None:
@@ -155,15 +157,15 @@ class WritingJournal(Journal):
             found = {"loss": source.loss, **source.terms.means}
             values |= {f"valid_{key}{SOURCE_MARK}{name}": value for key, value in found.items()}
         self._metrics.write(step, values)
-        beside = "" if self._unigram is None or token_loss is None else f" (unigram cross-entropy {self._unigram:.3f})"
-        perplexity = f" perplexity {values['valid_perplexity']:.1f}" if token_loss is not None else ""
-        shown = " ".join(format_terms(means))
-        log.info("step %d validation loss %.3f%s%s %s", step, facts.loss, beside, perplexity, shown)
+        beside = baselines(means, self._unigram)
+        perplexity = [f"perplexity {values['valid_perplexity']:.1f}"] if token_loss is not None else []
+        total, shown = format_total(facts.loss, means, beside), format_terms(means, beside)
+        log.info("step %d validation %s", step, " ".join([total, *perplexity, *shown]))
         if facts.sources:
             parts = " ".join(f"{name} {source.loss:.3f}" for name, source in facts.sources.items())
             log.info("step %d validation loss of each source: %s", step, parts)
         if self._tracker is not None:
-            self._tracker.log(step, values, prefix="valid")
+            self._tracker.log(step, values | _baseline_values(means, self._unigram), prefix="valid")
             self._tracker.flush()
         self._draw()
 
@@ -191,7 +193,8 @@ class WritingJournal(Journal):
             step,
             self._config.training.steps,
             loss=facts.loss,
-            terms=facts.terms.means,
+            terms=_means(facts.terms),
+            baselines=baselines(_means(facts.terms), self._unigram),
             gradient_norm=facts.grad_norm,
             lr=lr,
             rates=rates,
@@ -253,16 +256,25 @@ def open_journal(
     )
 
 
+def _means(terms: TermMeans) -> dict[str, float]:
+    """Of every term; NaN where nothing was counted, as for the precision of no call."""
+    return {name: terms.means.get(name, math.nan) for name in {**terms.counts, **terms.means}}
+
+
+def _baseline_values(means: Mapping[str, float], unigram: float | None) -> dict[str, float]:
+    return {f"{name}_baseline": value for name, value in baselines(means, unigram).items()}
+
+
 def _targets(terms: TermMeans) -> dict[str, int]:
     """How many targets each loss was averaged over: ``mlm_targets`` for ``mlm_loss``."""
     return {term(name).targets_name: count for name, count in terms.counts.items() if term(name).is_loss and count}
 
 
 def _peak_flops(config: RunConfig, device: torch.device, world_size: int) -> float | None:
-    """Peak of all ranks together: as configured, else from the table of GPUs, else measured (CPU)."""
+    """Peak of all ranks together: as configured, else from the table of GPUs; None on a CPU."""
     if config.logging.peak_tflops is not None:
         return config.logging.peak_tflops * 1e12 * world_size
     if device.type == "cuda":
         peak = device_peak_flops(torch.cuda.get_device_name(device))
         return None if peak is None else peak * world_size
-    return measure_gemm_rate() * world_size
+    return None  # what a shared CPU could do changes within a run by a factor of two

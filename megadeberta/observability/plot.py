@@ -4,13 +4,14 @@ import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from megadeberta.errors import StorageError
-from megadeberta.layers.terms import term
+from megadeberta.layers.terms import baselines, term
 from megadeberta.observability.metrics import SOURCE_MARK, Record, read_metrics
 from megadeberta.storage import write_file
 
@@ -39,8 +40,7 @@ def plot_loss_curve(
         _draw_panel(panel, _points(records, name), _points(records, f"valid_{name}"))
         _draw_sources(panel, records, f"valid_{name}{SOURCE_MARK}")
         entry = term(name)
-        if unigram is not None and entry.predicts_tokens:
-            panel.axhline(unigram, color="tab:gray", linestyle="--", label=f"unigram cross-entropy {unigram:.3f}")
+        _draw_baseline(panel, records, name, unigram)
         panel.set(title=title if number == 1 else "", xlabel="optimizer step", ylabel=f"{entry.title} ({entry.unit})")
         panel.grid(alpha=0.3)
         panel.legend(frameon=False)
@@ -58,11 +58,28 @@ def _draw_panel(panel: Axes, train: Sequence[tuple[int, float]], valid: Sequence
     if train:
         steps, losses = zip(*train, strict=True)
         panel.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-        panel.plot(steps, smooth(losses), color="tab:blue", linewidth=1.6, label="training, moving average")
+        panel.plot(steps, smooth(losses), color="tab:blue", linewidth=1.6, label=_training_label(len(losses)))
     if valid:
         steps, losses = zip(*valid, strict=True)
         label = f"validation, last {losses[-1]:.3f}"
         panel.plot(steps, losses, color="tab:orange", marker="o", markersize=4, label=label)
+
+
+def _draw_baseline(panel: Axes, records: Sequence[Record], name: str, unigram: float | None) -> None:
+    """The loss of a model that sees no context: constant for tokens, of each validation for replaced ones."""
+    entry = term(name)
+    style: dict[str, Any] = {"color": "tab:gray", "linestyle": "--"}
+    if unigram is not None and entry.predicts_tokens:
+        panel.axhline(unigram, **style, label=f"{entry.baseline_title} {unigram:.3f}")
+    if entry.told_apart:
+        rates = _points(records, f"valid_{entry.told_apart}") or _points(records, entry.told_apart)
+        values = [baselines({name: 0.0, entry.told_apart: rate}, None)[name] for _, rate in rates]
+        if values:
+            panel.plot([step for step, _ in rates], values, **style, label=f"{entry.baseline_title} {values[-1]:.3f}")
+
+
+def _training_label(points: int) -> str:
+    return "training, moving average" if points >= 2 * _SMOOTHING_SHARE else "training"
 
 
 def _draw_sources(panel: Axes, records: Sequence[Record], start: str) -> None:

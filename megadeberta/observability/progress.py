@@ -1,13 +1,15 @@
 """The progress line: one a step, from one rank.
 
-``step 1200/10000 loss 6.412 acc 0.182 grad 0.94 lr 1.0e-04 tok/s 41.3k mfu 38.1 % eta 2h03m``; a run with several
-losses shows each of them: ``loss 6.493 mlm 2.311 acc 0.540 rtd 0.084 prec 0.71 rec 0.33 grad ...``
+``step 1200/10000 loss 6.412 (6.574) acc 0.182 grad 0.94 lr 1.0e-04 tok/s 41.3k mfu 38.1 % eta 2h03m``; a run with
+several losses shows each of them: ``loss 6.493 mlm 2.311 (6.574) acc 0.540 rtd 0.084 (0.323) prec 0.710 rec 0.330
+grad ...``. In brackets is the baseline of a loss (``layers.terms.baselines``).
 """
 
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from megadeberta.layers.terms import TERMS
 
@@ -77,6 +79,7 @@ def format_progress(
     *,
     loss: float,
     terms: Mapping[str, float],
+    baselines: Mapping[str, float],
     gradient_norm: float,
     lr: float,
     rates: Rates,
@@ -84,8 +87,8 @@ def format_progress(
     """The progress line. ``terms``: means by name; a loss that is all of the total is not shown again."""
     parts = [
         f"step {step}/{total_steps}",
-        f"loss {loss:.3f}",
-        *format_terms(terms),
+        format_total(loss, terms, baselines),
+        *format_terms(terms, baselines),
         f"grad {gradient_norm:.2f}",
         f"lr {lr:.1e}",
         f"tok/s {format_count(rates.tokens_per_second)}",
@@ -96,12 +99,32 @@ def format_progress(
     return " ".join(parts)
 
 
-def format_terms(terms: Mapping[str, float]) -> list[str]:
-    """The terms that a line shows, e.g. ``acc 0.182``; a loss that is all of the total is not shown again."""
-    known = {name: TERMS[name] for name in terms if name in TERMS}
-    one_loss = sum(entry.is_loss for entry in known.values()) == 1
-    shown = {name: entry.label for name, entry in known.items() if entry.label and not (one_loss and entry.is_loss)}
-    return [f"{label} {terms[name]:.3f}" for name, label in shown.items()]
+def format_total(loss: float, terms: Mapping[str, float], baselines: Mapping[str, float]) -> str:
+    """``loss 6.412 (6.574)``; the total of several losses has no baseline."""
+    losses = _losses(terms)
+    return f"loss {_number(loss)}{_beside(losses[0], baselines) if len(losses) == 1 else ''}"
+
+
+def format_terms(terms: Mapping[str, float], baselines: Mapping[str, float] = MappingProxyType({})) -> list[str]:
+    """The terms that a line shows, e.g. ``acc 0.182``; a loss that is all of the total is not shown again.
+
+    A term that is not a number is undefined in this batch, such as the precision of no call: ``prec -``.
+    """
+    is_total = _losses(terms) if len(_losses(terms)) == 1 else []
+    known = {name: TERMS[name].label for name in terms if name in TERMS and name not in is_total}
+    return [f"{label} {_number(terms[name])}{_beside(name, baselines)}" for name, label in known.items() if label]
+
+
+def _losses(terms: Mapping[str, float]) -> list[str]:
+    return [name for name in terms if name in TERMS and TERMS[name].is_loss]
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _beside(name: str, baselines: Mapping[str, float]) -> str:
+    return f" ({baselines[name]:.3f})" if name in baselines else ""
 
 
 def format_count(value: float) -> str:

@@ -1,12 +1,13 @@
 """`megadeberta report`: how a run went, from its metrics file."""
 
+import math
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from megadeberta.errors import ConfigError
-from megadeberta.layers.terms import TERMS
+from megadeberta.layers.terms import TERMS, baselines
 from megadeberta.observability.metrics import CURVE_FILE, METRICS_FILE, SOURCE_MARK, Record, read_metrics
 from megadeberta.observability.progress import format_terms
 
@@ -16,7 +17,7 @@ _VALID = "valid_"
 
 
 def print_report(output_dir: Path, console: Console) -> None:
-    """Print the end of the curve as a table, the best validation beside its baseline, and where the picture is.
+    """Print the end of the curve as a table, the last validation beside its baselines, and where the picture is.
 
     Raises:
         ConfigError: the folder holds no metrics of a training run.
@@ -27,7 +28,8 @@ def print_report(output_dir: Path, console: Console) -> None:
     console.print(_curve_table(records))
     validations = [record for record in records if record.get(VALID_LOSS) is not None]
     if validations:
-        console.print(_verdict(validations[-1]))
+        for line in _verdicts(validations[-1]):
+            console.print(line, soft_wrap=True, highlight=False)
         sources = _sources_line(validations[-1])
         if sources:
             console.print(sources, soft_wrap=True, highlight=False)
@@ -46,7 +48,7 @@ def _curve_table(records: list[Record]) -> Table:
         elif record.get(VALID_LOSS) is not None:
             mean = f"{sum(losses) / len(losses):.3f}" if losses else "-"
             valid_terms = {name: value for name, value in record.items() if name.startswith(_VALID)}
-            means = {name.removeprefix(_VALID): value for name, value in valid_terms.items() if value is not None}
+            means = {name.removeprefix(_VALID): math.nan if v is None else v for name, v in valid_terms.items()}
             valid = (
                 f"{record[VALID_LOSS]:.3f}",
                 f"{record['valid_perplexity']:.1f}" if record.get("valid_perplexity") is not None else "-",
@@ -69,14 +71,20 @@ def _sources_line(record: Record) -> str:
     return f"validation loss of each source: {', '.join(parts)}" if parts else ""
 
 
-def _verdict(record: Record) -> str:
-    """The loss of predicted tokens beside what word frequencies alone give; else the total."""
-    predicted = (entry for entry in TERMS.values() if entry.predicts_tokens)
-    entry = next((entry for entry in predicted if record.get(f"{_VALID}{entry.name}") is not None), None)
-    if entry is None:
-        return f"validation loss {record[VALID_LOSS]:.3f} after step {record['step']}"
-    loss, unigram = record[f"{_VALID}{entry.name}"], record.get("unigram_cross_entropy")
-    line = f"validation {entry.title} {loss:.3f} {entry.unit} after step {record['step']}"
-    if unigram is None:
-        return line
-    return f"{line}; unigram cross-entropy of the validation text {unigram:.3f}: {unigram - loss:.3f} nats better"
+def _verdicts(record: Record) -> list[str]:
+    """One line per loss, beside what a model that sees no context has; the total alone where no loss is known."""
+    terms = {name.removeprefix(_VALID): value for name, value in record.items() if name.startswith(_VALID)}
+    beside = baselines(terms, record.get("unigram_cross_entropy"))
+    after = f"after step {record['step']}"
+    lines = []
+    for entry in TERMS.values():
+        loss = terms.get(entry.name)
+        if not entry.is_loss or loss is None:
+            continue
+        line = f"validation {entry.title} {loss:.3f} {entry.unit} {after}"
+        if entry.name in beside:
+            better = beside[entry.name] - loss
+            words = f"{abs(better):.3f} nats {'better' if better >= 0 else 'worse'}"
+            line += f"; {entry.baseline_title} {beside[entry.name]:.3f}: {words}"
+        lines.append(line)
+    return lines or [f"validation loss {record[VALID_LOSS]:.3f} {after}"]

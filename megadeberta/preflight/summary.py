@@ -11,7 +11,9 @@ from megadeberta.config.recipes import first_sentence
 from megadeberta.config.run import RunConfig
 from megadeberta.data.check import DataFacts
 from megadeberta.errors import CheckpointError
+from megadeberta.layers.objectives import list_layers
 from megadeberta.layers.shapes import count_parameters
+from megadeberta.layers.terms import legend
 from megadeberta.preflight.blend import plan_sources
 from megadeberta.preflight.run import PreparedRun
 from megadeberta.topology import Topology
@@ -75,7 +77,11 @@ def data_rows(config: RunConfig, data: DataFacts, blend: tuple[BlendSegment, ...
 
 def start_lines(prepared: PreparedRun) -> list[str]:
     """For the log of a run that begins."""
-    rows = summary(prepared.config, prepared.algebra, prepared.topology)
+    config = prepared.config
+    rows = summary(config, prepared.algebra, prepared.topology)
+    names = [name for layer in list_layers(config.model, config.objective) for name in layer.terms]
+    shown = legend(names) + ", grad norm of the gradient, lr learning rate, tok/s tokens per second"
+    rows.append(("log", shown + ", mfu fraction of the devices' peak, eta time left"))
     return show([*rows[:2], *data_rows(prepared.config, prepared.data, prepared.blend), *rows[2:]])
 
 

@@ -61,3 +61,24 @@ def test_a_validation_of_several_files_is_recorded_by_file_and_together(
     assert {name: record[f"valid_mlm_loss{name}"] for name in ("", "/en", "/sw")} == {"": 3.5, "/en": 2.0, "/sw": 4.0}
     assert (record["valid_loss"], record["valid_loss/sw"]) == (3.5, 4.0)
     assert "step 5 validation loss of each source: en 2.000 sw 4.000" in caplog.text
+
+
+def test_a_step_and_a_validation_show_each_loss_beside_its_baseline(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    means = {"mlm_loss": 5.0, "rtd_loss": 0.5, "rtd_recall": 0.0, "replaced_rate": 0.25}
+    facts = _Facts(10.0, _Means(means, dict.fromkeys([*means, "rtd_precision"], 0)))
+    with open_journal(
+        run_config(training={"output_dir": str(tmp_path), "steps": 10}, logging={"plot": False, "tensorboard": False}),
+        done=0,
+        unigram=6.5,
+        world_size=1,
+        device=torch.device("cpu"),
+        is_writer=True,
+    ) as journal:
+        journal.validation(5, facts)
+    line = "step 5 validation loss 10.000 perplexity 148.4 mlm 5.000 (6.500) rtd 0.500 (0.562) rec 0.000 prec -"
+    assert line in caplog.text
+    record = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert (record["valid_rtd_precision"], record["unigram_cross_entropy"]) == (None, 6.5)

@@ -91,14 +91,17 @@ def test_every_loss_has_a_panel_of_its_own(tmp_path: Path, drawn: list[Figure]) 
         for step in range(1, 41):
             file.write(step, {"loss": 9.0, "mlm_loss": 6 - step / 100, "rtd_loss": 0.4 - step / 1000})
             if step % 20 == 0:
-                file.write(step, {"valid_mlm_loss": 6.1 - step / 100, "valid_rtd_loss": 0.5 - step / 1000})
+                file.write(
+                    step, {"valid_mlm_loss": 6.1 - step / 100, "valid_rtd_loss": 0.5, "valid_replaced_rate": 0.2}
+                )
     assert plot_loss_curve(path, tmp_path / "c.png", title="two", unigram=7.0, losses=["mlm_loss", "rtd_loss"])
     (figure,) = drawn
     labels = [axes.get_ylabel() for axes in figure.axes]
     assert labels == ["MLM loss (nats per masked token)", "RTD loss (nats per token)"]
     first, second = ([line.get_label() for line in axes.lines] for axes in figure.axes)
     assert "validation, last 5.700" in first and "unigram cross-entropy 7.000" in first
-    assert "validation, last 0.460" in second and not any("unigram" in label for label in second)
+    assert "training" in first and "entropy of the replaced fraction 0.500" in second
+    assert "validation, last 0.500" in second and not any("unigram" in label for label in second)
 
 
 def test_each_validation_file_has_a_line_of_its_own(tmp_path: Path, drawn: list[Figure]) -> None:

@@ -1,6 +1,15 @@
+import math
+
 import pytest
 
-from megadeberta.observability.progress import Rates, Speedometer, format_count, format_duration, format_progress
+from megadeberta.observability.progress import (
+    Rates,
+    Speedometer,
+    format_count,
+    format_duration,
+    format_progress,
+    format_terms,
+)
 
 
 class _Clock:
@@ -22,22 +31,39 @@ def test_line_has_the_documented_form() -> None:
         10_000,
         loss=6.4121,
         terms={"mlm_loss": 6.4121, "mlm_accuracy": 0.1824},
+        baselines={"mlm_loss": 6.5742},
         gradient_norm=0.941,
         lr=1e-4,
         rates=Rates(41_300.0, 0.3811, 2 * 3600 + 3 * 60),
     )
-    assert line == "step 1200/10000 loss 6.412 acc 0.182 grad 0.94 lr 1.0e-04 tok/s 41.3k mfu 38.1 % eta 2h03m"
+    assert line == "step 1200/10000 loss 6.412 (6.574) acc 0.182 grad 0.94 lr 1.0e-04 tok/s 41.3k mfu 38.1 % eta 2h03m"
 
 
 def test_line_of_a_run_with_two_losses_shows_both() -> None:
     terms = {"mlm_loss": 2.3, "mlm_accuracy": 0.5, "masked_rate": 0.15, "rtd_loss": 0.084, "rtd_recall": 0.25}
-    line = format_progress(1, 2, loss=6.5, terms=terms, gradient_norm=1, lr=1, rates=Rates(1.0, None, 0))
-    assert line == "step 1/2 loss 6.500 mlm 2.300 acc 0.500 rtd 0.084 rec 0.250 grad 1.00 lr 1.0e+00 tok/s 1 eta 0s"
+    line = format_progress(
+        1, 2, loss=6.5, terms=terms, baselines={"rtd_loss": 0.323}, gradient_norm=1, lr=1, rates=Rates(1.0, None, 0)
+    )
+    assert line == (
+        "step 1/2 loss 6.500 mlm 2.300 acc 0.500 rtd 0.084 (0.323) rec 0.250 grad 1.00 lr 1.0e+00 tok/s 1 eta 0s"
+    )
+
+
+def test_a_term_that_is_undefined_is_a_dash() -> None:
+    terms = {"mlm_loss": 2.3, "rtd_loss": 0.5, "rtd_precision": math.nan, "rtd_recall": 0.0}
+    assert format_terms(terms, {"mlm_loss": 6.0}) == ["mlm 2.300 (6.000)", "rtd 0.500", "prec -", "rec 0.000"]
 
 
 def test_line_without_a_known_peak_has_no_mfu() -> None:
     line = format_progress(
-        1, 2, loss=1, terms={"mlm_loss": 1, "mlm_accuracy": 0}, gradient_norm=1, lr=1, rates=Rates(1.0, None, 0)
+        1,
+        2,
+        loss=1,
+        terms={"mlm_loss": 1, "mlm_accuracy": 0},
+        baselines={},
+        gradient_norm=1,
+        lr=1,
+        rates=Rates(1.0, None, 0),
     )
     assert line == "step 1/2 loss 1.000 acc 0.000 grad 1.00 lr 1.0e+00 tok/s 1 eta 0s"
 

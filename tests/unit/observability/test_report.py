@@ -25,6 +25,14 @@ def test_report_shows_both_losses_and_compares_the_token_loss_with_word_frequenc
     assert "6.500: 2.000 nats better" in text
 
 
+def test_every_loss_has_a_verdict_against_its_own_baseline(tmp_path: Path) -> None:
+    terms = {"valid_mlm_loss": 6.75, "valid_rtd_loss": 0.474, "valid_replaced_rate": 0.229, "valid_rtd_precision": None}
+    text = _report(tmp_path, terms)
+    assert "unigram cross-entropy 6.500: 0.250 nats worse" in text
+    assert "RTD loss 0.474 nats per token after step 10; entropy of the replaced fraction 0.538: 0.064 nats" in text
+    assert "prec -" in text
+
+
 def test_report_of_a_run_that_reads_left_to_right_says_so(tmp_path: Path) -> None:
     text = _report(tmp_path, {"valid_ar_loss": 4.0, "valid_ar_accuracy": 0.3})
     assert "acc 0.300" in text
