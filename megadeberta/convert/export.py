@@ -83,8 +83,7 @@ def _write_files(folder: Path, source: ModelSource, target: ExportTarget, *, tok
     else:
         safetensors.torch.save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
         write_tokenizer(tokenizer, folder, max_length=source.config.max_position_embeddings)
-        opt_in = target.family.opt_in
-        if target.kind == ModelKind.MLM and source.config.enhanced_mask_decoder and opt_in is not None:
+        if (opt_in := target.carried(source.config)) is not None:
             (folder / opt_in.file_name).write_bytes(opt_in.source())
     shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
     num_tokens = SentencePieceTokenizer.load(tokenizer).vocab_size_needed

@@ -25,17 +25,20 @@ Fine-tuning needs the encoder alone. `megadeberta convert import` reads both, wi
 _OPT_IN = Template("""## Fill-mask
 
 This model was pre-trained with DeBERTa's enhanced mask decoder, which transformers does not have:
-`AutoModelForMaskedLM` loads every tensor it knows, but its predictions are not those of pre-training.
-`$file` in this folder is the missing part. Read it, put it on your path and import it yourself;
-nothing does so for you:
+`AutoModelForMaskedLM` and `pipeline("fill-mask")` load every tensor they know, but without `trust_remote_code=True`
+their predictions are not those of pre-training and are worse, without a word. `$file` in this folder is
+the missing part. Read it, and if you trust it:
 
 ```python
-from $module import $model_class
+from transformers import AutoModelForMaskedLM, pipeline
 
-model = $model_class.from_pretrained("path/of/this/folder")
+model = AutoModelForMaskedLM.from_pretrained("path/of/this/folder", trust_remote_code=True)
+fill = pipeline("fill-mask", model="path/of/this/folder", trust_remote_code=True)
 ```
 
-or use `megadeberta fill-mask path/of/this/folder "text with [MASK]"`. Fine-tuning the backbone needs neither. Saving
+The class, `$model_class`, takes and returns what transformers' own does, can be put on your path and imported
+(`from $module import $model_class`), and counts the positions of real tokens, with padding on either side.
+Or use `megadeberta fill-mask path/of/this/folder "text with [MASK]"`. Fine-tuning the backbone needs neither. Saving
 the model with another class of transformers loses the absolute position table
 (`$position_table`).""")
 _FAST_ATTENTION = """

@@ -74,6 +74,8 @@ def to_config_json(config: ModelConfig, target: ExportTarget) -> dict[str, Any]:
         MASK_DECODER_KEY: config.enhanced_mask_decoder,
         KEY_BIAS_KEY: config.key_bias,
     }
+    if (opt_in := target.carried(config)) is not None:
+        values["auto_map"] = opt_in.auto_map()
     if target.file_format == FileFormat.MICROSOFT:
         values["padding_idx"] = config.pad_token_id
     return values

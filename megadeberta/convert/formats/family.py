@@ -55,6 +55,10 @@ class OptIn:
         """The file that exports carry."""
         return (files(self.module.rpartition(".")[0]) / self.file_name).read_bytes()
 
+    def auto_map(self) -> dict[str, str]:
+        """For ``config.json``: what a user who trusts the folder's code (``trust_remote_code=True``) gets."""
+        return {"AutoModelForMaskedLM": f"{self.file_name.removesuffix('.py')}.{self.class_name}"}
+
     def load_class(self) -> Any:
         """The class, out of this package and never out of an export. Loads transformers."""
         return getattr(importlib.import_module(self.module), self.class_name)
@@ -143,3 +147,8 @@ class ExportTarget:
     family: Family
     kind: ModelKind
     file_format: FileFormat = FileFormat.HUGGING_FACE
+
+    def carried(self, config: ModelConfig) -> OptIn | None:
+        """The module that the export holds beside its weights, if any."""
+        is_for_transformers = self.kind == ModelKind.MLM and self.file_format == FileFormat.HUGGING_FACE
+        return self.family.opt_in if is_for_transformers and config.enhanced_mask_decoder else None

@@ -173,7 +173,8 @@ def test_configuration_survives_transformers(make_source: MakeFolder, tmp_path: 
     assert config.pos_att_type == ["p2c", "c2p"]
     assert config.norm_rel_ebd == "layer_norm" and config.share_att_key is True
     assert config.legacy is False and config.position_biased_input is False
-    assert not hasattr(config, "auto_map")
+    carried = "modeling_megadeberta.DebertaV2ForMaskedLMWithMaskDecoder"
+    assert config.auto_map == {"AutoModelForMaskedLM": carried}
 
 
 @pytest.mark.parametrize("length", [20, 32])
@@ -258,7 +259,7 @@ def test_the_folder_holds_what_its_readers_need(tmp_path: Path, spm: Path) -> No
     ):
         assert part in card
     assert "use_fast_attention(model)" in card
-    assert "enhanced mask decoder" in card and "from modeling_megadeberta import" in card and "$" not in card
+    assert "enhanced mask decoder" in card and "trust_remote_code=True" in card and "$" not in card
     assert AutoTokenizer.from_pretrained(tmp_path / "out").mask_token_id == NUM_PIECES
 
 
