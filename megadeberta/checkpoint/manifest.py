@@ -52,6 +52,7 @@ class RunRecord(Section):
 
     world: WorldLayout
     versions: dict[str, str] = Field(description="megadeberta, torch, deepspeed")
+    hardware: str = Field("", description="what rank 0 computes on, as torch or Linux names it; empty = not recorded")
     fingerprint: dict[str, str]
     config: dict[str, Any] = Field(description="the resolved configuration")
     blend: tuple[BlendSegment, ...] = Field(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -10,6 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from megadeberta.config.plugins import PluginOption
+
+if TYPE_CHECKING:
+    from megadeberta.convert.formats.read_folder import ReportLine
 
 app = typer.Typer(help="Convert checkpoints to Hugging Face folders and back.", no_args_is_help=True)
 
@@ -20,6 +23,8 @@ Checkpoint = Annotated[
         show_default=False,
     ),
 ]
+_FEW = 3
+"""At most this many tensors are named one by one after an import."""
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what this command wrote to OUT before")]
 
 
@@ -28,15 +33,22 @@ def export_command(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Argument(help="new folder for transformers", show_default=False)],
     model: Annotated[
-        Literal["mlm", "backbone", "discriminator"],
+        Literal["mlm", "backbone", "discriminator", "generator"] | None,
         typer.Option(
-            help="mlm: with the prediction head (of an RTD run: the generator); backbone: the encoder alone; "
-            "discriminator: with its head"
+            help="mlm: with the prediction head; backbone: the encoder alone; discriminator or generator: that "
+            "part of a run of replaced token detection; default: the discriminator if there is one, else mlm",
+            show_default=False,
         ),
-    ] = "mlm",
+    ] = None,
     file_format: Annotated[
         Literal["hf", "microsoft"], typer.Option("--format", help="for transformers, or for microsoft/DeBERTa")
     ] = "hf",
+    licence: Annotated[
+        str | None, typer.Option("--license", help="For the model card, as the hub spells it: mit, apache-2.0")
+    ] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="For the model card, a code such as en; repeatable")
+    ] = None,
     overwrite: Overwrite = False,
     plugin: PluginOption = None,
 ) -> None:
@@ -46,11 +58,17 @@ def export_command(
 
     Example: megadeberta convert export runs/quickstart exported
     """
+    from megadeberta.convert.card_facts import CardFacts
     from megadeberta.convert.export import export_checkpoint
     from megadeberta.convert.formats.family import FileFormat, ModelKind
 
     findings = export_checkpoint(
-        checkpoint, out, kind=ModelKind(model), file_format=FileFormat(file_format), overwrite=overwrite
+        checkpoint,
+        out,
+        kind=ModelKind(model) if model else None,
+        file_format=FileFormat(file_format),
+        facts=CardFacts(licence, tuple(language or ())),
+        overwrite=overwrite,
     )
     _print_findings(f"{out} is written and checked", [(finding.what, finding.detail) for finding in findings])
 
@@ -104,7 +122,7 @@ def import_command(
 
     Example: megadeberta convert import exported start-here
     """
-    from megadeberta.convert.import_folder import import_folder
+    from megadeberta.convert.import_folder import REPORT, import_folder
     from megadeberta.convert.import_parts import import_parts
     from megadeberta.errors import ConfigError
 
@@ -115,14 +133,26 @@ def import_command(
         lines = import_parts(folder, out, generator=generator, sharing=sharing, **more)
     else:
         lines = import_folder(folder, out, **more)
-    taken = [line for line in lines if line.action == "taken"]
-    rows = [("taken", f"{len(taken)} tensors of the model", "from the file")]
-    rows += [
-        (line.action.upper() if line.action == "created" else line.action, line.ours or line.theirs or "", line.reason)
-        for line in lines
-        if line.action != "taken"
-    ]
-    _print_table(f"{out} is written", ("what", "tensor", "why"), rows)
+    _print_table(f"{out} is written", ("what", "tensors", "which"), _import_summary(lines, report=out / REPORT))
+
+
+def _import_summary(lines: Sequence["ReportLine"], *, report: Path) -> list[tuple[str, str, str]]:
+    """How many tensors were taken, drawn and dropped; the few are named, the many are in the report."""
+    rows = []
+    for action, shown in (("taken", "taken"), ("created", "DRAWN"), ("dropped", "dropped")):
+        found = [line for line in lines if line.action == action]
+        if not found:
+            continue
+        reasons = list(dict.fromkeys(line.reason for line in found))
+        names = [line.ours or line.theirs or "" for line in found]
+        if action == "taken":
+            which = "from the file"
+        elif len(found) <= _FEW:
+            which = "; ".join(f"{name}: {line.reason}" for name, line in zip(names, found, strict=True))
+        else:
+            which = f"{names[0]} to {names[-1]}, {reasons[0] if len(reasons) == 1 else 'for several reasons'}"
+        rows.append((shown, str(len(found)), which))
+    return [*rows, ("report", "", f"every tensor, and what became of it: {report}")]
 
 
 def fill_mask(

@@ -8,13 +8,15 @@ import torch
 
 from megadeberta.checkpoint.manifest import MANIFEST_NAME
 from megadeberta.config.data import TOKENIZER_FILE
+from megadeberta.config.objective import DISCRIMINATOR, GENERATOR
+from megadeberta.convert.card_facts import CardFacts
 from megadeberta.convert.formats.config_json import HF_CONFIG, MICROSOFT_CONFIG, to_config_json, to_model_config_json
 from megadeberta.convert.formats.export_tensors import export_tensors, table_rows
 from megadeberta.convert.formats.families import choose_target
 from megadeberta.convert.formats.family import ExportTarget, FileFormat, ModelKind
 from megadeberta.convert.formats.names import RELATIVE_TABLE
 from megadeberta.convert.formats.read_folder import read_discriminator, read_hf_folder
-from megadeberta.convert.model_card import microsoft_decoder_note, write_model_card
+from megadeberta.convert.model_card import describe_part, microsoft_decoder_note, write_model_card
 from megadeberta.convert.published_folder import publish_folder, write_json
 from megadeberta.convert.reload_check import Finding, check_export
 from megadeberta.convert.tokenizer.tokenizer_json import write_tokenizer
@@ -28,8 +30,9 @@ def export_checkpoint(
     checkpoint: Path,
     out: Path,
     *,
-    kind: ModelKind = ModelKind.MLM,
+    kind: ModelKind | None = None,
     file_format: FileFormat = FileFormat.HUGGING_FACE,
+    facts: CardFacts = CardFacts(),
     overwrite: bool = False,
 ) -> list[Finding]:
     """Write ``checkpoint`` as a folder that others load; it appears only after it was loaded and compared.
@@ -38,13 +41,15 @@ def export_checkpoint(
         checkpoint: see :func:`megadeberta.weights.source.load_weights`.
         out: a folder that is empty or does not exist.
         kind: with the prediction head, or the encoder alone; of a run that detects replaced tokens, that is the
-            generator, or the encoder of the discriminator. Or the discriminator with its head.
+            generator, or the encoder of the discriminator. Or the discriminator with its head. None: the discriminator
+            where there is one, else with the prediction head.
         file_format: safetensors and a tokenizer for transformers; or pickled tensors for microsoft/DeBERTa, with what
             its training goes on from.
+        facts: what the card says beyond the run.
         overwrite: replace an earlier export at ``out``.
 
     Returns:
-        What the check found equal.
+        What was exported, and what the check found equal.
 
     Raises:
         CheckpointError: the checkpoint is not sound or has no tokenizer, or the check failed; nothing is written.
@@ -52,19 +57,42 @@ def export_checkpoint(
         StorageError: the file system refused a write.
     """
     _check_place(out)
-    source = _source_of(load_weights(checkpoint), kind)
+    loaded = load_weights(checkpoint)
+    kind = _kind_for(loaded, kind)
+    source = _source_of(loaded, kind)
     tokenizer = source.checked_tokenizer()
     target = choose_target(source.config, kind, file_format)
     note = microsoft_decoder_note(source, target)
-    findings = [Finding("BEWARE", note)] if note else []
+    findings = [Finding("exported", _what(loaded, source))]
+    findings += [Finding("BEWARE", note)] if note else []
 
     def fill(folder: Path) -> None:
-        _write_files(folder, source, target, tokenizer=tokenizer)
+        _write_files(folder, source, target, facts, tokenizer=tokenizer)
         findings.append(_check_round_trip(folder, source, kind))
         findings.extend(check_export(folder))
 
     publish_folder(out, fill, overwrite=overwrite)
     return findings
+
+
+def _kind_for(loaded: ModelSource, asked: ModelKind | None) -> ModelKind:
+    """What the export of these weights holds."""
+    if asked is None:
+        return ModelKind.DISCRIMINATOR if DISCRIMINATOR in loaded.parts else ModelKind.MLM
+    if asked != ModelKind.GENERATOR:
+        return asked
+    if GENERATOR not in loaded.parts:
+        raise CheckpointError(
+            f"{loaded.folder}: has no generator (objective {loaded.objective.name} trains one model); export without "
+            "--model"
+        )
+    return ModelKind.MLM
+
+
+def _what(loaded: ModelSource, source: ModelSource) -> str:
+    """Which part it is, and how to get the others."""
+    others = [f"--model {part}" for part in loaded.parts if part != source.part]
+    return describe_part(source) + (f"; {', '.join(others)} for the other part" if others else "")
 
 
 def _source_of(loaded: ModelSource, kind: ModelKind) -> ModelSource:
@@ -73,7 +101,7 @@ def _source_of(loaded: ModelSource, kind: ModelKind) -> ModelSource:
     return loaded.token_model() if kind == ModelKind.MLM else loaded.encoder_model()
 
 
-def _write_files(folder: Path, source: ModelSource, target: ExportTarget, *, tokenizer: Path) -> None:
+def _write_files(folder: Path, source: ModelSource, target: ExportTarget, facts: CardFacts, *, tokenizer: Path) -> None:
     found = export_tensors(source.config, source.weights, target)
     tensors = {name: tensor.contiguous() for name, tensor in found.items()}
     write_json(folder / HF_CONFIG, to_config_json(source.config, target))
@@ -87,7 +115,7 @@ def _write_files(folder: Path, source: ModelSource, target: ExportTarget, *, tok
             (folder / opt_in.file_name).write_bytes(opt_in.source())
     shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
     num_tokens = SentencePieceTokenizer.load(tokenizer).vocab_size_needed
-    (folder / "README.md").write_text(write_model_card(source, target, num_tokens=num_tokens), encoding="utf-8")
+    (folder / "README.md").write_text(write_model_card(source, target, facts, num_tokens=num_tokens), encoding="utf-8")
 
 
 def _check_round_trip(target: Path, source: ModelSource, kind: ModelKind) -> Finding:
@@ -100,7 +128,7 @@ def _check_round_trip(target: Path, source: ModelSource, kind: ModelKind) -> Fin
         if not torch.equal(tensor, expected):
             raise CheckpointError(f"{target}: {name} is not what {source.folder} holds; this is a bug, report it")
     copies = sum(row != copied for row, copied in enumerate(rows))
-    exception = f", {copies} unread rows of the distance table as copies of their neighbours" if copies else ""
+    exception = f"; rows of the distance table that nothing reads, copied from others: {copies}" if copies else ""
     return Finding("weights on disk", f"{len(found)} tensors, bit for bit those of the checkpoint{exception}")
 
 

@@ -95,7 +95,8 @@ def draw_initial_values(layers: Sequence[Layer], names: Sequence[str], *, seed: 
     """Values of parameters that no file holds: those that a new run of these layers and this seed starts from."""
     if not names:
         return {}
-    log.warning("NOT FROM A FILE but freshly drawn, untrained: %s", ", ".join(names))
+    first = f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
+    log.warning("%d tensors NOT FROM A FILE but freshly drawn, untrained (%s): see %s", len(names), first, REPORT)
     model = WholeModel(layers)
     initialize(model, seed=seed, std=std)
     return {name: model.get_parameter(name).detach() for name in names}

@@ -2,20 +2,27 @@
 
 import json
 from importlib.resources import files
-from pathlib import Path
 from string import Template
-from typing import Any
 
-from megadeberta.config.deepspeed_block import EngineSettings
-from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig
+from megadeberta.convert.card_facts import CardFacts, training_table
 from megadeberta.convert.formats.family import ExportTarget, Family, FileFormat, ModelKind
 from megadeberta.convert.formats.names import INPUT_POSITION_TABLE
 from megadeberta.layers.objectives import objective_of
-from megadeberta.observability.metrics import METRICS_FILE, read_metrics
 from megadeberta.weights.source import ModelSource
 
+_ORIGINS = {
+    "": "A DeBERTa encoder",
+    GENERATOR: "The generator of a DeBERTa trained by replaced token detection, the smaller part that fills masks and "
+    "makes the discriminator's task; for fine-tuning take the discriminator",
+    DISCRIMINATOR: "The discriminator of a DeBERTa trained by replaced token detection, the part that is fine-tuned",
+}
+"""By part of a model."""
 _NO_DECODER = "The prediction head reads the last layer, as transformers' class does: fill-mask works as it is."
 _BACKBONE_ONLY = "The folder holds the encoder alone: no prediction head and no absolute positions."
+_OTHER_HEADS = """Classes with another head, and `AutoModel`, report the prediction head (`lm_predictions.*` or
+`cls.predictions.*`) as unexpected: they have no place for it, and nothing is lost. An export with `--model backbone`
+is the encoder without it."""
 _LEFT_TO_RIGHT = """
 It was trained from left to right: no token saw those after it. transformers' classes let every token see all others, so
 their states are not those of training, and fine-tuning starts further from it than that of a masked language model."""
@@ -73,7 +80,14 @@ def microsoft_decoder_note(source: ModelSource, target: ExportTarget) -> str:
     )
 
 
-def write_model_card(source: ModelSource, target: ExportTarget, *, num_tokens: int) -> str:
+def describe_part(source: ModelSource) -> str:
+    """What of a run the weights are, for the card and the command's output: "discriminator, 12 layers, width 768"."""
+    config = source.config
+    what = source.part or "model"
+    return f"{what}, {config.num_hidden_layers} layers, width {config.hidden_size}, {_count(source):,} parameters"
+
+
+def write_model_card(source: ModelSource, target: ExportTarget, facts: CardFacts, *, num_tokens: int) -> str:
     """Markdown: what the model is, what it was trained on and how long, how to load it and what to watch."""
     config = source.config
     name = "model_card.md" if target.file_format == FileFormat.HUGGING_FACE else "model_card_microsoft.md"
@@ -82,13 +96,14 @@ def write_model_card(source: ModelSource, target: ExportTarget, *, num_tokens: i
     head = "" if target.kind == ModelKind.BACKBONE else " with its head"
     return template.substitute(
         pipeline_tag="fill-mask" if is_mlm else "feature-extraction",
-        title=source.run.get("config", {}).get("name", "DeBERTa"),
+        front_matter=facts.front_matter(),
+        title=source.run.get("config", {}).get("name", "DeBERTa") + (f" ({source.part})" if source.part else ""),
         summary=(
-            f"A DeBERTa encoder: {config.num_hidden_layers} layers, width {config.hidden_size}, "
+            f"{_ORIGINS[source.part]}: {config.num_hidden_layers} layers, width {config.hidden_size}, "
             f"{config.num_attention_heads} heads, at most {config.max_position_embeddings} tokens, "
             f"{_count(source):,} parameters{head}."
         ),
-        training=_training(source),
+        training=training_table(source, facts),
         auto_class="AutoModelForMaskedLM" if is_mlm else "AutoModel",
         fast_attention=_FAST_ATTENTION if target.family.has_fast_attention else "",
         mask_decoder=_mask_decoder_note(source, target),
@@ -104,13 +119,14 @@ def _sentence(note: str) -> str:
 
 
 def _mask_decoder_note(source: ModelSource, target: ExportTarget) -> str:
+    """About the head, and what classes without it make of it."""
     if target.kind == ModelKind.BACKBONE:
         return _BACKBONE_ONLY + (_LEFT_TO_RIGHT if _is_left_to_right(source) else "")
     if target.kind == ModelKind.DISCRIMINATOR:
         return _DISCRIMINATOR
     if not source.config.enhanced_mask_decoder:
-        return _NO_DECODER
-    return _fill_mask_note(target.family)
+        return f"{_NO_DECODER}\n\n{_OTHER_HEADS}"
+    return f"{_fill_mask_note(target.family)}\n\n{_OTHER_HEADS}"
 
 
 def _is_left_to_right(source: ModelSource) -> bool:
@@ -136,38 +152,3 @@ def _fill_mask_note(family: Family) -> str:
 def _count(source: ModelSource) -> int:
     """Parameters, a discriminator's table once."""
     return sum(tensor.numel() for name, tensor in source.weights.items() if not name.endswith(".delta"))
-
-
-def _training(source: ModelSource) -> str:
-    run = source.run
-    if not run:
-        return "The weights were imported, not trained by megadeberta; their history is not known here."
-    config = run["config"]
-    data, schedule = config["data"], config["schedule"]
-    objective = ObjectiveConfig.model_validate(config["objective"])
-    batch = EngineSettings.of(config["deepspeed"]).global_batch or "?"
-    rows = {
-        "objective": objective_of(objective).describe(objective),
-        "optimizer steps": f"{run['step']:,} of {config['training']['steps']:,}",
-        "sequences per step": f"{batch} of {data['sequence_length']} tokens",
-        "training data": _training_data(data["train"]),
-        "learning rate": f"{config['optimizer']['lr']}, {schedule['name']}, {schedule['warmup_steps']:,} warm-up steps",
-        "seed": config["training"]["seed"],
-        **_losses(source.folder, run["step"]),
-    }
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
-
-
-def _training_data(train: str | dict[str, dict[str, Any]]) -> str:
-    prefixes = [train] if isinstance(train, str) else [source["prefix"] for _, source in sorted(train.items())]
-    return ", ".join(f"`{prefix}`" for prefix in prefixes)
-
-
-def _losses(checkpoint: Path, step: int) -> dict[str, str]:
-    """The last losses that the run logged up to ``step``; none when the folder was moved away from its run."""
-    labels = {"loss": "training loss", "valid_loss": "validation loss"}
-    found: dict[str, str] = {}
-    for record in read_metrics(checkpoint.absolute().parent.parent / METRICS_FILE):
-        if record["step"] <= step:
-            found |= {label: f"{record[key]:.4f}" for key, label in labels.items() if record.get(key) is not None}
-    return found

@@ -51,7 +51,14 @@ class ModelSource:
     """The SentencePiece file beside the weights."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     run: dict[str, Any] = field(default_factory=dict)
-    """``step`` and the resolved ``config`` of the run, when the weights come from one."""
+    """Of the run that the weights come from, if any: ``step``, the resolved ``config``, ``world`` and ``hardware``."""
+    part: str = ""
+    """Which part of a model of several these weights are; "" for the whole."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that the objective trains; none where it trains one model."""
+        return tuple(part for part in objective_of(self.objective).models(self.config, self.objective) if part)
 
     def checked_tokenizer(self) -> Path:
         """The tokenizer, which belongs to these weights as far as can be told.
@@ -120,7 +127,7 @@ class ModelSource:
         names = tuple(f"{layer.name.removeprefix(f'{part}.')}." for layer in layers if layer.part == part)
         config = objective_of(self.objective).models(self.config, self.objective)[part]
         kept = {name: tensor for name, tensor in weights.items() if name.startswith(names)}
-        return dataclasses.replace(self, config=config, weights=kept, objective=ObjectiveConfig())
+        return dataclasses.replace(self, config=config, weights=kept, objective=ObjectiveConfig(), part=part)
 
 
 def load_weights(path: Path) -> ModelSource:
@@ -141,7 +148,9 @@ def load_weights(path: Path) -> ModelSource:
         return _complete(path, config, objective, weights=weights, run={})
     folder, manifest = (path, verify_checkpoint(path)) if (path / MANIFEST_NAME).is_file() else _newest_sound(path)
     config, objective = _sections_of(manifest, folder)
-    run = {"step": manifest.step, "config": manifest.run.config}
+    record = manifest.run
+    run = {"step": manifest.step, "config": record.config, "hardware": record.hardware}
+    run["world"] = record.world.model_dump(mode="json")
     weights = {name: torch.from_numpy(values) for name, values in CheckpointContent(folder).whole()}
     return _complete(folder, config, objective, weights=weights, run=run)
 

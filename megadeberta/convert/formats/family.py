@@ -23,11 +23,12 @@ from megadeberta.convert.formats.score_scale import position_terms
 
 
 class ModelKind(StrEnum):
-    """What an export holds."""
+    """What is asked of an export. What it then holds is one of the other three: a generator is ``MLM``."""
 
     MLM = "mlm"
     BACKBONE = "backbone"
     DISCRIMINATOR = "discriminator"
+    GENERATOR = "generator"
 
 
 class FileFormat(StrEnum):

@@ -16,6 +16,7 @@ from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.run import RunConfig
+from megadeberta.engine.device_name import device_name
 from megadeberta.engine.state.local_parameters import LocalParameter
 from megadeberta.engine.state.optimizer_state import OptimizerState
 from megadeberta.engine.state.save_load import load_checkpoint, refuse_unsaved_state, save_checkpoint
@@ -149,6 +150,7 @@ def run_record(config: RunConfig, *, world_size: int, data_fingerprint: Mapping[
             "megadeberta": megadeberta.__version__,
             **{package: importlib.metadata.version(package) for package in ("torch", "deepspeed")},
         },
+        hardware=device_name(),
         fingerprint={f"{section}.{key}": str(value) for section, keys in fixed.items() for key, value in keys.items()},
         config=config.model_dump(mode="json"),
     )

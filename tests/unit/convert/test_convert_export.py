@@ -232,6 +232,7 @@ def test_the_folder_holds_what_its_readers_need(tmp_path: Path, spm: Path) -> No
     )
     findings = export_checkpoint(tmp_path / "run", tmp_path / "out")
     assert [finding.what for finding in findings] == [
+        "exported",
         "weights on disk",
         "DebertaV2Model states",
         "DebertaV2ForMaskedLMWithMaskDecoder logits",

@@ -154,7 +154,7 @@ def test_what_the_file_lacks_is_drawn_only_when_asked_for_and_said_loudly(
     lines = import_folder(folder, tmp_path / "out", allow_new=True, mask_decoder=True, seed=5)
     created = {line.ours for line in lines if line.action == "created"}
     assert OUR_TABLE in created and len(created) == 6
-    assert "NOT FROM A FILE" in caplog.text and OUR_TABLE in caplog.text
+    assert "6 tensors NOT FROM A FILE" in caplog.text and OUR_TABLE in caplog.text
     found = load_weights(tmp_path / "out")
     fresh = WholeModel(token_model_layers(found.config))
     initialize(fresh, seed=5, std=found.config.initializer_range)
