@@ -71,8 +71,9 @@ gpu: ## everything about a GPU in under nine minutes: times, profile, goals; ins
 	@test -n "$(GPU_PYTHON)" || { echo "error: no Python 3.11 or newer here has torch; run make venv" >&2; exit 1; }
 	$(GPU_PYTHON) benchmarks/gpu_day.py $(GPU)
 
+# As many at a time as there are cores. A process that runs out of tests takes half of what another has left.
 test: $(TEST_STAMP) ## the default tests, minutes on two cores
-	$(BIN)/python -m pytest -q -m 'not campaign'
+	$(BIN)/python -m pytest -q -m 'not campaign' -n logical --maxprocesses 8 --dist worksteal
 
 test-faults: $(TEST_STAMP) ## the long fault campaigns: kill -9, snapshots, bit flips
 	$(BIN)/python -m pytest -q -m campaign

@@ -46,9 +46,9 @@ def train(
     Example: megadeberta train quickstart --set training.steps=100
     """
     ranks = detect_ranks(os.environ)
+    if dry_run and ranks.rank == 0:
+        _dry_run(recipe, set_ or [], world_size=as_ranks or ranks.world_size, show_recipe=show_recipe)
     if dry_run:
-        if ranks.rank == 0:
-            _dry_run(recipe, set_ or [], world_size=as_ranks or ranks.world_size, show_recipe=show_recipe)
         return
     if as_ranks is not None:
         raise ConfigError(
@@ -60,8 +60,7 @@ def train(
     os.environ.update(apply(os.environ))
     if prepared.config.engine.needs_compiler:
         os.environ["TORCH_EXTENSIONS_DIR"] = str(prepare_extensions_dir(os.environ))
-    # After the checks: importing torch and deepspeed takes seconds, a wrong recipe should not.
-    from megadeberta.train import train as run_training
+    from megadeberta.train import train as run_training  # takes seconds, which a wrong recipe should not
 
     expect_group_threads()
     raise typer.Exit(run_training(prepared, ranks))

@@ -72,9 +72,13 @@ def find_resumable(
         if collectives.rank == 0:
             _note_changes(candidate, manifest.run, run)
         return ResumePoint(root / candidate, manifest)
+    raise _none_is_sound(root, complaints)
+
+
+def _none_is_sound(root: Path, complaints: list[str]) -> CheckpointError:
     reasons = "; ".join(complaints[:_SHOWN_REASONS])
     more = f" (and {len(complaints) - _SHOWN_REASONS} more)" if len(complaints) > _SHOWN_REASONS else ""
-    raise CheckpointError(
+    return CheckpointError(
         f"{root}: no sound checkpoint to resume from: {reasons}{more}. "
         "Put a sound one back, or delete the folder to start from the beginning"
     )

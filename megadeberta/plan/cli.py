@@ -62,9 +62,8 @@ def plan(
     if kept_free >= memory:
         raise ConfigError(f"--reserve {kept_free:g} leaves nothing of --memory {memory:g}; reserve less")
     cluster = Cluster(nodes, gpus, memory, kept_free, bandwidth_intra, bandwidth_inter, tflops)
-    search = search_layouts(
-        config, cluster, planned_backend(config.training.attention, on_gpu=True), source=str(recipe)
-    )
+    attention = planned_backend(config.training.attention, on_gpu=True)
+    search = search_layouts(config, cluster, attention, source=str(recipe))
     if as_json:
         _print_json(search, config, cluster, recipe=str(recipe), stages=stages)
     else:

@@ -8,13 +8,15 @@ from typing import Annotated
 
 import typer
 
+from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
 from megadeberta.plan.new_recipe import Wishes, new_recipe, recipe_text
-from megadeberta.preflight.corpus import read_corpus
+from megadeberta.preflight.corpus import Corpus, read_corpus
 from megadeberta.rank.devices import count_local_devices, smallest_device_gib
 from megadeberta.storage import write_file
 
 ON_GPUS, ON_CPU = "deberta-v3-base", "small-rtd"
+_BASE_HELP = f"What it builds on.  [default: {ON_GPUS}, on a machine without GPUs {ON_CPU}]"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 
@@ -22,12 +24,7 @@ def init(
     *,
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="The --output folder of `megadeberta prep`.")],
     output: Annotated[Path, typer.Option(metavar="FILE", help="The recipe to write.")] = Path("recipe.json"),
-    base: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RECIPE", help=f"What it builds on.  [default: {ON_GPUS}, on a machine without GPUs {ON_CPU}]"
-        ),
-    ] = None,
+    base: Annotated[str | None, typer.Option(metavar="RECIPE", help=_BASE_HELP)] = None,
     tokens: Annotated[
         str | None,
         typer.Option(metavar="COUNT", help="Tokens to train on, e.g. 20B.  [default: the base's, at most 40 epochs]"),
@@ -47,10 +44,7 @@ def init(
 
     Example: megadeberta init --data corpora/mine --tokens 2B
     """
-    if output.exists() and not overwrite:
-        raise ConfigError(f"{output} exists; choose another --output, or replace it with --overwrite")
-    if not output.absolute().parent.is_dir():
-        raise ConfigError(f"the folder {output.parent} of --output does not exist; make it, or choose another")
+    _check_output(output, overwrite=overwrite)
     corpus = read_corpus(data)
     gpus = count_local_devices(os.environ) if gpus is None else gpus
     wishes = Wishes(
@@ -62,17 +56,26 @@ def init(
     )
     values, config = new_recipe(corpus, output, wishes)
     write_file(output, recipe_text(values).encode())
-    steps, batch, trained = config.training.steps, config.engine.global_batch, config.data.sequence_length
-    name = shlex.quote(str(output))
-    for line in (
+    typer.echo(_summary(output, corpus, config, wishes))
+
+
+def _summary(output: Path, corpus: Corpus, config: RunConfig, wishes: Wishes) -> str:
+    steps, batch, length = config.training.steps, config.engine.global_batch, config.data.sequence_length
+    tokens, name = steps * batch * length, shlex.quote(str(output))
+    as_ranks = f" --ranks {wishes.gpus}" if wishes.gpus > 1 else ""
+    return (
         f"{output}: {wishes.base} on {corpus.folder}, {corpus.tokens:,} tokens, {config.model.vocab_size:,} rows of "
-        "vocabulary",
-        f"{steps:,} steps of {batch:,} sequences of {trained} tokens: {steps * batch * trained:,} tokens, "
-        f"{steps * batch * trained / corpus.tokens:.3g} epochs",
-        f"check it: megadeberta train {name} --dry-run" + (f" --ranks {gpus}" if gpus > 1 else ""),
-        f"start it: megadeberta launch {name}",
-    ):
-        typer.echo(line)
+        f"vocabulary\n{steps:,} steps of {batch:,} sequences of {length} tokens: {tokens:,} tokens, "
+        f"{tokens / corpus.tokens:.3g} epochs\n"
+        f"check it: megadeberta train {name} --dry-run{as_ranks}\nstart it: megadeberta launch {name}"
+    )
+
+
+def _check_output(output: Path, *, overwrite: bool) -> None:
+    if output.exists() and not overwrite:
+        raise ConfigError(f"{output} exists; choose another --output, or replace it with --overwrite")
+    if not output.absolute().parent.is_dir():
+        raise ConfigError(f"the folder {output.parent} of --output does not exist; make it, or choose another")
 
 
 def _count(text: str) -> int:

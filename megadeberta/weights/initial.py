@@ -30,27 +30,8 @@ def initial_values(
         CheckpointError: the file is missing or unreadable, its names or shapes are not exactly the
             model's, a value is not finite, or the weights are for another vocabulary.
     """
-    path = folder / SAFETENSORS
     _check_vocabulary(folder / TOKENIZER_FILE, tokenizer)
-    try:
-        weights = safetensors.safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"training.init_from={folder}: {SAFETENSORS} cannot be read ({error}); make the folder with "
-            "`megadeberta convert import`"
-        ) from None
-    found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-    compare_shapes(
-        {name: tuple(shape) for name, shape in shapes.items()},
-        found,
-        str(path),
-        model="the recipe's model",
-        remedy="; use the model section that the folder's model.json shows, and the objective of its objective.json "
-        "if it has one",
-    )
-    bad = next((name for name in found if not weights.get_tensor(name).isfinite().all()), None)
-    if bad is not None:
-        raise CheckpointError(f"{path}: {bad} holds values that are not finite; the weights are damaged, use others")
+    weights = _open_checked(folder, {name: tuple(shape) for name, shape in shapes.items()})
 
     @torch.no_grad()
     def fill(name: str, parameter: nn.Parameter) -> None:
@@ -61,6 +42,30 @@ def initial_values(
             parameter.copy_(whole[(*[slice(None)] * shard.dim, slice(shard.start, shard.stop))])
 
     return fill
+
+
+def _open_checked(folder: Path, shapes: dict[str, tuple[int, ...]]) -> safetensors.safe_open:
+    path = folder / SAFETENSORS
+    try:
+        weights = safetensors.safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"training.init_from={folder}: {SAFETENSORS} cannot be read ({error}); make the folder with "
+            "`megadeberta convert import`"
+        ) from None
+    found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    compare_shapes(
+        shapes,
+        found,
+        str(path),
+        model="the recipe's model",
+        remedy="; use the model section that the folder's model.json shows, and the objective of its objective.json "
+        "if it has one",
+    )
+    bad = next((name for name in found if not weights.get_tensor(name).isfinite().all()), None)
+    if bad is not None:
+        raise CheckpointError(f"{path}: {bad} holds values that are not finite; the weights are damaged, use others")
+    return weights
 
 
 def _check_vocabulary(own: Path, tokenizer: Path | None) -> None:

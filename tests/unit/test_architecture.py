@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SHIPPED = ("megadeberta", "launcher", "data_prep")
 LONGEST_FILE = 400
+LONG_FUNCTION, MOST_LONG_FUNCTIONS = 40, 15
 
 # Room -> rooms it may import (None: all). The longest prefix of a module's name is its room.
 CONFIG = {f"megadeberta.{room}" for room in ("config", "errors", "storage", "topology")} | {"megadeberta"}
@@ -190,6 +191,18 @@ def test_no_file_is_longer_than_400_lines() -> None:
     files = [*_shipped_files(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_at_most_15_functions_are_longer_than_40_lines() -> None:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    lengths = {
+        f"{path.relative_to(ROOT)}:{node.name}": node.end_lineno - node.lineno + 1  # type: ignore[operator]
+        for path in _shipped_files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, kinds)
+    }
+    long = {name: length for name, length in lengths.items() if length > LONG_FUNCTION}
+    assert len(long) <= MOST_LONG_FUNCTIONS, sorted(long.items(), key=lambda item: item[1])
 
 
 def test_nothing_shipped_prints() -> None:

@@ -5,7 +5,7 @@ global names and JSON (``checkpoint/content.py``); loading computes nothing but 
 what was written, wherever it goes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -79,15 +79,14 @@ def save_checkpoint(
         finally:
             state.release(changed=False)
 
-    count = sum(piece.stop - piece.start for piece in pieces) * (1 + len(state.moments))
-    return store.save(
-        step,
-        write,
-        run=run,
-        rank_state=index.model_dump(mode="json"),
-        expected_bytes=count * _FP32_BYTES * run.world.world_size,  # the owners' shares are nearly equal
-        required=required,
-    )
+    size = _share_bytes(state, pieces) * run.world.world_size
+    record = index.model_dump(mode="json")
+    return store.save(step, write, run=run, rank_state=record, expected_bytes=size, required=required)
+
+
+def _share_bytes(state: OptimizerState, pieces: Sequence[Piece]) -> int:
+    """Bytes of what this rank writes; the owners' shares are nearly equal."""
+    return sum(piece.stop - piece.start for piece in pieces) * (1 + len(state.moments)) * _FP32_BYTES
 
 
 def load_checkpoint(state: OptimizerState, point: ResumePoint, *, collectives: Collectives) -> None:
