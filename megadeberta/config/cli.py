@@ -1,5 +1,6 @@
 """The RECIPE argument, and ``megadeberta recipes``: what there is to train without writing a file."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,17 +12,35 @@ from rich.table import Table
 from megadeberta.config.recipes import FOLDER, describe_recipes
 
 RecipeArgument = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="a file, or a name from `megadeberta recipes`", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="A file (JSON or YAML), or a name from `megadeberta recipes`", show_default=False
+    ),
 ]
 
 
-def recipes() -> None:
+def recipes(
+    *,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of a recipe instead, for editors.")
+    ] = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="Print the page of all settings instead, as Markdown.")
+    ] = False,
+) -> None:
     """List the recipes that come with megadeberta; every RECIPE argument takes their names, in any folder.
 
     A recipe of your own builds on one of them with "extends": "deberta-v3-base", and `--set` overrides a value.
 
-    Example: megadeberta recipes | grep v3
+    Examples:
+
+        megadeberta recipes | grep v3
+
+        megadeberta recipes --schema > recipe.schema.json
     """
+    if schema or settings:
+        _print_documentation(schema=schema)
+        return
     console, descriptions = Console(), describe_recipes()
     if not console.is_terminal:  # one recipe a line, for grep
         width = max(map(len, descriptions))
@@ -35,3 +54,11 @@ def recipes() -> None:
         table.add_row(name, description)
     console.print(table)
     console.print(f"The files: {FOLDER}", soft_wrap=True, highlight=False)
+
+
+def _print_documentation(*, schema: bool) -> None:
+    from megadeberta.config.schema import recipe_schema
+    from megadeberta.config.settings_page import settings_page
+
+    text = json.dumps(recipe_schema(), indent=2) + "\n" if schema else settings_page()
+    typer.echo(text, nl=False)

@@ -12,8 +12,10 @@ from megadeberta.config.data import expand_folder
 from megadeberta.config.first_problem import dotted, first_problem
 from megadeberta.config.model import AUTO_VOCABULARY
 from megadeberta.config.plugins import load_plugins
+from megadeberta.config.recipe_text import is_yaml, parse_recipe
 from megadeberta.config.recipes import find_recipe, suggest_recipe
 from megadeberta.config.run import RunConfig
+from megadeberta.config.schema import SCHEMA_KEY
 from megadeberta.errors import ConfigError, DataError
 
 VocabularySize = Callable[[Path], int]
@@ -51,7 +53,7 @@ def parse_run_config(values: Mapping[str, Any], *, source: str) -> RunConfig:
 
 
 def read_recipe(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """One JSON object, merged over the recipe that ``extends`` names: a path from the file on, or a shipped name."""
+    """The values of a file over those of the recipe that it extends: a path from the file on, or a shipped name."""
     path = find_recipe(path)
     resolved = path.resolve()
     if resolved in _chain:
@@ -63,14 +65,11 @@ def read_recipe(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{child}recipe {path} does not exist{suggest_recipe(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} cannot be read: {error}") from None
-    try:
-        values = json.loads(text, object_pairs_hook=_reject_duplicates)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not a usable recipe: {error}") from None
+    values = parse_recipe(text, path)
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is one JSON object, found {type(values).__name__}")
+        kind = "YAML mapping" if is_yaml(path) else "JSON object"
+        raise ConfigError(f"{path}: a recipe is one {kind}, found {type(values).__name__}")
+    values.pop(SCHEMA_KEY, None)
     _expand_data_folder(values, source=str(path))
     parent = values.pop("extends", None)
     if parent is None:
@@ -109,15 +108,6 @@ def _fill_vocabulary_size(values: dict[str, Any], vocabulary_size: VocabularySiz
         values["model"] = model | {"vocab_size": vocabulary_size(Path(tokenizer))}
     except DataError as error:
         raise DataError(f"{source}: model.vocab_size=auto: {error}") from None
-
-
-def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"key {key!r} is given twice in one object")
-        result[key] = value
-    return result
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,12 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 from megadeberta.config.section import Section
 
 PositionTerm = Literal["c2p", "p2c"]
+_PositionTerms = Annotated[
+    tuple[PositionTerm, ...],
+    WithJsonSchema(
+        {"anyOf": [{"type": "array", "items": {"enum": ["c2p", "p2c"]}}, {"type": "string", "examples": ["p2c|c2p"]}]}
+    ),
+]
 AUTO_VOCABULARY = "auto"
 """model.vocab_size of a recipe that takes it from its tokenizer; a number in every ``ModelConfig``."""
 _VocabularySize = Annotated[
@@ -27,33 +33,37 @@ class ModelConfig(Section):
         description="rows of the word table: vocabulary entries + [MASK] + padding rows; auto = of the tokenizer, "
         "rounded up",
     )
-    hidden_size: int = Field(768, gt=0)
-    num_hidden_layers: int = Field(12, gt=0)
-    num_attention_heads: int = Field(12, gt=0)
-    intermediate_size: int = Field(3072, gt=0)
-    hidden_act: Literal["gelu"] = "gelu"
-    hidden_dropout_prob: float = Field(0.1, ge=0, lt=1)
-    attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1)
-    max_position_embeddings: int = Field(512, gt=0)
+    hidden_size: int = Field(768, gt=0, description="width of the layers")
+    num_hidden_layers: int = Field(12, gt=0, description="layers of the encoder")
+    num_attention_heads: int = Field(12, gt=0, description="a divisor of hidden_size")
+    intermediate_size: int = Field(3072, gt=0, description="width inside the feed-forward layers")
+    hidden_act: Literal["gelu"] = Field("gelu", description="activation of the feed-forward layers")
+    hidden_dropout_prob: float = Field(0.1, ge=0, lt=1, description="dropout of embeddings and block outputs")
+    attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1, description="dropout of attention weights")
+    max_position_embeddings: int = Field(512, gt=0, description="longest sequence of absolute positions")
     type_vocab_size: int = Field(0, ge=0, description="0 = no token-type table")
-    initializer_range: float = Field(0.02, gt=0)
-    layer_norm_eps: float = Field(1e-7, gt=0)
-    pad_token_id: Literal[0] = 0
+    initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+    layer_norm_eps: float = Field(1e-7, gt=0, description="added to the variance in LayerNorm")
+    pad_token_id: Literal[0] = Field(0, description="id of [PAD]")
     embedding_size: int | None = Field(None, gt=0, description="width of the word table; null = hidden_size")
 
-    relative_attention: bool = True
-    pos_att_type: tuple[PositionTerm, ...] = ("p2c", "c2p")
-    max_relative_positions: int = -1
+    relative_attention: bool = Field(True, description="disentangled attention; false = content alone")
+    pos_att_type: _PositionTerms = Field(
+        ("p2c", "c2p"), description="terms of the scores besides content: content to position, position to content"
+    )
+    max_relative_positions: int = Field(-1, description="distances told apart; < 1 = max_position_embeddings")
     position_buckets: int = Field(256, description="half the rows of the relative table; < 1 = linear distances")
-    norm_rel_ebd: Literal["layer_norm", "none"] = "layer_norm"
+    norm_rel_ebd: Literal["layer_norm", "none"] = Field(
+        "layer_norm", description="what the relative table goes through before it is projected"
+    )
     share_att_key: bool = Field(True, description="project the relative table with the content projections")
     key_bias: bool = Field(True, description="false: v1, whose keys (content and position) have no bias")
 
     position_biased_input: bool = Field(False, description="add absolute positions at the input")
     enhanced_mask_decoder: bool = Field(True, description="absolute positions enter before the prediction only")
     conv_kernel_size: int = Field(0, ge=0, description="0 = no convolution; v2 xlarge and xxlarge use 3")
-    conv_groups: int = Field(1, gt=0)
-    conv_act: Literal["gelu", "tanh"] = "gelu"
+    conv_groups: int = Field(1, gt=0, description="groups of the convolution, a divisor of hidden_size")
+    conv_act: Literal["gelu", "tanh"] = Field("gelu", description="activation behind the convolution")
 
     @field_validator("pos_att_type", mode="before")
     @classmethod

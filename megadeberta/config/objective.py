@@ -20,7 +20,7 @@ class RtdConfig(Section):
         "gdes", description="gdes: stop_gradient(generator's table) + own difference; es: one table; nes: two tables"
     )
     generator_layers: int | None = Field(None, gt=0, description="depth of the generator; null = half of the model's")
-    sampling_temperature: float = Field(1.0, gt=0)
+    sampling_temperature: float = Field(1.0, gt=0, description="of the generator when it draws replacements")
     decoupled: bool = Field(
         False, description="two updates a step, generator first, each with its own clipping; false = one joint update"
     )

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+RECIPE_SUFFIXES = (".json", ".yaml", ".yml")
 FOLDER = Path(__file__).parents[1] / "ds_configs"
 LIST_COMMAND = "`megadeberta recipes` lists the shipped ones"
 
@@ -34,9 +35,9 @@ def words_for_nodes(recipe: Path) -> str:
 
 def suggest_recipe(path: Path) -> str:
     """What to try instead of a recipe that does not exist: the nearest file beside it or shipped name, and the list."""
-    files = {file.name: str(file) for file in path.parent.glob("*.json")}
+    files = {file.name: str(file) for file in path.parent.glob("*") if file.suffix in RECIPE_SUFFIXES}
     names = {name: name for name in recipe_names()}
-    stem = path.with_suffix("") if path.suffix == ".json" else path
+    stem = path.with_suffix("") if path.suffix in RECIPE_SUFFIXES else path
     near = [
         *_nearest(path.name, files, cutoff=0.4),
         *_nearest(stem.name, names, cutoff=0.6),

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from megadeberta.config.data import DataConfig
-from megadeberta.config.deepspeed_block import EngineSettings, with_values
+from megadeberta.config.deepspeed_block import KNOWN_KEYS, OURS, EngineSettings, with_values
 from megadeberta.config.deepspeed_defaults import missing_values
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
@@ -24,8 +24,8 @@ from megadeberta.config.training import (
 class RunConfig(Section):
     """A recipe of ds_configs/ after ``extends`` and overrides. Components receive their own section, never this."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    description: str = ""
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="of the run, in logs and plots")
+    description: str = Field("", description="for people; the first sentence is shown; not inherited")
     plugins: tuple[str, ...] = Field(
         (), description="Python modules that are imported first: they register objectives or attention backends"
     )
@@ -38,7 +38,11 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     parallel: ParallelConfig = ParallelConfig()
-    deepspeed: dict[str, Any] = Field(description="passed to deepspeed.initialize, with what `completed` adds")
+    deepspeed: dict[str, Any] = Field(
+        description="DeepSpeed's own settings: batch sizes, precision, ZeRO, clipping; what depends on the layout is "
+        "filled in",
+        json_schema_extra={"propertyNames": {"enum": list[JsonValue](sorted(KNOWN_KEYS - OURS.keys()))}},
+    )
 
     @property
     def engine(self) -> EngineSettings:

@@ -11,12 +11,12 @@ from megadeberta.config.section import Section
 class OptimizerConfig(Section):
     """AdamW. Biases and LayerNorm weights are not decayed. Clipping is DeepSpeed's."""
 
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, description="peak learning rate")
     discriminator_lr: float | None = Field(None, gt=0, description="rtd: of the discriminator; null = lr")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    eps: float = Field(1e-6, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of the gradients")
+    beta2: float = Field(0.999, ge=0, lt=1, description="decay of the mean of their squares")
+    eps: float = Field(1e-6, gt=0, description="added to the root of the mean square")
+    weight_decay: float = Field(0.01, ge=0, description="per step, times the learning rate")
     bias_correction: bool = Field(True, description="false: Adam as in Microsoft's code, which has no bias correction")
 
     @property
@@ -31,7 +31,7 @@ class ScheduleConfig(Section):
     name: Literal["linear", "linear_shift", "cosine", "wsd", "constant"] = Field(
         "linear_shift", description="linear: Microsoft's, drops from 1 to 1 - warmup at the end of warm-up"
     )
-    warmup_steps: int = Field(10_000, ge=0)
+    warmup_steps: int = Field(10_000, ge=0, description="steps of linear increase at the start")
     end_ratio: float = Field(0.0, ge=0, le=1, description="value at the last step")
     decay_fraction: float = Field(0.1, gt=0, le=1, description="wsd: share of the run spent decaying at the end")
 
@@ -40,8 +40,8 @@ class TrainingConfig(Section):
     """Length of the run, its seed and its output. Batch sizes and precision are in the deepspeed block."""
 
     steps: int = Field(gt=0, description="optimizer steps")
-    seed: int = Field(1234, ge=0, lt=2**63)
-    output_dir: Path
+    seed: int = Field(1234, ge=0, lt=2**63, description="of weights, order, masks, samples and dropout")
+    output_dir: Path = Field(description="of checkpoints, metrics and plots; relative to the working folder")
     init_from: Path | None = Field(None, description="weights of `megadeberta convert import` to start from")
     eval_interval: int = Field(1000, gt=0, description="steps between validations; the last step validates too")
     attention: str = Field(

@@ -8,22 +8,24 @@ from typing import Annotated
 
 import typer
 
+from megadeberta.config.recipe_text import recipe_text
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
-from megadeberta.plan.new_recipe import Wishes, new_recipe, recipe_text
+from megadeberta.plan.new_recipe import Wishes, new_recipe
 from megadeberta.preflight.corpus import Corpus, read_corpus
 from megadeberta.rank.devices import count_local_devices, smallest_device_gib
 from megadeberta.storage import write_file
 
 ON_GPUS, ON_CPU = "deberta-v3-base", "small-rtd"
 _BASE_HELP = f"What it builds on.  [default: {ON_GPUS}, on a machine without GPUs {ON_CPU}]"
+_OUTPUT_HELP = "The recipe to write; JSON, or YAML by its ending."
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 
 def init(
     *,
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="The --output folder of `megadeberta prep`.")],
-    output: Annotated[Path, typer.Option(metavar="FILE", help="The recipe to write.")] = Path("recipe.json"),
+    output: Annotated[Path, typer.Option(metavar="FILE", help=_OUTPUT_HELP)] = Path("recipe.json"),
     base: Annotated[str | None, typer.Option(metavar="RECIPE", help=_BASE_HELP)] = None,
     tokens: Annotated[
         str | None,
@@ -55,7 +57,7 @@ def init(
         length=length,
     )
     values, config = new_recipe(corpus, output, wishes)
-    write_file(output, recipe_text(values).encode())
+    write_file(output, recipe_text(values, output).encode())
     typer.echo(_summary(output, corpus, config, wishes))
 
 

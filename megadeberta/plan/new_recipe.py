@@ -52,7 +52,7 @@ class Wishes:
 
 
 def new_recipe(corpus: Corpus, output: Path, wishes: Wishes) -> tuple[dict[str, Any], RunConfig]:
-    """The JSON of a recipe to be written to ``output``, and what it resolves to.
+    """The values of a recipe to be written to ``output``, and what it resolves to.
 
     Raises:
         ConfigError: the base does not exist, or no layout of it fits the GPUs.
@@ -67,11 +67,6 @@ def new_recipe(corpus: Corpus, output: Path, wishes: Wishes) -> tuple[dict[str, 
         config = _resolve(parent, values, str(output))
     validate_run(config, world_size=max(1, wishes.gpus), source=str(output))
     return values, config
-
-
-def recipe_text(values: dict[str, Any]) -> str:
-    """The file, as those of ds_configs are written."""
-    return json.dumps(values, indent=2) + "\n"
 
 
 def _values(base: RunConfig, corpus: Corpus, output: Path, wishes: Wishes, *, length: int) -> dict[str, Any]:

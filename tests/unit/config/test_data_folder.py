@@ -74,7 +74,7 @@ def test_automatic_vocabulary_is_that_of_the_tokenizer_rounded_up(tmp_path: Path
 
 def test_automatic_vocabulary_without_a_tokenizer_says_what_to_give(tmp_path: Path) -> None:
     path = write_json(tmp_path / "r.json", _with_folder(tmp_path / "none"))
-    with pytest.raises(DataError, match=r"model.vocab_size=auto: cannot read the tokenizer .*none/tokenizer/spm.model"):
+    with pytest.raises(DataError, match=r"vocab_size=auto: the tokenizer .*none/tokenizer/spm.model does not exist"):
         load_recipe(path, ["model.vocab_size=auto"])
     with pytest.raises(ConfigError, match=r"set data.folder or data.tokenizer"):
         load_recipe(path, ["model.vocab_size=auto", 'data={"train": "x"}'])
