@@ -71,6 +71,8 @@ def _prepare(
     sources = corpus.sources
     given = options.vocabulary.tokenizer
     tokenizer = SentencePieceTokenizer.load(given) if given else None
+    if tokenizer is not None:
+        tokenizer.check_exportable()
     sample_bytes(options.vocabulary)  # refused before anything is read
     check_deduplication(options)
     output = OutputFolder(options.output)

@@ -6,6 +6,7 @@ import threading
 
 import sentencepiece
 
+from megadeberta.data.tokenizer.fast.sentencepiece_file import round_scores
 from megadeberta.data_prep.options import VocabularyOptions
 from megadeberta.data_prep.vocabulary_sample import Sample
 from megadeberta.errors import DataError, MegadebertaError
@@ -19,8 +20,8 @@ _ONLY_ERRORS = 2
 def train_vocabulary(sample: Sample, options: VocabularyOptions) -> bytes:
     """A unigram model with [PAD] 0, [CLS] 1, [SEP] 2, [UNK] 3 and no [MASK] piece, as the bytes of ``spm.model``.
 
-    The same sample and options give the same bytes on any machine. Runs in a thread of its own so that an interrupt
-    reaches the program at once.
+    The same sample and options give the same bytes on any machine. Scores are rounded, see ``round_scores``. Runs in a
+    thread of its own so that an interrupt reaches the program at once.
 
     Raises:
         DataError: the sample allows fewer pieces than asked, or needs more for its characters alone.
@@ -59,7 +60,7 @@ def _train(sample: Sample, options: VocabularyOptions, outcome: list[bytes | Bas
             num_threads=_THREADS,
             minloglevel=_ONLY_ERRORS,
         )
-        outcome.append(model.getvalue())
+        outcome.append(round_scores(model.getvalue()))
     except BaseException as error:
         outcome.append(error)
 

@@ -19,6 +19,7 @@ from megadeberta.convert.formats.read_folder import read_discriminator, read_hf_
 from megadeberta.convert.model_card import describe_part, microsoft_decoder_note, write_model_card
 from megadeberta.convert.published_folder import publish_folder, write_json
 from megadeberta.convert.reload_check import Finding, check_export
+from megadeberta.convert.tokenizer.same_ids import texts_of_run
 from megadeberta.convert.tokenizer.tokenizer_json import write_tokenizer
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import CheckpointError, ConfigError
@@ -61,6 +62,7 @@ def export_checkpoint(
     kind = _kind_for(loaded, kind)
     source = _source_of(loaded, kind)
     tokenizer = source.checked_tokenizer()
+    texts = texts_of_run(source, SentencePieceTokenizer.load(tokenizer))
     target = choose_target(source.config, kind, file_format)
     note = microsoft_decoder_note(source, target)
     findings = [Finding("exported", _what(loaded, source))]
@@ -69,7 +71,7 @@ def export_checkpoint(
     def fill(folder: Path) -> None:
         _write_files(folder, source, target, facts, tokenizer=tokenizer)
         findings.append(_check_round_trip(folder, source, kind))
-        findings.extend(check_export(folder))
+        findings.extend(check_export(folder, texts=texts))
 
     publish_folder(out, fill, overwrite=overwrite)
     return findings

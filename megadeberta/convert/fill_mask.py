@@ -1,6 +1,6 @@
 """Predictions for ``[MASK]`` in a text, by our own model with its mask decoder.
 
-Shapes: Q masks in the text · V vocabulary.
+Shapes: Q masks in the text · V vocabulary · P pieces that are offered.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.convert.formats.read_folder import config_path, read_hf_folder
-from megadeberta.convert.tokenizer.tokenizer_json import build_tokenizer
-from megadeberta.data.tokenizer import MASK, UNK_ID, WORD_BOUNDARY
+from megadeberta.data.tokenizer import MASK, WORD_BOUNDARY, PieceKind, SentencePieceTokenizer
 from megadeberta.errors import CheckpointError, ConfigError, DataError
 from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.whole import WholeModel
@@ -47,20 +46,17 @@ def predict_masks(path: Path, text: str, *, top_k: int = 5) -> list[list[Guess]]
         ConfigError: ``top_k`` is not between 1 and the number of pieces.
     """
     source = _load(path)
-    tokenizer = build_tokenizer(source.checked_tokenizer())
-    num_pieces = tokenizer.token_to_id(MASK)
-    assert num_pieces is not None
-    if not 1 <= top_k <= num_pieces - UNK_ID - 1:
-        raise ConfigError(f"--top-k {top_k} is not between 1 and {num_pieces - UNK_ID - 1}, the number of pieces")
-    ids = tokenizer.encode(text).ids
-    places = [place for place, token_id in enumerate(ids) if token_id == num_pieces]
+    vocabulary = SentencePieceTokenizer.load(source.checked_tokenizer())
+    offered = torch.from_numpy(vocabulary.piece_kinds() != PieceKind.SPECIAL).nonzero().flatten()  # [P]
+    if not 1 <= top_k <= len(offered):
+        raise ConfigError(f"--top-k {top_k} is not between 1 and {len(offered)}, the number of pieces")
+    ids = vocabulary.fast().encode(text).ids
+    places = [place for place, token_id in enumerate(ids) if token_id == vocabulary.mask_id]
     _check_text(text, len(ids), len(places), source.config.max_position_embeddings)
-    logits = _logits(source, ids, places)
-    values, pieces = logits[:, UNK_ID + 1 : num_pieces].softmax(-1).topk(top_k)
-    names = {number: piece for piece, number in tokenizer.get_vocab().items()}
+    values, pieces = _logits(source, ids, places)[:, offered].softmax(-1).topk(top_k)
     return [
-        [Guess(names[piece + UNK_ID + 1], value) for value, piece in zip(row, row_pieces, strict=True)]
-        for row, row_pieces in zip(values.tolist(), pieces.tolist(), strict=True)
+        [Guess(vocabulary.piece(token_id), value) for value, token_id in zip(row, row_ids, strict=True)]
+        for row, row_ids in zip(values.tolist(), offered[pieces].tolist(), strict=True)
     ]
 
 

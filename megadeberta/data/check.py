@@ -68,14 +68,15 @@ def check_data(data: DataConfig, vocab_size: int) -> DataFacts:
     """Check shards against tokenizer, and tokenizer against the model's vocabulary.
 
     Raises:
-        DataError: a shard or the tokenizer is missing, damaged or empty, they do not belong together, or two sources
-            are the same shard.
+        DataError: a shard or the tokenizer is missing, damaged or empty, they do not belong together, two sources are
+            the same shard, or a model with the tokenizer could not be exported.
         ConfigError: ``vocab_size`` (model.vocab_size) is too small.
     """
     train = {name: _read_manifest(prefix) for name, prefix in data.train_prefixes.items()}
     valid = {name: _read_manifest(prefix) for name, prefix in data.valid_prefixes.items()}
     _check_different(train)
     tokenizer = _check_tokenizer(data, train, valid)
+    tokenizer.check_exportable()
     if tokenizer.vocab_size_needed > vocab_size:
         rounded = rounded_vocabulary(tokenizer.vocab_size_needed)
         raise ConfigError(

@@ -12,11 +12,13 @@ def check_tokenizer_fits(spm: Path, config: ModelConfig) -> None:
 
     Raises:
         CheckpointError: it is the tokenizer of other weights.
-        DataError: it is no tokenizer with the special ids of these models.
+        DataError: it is no tokenizer with the special ids of these models, or none that can be exported.
     """
     if not spm.is_file():
         return
-    needed = SentencePieceTokenizer.load(spm).vocab_size_needed
+    tokenizer = SentencePieceTokenizer.load(spm)
+    tokenizer.check_exportable()
+    needed = tokenizer.vocab_size_needed
     if needed > config.vocab_size:
         raise CheckpointError(
             f"{spm}: needs {needed} rows with [MASK], the word table has {config.vocab_size}; it is not the tokenizer "

@@ -1,8 +1,12 @@
-"""The SentencePiece vocabulary. [MASK] is not in the file; its id is the number of pieces."""
+"""The SentencePiece vocabulary. [MASK] is one of its pieces, or else its id is the number of pieces."""
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import sentencepiece
@@ -20,6 +24,10 @@ from megadeberta.data.tokenizer.pieces import (
 )
 from megadeberta.errors import DataError
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_ROUNDING = 2.0**-22
 _HOW_TO_TRAIN = (
     "train one with `megadeberta prep`, or with SentencePiece's --model_type=unigram --pad_id=0 --bos_id=1 --eos_id=2 "
     "--unk_id=3 --pad_piece=[PAD] --bos_piece=[CLS] --eos_piece=[SEP] --unk_piece=[UNK]"
@@ -29,13 +37,17 @@ _HOW_TO_TRAIN = (
 class SentencePieceTokenizer:
     """A unigram SentencePiece model with the special ids of this file; made by ``load``."""
 
-    def __init__(self, processor: sentencepiece.SentencePieceProcessor, pieces: list[str], sha256: str) -> None:
+    def __init__(self, processor: sentencepiece.SentencePieceProcessor, path: Path, content: bytes) -> None:
+        """``content`` of ``path``, read and checked by ``load``."""
+        pieces = _pieces_of(processor)
         self._processor = processor
+        self.path = path
+        self._content = content
         self._pieces = pieces
-        self.sha256 = sha256
+        self.sha256 = hashlib.sha256(content).hexdigest()
         self.num_pieces = len(pieces)
-        self.mask_id = self.num_pieces
-        self.vocab_size_needed = self.num_pieces + 1
+        self.mask_id = pieces.index(MASK) if MASK in pieces else self.num_pieces
+        self.vocab_size_needed = max(self.num_pieces, self.mask_id + 1)
 
     @classmethod
     def load(cls, path: Path, *, expected_sha256: str | None = None) -> "SentencePieceTokenizer":
@@ -56,12 +68,12 @@ class SentencePieceTokenizer:
             )
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-            pieces = [processor.id_to_piece(token_id) for token_id in range(processor.get_piece_size())]
+            pieces = _pieces_of(processor)
         except (RuntimeError, UnicodeDecodeError) as error:
             raise DataError(f"{path} is not a SentencePiece model, or it is damaged; {_HOW_TO_TRAIN}") from error
         _check_unigram(processor, path)
         _check_special_ids(processor, pieces, path)
-        return cls(processor, pieces, sha256)
+        return cls(processor, path, content)
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text`` without [CLS] and [SEP]; a character the vocabulary lacks becomes [UNK]."""
@@ -71,19 +83,58 @@ class SentencePieceTokenizer:
         """Text of ids below ``num_pieces``; [PAD], [CLS] and [SEP] give nothing."""
         return self._processor.decode(ids)
 
+    def is_toss_up(self, ids: Sequence[int], other_ids: Sequence[int]) -> bool:
+        """Whether two ways to cut one text are equally likely, up to the rounding of SentencePiece's 32-bit sums."""
+        likelihood, other = (math.fsum(map(self._processor.get_score, found)) for found in (ids, other_ids))
+        replaced = (Counter(ids) - Counter(other_ids)).total()
+        return abs(likelihood - other) <= (1 + replaced) * _ROUNDING * abs(likelihood)
+
     def piece(self, token_id: int) -> str:
         """The piece's text; ``[MASK]`` for ``mask_id``."""
         return MASK if token_id == self.mask_id else self._pieces[token_id]
 
     def piece_kinds(self) -> NDArray[np.uint8]:
-        """``PieceKind`` of every id, [MASK] included: ``[num_pieces + 1]``."""
-        return np.array([self._kind(token_id) for token_id in range(self.num_pieces)] + [PieceKind.SPECIAL], np.uint8)
+        """``PieceKind`` of every id, [MASK] included: ``[vocab_size_needed]``."""
+        return np.array([self._kind(token_id) for token_id in range(self.vocab_size_needed)], np.uint8)
 
     def _kind(self, token_id: int) -> PieceKind:
         model = self._processor
-        if token_id <= UNK_ID or model.is_control(token_id) or model.is_unused(token_id) or model.is_unknown(token_id):
+        if token_id <= UNK_ID or token_id == self.mask_id or model.is_control(token_id) or model.is_unused(token_id):
             return PieceKind.SPECIAL
-        return kind_of_text(self._pieces[token_id])
+        # The bytes of a character stand for it one by one, and only together: each continues what is in front.
+        return PieceKind.CONTINUATION if model.is_byte(token_id) else kind_of_text(self._pieces[token_id])
+
+    def check_exportable(self) -> None:
+        """That a model of this vocabulary can be exported with equal ids.
+
+        Raises:
+            DataError: it has options or a normalisation that no ``tokenizer.json`` can express.
+        """
+        from megadeberta.data.tokenizer.fast.normalizer import check_normalization
+        from megadeberta.data.tokenizer.fast.sentencepiece_file import parse_unigram_model
+
+        with self._named():
+            check_normalization(parse_unigram_model(self._content).charsmap)
+
+    def fast(self) -> "Tokenizer":
+        """The same vocabulary for the ``tokenizers`` library, with equal ids.
+
+        Raises:
+            DataError: see ``check_exportable``.
+        """
+        from megadeberta.data.tokenizer.fast.sentencepiece_file import parse_unigram_model
+        from megadeberta.data.tokenizer.fast.unigram import unigram_tokenizer
+
+        with self._named():
+            return unigram_tokenizer(parse_unigram_model(self._content))
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Put the file's name ahead of an error about what it holds."""
+        try:
+            yield
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from None
 
 
 def _read(path: Path) -> bytes:
@@ -94,6 +145,10 @@ def _read(path: Path) -> bytes:
     if not content:
         raise DataError(f"the tokenizer {path} is an empty file; {_HOW_TO_TRAIN}")
     return content
+
+
+def _pieces_of(processor: sentencepiece.SentencePieceProcessor) -> list[str]:
+    return [processor.id_to_piece(token_id) for token_id in range(processor.get_piece_size())]
 
 
 def _check_unigram(processor: sentencepiece.SentencePieceProcessor, path: Path) -> None:

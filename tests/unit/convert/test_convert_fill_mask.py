@@ -9,7 +9,7 @@ from transformers import AutoModelForMaskedLM, pipeline
 from megadeberta.convert.export import export_checkpoint
 from megadeberta.convert.fill_mask import predict_masks
 from megadeberta.convert.formats.family import ModelKind
-from megadeberta.convert.tokenizer.tokenizer_json import build_tokenizer
+from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import CheckpointError, ConfigError, DataError
 from tests.data_fixtures import NUM_PIECES
 from tests.unit.convert.small_models import (
@@ -41,7 +41,7 @@ def test_guesses_are_the_likeliest_pieces_of_the_mask_decoder(tmp_path: Path, sp
     with torch.no_grad():
         model.get_parameter("mlm_head.decoder.bias")[[0, 1, 2, 3, NUM_PIECES, NUM_PIECES + 3]] = 50.0
     source = write_weights_folder(tmp_path / "imported", model, config, spm)
-    tokenizer = build_tokenizer(spm)
+    tokenizer = SentencePieceTokenizer.load(spm).fast()
     ids = torch.tensor([tokenizer.encode(TEXT).ids])
     place = ids[0].tolist().index(NUM_PIECES)
     probabilities = model.mlm_logits(ids, torch.ones_like(ids))[0, place, 4:NUM_PIECES].softmax(-1)
@@ -55,7 +55,7 @@ def test_without_mask_decoder_the_pipeline_of_transformers_agrees(tmp_path: Path
     config = small_config(**NO_MASK_DECODER)
     source = write_weights_folder(tmp_path / "imported", small_model(config), config, spm)
     export_checkpoint(source, tmp_path / "out")
-    tokenizer = build_tokenizer(spm)
+    tokenizer = SentencePieceTokenizer.load(spm).fast()
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
     theirs = pipeline("fill-mask", model=model, tokenizer=str(tmp_path / "out"), device="cpu")(TEXT, top_k=3)
     for guesses, found in zip(predict_masks(source, TEXT, top_k=3), theirs, strict=True):
