@@ -13,6 +13,7 @@ from typing import Any
 
 from megadeberta.config.data import PREPARED_TOKENIZER, TRAIN_NAME, VALID_NAME
 from megadeberta.data.indexed import SUFFIXES, TokenShard, shard_file
+from megadeberta.data.packing_plan import remove_plans
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.data.source_list import SUFFIX as SOURCES_SUFFIX
 from megadeberta.data_prep.parts import FOLDER
@@ -120,6 +121,7 @@ class OutputFolder:
             shard_file(self.train, "json").unlink(missing_ok=True)
             sync_folder(self.path)
             for split, prefix in self.prefixes.items():
+                remove_plans(prefix)
                 for suffix in (*reversed(SUFFIXES), SOURCES_SUFFIX):
                     if split != "train":
                         shard_file(prefix, suffix).unlink(missing_ok=True)

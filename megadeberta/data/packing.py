@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megadeberta.data.indexed import TokenShard
+from megadeberta.data.packing_plan import PackingPlan
 from megadeberta.data.tokenizer import CLS_ID, PAD_ID, SEP_ID
 
 _MARKS = 2  # [CLS] and [SEP] of every document or part of one
@@ -61,12 +62,15 @@ class PackedReader:
     """Reads sequences of documents; opens the shard at once, so make it in the process that uses it."""
 
     def __init__(self, prefix: Path, sequence_length: int) -> None:
-        self._shard = TokenShard.open(prefix)
+        self._shard = TokenShard.open(prefix, reads_index=False)
         self._length = sequence_length
-        ends = np.append(self._shard.document_offsets[1:], self._shard.num_tokens)
-        self._ends = ends[np.diff(ends, prepend=0) > 0]
-        self._starts = plan_sequences(self._ends, sequence_length)
-        self.num_chunks = len(self._starts) - 1
+        self._plan = PackingPlan.open(
+            prefix,
+            sequence_length,
+            idx_sha256=self._shard.manifest.idx_sha256,
+            planned=lambda: _plan_shard(prefix, sequence_length),
+        )
+        self.num_chunks = self._plan.num_sequences
 
     def read(self, chunks: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sequences ``[N, L]`` of chunks ``[N]``.
@@ -75,11 +79,11 @@ class PackedReader:
             DataError: the shard's file was cut off or replaced since it was opened.
         """
         sequences = np.full((len(chunks), self._length), PAD_ID, np.int64)
-        runs = list(zip(self._starts[chunks].tolist(), self._starts[chunks + 1].tolist(), strict=True))
-        for sequence, (start, stop), tokens in zip(sequences, runs, self._shard.read_runs(runs), strict=True):
-            first, last = np.searchsorted(self._ends, (start, stop - 1), side="right")
+        runs = self._plan.runs(chunks)
+        texts = zip(runs, self._plan.borders(runs), self._shard.read_runs(runs), strict=True)
+        for sequence, ((start, _), borders, tokens) in zip(sequences, texts, strict=True):
             place = 0
-            for part in np.split(tokens, self._ends[first:last] - start):
+            for part in np.split(tokens, borders - start):
                 sequence[place] = CLS_ID
                 sequence[place + 1 : place + 1 + len(part)] = part
                 sequence[place + 1 + len(part)] = SEP_ID
@@ -87,8 +91,16 @@ class PackedReader:
         return sequences
 
     def close(self) -> None:
-        """Close the token file."""
+        """Close the files."""
         self._shard.close()
+        self._plan.close()
+
+
+def _plan_shard(prefix: Path, sequence_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    with TokenShard.open(prefix) as shard:
+        ends = np.append(shard.document_offsets[1:], shard.num_tokens)
+    ends = ends[np.diff(ends, prepend=0) > 0]
+    return plan_sequences(ends, sequence_length), ends
 
 
 def document_starts(sequences: NDArray[np.int64]) -> NDArray[np.int64]:
