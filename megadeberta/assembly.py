@@ -14,6 +14,7 @@ from torch import distributed, nn
 
 from megadeberta.batch import batch_fields
 from megadeberta.config.run import RunConfig
+from megadeberta.convert.start import start_folder
 from megadeberta.engine.build import build_engine, partitioner, working_type
 from megadeberta.engine.collectives import TorchCollectives
 from megadeberta.engine.fp32_products import set_tf32
@@ -92,7 +93,7 @@ def assemble(config: RunConfig, topology: Topology, device: torch.device) -> Ass
             logger.info("%s", line)
     groups = make_groups(topology, timeout_seconds=timeout)
     shapes = parameter_shapes(config.model, config.objective)
-    fill = _filler(config, shapes)
+    fill = _filler(config, shapes, device)
     build = _pipeline if topology.pipeline > 1 else _whole
     attention = _choose_attention(config, device)
     stepper = build(config, groups, fill, device, attention)
@@ -234,11 +235,12 @@ def _largest(device: torch.device, number: float) -> float:
     return float(shared)
 
 
-def _filler(config: RunConfig, shapes: Shapes) -> Fill:
-    """Initial values by parameter name, or those of an imported checkpoint."""
+def _filler(config: RunConfig, shapes: Shapes, device: torch.device) -> Fill:
+    """Initial values by parameter name, or those of an imported checkpoint. One broadcast for the latter."""
     training, std = config.training, config.model.initializer_range
     if training.init_from is not None:
-        return initial_values(shapes, training.init_from, tokenizer=config.data.tokenizer)
+        folder = start_folder(config, TorchCollectives(device))
+        return initial_values(shapes, folder, tokenizer=config.data.tokenizer)
     return lambda name, parameter: fill_parameter(name, parameter, seed=training.seed, std=std)
 
 

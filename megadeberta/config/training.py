@@ -42,7 +42,9 @@ class TrainingConfig(Section):
     steps: int = Field(gt=0, description="optimizer steps")
     seed: int = Field(1234, ge=0, lt=2**63, description="of weights, order, masks, samples and dropout")
     output_dir: Path = Field(description="of checkpoints, metrics and plots; relative to the working folder")
-    init_from: Path | None = Field(None, description="weights of `megadeberta convert import` to start from")
+    init_from: Path | None = Field(
+        None, description="weights to start from: what `megadeberta convert import` wrote, or takes (OWNER/MODEL too)"
+    )
     eval_interval: int = Field(1000, gt=0, description="steps between validations; the last step validates too")
     attention: str = Field(
         "auto", description="a backend of docs/kernels.md, same results by all; auto = the fastest here"

@@ -87,15 +87,27 @@ def check_command(folder: Annotated[Path, typer.Argument(help="an export", show_
 
 @app.command("import")
 def import_command(
-    folder: Annotated[Path, typer.Argument(help="a folder of transformers or microsoft/DeBERTa", show_default=False)],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="a folder or file of transformers or microsoft/DeBERTa, or OWNER/MODEL of the hub", show_default=False
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="new folder, for training.init_from", show_default=False)],
     generator: Annotated[
         Path | None,
-        typer.Option(help="FOLDER is a discriminator, this is its generator; continues replaced token detection"),
+        typer.Option(
+            help="MODEL is a discriminator, this is its generator; continues replaced token detection; default: the "
+            "generator in MODEL, as in published v3 folders, if there is one",
+            show_default=False,
+        ),
     ] = None,
     new_generator: Annotated[
         bool,
-        typer.Option("--new-generator", help="FOLDER is a discriminator; initialise a generator from its word table"),
+        typer.Option("--new-generator", help="MODEL is a discriminator; initialise a generator from its word table"),
+    ] = False,
+    no_generator: Annotated[
+        bool, typer.Option("--no-generator", help="Leave a generator in MODEL aside: one model, that predicts tokens")
     ] = False,
     sharing: Annotated[
         Literal["gdes", "es", "nes"], typer.Option(help="How generator and discriminator will share tables")
@@ -115,24 +127,29 @@ def import_command(
     overwrite: Overwrite = False,
     plugin: PluginOption = None,
 ) -> None:
-    """Turn a Hugging Face or Microsoft folder into weights that `training.init_from` starts from.
+    """Turn a model of Hugging Face or Microsoft into weights that `training.init_from` starts from.
 
-    Every tensor of the file and of the model is accounted for in OUT/import_report.json. With --generator or
-    --new-generator, OUT/objective.json is the objective section that the weights are for.
+    Every tensor of the file and of the model is accounted for in OUT/import_report.json. With a generator,
+    OUT/objective.json is the objective section that the weights are for.
 
     Example: megadeberta convert import exported start-here
     """
+    from megadeberta.convert.formats.places import find_generator
     from megadeberta.convert.import_folder import REPORT, import_folder
     from megadeberta.convert.import_parts import import_parts
     from megadeberta.errors import ConfigError
+    from megadeberta.weights.hub import find_model
 
     more: dict[str, Any] = {"allow_new": allow_new, "mask_decoder": mask_decoder, "seed": seed, "overwrite": overwrite}
-    if new_generator and generator is not None:
-        raise ConfigError("--generator and --new-generator exclude each other: there is one generator")
-    if new_generator or generator is not None:
-        lines = import_parts(folder, out, generator=generator, sharing=sharing, **more)
+    if (generator is not None) + new_generator + no_generator > 1:
+        raise ConfigError("--generator, --new-generator and --no-generator exclude each other: choose one")
+    place = find_model(model)
+    given = None if generator is None else find_model(generator)
+    found = None if new_generator or no_generator else find_generator(place, given)
+    if new_generator or found is not None:
+        lines = import_parts(place, out, generator=found, sharing=sharing, **more)
     else:
-        lines = import_folder(folder, out, **more)
+        lines = import_folder(place, out, **more)
     _print_table(f"{out} is written", ("what", "tensors", "which"), _import_summary(lines, report=out / REPORT))
 
 

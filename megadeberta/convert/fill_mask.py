@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from megadeberta.config.data import TOKENIZER_FILE
-from megadeberta.convert.formats.read_folder import config_path, read_hf_folder
+from megadeberta.convert.formats.places import config_path
+from megadeberta.convert.formats.read_folder import read_hf_folder
 from megadeberta.data.tokenizer import MASK, WORD_BOUNDARY, PieceKind, SentencePieceTokenizer
 from megadeberta.errors import CheckpointError, ConfigError, DataError
 from megadeberta.layers.catalogue import token_model_layers

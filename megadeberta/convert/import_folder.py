@@ -11,6 +11,7 @@ from torch import Tensor
 from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.convert.formats.places import folder_of
 from megadeberta.convert.formats.read_folder import ReportLine, read_hf_folder
 from megadeberta.convert.published_folder import publish_folder, write_json
 from megadeberta.errors import CheckpointError
@@ -29,7 +30,7 @@ REPORT = "import_report.json"
 
 
 def import_folder(
-    folder: Path,
+    place: Path,
     out: Path,
     *,
     allow_new: bool = False,
@@ -37,9 +38,10 @@ def import_folder(
     seed: int = 1234,
     overwrite: bool = False,
 ) -> list[ReportLine]:
-    """Convert ``folder`` into ``out`` with ``model.safetensors``, ``model.json``, the report and the tokenizer.
+    """Convert a model into ``out`` with ``model.safetensors``, ``model.json``, the report and the tokenizer.
 
     Args:
+        place: a folder, or one file of weights with its configuration beside it.
         allow_new: draw the prediction head or the decoder's absolute positions by name where the file has none.
         mask_decoder: see :func:`read_hf_folder`.
         seed: of the tensors that are drawn.
@@ -50,11 +52,12 @@ def import_folder(
     Raises:
         CheckpointError: the weights are missing, damaged, unsafe, not finite or not those of the configuration.
     """
-    imported = read_hf_folder(folder, mask_decoder=mask_decoder)
-    check_tokenizer_fits(folder / TOKENIZER_FILE, imported.config)
+    imported = read_hf_folder(place, mask_decoder=mask_decoder)
+    spm = folder_of(place) / TOKENIZER_FILE
+    check_tokenizer_fits(spm, imported.config)
     if imported.missing and not allow_new:
         raise CheckpointError(
-            f"{folder}: has no {', '.join(imported.missing)}; add --allow-new to start them from random values"
+            f"{place}: has no {', '.join(imported.missing)}; add --allow-new to start them from random values"
             + (", or --no-mask-decoder to do without absolute positions" if imported.needs_positions else "")
         )
     layers, std = token_model_layers(imported.config), imported.config.initializer_range
@@ -62,7 +65,7 @@ def import_folder(
     reason = f"not in the file: drawn from seed {seed} and its name, untrained"
     lines = imported.lines + [ReportLine("created", name, None, reason) for name in created]
     weights = imported.weights | created
-    write_import(out, imported.config, weights, lines, spm=folder / TOKENIZER_FILE, overwrite=overwrite)
+    write_import(out, imported.config, weights, lines, spm=spm, overwrite=overwrite)
     return lines
 
 

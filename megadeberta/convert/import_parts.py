@@ -16,6 +16,7 @@ from megadeberta.config.first_problem import first_problem
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig, RtdConfig, part_of
 from megadeberta.convert.formats.names import difference_names
+from megadeberta.convert.formats.places import folder_of
 from megadeberta.convert.formats.read_folder import ImportedModel, ReportLine, read_discriminator, read_hf_folder
 from megadeberta.convert.import_folder import draw_initial_values, write_import
 from megadeberta.errors import CheckpointError
@@ -46,12 +47,12 @@ def import_parts(
     seed: int = 1234,
     overwrite: bool = False,
 ) -> list[ReportLine]:
-    """Convert two folders into ``out``: as :func:`import_folder`, but ``generator.*`` and ``discriminator.*``, with
-    ``objective.json`` for how they share tables.
+    """Convert two models, of two folders or of one that holds both, into ``out``: as :func:`import_folder`, but
+    ``generator.*`` and ``discriminator.*``, with ``objective.json`` for how they share tables.
 
     Args:
-        generator: None: a new one of half the discriminator's depth around the discriminator's word table, all else
-            drawn from the seed.
+        generator: its folder or file. None: a new one of half the discriminator's depth around the discriminator's word
+            table, all else drawn from the seed.
         sharing: how the run will share the tables.
         allow_new: draw a head or the decoder's absolute positions by name where the files have none.
         mask_decoder: of the generator. None: as in :func:`read_hf_folder`, and yes for a new one that can have it.
@@ -65,11 +66,13 @@ def import_parts(
     discriminator_model = read_discriminator(discriminator)
     generator_model = None if generator is None else read_hf_folder(generator, mask_decoder=mask_decoder)
     source = str(discriminator) if generator is None else f"{discriminator} and {generator}"
+    if generator_model is not None:
+        _check_two(discriminator_model, generator_model, source)
     config, rtd = _joint_config(
         discriminator_model, generator_model, source, sharing=sharing, mask_decoder=mask_decoder
     )
     objective = ObjectiveConfig(name="rtd", rtd=rtd)
-    spm = _common_vocabulary([folder for folder in (discriminator, generator) if folder is not None])
+    spm = _common_vocabulary([folder_of(place) for place in (discriminator, generator) if place is not None])
     check_tokenizer_fits(spm, config)
 
     weights = {f"{DISCRIMINATOR}.{name}": t for name, t in discriminator_model.weights.items() if name not in TABLES}
@@ -92,6 +95,17 @@ def import_parts(
     lines += [ReportLine("created", name, None, reason) for name in missing]
     write_import(out, config, weights, lines, spm=spm, objective=objective, overwrite=overwrite)
     return lines
+
+
+def _check_two(discriminator: ImportedModel, generator: ImportedModel, source: str) -> None:
+    """Refuse one model under two names: a generator that is a copy of the discriminator fools nobody."""
+    mine, other = ({n: t for n, t in m.weights.items() if n.startswith("layer.")} for m in (discriminator, generator))
+    common = mine.keys() & other.keys()
+    if common and all(torch.equal(mine[name], other[name]) for name in common):
+        raise CheckpointError(
+            f"{source}: the generator's layers are those of the discriminator, so it is no generator of it; give the "
+            "generator, or start one with --new-generator"
+        )
 
 
 def _joint_config(

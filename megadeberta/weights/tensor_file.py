@@ -20,16 +20,22 @@ _OF_MICROSOFT_RUNS = "pytorch.model*.bin"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
-def read_folder_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
-    """All tensors of a Hugging Face folder as they are on disk, and the name of the file they came from.
+def read_model_tensors(place: Path) -> tuple[dict[str, Tensor], Path]:
+    """All tensors of a Hugging Face folder, or of one file, as they are on disk, and the file they came from.
 
     Raises:
         CheckpointError: no weights, damaged, unsafe, or not only tensors.
     """
-    name = next((name for name in _CANDIDATES if (folder / name).is_file()), None) or _of_microsoft_run(folder)
-    if name.endswith(".index.json"):
-        return _read_indexed(folder / name), name
-    return read_tensor_file(folder / name), name
+    path = place if place.is_file() else place / _weights_name(place)
+    if path.name.endswith(".index.json"):
+        return _read_indexed(path), path
+    if path.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
+        raise CheckpointError(f"{path}: is no file of weights; give a folder, or its .safetensors or .bin")
+    return read_tensor_file(path), path
+
+
+def _weights_name(folder: Path) -> str:
+    return next((name for name in _CANDIDATES if (folder / name).is_file()), None) or _of_microsoft_run(folder)
 
 
 def _of_microsoft_run(folder: Path) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
-from megadeberta.convert.formats.config_json import HF_CONFIG, MASK_DECODER_KEY, MICROSOFT_CONFIG, from_config_json
+from megadeberta.convert.formats.config_json import MASK_DECODER_KEY, from_config_json
 from megadeberta.convert.formats.families import family_of
 from megadeberta.convert.formats.family import Family
 from megadeberta.convert.formats.names import (
@@ -22,6 +22,7 @@ from megadeberta.convert.formats.names import (
     WORD_TABLE,
     backbone_names,
 )
+from megadeberta.convert.formats.places import config_path
 from megadeberta.convert.formats.score_scale import (
     WHY_SCALED,
     is_of_microsoft,
@@ -34,7 +35,7 @@ from megadeberta.convert.formats.split_tensors import SplitTensors, has_position
 from megadeberta.errors import CheckpointError
 from megadeberta.layers.shapes import Shapes, parameter_shapes
 from megadeberta.weights.shapes import compare_shapes, discriminator_shapes, shapes_of
-from megadeberta.weights.tensor_file import check_finite, read_folder_tensors
+from megadeberta.weights.tensor_file import check_finite, read_model_tensors
 
 Action = Literal["taken", "created", "dropped"]
 
@@ -70,10 +71,11 @@ class ImportedModel:
         return POSITION_TABLE_OF_DECODER in self.missing
 
 
-def read_hf_folder(folder: Path, *, mask_decoder: bool | None = None) -> ImportedModel:
+def read_hf_folder(place: Path, *, mask_decoder: bool | None = None) -> ImportedModel:
     """Read a model that predicts tokens: configuration and weights, checked and in fp32, under our names.
 
     Args:
+        place: a folder, or one file of weights with its configuration beside it.
         mask_decoder: whether the model has the enhanced mask decoder. None: what an export of ours says; for other
             folders yes if the file has an absolute position table that is not read at the input (as Microsoft's), and
             no otherwise.
@@ -81,7 +83,7 @@ def read_hf_folder(folder: Path, *, mask_decoder: bool | None = None) -> Importe
     Raises:
         CheckpointError: the weights are missing, damaged, unsafe, not finite or not those of the configuration.
     """
-    contents = _read(folder)
+    contents = _read(place)
     family, split = contents.family, contents.split
     if contents.has_mask_decoder() if mask_decoder is None else mask_decoder:
         contents = dataclasses.replace(contents, config=contents.read_config(mask_decoder=True))
@@ -101,14 +103,14 @@ def read_hf_folder(folder: Path, *, mask_decoder: bool | None = None) -> Importe
     return contents.imported(taken, missing, dropped)
 
 
-def read_discriminator(folder: Path) -> ImportedModel:
+def read_discriminator(place: Path) -> ImportedModel:
     """Read a model that detects replaced tokens. ``weights`` has its whole tables, less those that the file gives as
     a difference alone, and its head, which may be missing.
 
     Raises:
         CheckpointError: see :func:`read_hf_folder`.
     """
-    contents = _read(folder)
+    contents = _read(place)
     family, split = contents.family, contents.split
     expected = discriminator_shapes(contents.config)
     taken, dropped = contents.take_backbone()
@@ -178,14 +180,14 @@ class _Contents:
         return query_factor(self.config, counted)
 
 
-def _read(folder: Path) -> _Contents:
+def _read(place: Path) -> _Contents:
     """The configuration is the one without mask decoder."""
-    config_file = config_path(folder)
+    config_file = config_path(place)
     values = _read_json(config_file)
-    tensors, file_name = read_folder_tensors(folder)
+    tensors, path = read_model_tensors(place)
     family = family_of(values, tensors, str(config_file))
     config = from_config_json(values, family, mask_decoder=False, source=str(config_file))
-    source = str(folder / file_name)
+    source = str(path)
     check_finite(tensors, source)
     with _named(source):
         split = split_tensors(tensors, family, config)
@@ -214,11 +216,6 @@ def _creatable(config: ModelConfig) -> frozenset[str]:
     """What a published file may lack: it is not part of the backbone."""
     head = frozenset(MLM_HEAD)
     return head | {POSITION_TABLE_OF_DECODER} if config.enhanced_mask_decoder else head
-
-
-def config_path(folder: Path) -> Path:
-    """The configuration of a folder; transformers' name if there is none, for the error that follows."""
-    return folder / next((name for name in (HF_CONFIG, MICROSOFT_CONFIG) if (folder / name).is_file()), HF_CONFIG)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
