@@ -18,6 +18,7 @@ from megadeberta.data_prep.converted import ConvertedStream
 from megadeberta.data_prep.division import WorkDivision
 from megadeberta.data_prep.formats.base import LINE_END
 from megadeberta.data_prep.options import ReadOptions
+from megadeberta.data_prep.remote import FilePath
 from megadeberta.data_prep.sources import Source
 from megadeberta.errors import DataError
 from megadeberta.storage import storage_errors
@@ -40,7 +41,7 @@ class Section:
     """
 
     source: int
-    path: Path
+    path: FilePath
     start: int
     stop: int
     offset: int

@@ -6,11 +6,11 @@ import lzma
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 import zstandard
 
+from megadeberta.data_prep.remote import FilePath
 from megadeberta.errors import DataError
 
 BOMB_FLOOR = 16 << 20
@@ -108,7 +108,7 @@ class UnpackedStream:
     ``consumed`` and ``produced`` are the bytes on disk and the plain bytes so far.
     """
 
-    def __init__(self, path: Path, compression: str | None, *, max_expansion: int) -> None:
+    def __init__(self, path: FilePath, compression: str | None, *, max_expansion: int) -> None:
         self._path = path
         self._max_expansion = max_expansion
         self._file: BinaryIO = path.open("rb")

@@ -3,13 +3,12 @@
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import BinaryIO, cast
 
 from megadeberta.data_prep.bad_lines import Tally
 from megadeberta.data_prep.compression import DamagedFile, UnpackedStream
 from megadeberta.data_prep.formats.base import Format
 from megadeberta.data_prep.options import ReadOptions
+from megadeberta.data_prep.remote import FilePath
 from megadeberta.errors import DataError
 
 KEY = "text"
@@ -20,7 +19,7 @@ class ConvertedStream:
     """Reads like ``UnpackedStream``; every line is the record of one document."""
 
     def __init__(
-        self, path: Path, compression: str | None, file_format: Format, options: ReadOptions, *, tally: Tally
+        self, path: FilePath, compression: str | None, file_format: Format, options: ReadOptions, *, tally: Tally
     ) -> None:
         """``tally``: counts what of the file cannot be used."""
         self._path = path
@@ -69,7 +68,7 @@ class ConvertedStream:
 
     def _lines(self, file_format: Format, options: ReadOptions, tally: Tally) -> Iterator[bytes]:
         try:
-            for text in file_format.texts(cast(BinaryIO, self._file), options, tally):
+            for text in file_format.texts(self._file, options, tally):
                 yield json.dumps({KEY: text}, ensure_ascii=False).encode() + b"\n"
         except DataError as error:
             raise error if str(error).startswith(str(self._path)) else DataError(f"{self._path}: {error}") from error

@@ -9,7 +9,9 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -70,7 +72,7 @@ def fingerprint(paths: Iterable[Path], read: ReadOptions) -> tuple[tuple[str, st
     found = []
     for source in _sources(paths, read):
         with source.path.open("rb") as file:
-            found.append((str(source.path), hashlib.file_digest(file, "sha256").hexdigest()))
+            found.append((str(source.path), hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()))
     return tuple(found)
 
 

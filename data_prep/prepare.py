@@ -95,7 +95,7 @@ def _find_sources(options: PrepOptions) -> Corpus:
     train, valid = find(options.corpora, split="train"), find(options.valid_corpora, split="valid")
     leaked = {source.path.resolve() for source in train.sources} & {source.path.resolve() for source in valid.sources}
     if leaked:
-        raise DataError(f"{min(leaked)} is given both for training and for validation; keep them apart")
+        raise DataError(f"{min(map(str, leaked))} is given both for training and for validation; keep them apart")
     for name, sources in (("corpus", train.sources), ("validation corpus", valid.sources)):
         if sources and not any(source.size for source in sources):
             raise DataError(f"the {name} is empty: {len(sources)} file(s), 0 bytes, first {sources[0].path}; add text")
@@ -255,7 +255,7 @@ class _Run:
 
     def _done(self, block: Block, tallies: SourceTallies, whole: CorpusTally, *, tokens: int = 0) -> None:
         for section in block.sections:
-            if section.is_temporary:
+            if section.is_temporary and isinstance(section.path, Path):
                 section.path.unlink(missing_ok=True)
         for source, tally in tallies:
             whole.add(source, tally)

@@ -3,7 +3,7 @@
 import difflib
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from megadeberta.data_prep.formats.base import Format
 from megadeberta.data_prep.formats.table import FORMATS, check_format_name, format_of_ending, what_is_missing
 from megadeberta.data_prep.formats.tar import TAR
 from megadeberta.data_prep.options import AUTO_FORMAT, ReadOptions, UnreadablePolicy
+from megadeberta.data_prep.remote import FilePath, RemoteFile, expand, remote_address
 from megadeberta.errors import DataError
 
 _ABOUT_A_DATASET = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
@@ -29,7 +30,7 @@ _DOCUMENTATION = ("readme", "license", "licence", "copying", "citation", "change
 class Source:
     """One file of the corpus. ``size`` is its size on disk; ``name`` is relative to the folder that was given."""
 
-    path: Path
+    path: FilePath
     name: str
     split: str
     format_name: str
@@ -76,14 +77,15 @@ def find_sources(corpora: Iterable[Path], *, split: str, options: ReadOptions, o
         before = len(corpus.sources)
         for given in _expand(pattern):
             if given.is_dir():
-                _add_folder(corpus, given, split=split, options=options, outside=outside.resolve())
+                files = given.files() if isinstance(given, RemoteFile) else list(_files(given, outside.resolve()))
+                _add_folder(corpus, given, files, split=split, options=options)
                 continue
             found = _describe(_existing(given), name=given.name, split=split, options=options)
             if isinstance(found, Refusal):
                 raise DataError(f"{given}: is {found.what}; {found.remedy or 'give files that hold text'}")
             corpus.sources.append(found)
         corpus.sources[before:] = [replace(source, corpus=number) for source in corpus.sources[before:]]
-    seen: dict[Path, Path] = {}
+    seen: dict[FilePath, FilePath] = {}
     for source in corpus.sources:
         twin = seen.setdefault(source.path.resolve(), source.path)
         if twin is not source.path:
@@ -91,8 +93,10 @@ def find_sources(corpora: Iterable[Path], *, split: str, options: ReadOptions, o
     return corpus
 
 
-def _expand(pattern: Path) -> list[Path]:
+def _expand(pattern: Path) -> Sequence[FilePath]:
     """The files and folders that a pattern such as "data/*.parquet" names, by name; a plain path as it is."""
+    if address := remote_address(pattern):
+        return expand(address)
     if pattern.exists() or not any(mark in str(pattern) for mark in "*?["):
         return [pattern]
     found = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))
@@ -101,21 +105,25 @@ def _expand(pattern: Path) -> list[Path]:
     return found
 
 
-def _existing(path: Path) -> Path:
-    if path.is_file():
+def _existing(path: FilePath) -> FilePath:
+    if isinstance(path, RemoteFile) or path.is_file():
         return path
     if path.exists():
         raise DataError(
             f"{path}: is a pipe or device, which cannot be read twice; give - to read standard input, "
             "or write the text to a file"
         )
-    if "://" in str(path) or ":/" in str(path):
-        raise DataError(f"{path}: is an address; copy the files to a folder first")
     raise DataError(f"{path}: not found{_nearest(path)}")
 
 
-def _add_folder(corpus: Corpus, folder: Path, *, split: str, options: ReadOptions, outside: Path) -> None:
-    files = list(_files(folder, outside))
+def _add_folder(
+    corpus: Corpus,
+    folder: FilePath,
+    files: Sequence[tuple[FilePath, str]],
+    *,
+    split: str,
+    options: ReadOptions,
+) -> None:
     found = [(path, name, _of_folder(path, name, split=split, options=options)) for path, name in files]
     sources = [what for *_, what in found if isinstance(what, Source)]
     has_records = any(not source.file_format.is_plain_text for source in sources)
@@ -150,7 +158,7 @@ def _files(folder: Path, outside: Path) -> Iterator[tuple[Path, str]]:
                 yield path, str(path.relative_to(folder.parent))
 
 
-def _of_folder(path: Path, name: str, *, split: str, options: ReadOptions) -> Source | Refusal:
+def _of_folder(path: FilePath, name: str, *, split: str, options: ReadOptions) -> Source | Refusal:
     """A file that nobody named is read only if its name does not speak against it."""
     if path.name in _ABOUT_A_DATASET:
         return Refusal("a description of the data", "")
@@ -167,7 +175,7 @@ def _of_folder(path: Path, name: str, *, split: str, options: ReadOptions) -> So
     return found
 
 
-def _is_documentation(path: Path) -> bool:
+def _is_documentation(path: FilePath) -> bool:
     return path.name.lower().startswith(_DOCUMENTATION)
 
 
@@ -179,7 +187,7 @@ def _nearest(path: Path) -> str:
     return f"; did you mean {parent / near[0]}?" if near else f"; {parent} has nothing of a similar name"
 
 
-def text_ending(path: Path) -> str:
+def text_ending(path: FilePath) -> str:
     """The ending of a file's name, in small letters and without that of a compression; empty if there is none."""
     endings = [ending.lower() for ending in path.suffixes]
     while endings and compression_of_ending(endings[-1]):
@@ -187,11 +195,11 @@ def text_ending(path: Path) -> str:
     return endings[-1] if endings else ""
 
 
-def _describe(path: Path, *, name: str, split: str, options: ReadOptions) -> Source | Refusal:
+def _describe(path: FilePath, *, name: str, split: str, options: ReadOptions) -> Source | Refusal:
     try:
         with path.open("rb") as file:
             magic = file.read(max(len(one.magic) for one in COMPRESSIONS.values()))
-            status = os.fstat(file.fileno())
+        status = path.stat()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     compression = compression_of(magic)
@@ -206,7 +214,7 @@ def _describe(path: Path, *, name: str, split: str, options: ReadOptions) -> Sou
     return Source(path, name, split, found.name, compression, status.st_size, status.st_mtime_ns)
 
 
-def _format(path: Path, compression: str | None, options: ReadOptions) -> Format | Refusal:
+def _format(path: FilePath, compression: str | None, options: ReadOptions) -> Format | Refusal:
     head = _head(path, compression, options)
     found = detect(head, ending=text_ending(path), text_keys=options.text_keys)
     if options.input_format == AUTO_FORMAT:
@@ -223,7 +231,7 @@ def _format(path: Path, compression: str | None, options: ReadOptions) -> Format
     return asked
 
 
-def _head(path: Path, compression: str | None, options: ReadOptions) -> bytes:
+def _head(path: FilePath, compression: str | None, options: ReadOptions) -> bytes:
     stream = UnpackedStream(path, compression, max_expansion=options.max_expansion)
     head = b""
     try:
