@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
+from megadeberta.config.deepspeed_types import check_plain_types
 from megadeberta.errors import ConfigError
 
 # Top-level keys that DeepSpeed 0.19.8 reads (config.py of runtime/, monitor/, comm/ and datastates/; __init__.py). It
@@ -176,9 +177,7 @@ def check_keys(block: Mapping[str, Any], *, source: str) -> None:
             near = difflib.get_close_matches(key, sorted(KNOWN_KEYS), n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else "; DeepSpeed 0.19.8 has no such key"
             raise ConfigError(f"{source}: unknown key deepspeed.{key}{hint}")
-    for key in ("zero_optimization", "bf16", "fp16", "data_types"):
-        if not isinstance(block.get(key, {}), Mapping):
-            raise ConfigError(f"{source}: deepspeed.{key} must be an object, found {block[key]!r}")
+    check_plain_types(block, source=source)
     for key in ("offload_optimizer", "offload_param"):
         _check_offload(block.get("zero_optimization", {}), key, source)
     if _is_enabled(block, "bf16") and _is_enabled(block, "fp16"):

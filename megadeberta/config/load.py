@@ -63,6 +63,8 @@ def read_recipe(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     except FileNotFoundError:
         child = f"{_chain[-1]}: extends: " if _chain else ""
         raise ConfigError(f"{child}recipe {path} does not exist{suggest_recipe(path)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"recipe {path} is a folder; give a file in it{suggest_recipe(path / 'recipe')}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} cannot be read: {error}") from None
     values = parse_recipe(text, path)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from megadeberta.config.data import TOKENIZER_FILE, TRAIN_NAME, VALID_NAME, DataConfig, shard_exists
+from megadeberta.config.data import PREPARED_TOKENIZER, TOKENIZER_FILE, TRAIN_NAME, VALID_NAME, DataConfig, shard_exists
 from megadeberta.data.indexed import shard_file
 from megadeberta.errors import DataError
 
@@ -92,7 +92,9 @@ def _missing_shards(data: DataConfig) -> Iterator[Missing]:
             files = [shard_file(prefix, suffix) for suffix in _NEEDED]
             gone = [file for file in files if not file.exists()]
             if len(gone) == len(files):
-                what = "is a folder" if prefix.is_dir() else f"{prefix.name}.bin, .idx and .json do not exist"
+                what = f"{prefix.name}.bin, .idx and .json do not exist"
+                if prefix.is_dir() or prefix.is_file():
+                    what = "is a folder" if prefix.is_dir() else "is a file, and no prefix"
                 yield Missing(key, prefix, what, suggest_prefix(prefix, wanted))
             elif gone:
                 names = " and ".join(file.name for file in gone)
@@ -103,5 +105,6 @@ def _missing_tokenizer(data: DataConfig) -> Iterator[Missing]:
     path = data.tokenizer
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        near = path / TOKENIZER_FILE if path.is_dir() else suggest_path(path)
-        yield Missing("data.tokenizer", path, what, near if near is not None and near.is_file() else None)
+        inside = [path / TOKENIZER_FILE, path / PREPARED_TOKENIZER] if path.is_dir() else [suggest_path(path)]
+        near = next((file for file in inside if file is not None and file.is_file()), None)
+        yield Missing("data.tokenizer", path, what, near)

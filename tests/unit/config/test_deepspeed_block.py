@@ -262,3 +262,21 @@ def test_given_accumulation_must_agree_with_the_batch_sizes() -> None:
         ConfigError, match=r"gradient_accumulation_steps=2, but train_batch_size=16 .* = 4; leave it out"
     ):
         batch_algebra(agreeing, data_parallel=1, source="r.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("gradient_clipping", "one", "a number from 0 on"),
+        ("gradient_clipping", -1, "a number from 0 on"),
+        ("gradient_clipping", True, "a number from 0 on"),
+        ("gradient_predivide_factor", float("nan"), "a number from 0 on"),
+        ("prescale_gradients", "false", "true or false"),
+        ("dump_state", 1, "true or false"),
+        ("aio", [], "an object"),
+        ("fp16", True, "an object"),
+    ],
+)
+def test_plain_values_of_another_type_are_refused(key: str, value: object, wanted: str) -> None:
+    with pytest.raises(ConfigError, match=rf"deepspeed.{key} must be {wanted}, found"):
+        check_keys({key: value}, source="x")

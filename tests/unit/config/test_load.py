@@ -156,7 +156,7 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"recipe .*binary\.json cannot be read: .*utf-8"):
         load_run_config(tmp_path / "binary.json")
-    with pytest.raises(ConfigError, match=r"cannot be read: .*Is a directory"):
+    with pytest.raises(ConfigError, match=r"is a folder; give a file in it"):
         load_run_config(tmp_path)
 
 

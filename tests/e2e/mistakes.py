@@ -1,0 +1,263 @@
+"""The list of ``test_mistakes.py``: what a new user types, by name, and what the one line of the answer must say."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from megadeberta.config.load import load_run_config
+from megadeberta.layers.catalogue import token_model_layers
+from megadeberta.model.whole import WholeModel
+from tests.data_fixtures import SOTU
+from tests.e2e.tiny_run import write_recipe
+
+Case = Callable[[Path, Path], list[str]]
+
+
+def _shards(folder: Path, prepared: Path) -> Path:
+    """A copy of the prepared set, to damage."""
+    return Path(shutil.copytree(prepared, folder / "shards"))
+
+
+def _damaged(change: Callable[[Path], None]) -> Case:
+    def case(folder: Path, prepared: Path) -> list[str]:
+        shards = _shards(folder, prepared)
+        change(shards)
+        return ["train", str(write_recipe(folder, shards))]
+
+    return case
+
+
+def _recipe(**changes: object) -> Case:
+    return lambda folder, prepared: ["train", str(write_recipe(folder, prepared, **changes))]
+
+
+def override(*overrides: str) -> Case:
+    def case(folder: Path, prepared: Path) -> list[str]:
+        words = [word for override in overrides for word in ("--set", override)]
+        return ["train", str(write_recipe(folder, prepared)), *words]
+
+    return case
+
+
+def _text(content: str, *, name: str = "recipe.json") -> Case:
+    def case(folder: Path, prepared: Path) -> list[str]:
+        (folder / name).write_text(content)
+        return ["train", str(folder / name)]
+
+    return case
+
+
+def _words(line: str) -> Case:
+    return lambda folder, prepared: line.split()
+
+
+def _corpus(content: bytes, *options: str, name: str = "corpus.txt") -> Case:
+    def case(folder: Path, prepared: Path) -> list[str]:
+        (folder / name).write_bytes(content)
+        options_or_default = options or ("--vocab-size", "300")
+        return ["prep", str(folder / name), "--output", str(folder / "run"), *options_or_default]
+
+    return case
+
+
+def _truncate(path: Path, size: int) -> None:
+    with open(path, "r+b") as file:
+        file.truncate(size)
+
+
+def _wrong_magic(shards: Path) -> None:
+    with open(shards / "train.idx", "r+b") as file:
+        file.write(b"NOTANIDX")
+
+
+def _other_tokenizer(shards: Path) -> None:
+    model = shards / "tokenizer" / "spm.model"
+    model.write_bytes(model.read_bytes() + b"\0")
+
+
+def _output_is_a_file(folder: Path, prepared: Path) -> list[str]:
+    (folder / "file").write_text("")
+    return ["train", str(write_recipe(folder, prepared, training__output_dir=str(folder / "file")))]
+
+
+def _nan_weights(folder: Path, prepared: Path) -> list[str]:
+    """Weights of the right names and shapes, one value of which is not a number."""
+    arguments = ["train", str(write_recipe(folder, prepared)), "--set", f"training.init_from={folder / 'weights'}"]
+    (folder / "weights").mkdir()
+    config = load_run_config(folder / "recipe.json").model
+    shapes = {name: tuple(p.shape) for name, p in WholeModel(token_model_layers(config)).named_parameters()}
+    weights = {name: np.full(shape, 0.01, np.float32) for name, shape in shapes.items()}
+    weights["layer.0.feed_forward.up.weight"][3, 4] = np.nan
+    safetensors.numpy.save_file(weights, folder / "weights" / "model.safetensors")
+    return arguments
+
+
+MISTAKES: dict[str, tuple[Case, str]] = {
+    "recipe that does not exist": (
+        lambda f, p: ["train", str(f / "quikstart.json")],
+        r"recipe .*quikstart.json does not",
+    ),
+    "recipe that is not JSON": (_text('{"name": "x",}'), r"recipe.json:1: not valid JSON"),
+    "recipe that is a list": (_text("[]"), r"one JSON object, found list"),
+    "key given twice": (_text('{"name": "a", "name": "b"}'), r"'name' is given twice"),
+    "recipe that extends itself": (_text('{"extends": "recipe.json"}'), r"forms a loop"),
+    "missing section": (_text('{"name": "x"}'), r"model is required and missing"),
+    "unknown key": (override("model.num_heads=4"), r"unknown key model.num_heads; did you mean 'num_attention_heads'"),
+    "unknown deepspeed key": (
+        override('deepspeed.zero_optimisation={"stage":2}'),
+        r"unknown key deepspeed.zero_optimisation; did you mean 'zero_optimization'",
+    ),
+    "override without a value": (override("optimizer.lr"), r"--set 'optimizer.lr' is not of the form"),
+    "value of the wrong type": (override("training.steps=many"), r"training.steps='many'"),
+    "negative learning rate": (override("optimizer.lr=-1"), r"optimizer.lr=-1"),
+    "heads that do not divide": (override("model.num_attention_heads=3"), r"num_attention_heads=3 does not divide"),
+    "sequence longer than positions": (override("data.sequence_length=65"), r"sequence_length=65 is longer than"),
+    "batch that does not multiply out": (
+        override("deepspeed.train_batch_size=5"),
+        r"train_batch_size=5 is not a multiple .* nearest that works is train_batch_size=4",
+    ),
+    "warm-up longer than the run": (override("schedule.warmup_steps=99"), r"warmup_steps=99 leaves nothing"),
+    "two precisions": (
+        override('deepspeed.bf16={"enabled":true}', 'deepspeed.fp16={"enabled":true}'),
+        r"bf16 and deepspeed.fp16 are both enabled",
+    ),
+    "wrong shard path": (_recipe(data__train="/nowhere/train"), r"/nowhere/train"),
+    "tokenizer missing": (_recipe(data__tokenizer="/nowhere/spm.model"), r"/nowhere/spm.model"),
+    "tokenizer of other shards": (_damaged(_other_tokenizer), r"another tokenizer"),
+    "vocabulary too small for the tokenizer": (override("model.vocab_size=512"), r"vocab_size=512 is too small"),
+    "truncated .bin": (_damaged(lambda s: _truncate(s / "train.bin", 1001)), r"train.bin"),
+    "wrong magic": (_damaged(_wrong_magic), r"train.idx"),
+    "manifest missing": (_damaged(lambda s: (s / "train.json").unlink()), r"train.json"),
+    "output folder that is a file": (_output_is_a_file, r"a file of that name is in the way"),
+    "asked to resume where nothing is": (override("checkpoint.resume=required"), r"no checkpoint to resume from"),
+    "weights that are not numbers": (_nan_weights, r"layer.0.feed_forward.up.weight .*not finite"),
+    "corpus that does not exist": (
+        lambda f, p: ["prep", str(f / "none.txt"), "--vocab-size", "300", "--output", str(f / "run")],
+        r"none.txt",
+    ),
+    "empty corpus": (_corpus(b""), r"corpus.txt"),
+    "corpus of blank lines": (_corpus(b"\n \n\t\n"), r"no "),
+    "line of 40 MB": (_corpus(b"word " * 8_000_000), r"longer than .*corpus.txt:1 "),
+    "invalid UTF-8": (_corpus(b"caf\xe9 latin one\n" * 50), r"not valid UTF-8, first at corpus.txt:1 "),
+    "JSON without the key": (_corpus(b'{"body": "x"}\n' * 20, name="corpus.jsonl"), r"'text'"),
+    "vocabulary larger than the corpus allows": (
+        _corpus(b"a few words only, said twice. a few words only.\n", "--vocab-size", "5000"),
+        r"5000",
+    ),
+    "neither vocabulary nor tokenizer": (_corpus(b"text\n", "--workers", "1"), r"--vocab-size"),
+    "tokenizer that is none": (_corpus(b"text\n", "--tokenizer", str(SOTU)), r"sotu.txt"),
+    "shards that are none": (lambda f, p: ["verify", str(f)], r"verify|no .*shard|not a finished"),
+    "checkpoint that is none": (lambda f, p: ["convert", "export", str(f), str(f / "run")], r"checkpoint"),
+    "mask filling without a mask": (lambda f, p: ["fill-mask", str(f), "no mask here"], r"\[MASK\]|checkpoint|folder"),
+    "no such command": (lambda f, p: ["trian"], r"trian"),
+    "no such option": (lambda f, p: ["train", "x.json", "--step", "3"], r"--step"),
+    "shipped recipe with a mistake in its name": (_words("train quikstart"), r"did you mean quickstart\?"),
+    "recipe that is a folder": (lambda f, p: ["train", str(p)], r"is a folder; give a file in it"),
+    "parent that does not exist": (
+        _text('{"extends": "quikstart", "name": "x"}'),
+        r"recipe.json: extends: recipe .*quikstart does not exist; did you mean quickstart",
+    ),
+    "comment in JSON": (_text('{\n// mine\n"name": "x"}'), r"recipe.json:2: .*JSON has no comments"),
+    "tab in YAML": (_text("extends: quickstart\n\tname: x\n", name="r.yaml"), r"r.yaml:2: not valid YAML"),
+    "no recipe": (_words("train"), r"Missing argument 'RECIPE'"),
+    "two recipes": (_words("train a.json b.json"), r"unexpected extra argument"),
+    "folder and path of the data": (
+        override("data.folder=x", "data.train=y"),
+        r"data.folder=x and data.train=y are given",
+    ),
+    "folder of the data with a mistake in its name": (
+        lambda f, p: override(f"data.folder={p}x")(f, p),
+        r"data.train=.* do not exist, did you mean .*/train\?.*data.valid=.*data.tokenizer=",
+    ),
+    "folder in place of a prefix": (
+        lambda f, p: override(f"data.train={p}")(f, p),
+        r"is a folder, did you mean .*/train\?",
+    ),
+    "file in place of a prefix": (
+        lambda f, p: override(f"data.train={p}/train.bin")(f, p),
+        r"train.bin: is a file, and no prefix, did you mean .*/train\?",
+    ),
+    "folder in place of a tokenizer": (
+        lambda f, p: override(f"data.tokenizer={p}")(f, p),
+        r"is a folder, did you mean .*/tokenizer/spm.model\?",
+    ),
+    "automatic vocabulary without a tokenizer": (
+        override("model.vocab_size=auto", "data.tokenizer=none/spm.model"),
+        r"vocab_size=auto: the tokenizer none/spm.model does not exist",
+    ),
+    "one token file under two names": (
+        lambda f, p: _recipe(data__train={n: {"prefix": str(p / "train")} for n in ("en", "de")})(f, p),
+        r"are the same token file",
+    ),
+    "empty output folder": (override("training.output_dir="), r"output_dir is an empty path"),
+    "no steps": (override("training.steps=0"), r"training.steps=0: Input should be greater than 0"),
+    "schedule that does not exist": (override("schedule.name=lineer"), r"schedule.name='lineer'.*'linear'"),
+    "objective that does not exist": (override("objective.name=mml"), r"'mml' is unknown; did you mean 'mlm'"),
+    "backend that does not exist": (override("training.attention=flash"), r"'flash' is no attention backend"),
+    "all tokens masked": (override("objective.mask_rate=1.5"), r"objective.mask_rate=1.5"),
+    "generator without layers": (
+        override("objective.name=rtd", "objective.rtd.generator_layers=1"),
+        r"the generator is no model",
+    ),
+    "value in place of a section": (override("model=3"), r"model=3"),
+    "text in place of a number": (override("optimizer.lr=fast"), r"optimizer.lr='fast'"),
+    "key of another library": (override("optimizer.betas=[0.9,0.98]"), r"unknown key optimizer.betas; did you mean"),
+    "optimizer of DeepSpeed": (override("deepspeed.optimizer={}"), r"its place is the `optimizer` section"),
+    "ZeRO stage that does not exist": (override("deepspeed.zero_optimization.stage=4"), r"must be 0, 1, 2 or 3"),
+    "switch in place of a section": (override("deepspeed.bf16=true"), r"deepspeed.bf16 must be an object, found True"),
+    "text in place of DeepSpeed's number": (
+        override("deepspeed.gradient_clipping=one"),
+        r"deepspeed.gradient_clipping must be a number from 0 on, found 'one'",
+    ),
+    "text in place of DeepSpeed's switch": (
+        override('deepspeed.wall_clock_breakdown="no"'),
+        r"deepspeed.wall_clock_breakdown must be true or false, found 'no'",
+    ),
+    "precision that is on by a text": (
+        override('deepspeed.bf16={"enabled":"false"}'),
+        r"deepspeed.bf16.enabled must be true or false, found 'false'",
+    ),
+    "more tensor ranks than ranks": (override("parallel.tensor=2"), r"needs a multiple of 2 ranks, and there are 1"),
+    "module that is not installed": (
+        override('plugins=["no_such_module"]'),
+        r"'no_such_module' .* cannot be imported",
+    ),
+    "weights that do not exist": (override("training.init_from=nowhere"), r"init_from=nowhere: .*convert import"),
+    "ranks of a training": (_words("train quickstart --ranks 2"), r"`megadeberta launch quickstart --ranks 2`"),
+    "no ranks": (_words("launch quickstart --ranks 0"), r"--ranks.*greater than or equal to 1"),
+    "hostfile that does not exist": (_words("launch quickstart --hostfile nohosts"), r"nohosts cannot be read"),
+    "hostfile and ranks": (_words("launch quickstart --hostfile h --ranks 2"), r"leave --ranks and --slurm out"),
+    "plan without GPUs": (_words("plan quickstart"), r"Missing option '--gpus'"),
+    "plan that does not fit": (
+        _words("plan deberta-v2-xxlarge --gpus 1 --memory 8"),
+        r"nothing fits: .*use more GPUs or larger ones",
+    ),
+    "recipe for raw text": (lambda f, p: ["init", "--data", str(f)], r"holds no train.bin.*run `megadeberta prep"),
+    "recipe for nothing": (_words("init --data nowhere"), r"nowhere does not exist; give the --output folder"),
+    "report of no run": (lambda f, p: ["report", str(f)], r"holds no metrics.jsonl with training steps"),
+    "checkpoints of no run": (lambda f, p: ["checkpoint", "list", str(f)], r"holds no checkpoints"),
+    "corpus that is not known": (_words("fetch wikitext3"), r"no corpus named 'wikitext3'; known: wikitext2"),
+    "output of prep that is a file": (
+        lambda f, p: ["prep", str(SOTU), "--vocab-size", "300", "--output", str(SOTU)],
+        r"--output=.*sotu.txt is a file; give a folder",
+    ),
+    "vocabulary and tokenizer": (
+        lambda f, p: _corpus(b"text\n", "--vocab-size", "300", "--tokenizer", str(p / "tokenizer/spm.model"))(f, p),
+        r"give either --vocab-size, .* or --tokenizer",
+    ),
+}
+IN_A_PROCESS = {
+    "weights that are not numbers",  # these two come as far as torch and process groups
+    "weights that do not exist",
+    "line of 40 MB",
+    "recipe that does not exist",
+    "no such option",
+    "plan that does not fit",
+    "empty corpus",
+    "wrong magic",
+    "text in place of DeepSpeed's number",
+}
+"""Through the installed command, with its start and its time; the others through the same function in this process."""
