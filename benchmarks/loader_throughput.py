@@ -23,7 +23,7 @@ from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.loader import training_batches
 from megadeberta.data.shard_writer import ShardWriter
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import load_tokenizer
 
 TEXT = Path(__file__).parents[1] / "tests" / "data" / "sotu.txt"
 MEGATRON_SAMPLES_PER_CPU_SECOND = 75
@@ -89,7 +89,7 @@ def _prepare(folder: Path) -> tuple[Path, Path]:
         eos_piece="[SEP]",
         unk_piece="[UNK]",
     )
-    tokenizer = SentencePieceTokenizer.load(folder / "spm.model")
+    tokenizer = load_tokenizer(folder / "spm.model")
     tokens = tokenizer.encode(TEXT.read_text(encoding="utf-8"))
     with ShardWriter(folder / "train", dtype=np.dtype(np.uint16)) as writer:
         for _ in range(REPEATS):

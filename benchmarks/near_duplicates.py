@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from megadeberta.data.index_layout import smallest_dtype
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import VocabularyTokenizer, load_tokenizer
 from megadeberta.data_prep.bad_lines import Tally
 from megadeberta.data_prep.near.find import ComparedDocuments, find_near_copies
 from megadeberta.data_prep.parts import DOCUMENT_RECORD, Part, PartOf, PartStore
@@ -41,14 +41,14 @@ def main() -> None:
     with opener(arguments.corpus, "rt", encoding="utf-8") as file:
         texts = [" ".join(lines.split()) for lines in re.split(r"\n\s*\n", file.read())]
     documents = list(dict.fromkeys(text for text in texts if len(text.split()) >= arguments.fewest_words))
-    tokenizer = SentencePieceTokenizer.load(arguments.tokenizer)
+    tokenizer = load_tokenizer(arguments.tokenizer)
     print(f"{len(documents)} documents, {sum(map(len, documents)) / len(documents):.0f} characters each")
     print(f"{'edits':>6} {'precision':>10} {'recall':>8} {'documents per cpu-s':>20}")
     for rate in RATES:
         print(f"{rate:6.0%}", measure(documents, rate, tokenizer, arguments))
 
 
-def measure(documents: list[str], rate: float, tokenizer: SentencePieceTokenizer, arguments: argparse.Namespace) -> str:
+def measure(documents: list[str], rate: float, tokenizer: VocabularyTokenizer, arguments: argparse.Namespace) -> str:
     """Plant, search, compare."""
     generator = random.Random(round(rate * 1000))
     words = " ".join(generator.sample(documents, min(500, len(documents)))).split()
@@ -88,7 +88,7 @@ def edited(text: str, rate: float, words: list[str], generator: random.Random) -
     return " ".join(" ".join(out).split())
 
 
-def write_parts(folder: Path, texts: list[str], tokenizer: SentencePieceTokenizer) -> PartStore:
+def write_parts(folder: Path, texts: list[str], tokenizer: VocabularyTokenizer) -> PartStore:
     """The texts as one finished part."""
     store = PartStore(folder, "parts", dtype=smallest_dtype(tokenizer.vocab_size_needed))
     store.create()

@@ -20,6 +20,7 @@ from megadeberta.data_prep.options import (
     ReadOptions,
     SplitOptions,
     UnreadablePolicy,
+    VocabularyKind,
     VocabularyOptions,
 )
 from megadeberta.errors import ConfigError
@@ -40,7 +41,19 @@ _Output = Annotated[
     Path, typer.Option("--output", "-o", help="Folder for the vocabulary and the token files.", metavar="DIR")
 ]
 _VocabSize = Annotated[int | None, typer.Option(help="Train a vocabulary of this many pieces, specials included.")]
-_Tokenizer = Annotated[Path | None, typer.Option(help="Use this spm.model instead of training one.")]
+_VocabKind = Annotated[
+    VocabularyKind, typer.Option(help="Of a new vocabulary: as DeBERTa v2 and v3, as v1, or as BERT and CamemBERTaV2.")
+]
+_ByteFallback = Annotated[
+    bool, typer.Option("--byte-fallback", help="With unigram: cut characters that the vocabulary lacks into bytes.")
+]
+_Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        help="Use this vocabulary instead of training one: spm.model, tokenizer.json, vocab.txt, or a folder with it.",
+        metavar="FILE_OR_FOLDER",
+    ),
+]
 _Valid = Annotated[list[Path] | None, typer.Option(help="Separate validation corpus; may be repeated.")]
 _ValidFraction = Annotated[float, typer.Option(help="Without --valid: fraction of documents held out; 0 = none.")]
 _ValidDocuments = Annotated[int | None, typer.Option(help="Without --valid: number of documents held out.")]
@@ -137,6 +150,8 @@ def prep(
     document_per: _DocumentPer = DocumentPer.PARAGRAPH,
     input_format: _Format = AUTO_FORMAT,
     text_key: _TextKeys = None,
+    vocab_kind: _VocabKind = VocabularyKind.UNIGRAM,
+    byte_fallback: _ByteFallback = False,
     character_coverage: _Coverage = 0.9995,
     vocab_sample_bytes: _SampleBytes = None,
     vocab_temperature: _Temperature = 1.0,
@@ -153,7 +168,7 @@ def prep(
 ) -> None:
     """Clean and tokenize a corpus into token files, with a vocabulary trained on it.
 
-    Writes DIR/tokenizer/spm.model, DIR/train.{bin,idx,json}, DIR/valid.{bin,idx,json}, DIR/report.json and
+    Writes DIR/tokenizer, DIR/train.{bin,idx,json}, DIR/valid.{bin,idx,json}, DIR/report.json and
     DIR/lengths.png. A killed run resumes when the same command is run again; the bytes are the same for any number of
     workers.
 
@@ -170,7 +185,14 @@ def prep(
         output=output,
         valid_corpora=tuple(valid or ()),
         vocabulary=VocabularyOptions(
-            vocab_size, tokenizer, character_coverage, vocab_sample_bytes, vocab_temperature, tuple(vocab_weight or ())
+            vocab_size,
+            tokenizer,
+            character_coverage,
+            vocab_sample_bytes,
+            vocab_temperature,
+            tuple(vocab_weight or ()),
+            vocab_kind,
+            byte_fallback,
         ),
         read=_with_filters(read, quality or (), decontaminate or (), decontaminate_by),
         split=SplitOptions(valid_fraction, valid_documents),

@@ -12,7 +12,7 @@ from megadeberta.data.shard_manifest import ShardManifest, ShardSource
 from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data_prep.finished_sets import FinishedSet, choose, document_groups, document_keys
 from megadeberta.data_prep.identity import digest
-from megadeberta.data_prep.output_folder import TOKENIZER, VOCABULARY_LISTING, OutputFolder
+from megadeberta.data_prep.output_folder import OutputFolder
 from megadeberta.data_prep.progress import Stages
 from megadeberta.data_prep.report import describe_shard, write_report
 from megadeberta.errors import ConfigError, DataError
@@ -52,7 +52,7 @@ def merge_sets(
             raise DataError(
                 f"{other.folder} and {sets[0].folder} have other tokenizers ({other.tokenizer.sha256[:12]}…, "
                 f"{sets[0].tokenizer.sha256[:12]}…); prepare one of them again with --tokenizer "
-                f"{sets[0].folder / TOKENIZER}"
+                f"{sets[0].tokenizer.path}"
             )
     splits = tuple(dict.fromkeys(split for one in sets for split in one.shards))
     sources = {split: list(dict.fromkeys(source for one in sets for source in one.sources(split))) for split in splits}
@@ -172,8 +172,7 @@ def _publish(
         )
 
     folder.begin_replacement()
-    model, listing = ((first.folder / name).read_bytes() for name in (TOKENIZER, VOCABULARY_LISTING))
-    folder.write_tokenizer(model, listing)
+    folder.write_tokenizer(first.tokenizer)
     manifests = {split: commit(split) for split in plan.splits if split != "train"}
     described = {split: describe_shard(manifest) for split, manifest in manifests.items()}
     write_report(folder.path, {"run_key": run_key, "made_by": options["made_by"], **described})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import VocabularyTokenizer
 from megadeberta.data_prep.machines import JoinedParts
 from megadeberta.data_prep.near.find import ComparedDocuments, NearCopies, check_near, find_near_copies
 from megadeberta.data_prep.options import Deduplication, PrepOptions
@@ -92,7 +92,7 @@ def find_copies(
     numbers: dict[str, list[int]],
     options: PrepOptions,
     *,
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: VocabularyTokenizer,
     folder: Path,
     stages: Stages,
 ) -> Copies:

@@ -12,8 +12,8 @@ import numpy as np
 from megadeberta.data.indexed import SUFFIXES, TokenShard, shard_file
 from megadeberta.data.shard_manifest import ShardSource
 from megadeberta.data.source_list import read_sources
-from megadeberta.data.tokenizer import SentencePieceTokenizer
-from megadeberta.data_prep.output_folder import TOKENIZER, OutputFolder
+from megadeberta.data.tokenizer import load_tokenizer
+from megadeberta.data_prep.output_folder import OutputFolder
 from megadeberta.errors import DataError
 
 _GROUP_TOKENS = 4 << 20
@@ -37,7 +37,7 @@ class FinishedSet:
             for split, prefix in output.prefixes.items()
             if split == "train" or any(shard_file(prefix, suffix).exists() for suffix in SUFFIXES)
         }
-        self.tokenizer = SentencePieceTokenizer.load(folder / TOKENIZER)
+        self.tokenizer = load_tokenizer(output.tokenizer)
         self._stack = ExitStack()
         self.shards: dict[str, TokenShard] = {}
         try:

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import VocabularyTokenizer
 from megadeberta.data_prep.options import Deduplication, PrepOptions
 from megadeberta.data_prep.sources import Source
 
@@ -13,7 +13,7 @@ REVISION = 4
 """Raised whenever the same input would give other tokens, so that old parts are not taken for new ones."""
 
 
-def make_keys(options: PrepOptions, sources: list[Source], tokenizer: SentencePieceTokenizer | None) -> tuple[str, str]:
+def make_keys(options: PrepOptions, sources: list[Source], tokenizer: VocabularyTokenizer | None) -> tuple[str, str]:
     """What the parts depend on, and what the finished set depends on."""
     agreed = agreement(options, sources, tokenizer)
     times = [source.mtime_ns for source in sources]
@@ -22,7 +22,7 @@ def make_keys(options: PrepOptions, sources: list[Source], tokenizer: SentencePi
     return digest(parts)[:16], digest([*parts, decides])
 
 
-def agreement(options: PrepOptions, sources: list[Source], tokenizer: SentencePieceTokenizer | None) -> dict[str, Any]:
+def agreement(options: PrepOptions, sources: list[Source], tokenizer: VocabularyTokenizer | None) -> dict[str, Any]:
     """What decides the result, by names for messages: where all of it is equal, so are the token files."""
     # By its hash: the same file may lie elsewhere on another machine.
     is_near = options.deduplicate is Deduplication.NEAR

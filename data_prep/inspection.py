@@ -11,7 +11,7 @@ from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.counter_random import stream_key
 from megadeberta.data.indexed import TokenShard
 from megadeberta.data.masking import MlmMasker
-from megadeberta.data.tokenizer import CLS_ID, SEP_ID, UNK_ID, WORD_BOUNDARY, SentencePieceTokenizer
+from megadeberta.data.tokenizer import WORD_BOUNDARY, VocabularyTokenizer
 from megadeberta.data_prep.finished_sets import FinishedSet, document_groups, document_keys, document_lengths
 from megadeberta.data_prep.progress import Stages
 from megadeberta.data_prep.report import describe_lengths
@@ -47,7 +47,7 @@ class ShardStatistics:
         }
 
 
-def shard_statistics(shard: TokenShard, tokenizer: SentencePieceTokenizer, stages: Stages) -> ShardStatistics:
+def shard_statistics(shard: TokenShard, tokenizer: VocabularyTokenizer, stages: Stages) -> ShardStatistics:
     """Read all tokens once. Memory: 16 bytes per document, and a bounded group of tokens.
 
     Raises:
@@ -64,7 +64,7 @@ def shard_statistics(shard: TokenShard, tokenizer: SentencePieceTokenizer, stage
     keys.sort()
     copies = int(np.count_nonzero(keys[1:] == keys[:-1]))
     return ShardStatistics(
-        shard.num_documents, shard.num_tokens, copies, int(used[UNK_ID]), used, document_lengths(shard)
+        shard.num_documents, shard.num_tokens, copies, int(used[tokenizer.unk_id]), used, document_lengths(shard)
     )
 
 
@@ -102,7 +102,7 @@ def choose_documents(shard: TokenShard, count: int, seed: int) -> list[int]:
     return sorted(np.random.default_rng(seed).choice(shard.num_documents, count, replace=False).tolist())
 
 
-def masked_sample(tokenizer: SentencePieceTokenizer, tokens: NDArray[np.integer], *, seed: int) -> Text:
+def masked_sample(tokenizer: VocabularyTokenizer, tokens: NDArray[np.integer], *, seed: int) -> Text:
     """A document as masked language modelling with the default settings sees it.
 
     What is to be predicted stands in brackets: what the model sees, and after an arrow what it has to say. On a
@@ -112,7 +112,7 @@ def masked_sample(tokenizer: SentencePieceTokenizer, tokens: NDArray[np.integer]
         tokens: ``[T]``, at least one.
     """
     masker = MlmMasker(ObjectiveConfig(), tokenizer.piece_kinds(), mask_id=tokenizer.mask_id)
-    sequence = np.concatenate([[CLS_ID], tokens, [SEP_ID]]).astype(np.int64)[None]  # [1, T + 2]
+    sequence = np.concatenate([[tokenizer.cls_id], tokens, [tokenizer.sep_id]]).astype(np.int64)[None]  # [1, T + 2]
     masked = masker(sequence, np.atleast_1d(stream_key(seed, "inspect", np.array([0]))))
     labels = dict(zip(masked.masked_positions[0].tolist(), masked.masked_labels[0].tolist(), strict=True))
     text = Text()
@@ -131,7 +131,7 @@ def masked_sample(tokenizer: SentencePieceTokenizer, tokens: NDArray[np.integer]
     return text
 
 
-def _shown(tokenizer: SentencePieceTokenizer, token: int) -> tuple[str, bool]:
+def _shown(tokenizer: VocabularyTokenizer, token: int) -> tuple[str, bool]:
     """A token's text without the mark of a word's start, and whether it has it."""
     piece = tokenizer.piece(token)
     return piece.removeprefix(WORD_BOUNDARY), piece.startswith(WORD_BOUNDARY)

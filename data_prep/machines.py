@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.data.index_layout import smallest_dtype
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import load_tokenizer
 from megadeberta.data_prep.bad_lines import CorpusTally, Tally
 from megadeberta.data_prep.options import PrepOptions
 from megadeberta.data_prep.parts import Counts, Part, PartStore
@@ -113,7 +113,7 @@ class JoinedParts:
         _check_together(folders, self._records)
         self.tokenizer = PartStore(folders[0], self._records[0].key, dtype=np.dtype("<u2")).folder / TOKENIZER_FILE
         """The tokenizer all parts were made with."""
-        tokenizer = SentencePieceTokenizer.load(self.tokenizer)
+        tokenizer = load_tokenizer(self.tokenizer)
         if tokenizer.sha256 != self._records[0].agree["vocabulary"]["tokenizer"]:
             raise DataError(f"{self.tokenizer}: is not the tokenizer the part was made with; copy the folder again")
         dtype = smallest_dtype(tokenizer.vocab_size_needed)

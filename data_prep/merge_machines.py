@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import load_tokenizer
 from megadeberta.data_prep.checks import check_corpus, check_unknown
 from megadeberta.data_prep.duplicates import check_deduplication, find_copies
 from megadeberta.data_prep.identity import digest
@@ -40,7 +40,7 @@ def merge_machines(
     """
     began = time.monotonic()
     parts = JoinedParts(folders)
-    tokenizer = SentencePieceTokenizer.load(parts.tokenizer)
+    tokenizer = load_tokenizer(parts.tokenizer)
     options = parts.options(output=output, overwrite=overwrite, part=None, workers=len(os.sched_getaffinity(0)))
     check_deduplication(options)
     corpus, folder, run_key = parts.corpus(), OutputFolder(output), digest(parts.agree)

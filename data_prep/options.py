@@ -96,6 +96,17 @@ class ReadOptions:
         _check(self.max_expansion >= 2, f"--max-expansion={self.max_expansion}; choose 2 or more")
 
 
+class VocabularyKind(StrEnum):
+    """How a vocabulary cuts words."""
+
+    UNIGRAM = "unigram"
+    """SentencePiece, as DeBERTa v2 and v3."""
+    BPE = "bpe"
+    """Byte-level byte pair encoding, as DeBERTa v1: no text has unknown tokens."""
+    WORDPIECE = "wordpiece"
+    """As BERT and CamemBERTaV2."""
+
+
 @dataclass(frozen=True)
 class VocabularyOptions:
     """A vocabulary to train (``size``) or to take as it is (``tokenizer``); exactly one of them."""
@@ -109,15 +120,28 @@ class VocabularyOptions:
     """A corpus of n bytes gets a part of the sample in proportion to n ** (1 / temperature)."""
     weights: tuple[float, ...] = ()
     """Times this; one for each given corpus, or none."""
+    kind: VocabularyKind = VocabularyKind.UNIGRAM
+    byte_fallback: bool = False
+    """Of a unigram vocabulary: characters that it lacks are cut into bytes, not unknown."""
 
     def __post_init__(self) -> None:
         _check(
             (self.size is None) != (self.tokenizer is None),
-            "give either --vocab-size, to train a vocabulary, or --tokenizer, to use an spm.model you have",
+            "give either --vocab-size, to train a vocabulary, or --tokenizer, to use a vocabulary you have",
         )
         _check(
             self.size is None or 16 <= self.size <= 1_000_000,
             f"--vocab-size={self.size}; choose 16 to 1000000 (the published models have 128000)",
+        )
+        is_new = self.size is not None
+        _check(
+            is_new or (self.kind is VocabularyKind.UNIGRAM and not self.byte_fallback),
+            "--vocab-kind and --byte-fallback are for a vocabulary to train, and --tokenizer gives one; leave them out",
+        )
+        _check(
+            not self.byte_fallback or self.kind is VocabularyKind.UNIGRAM,
+            f"--byte-fallback is for --vocab-kind=unigram, not {self.kind}: byte-level BPE has all bytes anyway, and "
+            "WordPiece none; leave it out",
         )
         _check(
             0.9 <= self.character_coverage <= 1,
@@ -193,7 +217,7 @@ class PrepOptions:
         _check(
             self.part is None or self.vocabulary.tokenizer is not None,
             "--part needs --tokenizer, the same file on every machine; train one first, on one machine: `megadeberta "
-            "prep` of some of the corpus, whose tokenizer/spm.model all take",
+            "prep` of some of the corpus, whose tokenizer all take",
         )
         _check(1 <= self.workers <= 4096, f"--workers={self.workers}; choose 1 to 4096, or 0 for one per core")
 
@@ -206,6 +230,11 @@ class PrepOptions:
                 "character_coverage": self.vocabulary.character_coverage,
                 "vocab_sample_bytes": self.vocabulary.sample_bytes,
             }
+            # Only where they are asked for, so that the manifests of all other sets stay what they were.
+            if self.vocabulary.kind is not VocabularyKind.UNIGRAM:
+                vocabulary["vocab_kind"] = self.vocabulary.kind
+            if self.vocabulary.byte_fallback:
+                vocabulary["byte_fallback"] = True
             if self.vocabulary.temperature != 1 or self.vocabulary.weights:
                 vocabulary["vocab_temperature"] = self.vocabulary.temperature
                 vocabulary["vocab_weights"] = list(self.vocabulary.weights)

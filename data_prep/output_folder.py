@@ -11,18 +11,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megadeberta.config.data import PREPARED_TOKENIZER, TRAIN_NAME, VALID_NAME
+from megadeberta.config.data import (
+    TOKENIZER_FILE,
+    TOKENIZER_FOLDER,
+    TOKENIZER_JSON,
+    TRAIN_NAME,
+    VALID_NAME,
+    tokenizer_in,
+)
 from megadeberta.data.indexed import SUFFIXES, TokenShard, shard_file
 from megadeberta.data.packing_plan import remove_plans
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.data.source_list import SUFFIX as SOURCES_SUFFIX
+from megadeberta.data.tokenizer import VocabularyTokenizer
 from megadeberta.data_prep.parts import FOLDER
 from megadeberta.data_prep.report import REPORT
 from megadeberta.errors import DataError
 from megadeberta.storage import storage_errors, sync_folder, take_lock, temporary_path, write_file
 
-TOKENIZER = PREPARED_TOKENIZER
-VOCABULARY_LISTING = Path("tokenizer", "spm.vocab")
+_LISTING = ".vocab"
 
 
 class OutputFolder:
@@ -126,17 +133,25 @@ class OutputFolder:
                     if split != "train":
                         shard_file(prefix, suffix).unlink(missing_ok=True)
 
-    def write_tokenizer(self, model: bytes, listing: bytes) -> None:
-        """Write ``tokenizer/spm.model`` and ``tokenizer/spm.vocab``.
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer of the finished set."""
+        return tokenizer_in(self.path / TOKENIZER_FOLDER)
+
+    def write_tokenizer(self, tokenizer: VocabularyTokenizer) -> None:
+        """Write ``tokenizer/spm.model``, or tokenizer.json, and its entries as ``.vocab`` beside it.
 
         Raises:
             StorageError: the file system refused.
         """
-        folder = (self.path / TOKENIZER).parent
+        folder = self.path / TOKENIZER_FOLDER
         with storage_errors(folder):
             folder.mkdir(exist_ok=True)
-        write_file(self.path / TOKENIZER, model)
-        write_file(self.path / VOCABULARY_LISTING, listing)
+        for name in {TOKENIZER_FILE, TOKENIZER_JSON} - {tokenizer.file_name}:  # of an older set
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).with_suffix(_LISTING).unlink(missing_ok=True)
+        write_file(folder / tokenizer.file_name, tokenizer.content)
+        write_file((folder / tokenizer.file_name).with_suffix(_LISTING), tokenizer.listing())
 
     def manifests(self) -> tuple[ShardManifest, ShardManifest | None]:
         """Manifests of the finished train and valid shard.

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.data.index_layout import smallest_dtype
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import VocabularyTokenizer, load_tokenizer
 from megadeberta.data_prep.bad_lines import CorpusTally, Tally
 from megadeberta.data_prep.blocks import Block, BlockCutter, choose_block_bytes, choose_whole_bytes
 from megadeberta.data_prep.checks import check_corpus, check_unknown
@@ -70,7 +70,7 @@ def _prepare(
     corpus = _find_sources(options)
     sources = corpus.sources
     given = options.vocabulary.tokenizer
-    tokenizer = SentencePieceTokenizer.load(given) if given else None
+    tokenizer = load_tokenizer(given) if given else None
     if tokenizer is not None:
         tokenizer.check_exportable()
     sample_bytes(options.vocabulary)  # refused before anything is read
@@ -138,7 +138,7 @@ class _Run:
         store.remove()
         return outcome
 
-    def _find_copies(self, store: PartStore, counts: Counts, tokenizer: SentencePieceTokenizer) -> Copies:
+    def _find_copies(self, store: PartStore, counts: Counts, tokenizer: VocabularyTokenizer) -> Copies:
         return find_copies(
             store, counts.numbers, self._options, tokenizer=tokenizer, folder=store.folder, stages=self._stages
         )
@@ -162,10 +162,10 @@ class _Run:
         write_record(self._options.output, record)
         return Outcome(None, None, tally.total("text_bytes"), time.monotonic() - began, was_finished=False)
 
-    def _prepare_vocabulary(self) -> tuple[SentencePieceTokenizer, PartStore]:
+    def _prepare_vocabulary(self) -> tuple[VocabularyTokenizer, PartStore]:
         self._scratch.create()
         self._output.remove_drafts()
-        tokenizer = SentencePieceTokenizer.load(self._timed("vocabulary", self._vocabulary))
+        tokenizer = load_tokenizer(self._timed("vocabulary", self._vocabulary))
         dtype = smallest_dtype(tokenizer.vocab_size_needed)
         return tokenizer, PartStore(self._options.output, self._parts_key, dtype=dtype)
 
@@ -180,7 +180,7 @@ class _Run:
         path = self._scratch.folder / TOKENIZER_FILE
         given = self._options.vocabulary.tokenizer
         if given:
-            write_file(path, given.read_bytes())
+            write_file(path, load_tokenizer(given).content)
         elif not path.exists():
             sample = self._sample()
             megabytes = sample.num_bytes / 1e6

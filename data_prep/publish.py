@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.data.index_layout import smallest_dtype
 from megadeberta.data.shard_manifest import ShardManifest, ShardSource
 from megadeberta.data.shard_writer import ShardWriter
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import VocabularyTokenizer
 from megadeberta.data_prep.duplicates import Copies
 from megadeberta.data_prep.machines import JoinedParts
 from megadeberta.data_prep.merge import SplitRule, check_room, choose_split, merge_parts
@@ -22,7 +21,6 @@ from megadeberta.data_prep.parts import DOCUMENT_RECORD, PartStore
 from megadeberta.data_prep.progress import Stages
 from megadeberta.data_prep.report import describe_lengths, describe_shard, write_report
 from megadeberta.data_prep.sources import Source
-from megadeberta.data_prep.vocabulary import vocabulary_listing
 from megadeberta.errors import DataError
 
 
@@ -37,7 +35,7 @@ class Publication:
         numbers: dict[str, list[int]],
         *,
         copies: Copies,
-        tokenizer: SentencePieceTokenizer,
+        tokenizer: VocabularyTokenizer,
     ) -> None:
         """``numbers``: of the parts of each split, in order."""
         self._options = options
@@ -75,8 +73,7 @@ class Publication:
                 valid = stack.enter_context(ShardWriter(output.valid, dtype=self._dtype))
             self._fill(train, valid, rule=rule, advance=stages.advance)
             output.begin_replacement()
-            model = (self._store.folder / TOKENIZER_FILE).read_bytes()
-            output.write_tokenizer(model, vocabulary_listing(model))
+            output.write_tokenizer(self.tokenizer)
             valid_manifest = self._commit(valid, "valid") if valid else None
             described = {
                 **report,

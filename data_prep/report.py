@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from megadeberta.data.shard_manifest import ShardManifest
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import VocabularyTokenizer
 from megadeberta.data_prep.bad_lines import CorpusTally
 from megadeberta.data_prep.duplicates import Copies
 from megadeberta.data_prep.formats.table import FORMATS
@@ -73,7 +73,7 @@ def describe_result(report: dict[str, Any], copies: Copies) -> list[str]:
 
 
 def describe_vocabulary(
-    tokenizer: SentencePieceTokenizer, counts: Counts, text_bytes: int
+    tokenizer: VocabularyTokenizer, counts: Counts, text_bytes: int
 ) -> dict[str, float | int | str]:
     """How well the vocabulary fits the text."""
     tokens = max(1, counts.num_tokens)

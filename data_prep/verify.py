@@ -7,8 +7,8 @@ from pathlib import Path
 from megadeberta.data.indexed import SUFFIXES, TokenShard, shard_file
 from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.source_list import read_sources
-from megadeberta.data.tokenizer import SentencePieceTokenizer
-from megadeberta.data_prep.output_folder import TOKENIZER, OutputFolder
+from megadeberta.data.tokenizer import VocabularyTokenizer, load_tokenizer
+from megadeberta.data_prep.output_folder import OutputFolder
 from megadeberta.errors import DataError
 
 
@@ -16,7 +16,7 @@ from megadeberta.errors import DataError
 class VerifiedSet:
     """What was checked and found right."""
 
-    tokenizer: SentencePieceTokenizer
+    tokenizer: VocabularyTokenizer
     shards: dict[str, ShardManifest]
 
 
@@ -39,16 +39,16 @@ def verify_set(folder: Path) -> VerifiedSet:
         with TokenShard.open(prefix, verify_hash=True) as shard:
             manifests[split] = shard.manifest
             deque(read_sources(prefix, shard.manifest), maxlen=0)  # compares their hash
-    tokenizer = SentencePieceTokenizer.load(folder / TOKENIZER)
+    tokenizer = load_tokenizer(output.tokenizer)
     for split, manifest in manifests.items():
-        _check_tokenizer(manifest, tokenizer, prefixes[split], folder)
+        _check_tokenizer(manifest, tokenizer, prefixes[split])
     return VerifiedSet(tokenizer, manifests)
 
 
-def _check_tokenizer(manifest: ShardManifest, tokenizer: SentencePieceTokenizer, prefix: Path, folder: Path) -> None:
+def _check_tokenizer(manifest: ShardManifest, tokenizer: VocabularyTokenizer, prefix: Path) -> None:
     if manifest.tokenizer_sha256 != tokenizer.sha256 or manifest.tokenizer_pieces != tokenizer.num_pieces:
         raise DataError(
-            f"{folder / TOKENIZER}: SHA-256 {tokenizer.sha256[:12]}…, {tokenizer.num_pieces} pieces; {prefix} was made "
+            f"{tokenizer.path}: SHA-256 {tokenizer.sha256[:12]}…, {tokenizer.num_pieces} pieces; {prefix} was made "
             f"with {manifest.tokenizer_sha256[:12]}…, {manifest.tokenizer_pieces} pieces; put that file back or "
             "prepare the set again"
         )

@@ -7,7 +7,8 @@ import threading
 import sentencepiece
 
 from megadeberta.data.tokenizer.fast.sentencepiece_file import round_scores
-from megadeberta.data_prep.options import VocabularyOptions
+from megadeberta.data_prep.library_vocabulary import train_library_vocabulary
+from megadeberta.data_prep.options import VocabularyKind, VocabularyOptions
 from megadeberta.data_prep.vocabulary_sample import Sample
 from megadeberta.errors import DataError, MegadebertaError
 
@@ -18,10 +19,11 @@ _ONLY_ERRORS = 2
 
 
 def train_vocabulary(sample: Sample, options: VocabularyOptions) -> bytes:
-    """A unigram model with [PAD] 0, [CLS] 1, [SEP] 2, [UNK] 3 and no [MASK] piece, as the bytes of ``spm.model``.
+    """A vocabulary of the kind that is asked for, as the bytes of its file: [PAD] 0, [CLS] 1, [SEP] 2, [UNK] 3.
 
-    The same sample and options give the same bytes on any machine. Scores are rounded, see ``round_scores``. Runs in a
-    thread of its own so that an interrupt reaches the program at once.
+    A unigram model is an ``spm.model`` without a [MASK] piece and with rounded scores, see ``round_scores``; the others
+    are a ``tokenizer.json``, see ``train_library_vocabulary``. The same sample and options give the same bytes on any
+    machine. Runs in a thread of its own so that an interrupt reaches the program at once.
 
     Raises:
         DataError: the sample allows fewer pieces than asked, or needs more for its characters alone.
@@ -42,12 +44,16 @@ def train_vocabulary(sample: Sample, options: VocabularyOptions) -> bytes:
 def _train(sample: Sample, options: VocabularyOptions, outcome: list[bytes | BaseException]) -> None:
     model = io.BytesIO()
     try:
+        if options.kind is not VocabularyKind.UNIGRAM:
+            outcome.append(train_library_vocabulary(sample, options))
+            return
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sample.sentences(),
             model_writer=model,
             model_type="unigram",
             vocab_size=options.size,
             character_coverage=options.character_coverage,
+            byte_fallback=options.byte_fallback,
             normalization_rule_name="nmt_nfkc",
             pad_id=0,
             bos_id=1,
@@ -79,10 +85,3 @@ def _explain(message: str, sample: Sample, options: VocabularyOptions) -> Megade
             f"choose --vocab-size={found[1]} or more, or lower --character-coverage"
         )
     return DataError(f"no vocabulary could be trained on {basis}: {message.splitlines()[0]}; add text")
-
-
-def vocabulary_listing(model: bytes) -> bytes:
-    """``spm.vocab`` for a model: one ``piece<TAB>score`` a line."""
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    lines = (f"{processor.id_to_piece(i)}\t{processor.get_score(i):g}\n" for i in range(processor.get_piece_size()))
-    return "".join(lines).encode()

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import sentencepiece
 
-from megadeberta.data.tokenizer import UNK_ID
+from megadeberta.data.tokenizer import VocabularyTokenizer, load_tokenizer
 from megadeberta.data_prep.bad_lines import Tally
 from megadeberta.data_prep.blocks import Block, Section
 from megadeberta.data_prep.documents import read_documents
@@ -70,7 +69,7 @@ def sample_block(context: SampleContext, block: Block, threshold: int) -> tuple[
 
 
 def encode_block(context: EncodeContext, block: Block) -> Part:
-    """Encode a block's documents into part ``block.number``; ids are SentencePiece's own for each document.
+    """Encode a block's documents into part ``block.number``; ids are the tokenizer's own for each document.
 
     Raises:
         DataError: the block cannot be read.
@@ -79,7 +78,7 @@ def encode_block(context: EncodeContext, block: Block) -> Part:
     draft = context.store.drafts(block.number)
     tallies = [Tally() for _ in block.sections]
     with storage_errors(draft.tokens), draft.tokens.open("wb") as tokens, draft.documents.open("wb") as records:
-        encoder = _Encoder(_load_processor(context.tokenizer), context.dtype, tokens, records, len(block.sections))
+        encoder = _Encoder(_load_tokenizer(context.tokenizer), context.dtype, tokens, records, len(block.sections))
         for place, (section, tally) in enumerate(zip(block.sections, tallies, strict=True)):
             for document in _documents(context, section, tally):
                 encoder.add(document, place)
@@ -108,19 +107,19 @@ def _documents(context: WorkContext, section: Section, tally: Tally) -> Iterator
 
 
 class _Encoder:
-    """Encodes in batches: one call into SentencePiece for about a megabyte, ids straight into arrays."""
+    """Encodes in batches: one call of the tokenizer for about a megabyte, ids straight into arrays."""
 
     # S sections of the block
 
     def __init__(
         self,
-        processor: sentencepiece.SentencePieceProcessor,
+        tokenizer: VocabularyTokenizer,
         dtype: np.dtype,
         tokens: BinaryIO,
         records: BinaryIO,
         num_sections: int,
     ) -> None:
-        self._processor = processor
+        self._tokenizer = tokenizer
         self._dtype = dtype
         self._tokens = tokens
         self._records = records
@@ -142,7 +141,7 @@ class _Encoder:
     def flush(self) -> None:
         if not self._batch:
             return
-        encoded = self._processor.encode(self._batch, return_type="numpy", num_threads=1)  # one [T_i] int32 each
+        encoded = self._tokenizer.encode_batch(self._batch)  # one [T_i] each
         ids = np.concatenate(encoded)
         records = np.empty(len(self._batch), dtype=DOCUMENT_RECORD)
         records["length"] = [len(document) for document in encoded]
@@ -152,12 +151,12 @@ class _Encoder:
         self._records.write(records[records["length"] > 0].tobytes())
         self.num_words += sum(text.count(" ") + 1 for text in self._batch)
         np.add.at(self.num_tokens, self._places, records["length"])
-        unknown = np.flatnonzero(ids == UNK_ID)
+        unknown = np.flatnonzero(ids == self._tokenizer.unk_id)
         documents = np.searchsorted(np.cumsum(records["length"]), unknown, side="right")
         np.add.at(self.num_unknown, np.asarray(self._places)[documents], 1)
         self._batch, self._places, self._batch_size = [], [], 0
 
 
 @lru_cache(maxsize=1)
-def _load_processor(path: Path) -> sentencepiece.SentencePieceProcessor:
-    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+def _load_tokenizer(path: Path) -> VocabularyTokenizer:
+    return load_tokenizer(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import VocabularyTokenizer
 from megadeberta.data_prep.left_out import shorten
 from megadeberta.data_prep.machines import JoinedParts
 from megadeberta.data_prep.near.groups import DocumentGroups
@@ -79,7 +79,7 @@ class ComparedDocuments:
             digest.update(self.store.documents(number).tobytes())
         return f"near-{digest.hexdigest()}"
 
-    def start_of(self, document: int, tokenizer: SentencePieceTokenizer) -> str:
+    def start_of(self, document: int, tokenizer: VocabularyTokenizer) -> str:
         """The beginning of the text of a document, by its number among all."""
         place = int(np.searchsorted(self.firsts, document, side="right")) - 1
         number = self.parts[place]
@@ -95,7 +95,7 @@ class ComparedDocuments:
 def find_near_copies(
     compared: ComparedDocuments,
     *,
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: VocabularyTokenizer,
     similarity: float,
     folder: Path,
     stages: Stages,

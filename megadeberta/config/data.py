@@ -10,13 +10,26 @@ from megadeberta.config.blend import SourceName, TrainSource
 from megadeberta.config.first_problem import hidden
 from megadeberta.config.section import Section
 
-TOKENIZER_FILE = "spm.model"
-"""The SentencePiece model, in every folder this package writes: of prepared data, of a checkpoint, of weights."""
+TOKENIZER_FILE, TOKENIZER_JSON = "spm.model", "tokenizer.json"
+"""The tokenizer in every folder that this package writes (of prepared data, of a checkpoint, of weights): a
+SentencePiece model, or any other kind. Where both are, as in a Hugging Face folder, the latter was made of the former.
+"""
 TRAIN_NAME, VALID_NAME = "train", "valid"
 """Of the token files that `megadeberta prep` writes into its folder."""
-PREPARED_TOKENIZER = Path("tokenizer", TOKENIZER_FILE)
+TOKENIZER_FOLDER = "tokenizer"
 """Where in that folder the tokenizer is."""
 _OF_FOLDER = ("train", "valid", "tokenizer")
+
+
+def tokenizer_name(content: bytes) -> str:
+    """What a tokenizer's file is called in such a folder."""
+    return TOKENIZER_JSON if content.lstrip()[:1] == b"{" else TOKENIZER_FILE
+
+
+def tokenizer_in(folder: Path) -> Path:
+    """The tokenizer of a folder that this package wrote; the path of a SentencePiece model where there is none."""
+    other = folder / TOKENIZER_JSON
+    return other if other.is_file() and not (folder / TOKENIZER_FILE).is_file() else folder / TOKENIZER_FILE
 
 
 def expand_folder(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +55,7 @@ def expand_folder(section: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         "train": str(path / TRAIN_NAME),
         "valid": None if has_no_valid or "valid" in values else str(path / VALID_NAME),
-        "tokenizer": str(path / PREPARED_TOKENIZER),
+        "tokenizer": str(tokenizer_in(path / TOKENIZER_FOLDER)),
     }
     return values | found
 
@@ -79,7 +92,7 @@ class DataConfig(Section):
     valid: Annotated[_One | _ValidSources, Discriminator(_how_many)] | None = Field(
         None, description='shard prefix of the held-out documents, or several: {"en": PREFIX, ...}; null = none'
     )
-    tokenizer: Path = Field(description="the spm.model the shards were made with")
+    tokenizer: Path = Field(description="the spm.model or tokenizer.json the shards were made with")
     packing: Literal["none", "documents"] = Field(
         "none",
         description="none: documents laid end to end and cut; documents: each with its own [CLS] and [SEP], and "

@@ -1,13 +1,11 @@
 """``convert export``: a checkpoint of ours -> a folder that transformers or microsoft/DeBERTa loads."""
 
-import shutil
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
 from megadeberta.checkpoint.manifest import MANIFEST_NAME
-from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR
 from megadeberta.convert.card_facts import CardFacts
 from megadeberta.convert.formats.config_json import HF_CONFIG, MICROSOFT_CONFIG, to_config_json, to_model_config_json
@@ -21,7 +19,7 @@ from megadeberta.convert.published_folder import publish_folder, write_json
 from megadeberta.convert.reload_check import Finding, check_export
 from megadeberta.convert.tokenizer.same_ids import texts_of_run
 from megadeberta.convert.tokenizer.tokenizer_json import write_tokenizer
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import load_tokenizer
 from megadeberta.errors import CheckpointError, ConfigError
 from megadeberta.weights.source import ModelSource, load_weights
 from megadeberta.weights.tensor_file import PICKLED, SAFETENSORS
@@ -62,7 +60,7 @@ def export_checkpoint(
     kind = _kind_for(loaded, kind)
     source = _source_of(loaded, kind)
     tokenizer = source.checked_tokenizer()
-    texts = texts_of_run(source, SentencePieceTokenizer.load(tokenizer))
+    texts = texts_of_run(source, load_tokenizer(tokenizer))
     target = choose_target(source.config, kind, file_format)
     note = microsoft_decoder_note(source, target)
     findings = [Finding("exported", _what(loaded, source))]
@@ -115,8 +113,9 @@ def _write_files(folder: Path, source: ModelSource, target: ExportTarget, facts:
         write_tokenizer(tokenizer, folder, max_length=source.config.max_position_embeddings)
         if (opt_in := target.carried(source.config)) is not None:
             (folder / opt_in.file_name).write_bytes(opt_in.source())
-    shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
-    num_tokens = SentencePieceTokenizer.load(tokenizer).vocab_size_needed
+    vocabulary = load_tokenizer(tokenizer)
+    (folder / vocabulary.file_name).write_bytes(vocabulary.content)
+    num_tokens = vocabulary.vocab_size_needed
     (folder / "README.md").write_text(write_model_card(source, target, facts, num_tokens=num_tokens), encoding="utf-8")
 
 

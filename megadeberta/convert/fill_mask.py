@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.convert.formats.places import config_path
 from megadeberta.convert.formats.read_folder import read_hf_folder
-from megadeberta.data.tokenizer import MASK, WORD_BOUNDARY, PieceKind, SentencePieceTokenizer
+from megadeberta.data.tokenizer import MASK, WORD_BOUNDARY, PieceKind, find_tokenizer, load_tokenizer
 from megadeberta.errors import CheckpointError, ConfigError, DataError
 from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.whole import WholeModel
@@ -47,7 +46,7 @@ def predict_masks(path: Path, text: str, *, top_k: int = 5) -> list[list[Guess]]
         ConfigError: ``top_k`` is not between 1 and the number of pieces.
     """
     source = _load(path)
-    vocabulary = SentencePieceTokenizer.load(source.checked_tokenizer())
+    vocabulary = load_tokenizer(source.checked_tokenizer())
     offered = torch.from_numpy(vocabulary.piece_kinds() != PieceKind.SPECIAL).nonzero().flatten()  # [P]
     if not 1 <= top_k <= len(offered):
         raise ConfigError(f"--top-k {top_k} is not between 1 and {len(offered)}, the number of pieces")
@@ -79,8 +78,7 @@ def _load(path: Path) -> ModelSource:
         raise CheckpointError(
             f"{path}: has no {imported.missing[0]}, without which nothing can be predicted; export with --model mlm"
         )
-    tokenizer = path / TOKENIZER_FILE
-    return ModelSource(path, imported.config, imported.weights, tokenizer if tokenizer.is_file() else None)
+    return ModelSource(path, imported.config, imported.weights, find_tokenizer(path))
 
 
 def _check_text(text: str, num_tokens: int, num_masks: int, longest: int) -> None:

@@ -1,7 +1,6 @@
 """``convert import``: a folder that predicts tokens -> a folder of our weights."""
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.formats.places import folder_of
 from megadeberta.convert.formats.read_folder import ReportLine, read_hf_folder
 from megadeberta.convert.published_folder import publish_folder, write_json
+from megadeberta.data.tokenizer import find_tokenizer, load_tokenizer
 from megadeberta.errors import CheckpointError
 from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.layers.layer import Layer
@@ -53,7 +53,8 @@ def import_folder(
         CheckpointError: the weights are missing, damaged, unsafe, not finite or not those of the configuration.
     """
     imported = read_hf_folder(place, mask_decoder=mask_decoder)
-    spm = folder_of(place) / TOKENIZER_FILE
+    folder = folder_of(place)
+    spm = find_tokenizer(folder) or folder / TOKENIZER_FILE
     check_tokenizer_fits(spm, imported.config)
     if imported.missing and not allow_new:
         raise CheckpointError(
@@ -89,7 +90,8 @@ def write_import(
             write_json(target / OBJECTIVE_JSON, objective.model_dump(mode="json"))
         write_json(target / REPORT, [vars(line) for line in lines])
         if spm.is_file():
-            shutil.copyfile(spm, target / TOKENIZER_FILE)
+            tokenizer = load_tokenizer(spm)
+            (target / tokenizer.file_name).write_bytes(tokenizer.content)
 
     publish_folder(out, fill, overwrite=overwrite, marker=MODEL_JSON)
 

@@ -19,6 +19,7 @@ from megadeberta.convert.formats.names import difference_names
 from megadeberta.convert.formats.places import folder_of
 from megadeberta.convert.formats.read_folder import ImportedModel, ReportLine, read_discriminator, read_hf_folder
 from megadeberta.convert.import_folder import draw_initial_values, write_import
+from megadeberta.data.tokenizer import find_tokenizer
 from megadeberta.errors import CheckpointError
 from megadeberta.layers.catalogue import rtd_layers
 from megadeberta.layers.embeddings import POSITION_TABLE, WORD_TABLE
@@ -220,7 +221,7 @@ def _check_sum(base: Tensor, difference: Tensor, whole: Tensor, source: str) -> 
 
 def _common_vocabulary(folders: list[Path]) -> Path:
     """The tokenizer beside the weights; a path that does not exist if no folder has one."""
-    found = [folder / TOKENIZER_FILE for folder in folders if (folder / TOKENIZER_FILE).is_file()]
+    found = [path for folder in folders if (path := find_tokenizer(folder)) is not None]
     if any(path.read_bytes() != found[0].read_bytes() for path in found[1:]):
         raise CheckpointError(f"{found[0]} and {found[1]} differ: generator and discriminator need one vocabulary")
     return found[0] if found else folders[0] / TOKENIZER_FILE

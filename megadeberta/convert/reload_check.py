@@ -13,14 +13,13 @@ import torch
 import transformers
 from torch import Tensor
 
-from megadeberta.config.data import TOKENIZER_FILE
+from megadeberta.config.data import TOKENIZER_JSON, tokenizer_in
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert.formats.config_json import MICROSOFT_CONFIG
 from megadeberta.convert.formats.family import Family, OptIn
 from megadeberta.convert.formats.read_folder import ImportedModel, read_hf_folder
 from megadeberta.convert.tokenizer.same_ids import ODD_TEXTS, check_same_ids
-from megadeberta.convert.tokenizer.tokenizer_json import TOKENIZER_JSON
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import load_tokenizer
 from megadeberta.errors import CheckpointError
 from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.whole import WholeModel
@@ -152,12 +151,12 @@ def _compare(ours: Tensor, theirs: Tensor, mask: Tensor, what: str, folder: Path
 
 
 def _check_tokenizer(folder: Path, texts: Sequence[str]) -> Finding:
-    reference = SentencePieceTokenizer.load(folder / TOKENIZER_FILE)
+    reference = load_tokenizer(tokenizer_in(folder))
     with _quiet():
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         toss_ups = check_same_ids(reference, tokenizer, texts, str(folder))
     of_run = f" and {len(texts)} documents of the run" if texts else ""
-    detail = f"ids of {TOKENIZER_FILE} on {len(ODD_TEXTS)} odd texts{of_run}"
+    detail = f"ids of {reference.path.name} on {len(ODD_TEXTS)} odd texts{of_run}"
     if toss_ups:
         detail += (
             f", but for {toss_ups} that hold a word with two cuts of the same probability, such as a run of one "

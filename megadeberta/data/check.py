@@ -11,7 +11,7 @@ from megadeberta.data.indexed import check_prefix, shard_file
 from megadeberta.data.missing import suggest_path
 from megadeberta.data.sequences import open_reader
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import VocabularyTokenizer, load_tokenizer
 from megadeberta.errors import ConfigError, DataError
 from megadeberta.layers.vocabulary import rounded_vocabulary
 
@@ -61,7 +61,7 @@ def vocabulary_size(tokenizer: Path) -> int:
         near = suggest_path(tokenizer)
         hint = f", did you mean {near}?" if near else ""
         raise DataError(f"the tokenizer {tokenizer} does not exist{hint}; `megadeberta prep` makes one with the data")
-    return rounded_vocabulary(SentencePieceTokenizer.load(tokenizer).vocab_size_needed)
+    return rounded_vocabulary(load_tokenizer(tokenizer).vocab_size_needed)
 
 
 def check_data(data: DataConfig, vocab_size: int) -> DataFacts:
@@ -77,6 +77,11 @@ def check_data(data: DataConfig, vocab_size: int) -> DataFacts:
     _check_different(train)
     tokenizer = _check_tokenizer(data, train, valid)
     tokenizer.check_exportable()
+    if tokenizer.path.read_bytes() != tokenizer.content:
+        raise DataError(
+            f"data.tokenizer={data.tokenizer} is not the one file that the token files were made with; set it to the "
+            f"{tokenizer.file_name} in the folder tokenizer/ that `megadeberta prep` wrote"
+        )
     if tokenizer.vocab_size_needed > vocab_size:
         rounded = rounded_vocabulary(tokenizer.vocab_size_needed)
         raise ConfigError(
@@ -116,7 +121,7 @@ def _check_different(train: Mapping[str, ShardManifest]) -> None:
 
 def _check_tokenizer(
     data: DataConfig, train: Mapping[str, ShardManifest], valid: Mapping[str, ShardManifest]
-) -> SentencePieceTokenizer:
+) -> VocabularyTokenizer:
     """That every shard is of the one tokenizer, and none empty; nothing but the manifests has been read so far."""
     shards = [(data.train_prefixes[name], manifest) for name, manifest in train.items()]
     shards += [(data.valid_prefixes[name], manifest) for name, manifest in valid.items()]
@@ -128,7 +133,7 @@ def _check_tokenizer(
                 f"{first.tokenizer_sha256[:16]}…, and {prefix} {manifest.tokenizer_sha256[:16]}…; prepare one of them "
                 "again with `megadeberta prep --tokenizer` of the other"
             )
-    tokenizer = SentencePieceTokenizer.load(data.tokenizer, expected_sha256=first.tokenizer_sha256)
+    tokenizer = load_tokenizer(data.tokenizer, expected_sha256=first.tokenizer_sha256)
     for prefix, manifest in shards:
         if not manifest.num_tokens:
             raise DataError(f"the shard {prefix} holds no tokens; prepare it again from a corpus that is not empty")

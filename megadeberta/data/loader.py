@@ -30,7 +30,7 @@ from megadeberta.data.packing import document_starts
 from megadeberta.data.samples import TrainingSamples
 from megadeberta.data.sequences import open_reader
 from megadeberta.data.targets import Targets, load_targets
-from megadeberta.data.tokenizer import PAD_ID, SentencePieceTokenizer
+from megadeberta.data.tokenizer import PAD_ID, load_tokenizer
 from megadeberta.data.workers import exit_with_the_rank, is_death_of_a_worker, worker_context
 from megadeberta.errors import MegadebertaError, PeerLostError
 
@@ -242,7 +242,7 @@ def steps_without_data(*, start_step: int, total_steps: int) -> Iterator[StepBat
 
 
 def _load_targets(data: DataConfig, objective: ObjectiveConfig) -> Targets:
-    tokenizer = SentencePieceTokenizer.load(data.tokenizer)
+    tokenizer = load_tokenizer(data.tokenizer)
     return load_targets(objective, tokenizer.piece_kinds(), mask_id=tokenizer.mask_id)
 
 

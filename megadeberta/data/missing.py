@@ -5,7 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from megadeberta.config.data import PREPARED_TOKENIZER, TOKENIZER_FILE, TRAIN_NAME, VALID_NAME, DataConfig, shard_exists
+from megadeberta.config.data import (
+    TOKENIZER_FOLDER,
+    TRAIN_NAME,
+    VALID_NAME,
+    DataConfig,
+    shard_exists,
+    tokenizer_in,
+)
 from megadeberta.data.indexed import shard_file
 from megadeberta.errors import DataError
 
@@ -105,6 +112,6 @@ def _missing_tokenizer(data: DataConfig) -> Iterator[Missing]:
     path = data.tokenizer
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        inside = [path / TOKENIZER_FILE, path / PREPARED_TOKENIZER] if path.is_dir() else [suggest_path(path)]
-        near = next((file for file in inside if file is not None and file.is_file()), None)
-        yield Missing("data.tokenizer", path, what, near)
+        inside = [path, path / TOKENIZER_FOLDER]
+        near = [tokenizer_in(folder) for folder in inside] if path.is_dir() else [suggest_path(path)]
+        yield Missing("data.tokenizer", path, what, next((file for file in near if file and file.is_file()), None))

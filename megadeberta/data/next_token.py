@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.counter_random import Words, random_words, uniform
 from megadeberta.data.masking import MaskedBatch, MlmMasker, slots_needed
-from megadeberta.data.tokenizer import CLS_ID, PAD_ID, SEP_ID
+from megadeberta.data.tokenizer import PAD_ID
 from megadeberta.layers.objectives import objective_of
 
 _KIND, _PREFIX, _PREFIX_LENGTH = range(16, 19)  # streams of a sequence; masking has the first ones
@@ -41,7 +41,10 @@ class NextTokenTargets:
         following = np.zeros_like(tokens)
         following[:, :-1] = tokens[:, 1:]
         places = np.arange(length)
-        is_target = ~np.isin(following, (PAD_ID, CLS_ID, SEP_ID)) & (places >= prefix[:, None] - 1)
+        last = np.count_nonzero(tokens != PAD_ID, axis=1, keepdims=True) - 1
+        marks = np.take_along_axis(tokens, last * [[0, 1]], axis=1)  # [CLS] and [SEP] begin and end every sequence
+        is_mark = (following[:, :, None] == marks[:, None]).any(axis=2)
+        is_target = ~is_mark & (following != PAD_ID) & (places >= prefix[:, None] - 1)
         positions = np.where(is_target, places, length)
         positions.sort(axis=1)
         positions = np.where(left_to_right[:, None], positions, _widen(masked, length))

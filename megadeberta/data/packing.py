@@ -61,7 +61,9 @@ def plan_sequences(document_ends: NDArray[np.int64], sequence_length: int) -> ND
 class PackedReader:
     """Reads sequences of documents; opens the shard at once, so make it in the process that uses it."""
 
-    def __init__(self, prefix: Path, sequence_length: int) -> None:
+    def __init__(self, prefix: Path, sequence_length: int, marks: tuple[int, int] = (CLS_ID, SEP_ID)) -> None:
+        """``marks``: ids of [CLS] and [SEP]."""
+        self._marks = marks
         self._shard = TokenShard.open(prefix, reads_index=False)
         self._length = sequence_length
         self._plan = PackingPlan.open(
@@ -84,9 +86,8 @@ class PackedReader:
         for sequence, ((start, _), borders, tokens) in zip(sequences, texts, strict=True):
             place = 0
             for part in np.split(tokens, borders - start):
-                sequence[place] = CLS_ID
+                sequence[place], sequence[place + 1 + len(part)] = self._marks
                 sequence[place + 1 : place + 1 + len(part)] = part
-                sequence[place + 1 + len(part)] = SEP_ID
                 place += len(part) + _MARKS
         return sequences
 
@@ -104,6 +105,10 @@ def _plan_shard(prefix: Path, sequence_length: int) -> tuple[NDArray[np.int64], 
 
 
 def document_starts(sequences: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The place of the [CLS] before each token, ``[N, L]``; padding counts to the last document."""
+    """The place of the [CLS] before each token, ``[N, L]``; padding counts to the last document.
+
+    Args:
+        sequences: ``[N, L]``, of which each begins with [CLS].
+    """
     places = np.arange(sequences.shape[1])
-    return np.maximum.accumulate(np.where(sequences == CLS_ID, places, 0), axis=1)
+    return np.maximum.accumulate(np.where(sequences == sequences[:, :1], places, 0), axis=1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from megadeberta.config.data import DataConfig
 from megadeberta.data.indexed import TokenShard
 from megadeberta.data.packing import PackedReader
-from megadeberta.data.tokenizer import CLS_ID, PAD_ID, SEP_ID
+from megadeberta.data.tokenizer import CLS_ID, PAD_ID, SEP_ID, sequence_marks
 
 
 def count_chunks(num_tokens: int, sequence_length: int) -> int:
@@ -22,13 +22,15 @@ def count_chunks(num_tokens: int, sequence_length: int) -> int:
 def open_reader(prefix: Path, data: DataConfig) -> "ChunkReader | PackedReader":
     """The reader that ``data.packing`` asks for."""
     kind = PackedReader if data.packing == "documents" else ChunkReader
-    return kind(prefix, data.sequence_length)
+    return kind(prefix, data.sequence_length, sequence_marks(data.tokenizer))
 
 
 class ChunkReader:
     """Reads chunks of one shard; opens the shard at once, so make it in the process that uses it."""
 
-    def __init__(self, prefix: Path, sequence_length: int) -> None:
+    def __init__(self, prefix: Path, sequence_length: int, marks: tuple[int, int] = (CLS_ID, SEP_ID)) -> None:
+        """``marks``: ids of [CLS] and [SEP]."""
+        self._cls_id, self._sep_id = marks
         self._shard = TokenShard.open(prefix, reads_index=False)
         self._length = sequence_length
         self.num_chunks = count_chunks(self._shard.num_tokens, sequence_length)
@@ -40,12 +42,12 @@ class ChunkReader:
             DataError: the shard's file was cut off or replaced since it was opened.
         """
         sequences = np.full((len(chunks), self._length), PAD_ID, np.int64)
-        sequences[:, 0] = CLS_ID
+        sequences[:, 0] = self._cls_id
         room = self._length - 2
         runs = [(chunk * room, min((chunk + 1) * room, self._shard.num_tokens)) for chunk in chunks.tolist()]
         for sequence, tokens in zip(sequences, self._shard.read_runs(runs), strict=True):
             sequence[1 : 1 + len(tokens)] = tokens
-            sequence[1 + len(tokens)] = SEP_ID
+            sequence[1 + len(tokens)] = self._sep_id
         return sequences
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.data.check import check_data
 from megadeberta.data.loader import validation_batches
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import VocabularyTokenizer, load_tokenizer
 from megadeberta.errors import ConfigError, DataError
 from megadeberta.evaluate.sequences import Scores, score_by_mask_kind, score_terms
 from megadeberta.evaluate.texts import score_left_to_right, score_pseudo_perplexity
@@ -46,7 +46,7 @@ def evaluate(
     source = load_weights(path)
     tokenizer_file = source.checked_tokenizer()
     data = _data_section(source, tokenizer_file, shard=shard, length=_sequence_length(source, length))
-    tokenizer = SentencePieceTokenizer.load(tokenizer_file)
+    tokenizer = load_tokenizer(tokenizer_file)
     model = _model(source)
     scores: Scores = {}
     if data.valid is not None and (shard is not None or text is None):
@@ -66,7 +66,7 @@ def _score_text(
     path: Path,
     model: WholeModel,
     source: ModelSource,
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: VocabularyTokenizer,
     *,
     length: int,
     batch_size: int,
@@ -74,11 +74,12 @@ def _score_text(
     scores: Scores = {}
     content, ids = _read_text(path, tokenizer)
     losses = _losses(source)
+    marks = (tokenizer.cls_id, tokenizer.sep_id)
     if "ar_loss" in losses:
-        scores |= score_left_to_right(model, content, ids, length=length)
+        scores |= score_left_to_right(model, content, ids, marks=marks, length=length)
     if "mlm_loss" in losses:
         scores |= score_pseudo_perplexity(
-            model, content, ids, mask_id=tokenizer.mask_id, length=length, batch_size=batch_size
+            model, content, ids, mask_id=tokenizer.mask_id, marks=marks, length=length, batch_size=batch_size
         )
     return scores
 
@@ -137,7 +138,7 @@ def _model(source: ModelSource) -> WholeModel:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _read_text(path: Path, tokenizer: SentencePieceTokenizer) -> tuple[str, list[int]]:
+def _read_text(path: Path, tokenizer: VocabularyTokenizer) -> tuple[str, list[int]]:
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

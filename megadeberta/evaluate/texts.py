@@ -15,9 +15,20 @@ from megadeberta.data.tokenizer import CLS_ID, SEP_ID
 from megadeberta.evaluate.sequences import Scores, perplexity
 from megadeberta.model.whole import WholeModel
 
+Marks = tuple[int, int]
+"""Ids of [CLS] and [SEP]."""
+_USUAL = (CLS_ID, SEP_ID)
+
 
 def score_pseudo_perplexity(
-    model: WholeModel, text: str, ids: Sequence[int], *, mask_id: int, length: int, batch_size: int
+    model: WholeModel,
+    text: str,
+    ids: Sequence[int],
+    *,
+    mask_id: int,
+    length: int,
+    batch_size: int,
+    marks: Marks = _USUAL,
 ) -> Scores:
     """Each token predicted from all others of its piece (Salazar et al. 2020: Masked Language Model Scoring).
 
@@ -26,7 +37,7 @@ def score_pseudo_perplexity(
         length: longest sequence, [CLS] and [SEP] included.
     """
     loss = 0.0
-    for sequence in _pieces(ids, length):
+    for sequence in _pieces(ids, length, marks):
         places = torch.arange(1, sequence.numel() - 1)
         for chosen in places.split(batch_size):
             rows = sequence.repeat(len(chosen), 1).scatter(1, chosen.unsqueeze(1), mask_id)
@@ -34,10 +45,12 @@ def score_pseudo_perplexity(
     return _scores("pseudo", loss, text, len(ids))
 
 
-def score_left_to_right(model: WholeModel, text: str, ids: Sequence[int], *, length: int) -> Scores:
+def score_left_to_right(
+    model: WholeModel, text: str, ids: Sequence[int], *, length: int, marks: Marks = _USUAL
+) -> Scores:
     """Each token predicted from those before it in its piece, [CLS] included."""
     loss = 0.0
-    for sequence in _pieces(ids, length):
+    for sequence in _pieces(ids, length, marks):
         places = torch.arange(sequence.numel() - 2).unsqueeze(0)
         loss += _loss(model, sequence.unsqueeze(0), places, sequence[1:-1].unsqueeze(0), prefix_lengths=torch.zeros(1))
     return _scores("ar", loss, text, len(ids))
@@ -54,10 +67,10 @@ def _loss(model: WholeModel, ids: Tensor, positions: Tensor, labels: Tensor, **r
     return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"))
 
 
-def _pieces(ids: Sequence[int], length: int) -> Iterator[Tensor]:
+def _pieces(ids: Sequence[int], length: int, marks: Marks) -> Iterator[Tensor]:
     room = length - 2
     for start in range(0, len(ids), room):
-        yield torch.tensor([CLS_ID, *ids[start : start + room], SEP_ID])
+        yield torch.tensor([marks[0], *ids[start : start + room], marks[1]])
 
 
 def _scores(name: str, loss: float, text: str, num_tokens: int) -> Scores:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from megadeberta.config.data import PREPARED_TOKENIZER, TRAIN_NAME, VALID_NAME, shard_exists
+from megadeberta.config.data import TOKENIZER_FOLDER, TRAIN_NAME, VALID_NAME, shard_exists, tokenizer_in
 from megadeberta.data.check import vocabulary_size
 from megadeberta.data.indexed import shard_file
 from megadeberta.data.shard_manifest import read_manifest
@@ -45,5 +45,5 @@ def read_corpus(folder: Path) -> Corpus:
         tokens=manifest.num_tokens,
         documents=manifest.num_documents,
         has_valid=shard_exists(folder / VALID_NAME),
-        vocabulary=vocabulary_size(folder / PREPARED_TOKENIZER),
+        vocabulary=vocabulary_size(tokenizer_in(folder / TOKENIZER_FOLDER)),
     )

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from megadeberta.config.data import TOKENIZER_FILE
+from megadeberta.config.data import tokenizer_in
 from megadeberta.errors import CheckpointError
 from megadeberta.weights.shapes import compare_shapes
 from megadeberta.weights.tensor_file import SAFETENSORS
@@ -30,7 +30,7 @@ def initial_values(
         CheckpointError: the file is missing or unreadable, its names or shapes are not exactly the
             model's, a value is not finite, or the weights are for another vocabulary.
     """
-    _check_vocabulary(folder / TOKENIZER_FILE, tokenizer)
+    _check_vocabulary(tokenizer_in(folder), tokenizer)
     weights = _open_checked(folder, {name: tuple(shape) for name, shape in shapes.items()})
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from megadeberta.checkpoint.content import CheckpointContent
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints, read_pointer
 from megadeberta.checkpoint.manifest import MANIFEST_NAME, Manifest
 from megadeberta.checkpoint.verify import verify_checkpoint
-from megadeberta.config.data import TOKENIZER_FILE
+from megadeberta.config.data import TOKENIZER_FILE, tokenizer_in
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig
 from megadeberta.config.section import Section
@@ -48,7 +48,7 @@ class ModelSource:
     config: ModelConfig
     weights: dict[str, Tensor]
     tokenizer: Path | None
-    """The SentencePiece file beside the weights."""
+    """The tokenizer beside the weights."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     run: dict[str, Any] = field(default_factory=dict)
     """Of the run that the weights come from, if any: ``step``, the resolved ``config``, ``world`` and ``hardware``."""
@@ -238,5 +238,5 @@ def _complete(
 ) -> ModelSource:
     compare_shapes(parameter_shapes(config, objective), shapes_of(weights), str(folder))
     check_finite(weights, str(folder))
-    tokenizer = folder / TOKENIZER_FILE
+    tokenizer = tokenizer_in(folder)
     return ModelSource(folder, config, weights, tokenizer if tokenizer.is_file() else None, objective, run)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.data.tokenizer import SentencePieceTokenizer
+from megadeberta.data.tokenizer import load_tokenizer
 from megadeberta.errors import CheckpointError
 
 
@@ -16,7 +16,7 @@ def check_tokenizer_fits(spm: Path, config: ModelConfig) -> None:
     """
     if not spm.is_file():
         return
-    tokenizer = SentencePieceTokenizer.load(spm)
+    tokenizer = load_tokenizer(spm)
     tokenizer.check_exportable()
     needed = tokenizer.vocab_size_needed
     if needed > config.vocab_size:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megadeberta.config.data import DataConfig
 from megadeberta.data.indexed import TokenShard
-from megadeberta.data.tokenizer import CLS_ID, MASK, SEP_ID, SPECIAL_PIECES, SentencePieceTokenizer
+from megadeberta.data.tokenizer import MASK, SPECIAL_PIECES, VocabularyTokenizer
 from megadeberta.errors import CheckpointError, DataError
 from megadeberta.weights.source import ModelSource
 
@@ -26,7 +26,7 @@ ODD_TEXTS = (
 )
 
 
-def texts_of_run(source: ModelSource, tokenizer: SentencePieceTokenizer) -> list[str]:
+def texts_of_run(source: ModelSource, tokenizer: VocabularyTokenizer) -> list[str]:
     """Documents of the run that the weights are from, as their tokens read: held-out ones, or else of the training
     text; none where the token files are not there any more.
     """
@@ -41,7 +41,7 @@ def texts_of_run(source: ModelSource, tokenizer: SentencePieceTokenizer) -> list
     return texts
 
 
-def _documents(prefix: Path, tokenizer: SentencePieceTokenizer) -> Iterator[str]:
+def _documents(prefix: Path, tokenizer: VocabularyTokenizer) -> Iterator[str]:
     try:
         shard = TokenShard.open(prefix)
     except DataError:
@@ -54,7 +54,7 @@ def _documents(prefix: Path, tokenizer: SentencePieceTokenizer) -> Iterator[str]
 
 
 def check_same_ids(
-    reference: SentencePieceTokenizer, found: PreTrainedTokenizerBase, texts: Sequence[str], name: str
+    reference: VocabularyTokenizer, found: PreTrainedTokenizerBase, texts: Sequence[str], name: str
 ) -> int:
     """Compare both on odd texts and on ``texts``; names of special tokens in them are special to ``found`` alone.
 
@@ -73,7 +73,7 @@ def check_same_ids(
         if any(special in text for special in (*SPECIAL_PIECES, MASK)):
             continue
         ids, expected = found(text)["input_ids"], reference.encode(text)
-        if ids == [CLS_ID, *expected, SEP_ID]:
+        if ids == [reference.cls_id, *expected, reference.sep_id]:
             continue
         if not reference.is_toss_up(expected, ids[1:-1]):
             raise CheckpointError(f"{name}: AutoTokenizer and {reference.path.name} give different ids for {text!r}")

@@ -7,20 +7,24 @@ transformers' tokenizer class for these models throws the file's character map a
 import json
 from pathlib import Path
 
-from megadeberta.data.tokenizer import MASK, SPECIAL_PIECES, SentencePieceTokenizer
+from megadeberta.config.data import TOKENIZER_JSON
+from megadeberta.data.tokenizer import MASK, SPECIAL_PIECES, load_tokenizer
 
-TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
-def write_tokenizer(sentencepiece_model: Path, folder: Path, *, max_length: int) -> None:
+def write_tokenizer(source: Path, folder: Path, *, max_length: int) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json``.
 
     Args:
         max_length: longest sequence of the model; transformers warns above it.
     """
     pad, cls, sep, unk = SPECIAL_PIECES
-    SentencePieceTokenizer.load(sentencepiece_model).fast().save(str(folder / TOKENIZER_JSON))
+    tokenizer = load_tokenizer(source)
+    if tokenizer.file_name == TOKENIZER_JSON:
+        (folder / TOKENIZER_JSON).write_bytes(tokenizer.content)
+    else:
+        tokenizer.fast().save(str(folder / TOKENIZER_JSON))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length,

@@ -1,5 +1,7 @@
 """Tokenizers: ids of the special tokens, and for every vocabulary entry what masking needs to know of it."""
 
+from megadeberta.data.tokenizer.base import VocabularyTokenizer
+from megadeberta.data.tokenizer.load import find_tokenizer, load_tokenizer, sequence_marks
 from megadeberta.data.tokenizer.pieces import (
     CLS_ID,
     MASK,
@@ -23,5 +25,9 @@ __all__ = [
     "WORD_BOUNDARY",
     "PieceKind",
     "SentencePieceTokenizer",
+    "VocabularyTokenizer",
+    "find_tokenizer",
+    "load_tokenizer",
+    "sequence_marks",
     "starts_word",
 ]

@@ -12,6 +12,8 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
+from megadeberta.config.data import TOKENIZER_FILE
+from megadeberta.data.tokenizer.base import VocabularyTokenizer, check_expected
 from megadeberta.data.tokenizer.pieces import (
     CLS_ID,
     MASK,
@@ -34,20 +36,24 @@ _HOW_TO_TRAIN = (
 )
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(VocabularyTokenizer):
     """A unigram SentencePiece model with the special ids of this file; made by ``load``."""
 
-    def __init__(self, processor: sentencepiece.SentencePieceProcessor, path: Path, content: bytes) -> None:
+    kind = "unigram"
+    file_name = TOKENIZER_FILE
+    cls_id, sep_id, unk_id = CLS_ID, SEP_ID, UNK_ID
+
+    def __init__(
+        self, processor: sentencepiece.SentencePieceProcessor, pieces: list[str], path: Path, content: bytes
+    ) -> None:
         """``content`` of ``path``, read and checked by ``load``."""
-        pieces = _pieces_of(processor)
         self._processor = processor
         self.path = path
-        self._content = content
+        self.content = content
         self._pieces = pieces
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.num_pieces = len(pieces)
         self.mask_id = pieces.index(MASK) if MASK in pieces else self.num_pieces
-        self.vocab_size_needed = max(self.num_pieces, self.mask_id + 1)
 
     @classmethod
     def load(cls, path: Path, *, expected_sha256: str | None = None) -> "SentencePieceTokenizer":
@@ -60,12 +66,7 @@ class SentencePieceTokenizer:
             DataError: missing, damaged, not the expected file, not unigram, or other special ids.
         """
         content = _read(path)
-        sha256 = hashlib.sha256(content).hexdigest()
-        if expected_sha256 is not None and sha256 != expected_sha256:
-            raise DataError(
-                f"the shards were made with another tokenizer: they name SHA-256 {expected_sha256[:16]}…, and {path} "
-                f"has {sha256[:16]}…; set data.tokenizer to the spm.model they were made with, or prepare them again"
-            )
+        check_expected(path, hashlib.sha256(content).hexdigest(), expected_sha256)
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=content)
             pieces = _pieces_of(processor)
@@ -73,28 +74,27 @@ class SentencePieceTokenizer:
             raise DataError(f"{path} is not a SentencePiece model, or it is damaged; {_HOW_TO_TRAIN}") from error
         _check_unigram(processor, path)
         _check_special_ids(processor, pieces, path)
-        return cls(processor, path, content)
+        return cls(processor, pieces, path, content)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        return self._processor.encode(list(texts), return_type="numpy", num_threads=1)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text`` without [CLS] and [SEP]; a character the vocabulary lacks becomes [UNK]."""
         return self._processor.encode(text)
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids below ``num_pieces``; [PAD], [CLS] and [SEP] give nothing."""
         return self._processor.decode(ids)
 
     def is_toss_up(self, ids: Sequence[int], other_ids: Sequence[int]) -> bool:
-        """Whether two ways to cut one text are equally likely, up to the rounding of SentencePiece's 32-bit sums."""
+        # SentencePiece adds up in 32 bits.
         likelihood, other = (math.fsum(map(self._processor.get_score, found)) for found in (ids, other_ids))
         replaced = (Counter(ids) - Counter(other_ids)).total()
         return abs(likelihood - other) <= (1 + replaced) * _ROUNDING * abs(likelihood)
 
     def piece(self, token_id: int) -> str:
-        """The piece's text; ``[MASK]`` for ``mask_id``."""
         return MASK if token_id == self.mask_id else self._pieces[token_id]
 
     def piece_kinds(self) -> NDArray[np.uint8]:
-        """``PieceKind`` of every id, [MASK] included: ``[vocab_size_needed]``."""
         return np.array([self._kind(token_id) for token_id in range(self.vocab_size_needed)], np.uint8)
 
     def _kind(self, token_id: int) -> PieceKind:
@@ -105,28 +105,21 @@ class SentencePieceTokenizer:
         return PieceKind.CONTINUATION if model.is_byte(token_id) else kind_of_text(self._pieces[token_id])
 
     def check_exportable(self) -> None:
-        """That a model of this vocabulary can be exported with equal ids.
-
-        Raises:
-            DataError: it has options or a normalisation that no ``tokenizer.json`` can express.
-        """
         from megadeberta.data.tokenizer.fast.normalizer import check_normalization
         from megadeberta.data.tokenizer.fast.sentencepiece_file import parse_unigram_model
 
         with self._named():
-            check_normalization(parse_unigram_model(self._content).charsmap)
+            check_normalization(parse_unigram_model(self.content).charsmap)
 
     def fast(self) -> "Tokenizer":
-        """The same vocabulary for the ``tokenizers`` library, with equal ids.
-
-        Raises:
-            DataError: see ``check_exportable``.
-        """
         from megadeberta.data.tokenizer.fast.sentencepiece_file import parse_unigram_model
         from megadeberta.data.tokenizer.fast.unigram import unigram_tokenizer
 
         with self._named():
-            return unigram_tokenizer(parse_unigram_model(self._content))
+            return unigram_tokenizer(parse_unigram_model(self.content))
+
+    def listing(self) -> bytes:
+        return vocabulary_listing(self._processor)
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -145,6 +138,12 @@ def _read(path: Path) -> bytes:
     if not content:
         raise DataError(f"the tokenizer {path} is an empty file; {_HOW_TO_TRAIN}")
     return content
+
+
+def vocabulary_listing(processor: sentencepiece.SentencePieceProcessor) -> bytes:
+    """What SentencePiece writes as ``spm.vocab``: one ``piece<TAB>score`` a line."""
+    lines = (f"{piece}\t{processor.get_score(token_id):g}\n" for token_id, piece in enumerate(_pieces_of(processor)))
+    return "".join(lines).encode()
 
 
 def _pieces_of(processor: sentencepiece.SentencePieceProcessor) -> list[str]:

@@ -14,7 +14,7 @@ from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
 from megadeberta.checkpoint.resume import ResumePoint, find_resumable
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.blend import BlendSegment
-from megadeberta.config.data import TOKENIZER_FILE
+from megadeberta.config.data import tokenizer_name
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.device_name import device_name
 from megadeberta.engine.state.local_parameters import LocalParameter
@@ -111,7 +111,9 @@ class RunCheckpoints:
     def _write_tokenizer(self, folder: Path) -> dict[str, Digest]:
         if self._collectives.rank != 0:
             return {}
-        return {TOKENIZER_FILE: write_new_file(folder / TOKENIZER_FILE, self._config.data.tokenizer.read_bytes())}
+        content = self._config.data.tokenizer.read_bytes()
+        name = tokenizer_name(content)
+        return {name: write_new_file(folder / name, content)}
 
 
 def run_record(config: RunConfig, *, world_size: int, data_fingerprint: Mapping[str, str]) -> RunRecord:

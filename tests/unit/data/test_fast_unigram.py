@@ -94,6 +94,18 @@ def test_special_ids_and_kinds(model: Path) -> None:
     assert all(kinds[number] == PieceKind.CONTINUATION for number in byte_ids)
 
 
+def test_unused_pieces_are_never_found(tmp_path: Path) -> None:
+    path = train_vocabulary(tmp_path / "spm.model", vocab_size=500, num_sub_iterations=1)
+    unused = b"\x0a\x06people\x15\x00\x00\x00\xc8\x18\x05"  # a piece, a low score and type 5
+    path.write_bytes(path.read_bytes() + b"\x0a" + bytes([len(unused)]) + unused)
+    tokenizer = SentencePieceTokenizer.load(path)
+    fast = tokenizer.fast()
+    assert tokenizer.num_pieces == 501 and fast.token_to_id("[MASK]") == 501
+    for text in ("people", "thepeople", "the \u13a0 people"):
+        assert fast.encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
+    assert tokenizer.piece_kinds()[500] == PieceKind.SPECIAL
+
+
 def test_bytes_are_decoded_to_their_character(tmp_path: Path) -> None:
     path = train_vocabulary(tmp_path / "spm.model", vocab_size=700, num_sub_iterations=1, byte_fallback=True)
     fast = SentencePieceTokenizer.load(path).fast()

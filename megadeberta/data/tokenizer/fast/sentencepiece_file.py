@@ -120,7 +120,6 @@ def _check_expressible(model: UnigramModel, trainer: Mapping[int, Any], normaliz
         "remove_extra_whitespaces=false": not normalizer.get(_REMOVE_EXTRA_WHITESPACES, 1),
         "escape_whitespaces=false": not normalizer.get(_ESCAPE_WHITESPACES, 1),
         "user_defined_symbols that hold a space": any(" " in text or WORD_BOUNDARY in text for text in symbols),
-        "pieces that are marked as unused": bool(model.texts(PieceType.UNUSED)),
     }
     found = [problem for problem, is_so in problems.items() if is_so]
     if found:

@@ -7,7 +7,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
-from megadeberta.data.tokenizer.fast.normalizer import sentencepiece_normalizer
+from megadeberta.data.tokenizer.fast.normalizer import BORDER, sentencepiece_normalizer
 from megadeberta.data.tokenizer.fast.sentencepiece_file import PieceType, UnigramModel
 from megadeberta.data.tokenizer.pieces import CLS_ID, MASK, SEP_ID, SPECIAL_PIECES, UNK_ID, WORD_BOUNDARY
 
@@ -25,7 +25,9 @@ def unigram_tokenizer(model: UnigramModel) -> Tokenizer:
         DataError: the library has no steps for the normalisation of the model.
     """
     symbols = [text for text in model.texts(PieceType.USER_DEFINED) if text != MASK]
-    vocabulary = list(zip((piece.text for piece in model.pieces), _scores(model), strict=True))
+    # An unused piece keeps its id under a name that no text holds.
+    names_in_json = (BORDER * (piece.type == PieceType.UNUSED) + piece.text for piece in model.pieces)
+    vocabulary = list(zip(names_in_json, _scores(model), strict=True))
     tokenizer = Tokenizer(Unigram(vocabulary, unk_id=UNK_ID, byte_fallback=model.byte_fallback))
     tokenizer.normalizer = sentencepiece_normalizer(model.charsmap, symbols)
     in_text = model.texts(PieceType.NORMAL, PieceType.USER_DEFINED)
@@ -59,7 +61,7 @@ def _scores(model: UnigramModel) -> list[float]:
     return [
         float(np.float32(len(piece.text.encode())) * highest) - 0.1
         if piece.type == PieceType.USER_DEFINED
-        else piece.score
+        else piece.score * (piece.type == PieceType.NORMAL)  # the library takes the least of all for unknown characters
         for piece in model.pieces
     ]
 

@@ -1,0 +1,138 @@
+"""Tokenizers of every kind, told apart by what a file or a folder holds."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from megadeberta.config.data import TOKENIZER_FILE, TOKENIZER_JSON
+from megadeberta.data.tokenizer.base import VocabularyTokenizer, check_expected
+from megadeberta.data.tokenizer.pieces import CLS_ID, SEP_ID
+from megadeberta.data.tokenizer.sentencepiece_model import SentencePieceTokenizer
+from megadeberta.errors import DataError
+
+VOCAB_JSON, MERGES, VOCAB_TXT = "vocab.json", "merges.txt", "vocab.txt"
+_OTHERS = (VOCAB_JSON, VOCAB_TXT)
+READABLE = f"{TOKENIZER_FILE}, {TOKENIZER_JSON}, {VOCAB_JSON} with {MERGES}, or {VOCAB_TXT}"
+
+
+def load_tokenizer(path: Path, *, expected_sha256: str | None = None) -> VocabularyTokenizer:
+    """Read and validate a tokenizer.
+
+    Args:
+        path: a file: of SentencePiece, of the ``tokenizers`` library (JSON), vocab.json beside merges.txt, or
+            vocab.txt; or a folder that holds one of them, in this order.
+        expected_sha256: of the tokenizer that token files were made with; any other is refused.
+
+    Raises:
+        DataError: missing, damaged, not the expected one, of no kind that is read, or with other special tokens.
+    """
+    if path.is_dir():
+        path = _in_folder(path)
+    if path.name == VOCAB_TXT:
+        found: VocabularyTokenizer = _wordpiece(path)
+    elif path.name == VOCAB_JSON and (path.parent / MERGES).is_file():
+        found = _byte_bpe(path)
+    elif _starts_as_json(path):
+        found = _library(path)
+    else:
+        return SentencePieceTokenizer.load(path, expected_sha256=expected_sha256)
+    check_expected(path, found.sha256, expected_sha256)
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def sequence_marks(path: Path) -> tuple[int, int]:
+    """Ids of [CLS] and [SEP] in the sequences of token files made with a tokenizer.
+
+    Raises:
+        DataError: see ``load_tokenizer``.
+    """
+    if not _starts_as_json(path):
+        return CLS_ID, SEP_ID
+    tokenizer = load_tokenizer(path)
+    return tokenizer.cls_id, tokenizer.sep_id
+
+
+def find_tokenizer(folder: Path) -> Path | None:
+    """The tokenizer in a folder of weights, published or ours; None where it has none."""
+    names = (TOKENIZER_FILE, TOKENIZER_JSON, *_OTHERS)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _in_folder(folder: Path) -> Path:
+    found = find_tokenizer(folder)
+    if found is None:
+        raise DataError(f"the folder {folder} holds no tokenizer: none of {READABLE}; name the file")
+    return found
+
+
+def _starts_as_json(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(64).lstrip()[:1] == b"{"
+    except OSError:
+        return False  # SentencePiece's reader says what is wrong
+
+
+def _library(path: Path) -> VocabularyTokenizer:
+    from tokenizers import Tokenizer
+
+    from megadeberta.data.tokenizer.byte_bpe import ByteBpeTokenizer
+    from megadeberta.data.tokenizer.library import is_prepared
+    from megadeberta.data.tokenizer.unigram_json import UnigramJsonTokenizer
+    from megadeberta.data.tokenizer.wordpiece import WordPieceTokenizer
+
+    content = path.read_bytes()
+    try:
+        values = json.loads(content)
+        tokenizer = Tokenizer.from_buffer(content)
+    except (ValueError, RecursionError, Exception) as error:  # the library raises Exception itself
+        raise DataError(f"{path}: not a {TOKENIZER_JSON}, or it is damaged ({error}); give {READABLE}") from None
+    kind = values["model"].get("type")
+    if kind == "BPE" and "ByteLevel" not in json.dumps([values.get("pre_tokenizer"), values.get("decoder")]):
+        kind = "BPE without byte level"
+    kinds = {found.model_type: found for found in (ByteBpeTokenizer, WordPieceTokenizer, UnigramJsonTokenizer)}
+    if kind not in kinds:
+        raise DataError(
+            f"{path}: a tokenizer of kind {kind}, which is not trained on; give a byte-level BPE, WordPiece or unigram "
+            f"{TOKENIZER_JSON}, or the {TOKENIZER_FILE} of a SentencePiece unigram model"
+        )
+    return kinds[kind](path, tokenizer, content if is_prepared(values) else None)
+
+
+def _byte_bpe(path: Path) -> VocabularyTokenizer:
+    from megadeberta.data.tokenizer.byte_bpe import ByteBpeTokenizer, read_byte_bpe
+
+    settings = _settings(path.parent)
+    prefix_space = settings.get("add_prefix_space") is True
+    return ByteBpeTokenizer(path, read_byte_bpe(path, path.parent / MERGES, add_prefix_space=prefix_space))
+
+
+def _wordpiece(path: Path) -> VocabularyTokenizer:
+    from megadeberta.data.tokenizer.wordpiece import WordPieceTokenizer, is_lowercase, read_wordpiece
+
+    settings = _settings(path.parent)
+    if settings.get("word_tokenizer_type") == "mecab" or settings.get("subword_tokenizer_type") == "character":
+        raise DataError(
+            f"{path}: its tokenizer_config.json asks for MeCab or for single characters, which no tokenizer.json can "
+            "express; cut the text into words beforehand, and give the vocabulary without that file"
+        )
+    tokenizer = read_wordpiece(
+        path,
+        lowercase=settings.get("do_lower_case", is_lowercase(path)) is True,
+        strip_accents=settings.get("strip_accents"),
+        split_chinese=settings.get("tokenize_chinese_chars", True) is not False,
+    )
+    return WordPieceTokenizer(path, tokenizer)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); mend it or take it away") from None
+    return values if isinstance(values, dict) else {}
