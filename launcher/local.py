@@ -66,6 +66,7 @@ def rank_environments(environ: Mapping[str, str], *, ranks: int, master_port: in
     }
     if os.isatty(_STDERR):  # the ranks' standard error is a pipe, but it ends on this terminal
         base.setdefault("FORCE_COLOR", "1")
+        base.setdefault("COLUMNS", str(os.get_terminal_size(_STDERR).columns))
     return [base | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 

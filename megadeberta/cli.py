@@ -63,7 +63,6 @@ def command_line(names: Iterable[str] = tuple(COMMANDS)) -> typer.Typer:
         "was lost. After 75 and 80, run the same command again to resume.",
         no_args_is_help=True,
         rich_markup_mode="markdown",
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -113,7 +112,7 @@ def main() -> None:
 def _run() -> int:
     try:
         # What a test or a plugin put in its place, or as much of the command line as is asked for.
-        asked = [name for name in sys.argv[1:2] if name in COMMANDS]
+        asked = [name for name in _typed_words()[1:2] if name in COMMANDS]
         app = globals().get("app") or command_line(asked or COMMANDS)
         code = app(prog_name="megadeberta", standalone_mode=False)
         sys.stdout.flush()
@@ -131,6 +130,11 @@ def _run() -> int:
     except OSError as error:
         code = _report_os_error(error)
     return code if isinstance(code, int) else 0
+
+
+def _typed_words() -> list[str]:
+    """Those of the command, or of the line that a shell wants completed: it must be quick, too."""
+    return os.environ["COMP_WORDS"].split() if "_MEGADEBERTA_COMPLETE" in os.environ else sys.argv
 
 
 def _report(message: str, code: int) -> int:

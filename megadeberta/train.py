@@ -21,6 +21,7 @@ from megadeberta.checkpoint.lock import SharedOutputLock
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.run import RunConfig
 from megadeberta.config.training import OptimizerConfig, ScheduleConfig
+from megadeberta.config.waiting import Waiting
 from megadeberta.data.blend_history import describe_change, fractions_of
 from megadeberta.data.loader import StepBatch, steps_without_data, training_batches, validation_batches
 from megadeberta.data.unigram import unigram_cross_entropy
@@ -66,7 +67,9 @@ class _Run:
     def __init__(self, prepared: PreparedRun, ranks: RankEnvironment, device: torch.device) -> None:
         config = self.config = prepared.config
         self.prepared = prepared
-        assembly = self.assembly = assemble(config, prepared.topology, device)
+        self._quiet = ranks.rank != 0
+        with Waiting("building the model, trying kernels", quiet=self._quiet):
+            assembly = self.assembly = assemble(config, prepared.topology, device)
         self.stepper = assembly.stepper
         self.checkpoints = RunCheckpoints(
             assembly.stepper.engine,
@@ -80,7 +83,8 @@ class _Run:
             parameters=assembly.parameters,
             continue_blend=partial(continued_blend, config, prepared.data.train),
         )
-        self.done = self.checkpoints.resume()  # optimizer steps done
+        with Waiting("looking for a checkpoint, reading it", quiet=self._quiet):
+            self.done = self.checkpoints.resume()  # optimizer steps done
         self.journal = self._open_journal(ranks, device)
         if ranks.rank == 0:
             self._tell_resume()
@@ -115,9 +119,12 @@ class _Run:
                 if validates or saves:
                     self._finish_step()
                 if validates:
-                    self.journal.validation(self.done, self.stepper.evaluate_sources(self.held_out))
+                    with Waiting("validating", quiet=self._quiet):
+                        scored = self.stepper.evaluate_sources(self.held_out)
+                    self.journal.validation(self.done, scored)
                 if saves:
-                    self.checkpoints.save(self.done, required=is_last)
+                    with Waiting("saving a checkpoint", quiet=self._quiet):
+                        self.checkpoints.save(self.done, required=is_last)
                 if validates or saves:
                     self._started = time.monotonic()
             self.journal.note(f"done after step {self.done}; checkpoints and curves are in {training.output_dir}")

@@ -10,17 +10,19 @@ from rich.console import Console
 from megadeberta.config.cli import RecipeArgument
 from megadeberta.config.redact import recipe_json
 from megadeberta.config.run import RunConfig
+from megadeberta.config.terminal import table_console
+from megadeberta.config.waiting import Waiting
 from megadeberta.errors import ConfigError
 from megadeberta.ops.attention.backends import planned_backend
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages
-from megadeberta.plan.report import gib, stages_table, wide_console
+from megadeberta.plan.report import gib, stages_table
 from megadeberta.plan.stages import Recipe
-from megadeberta.preflight.run import check_recipe, lacks_data, prepare_run
+from megadeberta.preflight.run import PreparedRun, check_recipe, lacks_data, prepare_run
 from megadeberta.preflight.summary import data_rows, show, summary
 from megadeberta.rank.devices import count_local_devices
 from megadeberta.rank.ending import expect_group_threads
-from megadeberta.rank.environment import apply, detect_ranks
+from megadeberta.rank.environment import RankEnvironment, apply, detect_ranks
 from megadeberta.rank.extensions import prepare_extensions_dir
 
 
@@ -46,9 +48,9 @@ def train(
     Example: megadeberta train quickstart --set training.steps=100
     """
     ranks = detect_ranks(os.environ)
-    if dry_run and ranks.rank == 0:
-        _dry_run(recipe, set_ or [], world_size=as_ranks or ranks.world_size, show_recipe=show_recipe)
     if dry_run:
+        if ranks.rank == 0:
+            _dry_run(recipe, set_ or [], world_size=as_ranks or ranks.world_size, show_recipe=show_recipe)
         return
     if as_ranks is not None:
         raise ConfigError(
@@ -60,10 +62,14 @@ def train(
     os.environ.update(apply(os.environ))
     if prepared.config.engine.needs_compiler:
         os.environ["TORCH_EXTENSIONS_DIR"] = str(prepare_extensions_dir(os.environ))
-    from megadeberta.train import train as run_training  # takes seconds, which a wrong recipe should not
+    raise typer.Exit(_run(prepared, ranks))
 
+
+def _run(prepared: PreparedRun, ranks: RankEnvironment) -> int:
+    with Waiting("loading torch and DeepSpeed", quiet=ranks.rank != 0):  # which a wrong recipe should not wait for
+        from megadeberta.train import train as run_training
     expect_group_threads()
-    raise typer.Exit(run_training(prepared, ranks))
+    return run_training(prepared, ranks)
 
 
 def _dry_run(recipe: Path, overrides: list[str], *, world_size: int, show_recipe: bool) -> None:
@@ -91,7 +97,8 @@ def _show_layout(config: RunConfig, layout: Layout) -> str:
     on_gpu = config.engine.is_half or count_local_devices(os.environ) > 0
     attention = planned_backend(config.training.attention, on_gpu=on_gpu)
     if layout.pipeline > 1:
-        wide_console().print(stages_table(recipe, layout, attention))
+        console = table_console()
+        console.print(stages_table(recipe, layout, attention, console))
     return _memory_line(fullest(memory_of_stages(recipe, layout, attention)), attention)
 
 

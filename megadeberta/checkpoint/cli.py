@@ -5,12 +5,18 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from megadeberta.checkpoint.durable import format_bytes
-from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, checkpoint_path, list_checkpoints, read_pointer
+from megadeberta.checkpoint.folder import (
+    CHECKPOINTS_FOLDER,
+    CheckpointName,
+    checkpoint_path,
+    list_checkpoints,
+    read_pointer,
+)
 from megadeberta.checkpoint.manifest import read_manifest
 from megadeberta.checkpoint.verify import verify_checkpoint
+from megadeberta.config.terminal import fitting_table, table_console
 from megadeberta.errors import CheckpointError
 
 app = typer.Typer(help="List and verify the checkpoints of a run.", no_args_is_help=True)
@@ -25,27 +31,35 @@ def list_command(output_dir: OutputDir) -> None:
     Example: megadeberta checkpoint list runs/quickstart
     """
     root = _root(output_dir)
-    table = Table("checkpoint", "step", "size", "files", "ranks", "ZeRO", "precision", "written (UTC)", "")
     try:
         pointed, note = read_pointer(root), ""
     except CheckpointError as error:
         pointed, note = None, str(error)
-    for name in list_checkpoints(root):
-        mark = "latest" if str(name) == pointed else ""
-        try:
-            manifest = read_manifest(root / str(name))
-        except CheckpointError:
-            table.add_row(str(name), str(name.step), "", "", "", "", "", "", f"{mark} manifest damaged".strip())
-            continue
-        world = manifest.run.world
-        layout = (str(world.world_size), str(world.zero_stage), world.precision)
-        size = format_bytes(manifest.total_bytes)
-        row = (str(name), str(manifest.step), size, str(len(manifest.files)), *layout, manifest.created, mark)
-        table.add_row(*row)
-    console = Console(soft_wrap=True)
-    console.print(table)
+    rows = [_row(root, name, "latest" if str(name) == pointed else "") for name in list_checkpoints(root)]
+    console = table_console()
+    short = ("checkpoint", "step", "size", "written (UTC)", "")
+    columns = (*short[:3], "files", "ranks", "ZeRO", "precision", *short[3:])
+    console.print(fitting_table(console, rows, choices=[columns, short, ("checkpoint", "size", "")], text=("",)))
     if note:
         console.print(note, markup=False)
+
+
+def _row(root: Path, name: CheckpointName, mark: str) -> dict[str, str]:
+    row = {"checkpoint": str(name), "step": str(name.step)}
+    try:
+        manifest = read_manifest(root / str(name))
+    except CheckpointError:
+        return row | {"": f"{mark} manifest damaged".strip()}
+    world = manifest.run.world
+    return row | {
+        "size": format_bytes(manifest.total_bytes),
+        "files": str(len(manifest.files)),
+        "ranks": str(world.world_size),
+        "ZeRO": str(world.zero_stage),
+        "precision": world.precision,
+        "written (UTC)": manifest.created.removesuffix("+00:00").replace("T", " "),
+        "": mark,
+    }
 
 
 @app.command("verify")

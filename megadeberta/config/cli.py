@@ -9,12 +9,30 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from megadeberta.config.recipes import FOLDER, describe_recipes
+from megadeberta.config.recipes import FOLDER, RECIPE_SUFFIXES, describe_recipes, recipe_names
+
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    """Names of shipped recipes, and files and folders."""
+    folder, _, start = incomplete.rpartition("/")
+    place = Path(folder) if folder else Path("/" if incomplete.startswith("/") else ".")
+    children = sorted(place.iterdir()) if place.is_dir() else []
+    before = f"{folder}/" if "/" in incomplete else ""
+    files = [
+        f"{before}{child.name}" + ("/" if child.is_dir() else "")
+        for child in children
+        if child.name.startswith(start) and (child.suffix in RECIPE_SUFFIXES or child.is_dir())
+    ]
+    return [name for name in recipe_names() if name.startswith(incomplete)] + files
+
 
 RecipeArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="RECIPE", help="A file (JSON or YAML), or a name from `megadeberta recipes`", show_default=False
+        metavar="RECIPE",
+        autocompletion=_complete_recipe,
+        help="A file (JSON or YAML), or a name from `megadeberta recipes`",
+        show_default=False,
     ),
 ]
 

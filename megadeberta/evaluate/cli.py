@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megadeberta.config.plugins import PluginOption
+from megadeberta.config.waiting import Waiting
 
 
 def evaluate(
@@ -36,7 +37,8 @@ def evaluate(
     """
     from megadeberta.evaluate.run import evaluate as score
 
-    scores = score(path, shard=data, text=text, sequences=sequences, length=length, batch_size=batch_size)
+    with Waiting(f"scoring {path}"):
+        scores = score(path, shard=data, text=text, sequences=sequences, length=length, batch_size=batch_size)
     table = Table("score", "value", title=Text(str(path)), title_justify="left")
     table.columns[1].justify = "right"
     for name, value in scores.items():

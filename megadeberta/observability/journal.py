@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
@@ -9,6 +10,7 @@ import torch
 
 from megadeberta.config.redact import recipe_json
 from megadeberta.config.run import RunConfig
+from megadeberta.config.terminal import line_width, wrap_items
 from megadeberta.layers.flops import run_flops_per_token
 from megadeberta.layers.objectives import objective_of
 from megadeberta.layers.terms import baselines, term
@@ -117,6 +119,7 @@ class WritingJournal(Journal):
         self._tracker = tracker
         self._speedometer = speedometer
         self._unigram = unigram
+        self._width = line_width(os.environ)
 
     def step(self, step: int, facts: StepFacts, *, lr: float, seconds: float) -> None:
         tokens = self._config.engine.global_batch * self._config.data.sequence_length
@@ -160,7 +163,7 @@ class WritingJournal(Journal):
         beside = baselines(means, self._unigram)
         perplexity = [f"perplexity {values['valid_perplexity']:.1f}"] if token_loss is not None else []
         total, shown = format_total(facts.loss, means, beside), format_terms(means, beside)
-        log.info("step %d validation %s", step, " ".join([total, *perplexity, *shown]))
+        log.info("%s", wrap_items([f"step {step} validation {total}", *perplexity, *shown], self._width))
         if facts.sources:
             parts = " ".join(f"{name} {source.loss:.3f}" for name, source in facts.sources.items())
             log.info("step %d validation loss of each source: %s", step, parts)
@@ -198,6 +201,7 @@ class WritingJournal(Journal):
             gradient_norm=facts.grad_norm,
             lr=lr,
             rates=rates,
+            width=self._width,
         )
         return line if facts.applied else f"{line} (fp16 overflow: step skipped)"
 

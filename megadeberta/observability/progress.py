@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from megadeberta.config.terminal import wrap_items
 from megadeberta.layers.terms import TERMS
 
 
@@ -83,8 +84,13 @@ def format_progress(
     gradient_norm: float,
     lr: float,
     rates: Rates,
+    width: int | None = None,
 ) -> str:
-    """The progress line. ``terms``: means by name; a loss that is all of the total is not shown again."""
+    """The progress line, broken between two items where it is longer than ``width``.
+
+    Args:
+        terms: means by name; a loss that is all of the total is not shown again.
+    """
     parts = [
         f"step {step}/{total_steps}",
         format_total(loss, terms, baselines),
@@ -96,7 +102,7 @@ def format_progress(
     if rates.mfu is not None:
         parts.append(f"mfu {100 * rates.mfu:.1f} %")
     parts.append(f"eta {format_duration(rates.eta_seconds)}")
-    return " ".join(parts)
+    return wrap_items(parts, width)
 
 
 def format_total(loss: float, terms: Mapping[str, float], baselines: Mapping[str, float]) -> str:

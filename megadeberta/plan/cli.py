@@ -7,6 +7,7 @@ import typer
 
 from megadeberta.config.cli import RecipeArgument
 from megadeberta.config.run import RunConfig
+from megadeberta.config.terminal import table_console
 from megadeberta.errors import ConfigError
 from megadeberta.ops.attention.backends import planned_backend
 from megadeberta.plan.cluster import Cluster
@@ -19,7 +20,6 @@ from megadeberta.plan.report import (
     search_values,
     stage_rows,
     stages_table,
-    wide_console,
 )
 from megadeberta.plan.search import Search, as_it_is, search_layouts
 from megadeberta.plan.stages import Recipe
@@ -82,7 +82,7 @@ def _print_json(search: Search, config: RunConfig, cluster: Cluster, *, recipe: 
 def _print_tables(
     search: Search, config: RunConfig, cluster: Cluster, *, recipe: str, limit: int, stages: bool
 ) -> None:
-    console = wide_console()
+    console = table_console()
     attention = planned_backend(config.training.attention, on_gpu=True)
     parts = Recipe(config)
     console.print(
@@ -91,7 +91,7 @@ def _print_tables(
         highlight=False,
     )
     shown = search.fitting or search.candidates
-    console.print(layouts_table(shown[:limit]))
+    console.print(layouts_table(shown[:limit], console))
     hidden = len(search.candidates) - len(search.fitting)
     console.print(
         f"{len(search.fitting)} layouts fit"
@@ -99,15 +99,15 @@ def _print_tables(
         + (f"; {hidden} need more memory" if hidden and search.fitting else ""),
         highlight=False,
     )
-    console.print(_own_line(config, cluster, recipe=recipe), highlight=False, soft_wrap=True)
+    console.print(_own_line(config, cluster, recipe=recipe), highlight=False)
     chosen = search.recommended
     if chosen is None:
         return
     if stages:
-        console.print(stages_table(parts, chosen.layout, attention))
+        console.print(stages_table(parts, chosen.layout, attention, console))
     overrides = chosen.layout.overrides(config)
-    console.print(f"recommended: {describe_layout(chosen.layout)}", highlight=False, soft_wrap=True)
-    console.print(f"because: {reason(search, cluster)}", highlight=False, soft_wrap=True)
+    console.print(f"recommended: {describe_layout(chosen.layout)}", highlight=False)
+    console.print(f"because: {reason(search, cluster)}", highlight=False)
     console.print(launch_command(recipe, overrides, cluster), highlight=False, soft_wrap=True, markup=False)
 
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from megadeberta.config.run import RunConfig
+from megadeberta.config.terminal import fitting_table
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, memory_of_stages
@@ -17,68 +17,79 @@ from megadeberta.plan.search import CLOSE, Candidate, Search
 from megadeberta.plan.stages import Recipe, count_local
 
 _GIB, _GB = 2**30, 10**9
-_TABLE_WIDTH = 124
 
 
-def wide_console() -> Console:
-    """A console that the tables fit, whatever the terminal: cut columns would be worth nothing."""
-    console = Console()
-    return console if console.width >= _TABLE_WIDTH else Console(width=_TABLE_WIDTH)
-
-
-def layouts_table(candidates: Sequence[Candidate]) -> Table:
-    """One row a layout."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        title="GiB of the fullest rank; bubble of the pipeline; GB that a rank sends in a step; estimated seconds",
-        title_justify="left",
+def layouts_table(candidates: Sequence[Candidate], console: Console) -> Table:
+    """One row a layout; memory by what it is for and traffic by degree, where there is room for them."""
+    names = ("t x p x d", "ZeRO", "micro x acc", "with")
+    memory = ("params", "grads", "optim", "activ", "logits", "other")
+    return fitting_table(
+        console,
+        [_layout_row(candidate) for candidate in candidates],
+        choices=[
+            (*names, "GiB", *memory, "bubble", "TP", "PP", "DP", "step"),
+            (*names, "GiB", "optim", "activ", "bubble", "TP", "PP", "DP", "step"),
+            (*names, "GiB", "bubble", "step"),
+        ],
+        text=names,
+        title="GiB of the fullest rank; bubble of the pipeline; GB that a rank sends in a step (TP, PP, DP); "
+        "estimated seconds",
         caption="t x p x d: tensor x pipeline x data; seq: sequence parallel; ckpt: activation checkpointing",
-        caption_justify="left",
+        dim=[number for number, candidate in enumerate(candidates) if not candidate.fits],
     )
-    for name in ("t x p x d", "ZeRO", "micro x acc", "with"):
-        table.add_column(name, no_wrap=True)
-    for name in ("GiB", "params", "grads", "optim", "activ", "logits", "other", "bubble", "TP", "PP", "DP", "step"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for candidate in candidates:
-        layout, memory, sent = candidate.layout, candidate.memory, candidate.traffic
-        parts = (memory.parameters, memory.gradients, memory.optimizer, memory.activations, memory.logits)
-        table.add_row(
-            f"{layout.tensor} x {layout.pipeline} x {layout.data}",
-            str(layout.zero_stage),
-            f"{layout.micro_batch} x {layout.accumulation}",
-            _options(layout, short=True),
-            gib(memory.device),
-            *(gib(part) for part in parts),
-            gib(memory.buffers + memory.workspace),
-            f"{layout.bubble:.0%}",
-            *(f"{size / _GB:.2f}" for size in (sent.tensor, sent.pipeline, sent.data)),
-            f"{candidate.time.total:.2f}",
-            style=None if candidate.fits else "dim",
-        )
-    return table
 
 
-def stages_table(recipe: Recipe, layout: Layout, attention: str) -> Table:
+def _layout_row(candidate: Candidate) -> dict[str, str]:
+    layout, memory, sent = candidate.layout, candidate.memory, candidate.traffic
+    sizes = {
+        "GiB": memory.device,
+        "params": memory.parameters,
+        "grads": memory.gradients,
+        "optim": memory.optimizer,
+        "activ": memory.activations,
+        "logits": memory.logits,
+        "other": memory.buffers + memory.workspace,
+    }
+    traffic = {"TP": sent.tensor, "PP": sent.pipeline, "DP": sent.data}
+    return {
+        "t x p x d": f"{layout.tensor} x {layout.pipeline} x {layout.data}",
+        "ZeRO": str(layout.zero_stage),
+        "micro x acc": f"{layout.micro_batch} x {layout.accumulation}",
+        "with": _options(layout, short=True),
+        **{name: gib(size) for name, size in sizes.items()},
+        "bubble": f"{layout.bubble:.0%}",
+        **{name: f"{size / _GB:.2f}" for name, size in traffic.items()},
+        "step": f"{candidate.time.total:.2f}",
+    }
+
+
+def stages_table(recipe: Recipe, layout: Layout, attention: str, console: Console) -> Table:
     """One row a pipeline stage: its layers, its parameters and the memory of its ranks."""
-    title = f"stages of {describe_layout(layout)}"
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
-    table.add_column("stage", justify="right")
-    table.add_column("layers", overflow="fold")
-    for name in ("parameters", "of a rank", "TFLOP", "GiB of a rank", "its activations"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for number, row in enumerate(stage_rows(recipe, layout, attention)):
-        memory = row["memory"]
-        table.add_row(
-            str(number),
-            _ranges(row["layers"]),
-            f"{row['parameters']:,}",
-            f"{max(row['parameters_of_ranks']):,}",
-            f"{row['operations'] / 1e12:.2f}",
-            gib(memory["device"]),
-            gib(memory["activations"]),
-        )
-    return table
+    rows = [
+        {
+            "stage": str(number),
+            "layers": _ranges(row["layers"]),
+            "parameters": f"{row['parameters']:,}",
+            "of a rank": f"{max(row['parameters_of_ranks']):,}",
+            "TFLOP": f"{row['operations'] / 1e12:.2f}",
+            "GiB of a rank": gib(row["memory"]["device"]),
+            "its activations": gib(row["memory"]["activations"]),
+        }
+        for number, row in enumerate(stage_rows(recipe, layout, attention))
+    ]
+    names = ("stage", "layers", "parameters")
+    return fitting_table(
+        console,
+        rows,
+        choices=[
+            (*names, "of a rank", "TFLOP", "GiB of a rank", "its activations"),
+            (*names, "GiB of a rank"),
+            ("stage", "layers", "GiB of a rank"),
+        ],
+        text=("layers",),
+        fold=("layers",),
+        title=f"stages of {describe_layout(layout)}",
+    )
 
 
 def stage_rows(recipe: Recipe, layout: Layout, attention: str) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """A run in a few lines, for the dry run and the first lines of the log; recipe.json has all that it resolves to."""
 
+import os
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from megadeberta.config.blend import BlendSegment
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.recipes import first_sentence
 from megadeberta.config.run import RunConfig
+from megadeberta.config.terminal import line_width
 from megadeberta.data.check import DataFacts
 from megadeberta.errors import CheckpointError
 from megadeberta.layers.objectives import list_layers
@@ -82,7 +84,9 @@ def start_lines(prepared: PreparedRun) -> list[str]:
     names = [name for layer in list_layers(config.model, config.objective) for name in layer.terms]
     shown = legend(names) + ", grad norm of the gradient, lr learning rate, tok/s tokens per second"
     rows.append(("log", shown + ", mfu fraction of the devices' peak, eta time left"))
-    return show([*rows[:2], *data_rows(prepared.config, prepared.data, prepared.blend), *rows[2:]])
+    return show(
+        [*rows[:2], *data_rows(prepared.config, prepared.data, prepared.blend), *rows[2:]], width=line_width(os.environ)
+    )
 
 
 def show(rows: Iterable[Row], *, width: int | None = None) -> list[str]:

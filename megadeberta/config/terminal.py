@@ -1,0 +1,79 @@
+"""Tables and lines that are whole in the terminal at hand: columns are left out before one is cut."""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+_WITHOUT_TERMINAL = 124
+"""Columns in a file or a pipe, which nobody asked to be narrower."""
+
+
+def table_console() -> Console:
+    """As wide as the terminal, or as COLUMNS says."""
+    console = Console()
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(width=_WITHOUT_TERMINAL)
+
+
+def fitting_table(
+    console: Console,
+    rows: Sequence[Mapping[str, str]],
+    *,
+    choices: Sequence[Sequence[str]],
+    text: Sequence[str] = (),
+    fold: Sequence[str] = (),
+    title: str | None = None,
+    caption: str | None = None,
+    dim: Sequence[int] = (),
+) -> Table:
+    """The first choice of columns that the console is wide enough for, else the last.
+
+    Args:
+        rows: values by the name of their column.
+        text: columns that are aligned to the left.
+        fold: columns that may take several lines.
+        dim: numbers of the rows to be shown faintly.
+    """
+    for names in choices:
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            title=title,
+            title_justify="left",
+            caption=caption,
+            caption_justify="left",
+        )
+        for name in names:
+            table.add_column(
+                name, no_wrap=name not in fold, justify="left" if name in text else "right", overflow="fold"
+            )
+        for number, row in enumerate(rows):
+            table.add_row(*(row.get(name, "") for name in names), style="dim" if number in dim else None)
+        if Measurement.get(console, console.options.update(max_width=10_000), table).minimum <= console.width:
+            break
+    return table
+
+
+def line_width(environ: Mapping[str, str]) -> int | None:
+    """Columns for a line on standard error: of the terminal it is, or as COLUMNS says; None = as long as it likes."""
+    if environ.get("COLUMNS", "").isdigit():
+        return max(40, int(environ["COLUMNS"]))
+    return shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+
+
+def wrap_items(items: Sequence[str], width: int | None, *, indent: str = "    ") -> str:
+    """The items with blanks between them, broken only between two of them."""
+    lines: list[str] = []
+    for item in items:
+        if lines and (width is None or len(lines[-1]) + 1 + len(item) <= width):
+            lines[-1] += f" {item}"
+        else:
+            lines.append(item if not lines else indent + item)
+    return "\n".join(lines)

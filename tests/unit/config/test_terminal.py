@@ -1,0 +1,168 @@
+"""Nothing is cut in a narrow terminal, and nobody waits without knowing for what."""
+
+import io
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from megadeberta.checkpoint.durable import Digest
+from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER
+from megadeberta.checkpoint.manifest import (
+    FORMAT_VERSION,
+    FileRecord,
+    Manifest,
+    RunRecord,
+    WorldLayout,
+    encode_manifest,
+)
+from megadeberta.cli import app
+from megadeberta.config import waiting
+from megadeberta.config.cli import _complete_recipe
+from megadeberta.config.terminal import fitting_table, line_width, wrap_items
+from megadeberta.config.waiting import Waiting
+from megadeberta.observability.progress import Rates, format_progress
+
+ROWS = [{"name": "step-500000", "size": "1.23 GB", "made": "2026-01-01 00:00:00"}]
+
+
+def _shown(width: int, choices: list[tuple[str, ...]]) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(fitting_table(console, ROWS, choices=choices))
+    return console.export_text()
+
+
+@pytest.mark.parametrize(("width", "columns"), [(80, 3), (30, 2), (10, 1)])
+def test_a_table_leaves_columns_out_before_it_cuts_one(width: int, columns: int) -> None:
+    text = _shown(width, [("name", "size", "made"), ("name", "size"), ("name",)])
+    names = ("step-500000", "1.23 GB", "2026-01-01 00:00:00")
+    if width >= 30:
+        assert [name in text for name in names] == [number < columns for number in range(3)]
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("columns", ["80", "100", "124"])
+def test_a_plan_fits_the_terminal(columns: str) -> None:
+    arguments = [
+        "plan",
+        "deberta-v2-xxlarge",
+        "--nodes",
+        "2",
+        "--gpus",
+        "8",
+        "--memory",
+        "80",
+        "--stages",
+        "--limit",
+        "4",
+    ]
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": columns})
+    assert done.exit_code == 0, done.output
+    *lines, command = done.output.splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    assert command.startswith("megadeberta launch deberta-v2-xxlarge --hostfile HOSTS")
+    assert "…" not in done.output
+    assert ("params" in done.output) == (columns == "124")
+
+
+def test_a_list_of_checkpoints_fits_the_terminal(tmp_path: Path) -> None:
+    folder = tmp_path / CHECKPOINTS_FOLDER / "step-1234500"
+    folder.mkdir(parents=True)
+    run = RunRecord(
+        world=WorldLayout(world_size=64, data_parallel=64, zero_stage=1, precision="bf16"),
+        versions={},
+        fingerprint={},
+        config={},
+    )
+    digest = Digest(3 * 10**9, "0" * 64)
+    file = FileRecord(bytes=digest.bytes, sha256=digest.sha256, rank=0)
+    created = "2026-01-02T03:04:05+00:00"
+    manifest = Manifest(format_version=FORMAT_VERSION, step=1234500, created=created, run=run, files={"a": file})
+    (folder / "manifest.json").write_bytes(encode_manifest(manifest))
+    (folder.parent / "latest").write_text("step-1234500\n")
+    for columns, shows_precision in (("80", False), ("124", True)):
+        done = CliRunner().invoke(app, ["checkpoint", "list", str(tmp_path)], env={"COLUMNS": columns})
+        assert done.exit_code == 0, done.output
+        assert max(map(len, done.output.splitlines())) <= int(columns)
+        assert "step-1234500" in done.output and "2026-01-02 03:04:05" in done.output and "latest" in done.output
+        assert ("bf16" in done.output) == shows_precision
+
+
+def test_a_progress_line_is_broken_between_two_items() -> None:
+    terms = {"mlm_loss": 2.3, "mlm_accuracy": 0.5, "rtd_loss": 0.084, "rtd_precision": 0.7, "rtd_recall": 0.25}
+    values = {"loss": 6.5, "terms": terms, "baselines": {"mlm_loss": 6.566}, "gradient_norm": 1, "lr": 1e-4}
+    rates = Rates(41_300.0, 0.38, 7380)
+    whole = format_progress(499_990, 500_000, **values, rates=rates)  # type: ignore[arg-type]
+    broken = format_progress(499_990, 500_000, **values, rates=rates, width=80)  # type: ignore[arg-type]
+    assert max(map(len, broken.splitlines())) <= 80 < len(whole)
+    assert " ".join(line.strip() for line in broken.splitlines()) == whole
+    assert all(not line.strip()[0].isdigit() for line in broken.splitlines())
+
+
+def test_an_item_that_is_longer_than_the_line_has_one_of_its_own() -> None:
+    assert wrap_items(["a", "b" * 50, "c"], 40) == f"a\n    {'b' * 50}\n    c"
+    assert wrap_items(["a", "b"], None) == "a b"
+
+
+def test_width_of_lines_is_that_of_the_environment_or_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert line_width({"COLUMNS": "100"}) == 100
+    assert line_width({"COLUMNS": "7"}) == 40
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert line_width({}) is None
+    assert line_width({"COLUMNS": "wide"}) is None
+
+
+def test_who_waits_learns_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_FIRST_SECONDS", 0.01)
+    said = threading.Event()
+
+    class Stream(io.StringIO):
+        def flush(self) -> None:
+            said.set()
+
+    monkeypatch.setattr(sys, "stderr", Stream())
+    with Waiting("loading torch"):
+        assert said.wait(timeout=60)
+        assert sys.stderr.getvalue().startswith("loading torch, 0 s ...\n")  # type: ignore[attr-defined]
+
+
+def test_what_is_quick_or_of_another_rank_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Waiting("loading torch"):
+        pass
+    with Waiting("loading torch", quiet=True):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_shell_completes_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quick.yaml").touch()
+    (tmp_path / "quick.txt").touch()
+    (tmp_path / "quiet").mkdir()
+    (tmp_path / "quiet" / "mine.json").touch()
+    assert _complete_recipe("qui") == ["quickstart", "quickstart-rtd", "quick.yaml", "quiet/"]
+    assert _complete_recipe("quiet/") == ["quiet/mine.json"]
+    assert "clusters/deberta-large-1x8" in _complete_recipe("clusters/deberta-l")
+    assert _complete_recipe("none/such") == []
+
+
+def test_completion_answers_through_the_command_and_imports_what_is_typed() -> None:
+    environ = {**os.environ, "COMP_CWORD": "2", "_MEGADEBERTA_COMPLETE": "complete_bash"}
+    words = [sys.executable, "-m", "megadeberta"]
+    done = subprocess.run(
+        words, env=environ | {"COMP_WORDS": "megadeberta train small"}, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["small-mlm", "small-rtd"], done.stderr
+    done = subprocess.run(
+        words,
+        env=environ | {"COMP_WORDS": "megadeberta ev", "COMP_CWORD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.split() == ["evaluate"], done.stderr
