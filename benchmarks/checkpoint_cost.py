@@ -72,7 +72,7 @@ def _ways(engine: deepspeed.DeepSpeedEngine, folder: Path) -> dict[str, Callable
     tensors += [values for each in engine.basic_optimizer.state.values() for values in each.values()]
 
     def ours() -> None:
-        save_checkpoint(state, store, 1, run=RUN, rank=0, required=True)
+        save_checkpoint(state, store, 1, run=RUN, collectives=SingleProcess(), required=True)
 
     def load() -> None:
         point = find_resumable(folder / "ours", collectives=SingleProcess(), run=RUN)

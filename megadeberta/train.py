@@ -18,6 +18,7 @@ from torch import Tensor, distributed
 
 from megadeberta.assembly import assemble
 from megadeberta.checkpoint.lock import SharedOutputLock
+from megadeberta.checkpoint.manifest import RunRecord
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.run import RunConfig
 from megadeberta.config.training import OptimizerConfig, ScheduleConfig
@@ -30,14 +31,15 @@ from megadeberta.engine.launched import LaunchedStep
 from megadeberta.engine.peer_loss import raise_peer_loss
 from megadeberta.engine.peer_watch import watch_peers
 from megadeberta.engine.process_group import choose_threads, start_process_group
+from megadeberta.engine.same_start import check_same_start
 from megadeberta.engine.schedule import learning_rate_factor
 from megadeberta.engine.signals import StopFlag
-from megadeberta.engine.state.run_checkpoints import RunCheckpoints
-from megadeberta.errors import EXIT_PREEMPTED
+from megadeberta.engine.state.run_checkpoints import RunCheckpoints, run_record
+from megadeberta.errors import EXIT_PREEMPTED, CheckpointError
 from megadeberta.observability.journal import Journal, open_journal
 from megadeberta.observability.logs import set_up_logging
 from megadeberta.observability.metrics import METRICS_FILE, read_metrics
-from megadeberta.observability.resume_note import changed_settings, learning_rate_jump, resume_lines
+from megadeberta.observability.resume_note import changed_settings, learning_rate_jump, lost_checkpoints, resume_lines
 from megadeberta.preflight.blend import continued_blend
 from megadeberta.preflight.run import PreparedRun
 from megadeberta.preflight.summary import start_lines
@@ -55,8 +57,10 @@ def train(prepared: PreparedRun, ranks: RankEnvironment) -> int:
     with StopFlag() as stop, raise_peer_loss():
         torch.set_num_threads(choose_threads(config.parallel.threads_per_rank, ranks.local_world_size))
         device = start_process_group(config.parallel.timeout_seconds)
+        record = _run_record(prepared, ranks)
         with watch_peers(device), SharedOutputLock(config.training.output_dir, TorchCollectives(device)):
-            exit_code = _Run(prepared, ranks, device).loop(stop)
+            check_same_start(record, TorchCollectives(device))
+            exit_code = _Run(prepared, ranks, device, record).loop(stop)
         distributed.destroy_process_group()
         return exit_code
 
@@ -64,7 +68,7 @@ def train(prepared: PreparedRun, ranks: RankEnvironment) -> int:
 class _Run:
     """The parts of one rank's run, and the loop over them."""
 
-    def __init__(self, prepared: PreparedRun, ranks: RankEnvironment, device: torch.device) -> None:
+    def __init__(self, prepared: PreparedRun, ranks: RankEnvironment, device: torch.device, record: RunRecord) -> None:
         config = self.config = prepared.config
         self.prepared = prepared
         self._quiet = ranks.rank != 0
@@ -74,17 +78,19 @@ class _Run:
         self.checkpoints = RunCheckpoints(
             assembly.stepper.engine,
             config,
-            data_fingerprint={
-                # What a blend is made of may change in a run: the checkpoint has it in its segments.
-                "train": "several sources" if config.data.is_blend else prepared.data.train_content,
-                "tokenizer": prepared.data.tokenizer_sha256,
-            },
+            run=record,
             collectives=TorchCollectives(device),
             parameters=assembly.parameters,
             continue_blend=partial(continued_blend, config, prepared.data.train),
         )
+<<<<<<< HEAD
         with Waiting("looking for a checkpoint, reading it", quiet=self._quiet):
             self.done = self.checkpoints.resume()  # optimizer steps done
+=======
+        self.done = self.checkpoints.resume()  # optimizer steps done
+        if self.checkpoints.resumed is None:
+            self._refuse_lost_checkpoints(TorchCollectives(device))
+>>>>>>> 063a103 (Refuse ranks that differ, keep NaNs out of checkpoints, and let a log or an old folder fail)
         self.journal = self._open_journal(ranks, device)
         if ranks.rank == 0:
             self._tell_resume()
@@ -95,6 +101,14 @@ class _Run:
         self.held_out = self._validation_batches()
         self._under_way: tuple[int, LaunchedStep, float] | None = None  # number of the step, and its learning rate
         self._started = time.monotonic()
+
+    def _refuse_lost_checkpoints(self, collectives: TorchCollectives) -> None:
+        """Stop where the log says that there must be a checkpoint and none is there: starting anew would erase it."""
+        output = self.config.training.output_dir
+        records = read_metrics(output / METRICS_FILE) if collectives.rank == 0 else []
+        problem = lost_checkpoints(records, interval=self.config.checkpoint.interval, output=output)
+        if text := collectives.broadcast_text(problem):
+            raise CheckpointError(text)
 
     def loop(self, stop: StopFlag) -> int:
         """Train until the last step, or until any rank is asked to stop.
@@ -162,6 +176,7 @@ class _Run:
             start_step=self.done,
             total_steps=training.steps,
             segments=self.checkpoints.blend,
+            timeout=self.config.parallel.timeout_seconds,
         )
 
     def _validation_batches(self) -> dict[str, list[dict[str, Tensor]]]:
@@ -221,6 +236,17 @@ class _Run:
         warning = _learning_rate_jump(config, saved, point.step)
         if warning:
             self.journal.warn(warning)
+
+
+def _run_record(prepared: PreparedRun, ranks: RankEnvironment) -> RunRecord:
+    """What every rank of this run, and every checkpoint that it resumes from, must have alike."""
+    is_blend = prepared.config.data.is_blend
+    content = {
+        # What a blend is made of may change in a run: the checkpoint has it in its segments.
+        "train": "several sources" if is_blend else prepared.data.train_content,
+        "tokenizer": prepared.data.tokenizer_sha256,
+    }
+    return run_record(prepared.config, world_size=ranks.world_size, data_fingerprint=content)
 
 
 def _learning_rate_jump(config: RunConfig, saved: Mapping[str, Any], step: int) -> str:

@@ -30,6 +30,7 @@ FORWARDED_PREFIXES = (
     "MEGADEBERTA_KERNEL_CACHE",
 )
 DEFAULT_FILE = ".deepspeed_env"
+_PLAIN_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 STARTED_BY = "megadeberta launch --hostfile"
 
 
@@ -52,14 +53,21 @@ def forwarded_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_variables(environ: Mapping[str, str]) -> None:
-    """Refuse values that the remote shell would expand.
+    """Refuse names and values that the remote shell would run or expand.
 
     Raises:
         ConfigError: naming the variable.
     """
     travelling = launcher_environment(environ)
     for name, value in travelling.items():
-        if name.startswith(EXPORTED_PREFIXES + FORWARDED_PREFIXES) and re.search(r'[`$"\\\n]', value):
+        if not name.startswith(EXPORTED_PREFIXES + FORWARDED_PREFIXES):
+            continue
+        if not re.fullmatch(_PLAIN_NAME, name):
+            raise ConfigError(
+                f"environment variable {name!r} has a name that DeepSpeed's launcher would let the remote shell run; "
+                "unset it"
+            )
+        if re.search(r'[`$"\\\n]', value):
             raise ConfigError(
                 f"environment variable {name} holds a character that DeepSpeed's launcher would let the remote shell "
                 "expand; unset it or give it a plain value"
@@ -91,7 +99,7 @@ def _user_files(environ: Mapping[str, str]) -> Iterator[Path]:
 def _read_file(path: Path) -> dict[str, str]:
     values = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*=.*", line):
+        if not re.fullmatch(rf"{_PLAIN_NAME}=.*", line):
             raise ConfigError(
                 f"{path}:{number}: {line!r} is not NAME=VALUE, and DeepSpeed's launcher takes nothing else, not even "
                 "blank lines or comments"

@@ -6,8 +6,10 @@ raise the same error.
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from megadeberta.checkpoint.collectives import Collectives
 from megadeberta.checkpoint.folder import CheckpointName, checkpoint_path, list_checkpoints, read_pointer
@@ -18,6 +20,7 @@ from megadeberta.errors import CheckpointError
 log = logging.getLogger(__name__)
 
 _SHOWN_REASONS = 5
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class ResumePoint:
 
     folder: Path
     manifest: Manifest
+    damaged: frozenset[str] = frozenset()
+    """Names of newer checkpoints that are not sound."""
 
     @property
     def step(self) -> int:
@@ -34,11 +39,7 @@ class ResumePoint:
 
 
 def find_resumable(
-    root: Path,
-    *,
-    collectives: Collectives,
-    run: RunRecord,
-    required: bool = False,
+    root: Path, *, collectives: Collectives, run: RunRecord, required: bool = False, rejected: Mapping[str, str] = _NONE
 ) -> ResumePoint | None:
     """Find, verify and check the checkpoint to resume from; the same on every rank. Broadcasts and all-gathers text.
 
@@ -48,6 +49,7 @@ def find_resumable(
     Args:
         root: ``OUTPUT/checkpoints``.
         run: the run that wants to resume; its fingerprint must equal that in the manifest.
+        rejected: names of checkpoints that are not to be tried, and why; the same on every rank.
 
     Raises:
         CheckpointError: there are checkpoints but none is sound; none at all and ``required``; or it belongs to
@@ -61,7 +63,9 @@ def find_resumable(
         if required:
             raise CheckpointError(f"{root}: there is no checkpoint to resume from; start without resuming")
         return None
-    for candidate in names:
+    complaints += rejected.values()
+    candidates = [name for name in names if name not in rejected]
+    for number, candidate in enumerate(candidates):
         try:
             manifest = verify_together(root, candidate, collectives)
         except CheckpointError as error:
@@ -71,7 +75,7 @@ def find_resumable(
         check_same_run(candidate, manifest.run, run)
         if collectives.rank == 0:
             _note_changes(candidate, manifest.run, run)
-        return ResumePoint(root / candidate, manifest)
+        return ResumePoint(root / candidate, manifest, frozenset(rejected) | frozenset(candidates[:number]))
     raise _none_is_sound(root, complaints)
 
 
@@ -80,7 +84,7 @@ def _none_is_sound(root: Path, complaints: list[str]) -> CheckpointError:
     more = f" (and {len(complaints) - _SHOWN_REASONS} more)" if len(complaints) > _SHOWN_REASONS else ""
     return CheckpointError(
         f"{root}: no sound checkpoint to resume from: {reasons}{more}. "
-        "Put a sound one back, or delete the folder to start from the beginning"
+        f"Put a sound one back; to start from the beginning, delete {root.parent} or choose another training.output_dir"
     )
 
 

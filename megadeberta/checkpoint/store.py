@@ -5,6 +5,7 @@ power cut at any instant leaves the pointer on a whole checkpoint. A rank whose 
 collective, so no rank waits for another that has given up.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -55,6 +56,8 @@ class CheckpointStore:
         self._collectives = collectives
         self._keep_last = keep_last
         self._failures = 0
+        self.damaged: frozenset[str] = frozenset()
+        """Names of checkpoints that were found damaged: they do not count among those that are kept."""
 
     def save(
         self,
@@ -81,8 +84,9 @@ class CheckpointStore:
         Raises:
             StorageError: on every rank; what failed where, and which checkpoint is still there.
         """
-        problem = self._collectives.broadcast_text(self._prepare(step, expected_bytes) if self._is_first else None)
-        folder = self.root / f"{TEMPORARY_PREFIX}step-{step}"
+        prepared = self._prepare(step, expected_bytes) if self._is_first else None
+        problem, name = json.loads(self._collectives.broadcast_text(prepared))
+        folder = self.root / name
         if not problem:
             reports = self._collectives.all_gather_text(self._write_share(folder, write, rank_state))
             outcome = self._commit(step, folder, reports, run) if self._is_first else None
@@ -91,8 +95,8 @@ class CheckpointStore:
             self._give_up(step, folder, problem, required)
             return None
         self._failures = 0
-        if self._is_first and (name := CheckpointName.parse(committed)):
-            self._retain(name)
+        if self._is_first and (newest := CheckpointName.parse(committed)):
+            self._retain(newest)
         return self.root / committed
 
     @property
@@ -100,6 +104,8 @@ class CheckpointStore:
         return self._collectives.rank == 0
 
     def _prepare(self, step: int, expected_bytes: int) -> str:
+        """Rank 0 alone. Gives ``[problem, name of the new hidden folder]`` as JSON."""
+        name = f"{TEMPORARY_PREFIX}step-{step}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.root)
@@ -107,12 +113,16 @@ class CheckpointStore:
             needed = int(max(expected_bytes, _size_of(self.root, newest)) * _HEADROOM)
             free = shutil.disk_usage(self.root).free
             if free < needed:
-                return f"needs {format_bytes(needed)}, {format_bytes(free)} free on {self.root}"
-            (self.root / f"{TEMPORARY_PREFIX}step-{step}").mkdir()
+                return json.dumps([f"needs {format_bytes(needed)}, {format_bytes(free)} free on {self.root}", name])
+            taken = {entry.name for entry in self.root.iterdir()}  # what could not be removed
+            numbers = itertools.count(2)
+            while name in taken:
+                name = f"{TEMPORARY_PREFIX}step-{step}-{next(numbers)}"
+            (self.root / name).mkdir()
             sync_folder(self.root)
         except OSError as error:
-            return _describe(error)
-        return ""
+            return json.dumps([_describe(error), name])
+        return json.dumps(["", name])
 
     def _write_share(
         self, folder: Path, write: Callable[[Path], Mapping[str, Digest]], rank_state: Mapping[str, Any]
@@ -167,12 +177,14 @@ class CheckpointStore:
             )
 
     def _retain(self, committed: CheckpointName) -> None:
-        """Delete all but ``keep_last`` of those up to the committed one.
+        """Delete all but ``keep_last`` of those up to the committed one, and those found damaged.
 
         Newer ones belong to a future that this run went back from; they are replaced one by one as it gets there.
         """
         older = [name for name in list_checkpoints(self.root) if name < committed]
-        for name in older[self._keep_last - 1 :]:
+        damaged = [name for name in older if str(name) in self.damaged]
+        sound = [name for name in older if name not in damaged]
+        for name in (*damaged, *sound[self._keep_last - 1 :]):
             try:
                 trash = self.root / f"{TRASH_PREFIX}{name}"
                 remove_tree(trash)
@@ -185,10 +197,16 @@ class CheckpointStore:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Delete what an interrupted save or deletion left in ``root``; only for the job that holds the output lock."""
+    """Delete what an interrupted save or deletion left in ``root``; only for the job that holds the output lock.
+
+    What cannot be deleted stays, with a warning: it takes space and harms nothing.
+    """
     for leftover in list_leftovers(root):
         log.info("removing %s, left by an interrupted run", leftover)
-        remove_tree(leftover)
+        try:
+            remove_tree(leftover)
+        except OSError as error:
+            log.warning("%s could not be removed: %s; remove it by hand", leftover, _describe(error))
 
 
 def _merge_reports(folder: Path, reports: list[dict[str, Any]]) -> dict[str, FileRecord]:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from megadeberta.batch import FIELDS, SAMPLE_NUMBERS, Batch, batch_fields
 from megadeberta.config.blend import BlendSegment
@@ -30,8 +31,13 @@ from megadeberta.data.packing import document_starts
 from megadeberta.data.samples import TrainingSamples
 from megadeberta.data.sequences import open_reader
 from megadeberta.data.targets import Targets, load_targets
+<<<<<<< HEAD
 from megadeberta.data.tokenizer import PAD_ID, load_tokenizer
 from megadeberta.data.workers import exit_with_the_rank, is_death_of_a_worker, worker_context
+=======
+from megadeberta.data.tokenizer import PAD_ID, SentencePieceTokenizer
+from megadeberta.data.workers import exit_with_the_rank, is_loss_of_a_worker, stop_workers, worker_context
+>>>>>>> 063a103 (Refuse ranks that differ, keep NaNs out of checkpoints, and let a log or an old folder fail)
 from megadeberta.errors import MegadebertaError, PeerLostError
 
 _STEPS_AHEAD = 4  # of each worker
@@ -126,7 +132,8 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
 class StepIterator(Iterator[StepBatch]):
     """Ready steps in order. Close it (or use ``with``) when leaving before the last step."""
 
-    def __init__(self, batches: TrainingBatches, steps: range, *, workers: int) -> None:
+    def __init__(self, batches: TrainingBatches, steps: range, *, workers: int, timeout: float = 0) -> None:
+        """``timeout``: seconds until a worker that gives nothing counts as lost; 0 = never."""
         loader = DataLoader(
             batches,
             batch_size=None,
@@ -134,6 +141,7 @@ class StepIterator(Iterator[StepBatch]):
             num_workers=workers,
             prefetch_factor=_STEPS_AHEAD if workers else None,
             multiprocessing_context=worker_context(preload=__name__) if workers else None,
+            timeout=timeout if workers else 0,
             worker_init_fn=exit_with_the_rank,
             generator=torch.Generator(),  # else every start draws from the global generator, and a resumed run differs
         )
@@ -148,13 +156,16 @@ class StepIterator(Iterator[StepBatch]):
     def __next__(self) -> StepBatch:
         try:
             packed = next(self._steps)
-        except (RuntimeError, OSError, EOFError) as error:
-            if not (self._workers and is_death_of_a_worker(error)):
+        except StopIteration:
+            raise
+        except Exception as error:
+            self.close()  # whatever it is: the rank would wait for its workers when it ends, and they for more work
+            if not (self._workers and is_loss_of_a_worker(error)):
                 raise
-            self.close()
             raise PeerLostError(
-                f"a process that prepares batches died ({error}); often memory ran out (`dmesg` names it) or /dev/shm "
-                "is full. The same command resumes; data.loader_workers=0 does without these processes"
+                f"a process that prepares batches is lost ({error}); often memory ran out (`dmesg` names it), /dev/shm "
+                "is full or a disk does not answer. The same command resumes; data.loader_workers=0 does without "
+                "these processes"
             ) from error
         if isinstance(packed, MegadebertaError):
             self.close()
@@ -170,6 +181,8 @@ class StepIterator(Iterator[StepBatch]):
     def close(self) -> None:
         """Stop the workers; no step comes after this."""
         atexit.unregister(self._at_exit)
+        if isinstance(self._steps, _MultiProcessingDataLoaderIter):
+            stop_workers(self._steps)
         self._steps = iter(())
 
 
@@ -183,18 +196,20 @@ def training_batches(
     start_step: int,
     total_steps: int,
     segments: Sequence[BlendSegment] = (),
+    timeout: float = 0,
 ) -> StepIterator:
     """This rank's share of steps ``start_step`` to ``total_steps - 1``.
 
     Args:
         segments: of a blend, from ``continue_blend``; empty where ``data.train`` is one prefix.
+        timeout: seconds to wait for a worker process; 0 = without end.
 
     Raises:
         DataError: now, or from the iterator when a shard turns out damaged.
-        PeerLostError: from the iterator, when a worker process died.
+        PeerLostError: from the iterator, when a worker process died or gave nothing for ``timeout`` seconds.
     """
     batches = TrainingBatches(data, objective, seed=seed, algebra=algebra, data_rank=data_rank, segments=segments)
-    return StepIterator(batches, range(start_step, total_steps), workers=data.loader_workers)
+    return StepIterator(batches, range(start_step, total_steps), workers=data.loader_workers, timeout=timeout)
 
 
 def validation_batches(

@@ -7,6 +7,8 @@ import threading
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
 # A batch system signals every process of a job, and a rank that saves in its own time still needs batches until then.
 _JOB_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -36,12 +38,23 @@ def exit_with_the_rank(_worker_id: int) -> None:
     threading.Thread(target=_wait_for_the_rank, daemon=True).start()
 
 
-def is_death_of_a_worker(error: Exception) -> bool:
-    """Whether an error of a DataLoader with workers means that one died, and not that one raised it."""
+def is_loss_of_a_worker(error: Exception) -> bool:
+    """Whether an error of a DataLoader with workers means that one died or hangs, and not that one raised it."""
     if isinstance(error, RuntimeError):
-        return str(error).startswith("DataLoader worker (pid")
+        return str(error).startswith(("DataLoader worker (pid", "DataLoader timed out after"))
     # The connection breaks before DataLoader looks. What a worker raised starts with "Caught".
     return isinstance(error, OSError | EOFError) and not str(error).startswith("Caught ")
+
+
+def stop_workers(iterator: _MultiProcessingDataLoaderIter) -> None:
+    """Tell the workers of a DataLoader to leave, and end those that do not within seconds.
+
+    Dropping the iterator is not enough: a traceback may hold it, and then the end of the interpreter waits for workers
+    that wait for work.
+    """
+    iterator._shutdown_workers()
+    for worker in iterator._workers:
+        worker.kill()  # it ignores SIGTERM; nothing happens to one that has left
 
 
 def _wait_for_the_rank() -> None:

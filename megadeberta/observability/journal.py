@@ -10,7 +10,11 @@ import torch
 
 from megadeberta.config.redact import recipe_json
 from megadeberta.config.run import RunConfig
+<<<<<<< HEAD
 from megadeberta.config.terminal import line_width, wrap_items
+=======
+from megadeberta.errors import StorageError
+>>>>>>> 063a103 (Refuse ranks that differ, keep NaNs out of checkpoints, and let a log or an old folder fail)
 from megadeberta.layers.flops import run_flops_per_token
 from megadeberta.layers.objectives import objective_of
 from megadeberta.layers.terms import baselines, term
@@ -206,9 +210,10 @@ class WritingJournal(Journal):
         return line if facts.applied else f"{line} (fp16 overflow: step skipped)"
 
     def _draw(self) -> None:
-        if self._config.logging.plot:
-            output = self._config.training.output_dir
-            objective = self._config.objective
+        if not self._config.logging.plot:
+            return
+        output, objective = self._config.training.output_dir, self._config.objective
+        try:
             plot_loss_curve(
                 output / METRICS_FILE,
                 output / CURVE_FILE,
@@ -216,6 +221,8 @@ class WritingJournal(Journal):
                 unigram=self._unigram,
                 losses=list(objective_of(objective).loss_weights(objective)),
             )
+        except (StorageError, OSError) as error:
+            log.warning("%s was not drawn: %s", CURVE_FILE, error)
 
 
 def open_journal(

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from megadeberta.errors import StorageError
 from megadeberta.storage import write_file
 
 logger = logging.getLogger(__name__)
@@ -27,13 +26,21 @@ SOURCE_MARK = "/"
 Record = dict[str, Any]
 
 
+_MOST_WAITING_BYTES = 16 << 20
+"""Of lines that the disk refused: some ten thousand steps."""
+
+
 class MetricsFile:
-    """Appends records; rank 0 only. Each is one write to the kernel: a killed process loses none that was logged."""
+    """Appends records; rank 0 only. Each is one write to the kernel: a killed process loses none that was logged.
+
+    A disk that refuses does not end training: the lines wait, and are written with a later one.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open for appending; use ``create`` or ``resume`` to say what happens to lines of an earlier start."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._waiting = b""
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
 
     @classmethod
@@ -55,23 +62,34 @@ class MetricsFile:
         return cls(path)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one record. Floats come back exactly; one that is not finite is stored as null.
-
-        Raises:
-            StorageError: the line could not be written whole.
-        """
+        """Append one record. Floats come back exactly; one that is not finite is stored as null."""
         record = {"step": step} | {name: _plain(value) for name, value in values.items()}
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        if len(self._waiting) + len(line) > _MOST_WAITING_BYTES:
+            logger.warning("%s: the line of step %d is lost, as the disk has refused for long", self.path, step)
+            return
+        self._waiting += line
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        late = self._waiting.count(b"\n") - 1
         try:
-            written = os.write(self._descriptor, line)
+            written = os.write(self._descriptor, self._waiting)
+            reason = os.strerror(errno.ENOSPC)  # of a write that ends early
         except OSError as error:
-            raise StorageError(f"{self.path}: cannot be written at step {step}: {error.strerror}") from None
-        if written != len(line):
-            reason = os.strerror(errno.ENOSPC)
-            raise StorageError(f"{self.path}: only {written} of {len(line)} bytes written at step {step}: {reason}")
+            written, reason = 0, error.strerror or str(error)
+        self._waiting = self._waiting[written:]
+        if self._waiting and not late:
+            logger.warning("%s: cannot be written: %s. Training goes on; the lines wait for space", self.path, reason)
+        elif late > 0 and not self._waiting:
+            logger.warning("%s: written again, with %d lines that had waited", self.path, late)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; lines that the disk still refuses are lost, with a warning."""
+        if self._waiting:
+            self._write_waiting()
+        if self._waiting:
+            logger.warning("%s: the last %d lines could not be written", self.path, self._waiting.count(b"\n"))
         os.close(self._descriptor)
 
     def __enter__(self) -> Self:

@@ -29,7 +29,7 @@ def save(assembly: Assembly, root: Path) -> Path:
     ranks = collectives()
     state = OptimizerState(assembly.stepper.engine, assembly.parameters)
     run = run_record(ranks.world_size)
-    return save_checkpoint(state, open_store(root), SAVED_AFTER, run=run, rank=ranks.rank, required=True)
+    return save_checkpoint(state, open_store(root), SAVED_AFTER, run=run, collectives=ranks, required=True)
 
 
 def load(assembly: Assembly, root: Path) -> None:

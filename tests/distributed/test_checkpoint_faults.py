@@ -50,7 +50,7 @@ def _save_until_told(rank: int, world_size: int, root: str, control: str, delay:
     while not ranks.broadcast_text("stop" if (Path(control) / "stop").exists() else ""):
         train(engine, 1)
         step += 1
-        save_checkpoint(state_of(engine), store, step, run=run_record(world_size), rank=rank)
+        save_checkpoint(state_of(engine), store, step, run=run_record(world_size), collectives=collectives())
     return step
 
 
@@ -120,7 +120,9 @@ def _make(rank: int, world_size: int, root: str) -> list[str]:
     losses = []
     for step in (1, 2, 3):
         losses += train(engine, 1)
-        save_checkpoint(state_of(engine), store, step, run=run_record(world_size), rank=rank, required=True)
+        save_checkpoint(
+            state_of(engine), store, step, run=run_record(world_size), collectives=collectives(), required=True
+        )
     return losses
 
 
@@ -250,7 +252,9 @@ def _write_less_and_less(rank: int, world_size: int, root: str, limits: list[int
         if rank == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
-            committed = save_checkpoint(state_of(engine), store, step, run=run_record(world_size), rank=rank)
+            committed = save_checkpoint(
+                state_of(engine), store, step, run=run_record(world_size), collectives=collectives()
+            )
             results.append(committed.name if committed is not None else "skipped")
         except StorageError as error:
             results.append(str(error))
@@ -278,10 +282,10 @@ def test_a_rank_that_cannot_write_makes_all_ranks_skip_and_then_stop(tmp_path: P
 def _die_in_a_save(rank: int, world_size: int, root: str) -> None:
     engine, store = build_engine(), open_store(root)
     train(engine, 1)
-    save_checkpoint(state_of(engine), store, 1, run=run_record(world_size), rank=rank, required=True)
+    save_checkpoint(state_of(engine), store, 1, run=run_record(world_size), collectives=collectives(), required=True)
     if rank == 1:
         checkpoints.write_tensors = lambda path, entries: os.kill(os.getpid(), signal.SIGKILL)
-    save_checkpoint(state_of(engine), store, 2, run=run_record(world_size), rank=rank, required=True)
+    save_checkpoint(state_of(engine), store, 2, run=run_record(world_size), collectives=collectives(), required=True)
 
 
 def test_a_rank_killed_in_a_save_ends_the_others_and_leaves_the_previous_checkpoint(tmp_path: Path) -> None:

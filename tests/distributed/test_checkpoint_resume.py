@@ -17,7 +17,7 @@ def _train_save_train(rank: int, world_size: int, root: str, zero_stage: int, pr
     engine = build_engine(zero_stage, precision)
     train(engine, 3)
     run = run_record(world_size, zero_stage, precision)
-    folder = save_checkpoint(state_of(engine), open_store(root), 3, run=run, rank=rank, required=True)
+    folder = save_checkpoint(state_of(engine), open_store(root), 3, run=run, collectives=collectives(), required=True)
     return str(folder), train(engine, 4)
 
 
@@ -56,7 +56,7 @@ def _resume_rmsprop(rank: int, world_size: int, root: str, zero_stage: int) -> t
     run = run_record(world_size, zero_stage)
     engine = build_engine(zero_stage, optimizer=torch.optim.RMSprop)
     train(engine, 3)
-    folder = save_checkpoint(state_of(engine), open_store(root), 3, run=run, rank=rank, required=True)
+    folder = save_checkpoint(state_of(engine), open_store(root), 3, run=run, collectives=collectives(), required=True)
     assert folder is not None
     other = build_engine(zero_stage, seed=99, optimizer=torch.optim.RMSprop)
     point = find_resumable(Path(root), collectives=collectives(), run=run)

@@ -95,7 +95,7 @@ def _run(rank: int, world_size: int, folder: str, zero: dict, stop: int, *, real
         load_checkpoint(state, point, collectives=collectives())
         return train(engine, stop - engine.global_steps)
     train(engine, 2)
-    save_checkpoint(state, store, 2, run=run, rank=rank, required=True)
+    save_checkpoint(state, store, 2, run=run, collectives=collectives(), required=True)
     return train(engine, stop - 2)
 
 

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from megadeberta.assembly import Assembly
-from megadeberta.engine.state.run_checkpoints import RunCheckpoints
-from megadeberta.errors import CheckpointError
+from megadeberta.engine.state import save_load
+from megadeberta.engine.state.run_checkpoints import RunCheckpoints, run_record
+from megadeberta.errors import CheckpointError, DivergenceError
 from tests.distributed.checkpoint_toy import collectives
 from tests.distributed.full_weights import gather_weights
 from tests.distributed.layouts import Layout, build, train_steps
@@ -26,11 +28,12 @@ def _checkpoints(assembly: Assembly, layout: Layout, folder: Path, **model: obje
         "data": config.data.model_copy(update={"tokenizer": tokenizer}),
         "training": config.training.model_copy(update={"output_dir": folder / "run"}),
     }
+    config, ranks = config.model_copy(update=sections), collectives()
     return RunCheckpoints(
         assembly.stepper.engine,
-        config.model_copy(update=sections),
-        data_fingerprint={"shard": "toy"},
-        collectives=collectives(),
+        config,
+        run=run_record(config, world_size=ranks.world_size, data_fingerprint={"shard": "toy"}),
+        collectives=ranks,
         parameters=assembly.parameters,
     )
 
@@ -80,3 +83,36 @@ def test_checkpoint_of_another_model_is_refused_with_the_fields_that_differ(tmp_
         CheckpointError, match=r"of another run: model.layer_norm_eps is '1e-05' here and '1e-07' there"
     ):
         run_ranks(_resume_only, 1, tmp_path, layout, {"layer_norm_eps": 1e-5})
+
+
+def _poison(rank: int, world_size: int, folder: Path, layout: Layout) -> tuple[str, int, str]:
+    """Save twice, then with a NaN in a weight of the last rank; resume where such a save went through."""
+    assembly = build(layout)
+    checkpoints = _checkpoints(assembly, layout, folder)
+    train_steps(assembly, layout, range(2))
+    checkpoints.save(1, required=True)
+    piece = checkpoints._state.owned()[-1]
+    if rank == world_size - 1:
+        checkpoints._state.tensor(piece, "weight")[-1] = torch.nan
+        checkpoints._state.release(changed=True)
+    try:
+        checkpoints.save(2, required=True)
+        refused = ""
+    except DivergenceError as error:
+        refused = str(error)
+    with pytest.MonkeyPatch.context() as patch:  # as a version without the check saved it
+        patch.setattr(save_load, "find_not_finite", lambda *_: "")
+        checkpoints.save(2, required=True)
+    other = _checkpoints(assembly, layout, folder)
+    return refused, other.resume(), piece.local.name
+
+
+@pytest.mark.parametrize("layout", [Layout("v3", micro_batch=2), Layout("v3", data=2, zero=1, micro_batch=2)], ids=str)
+def test_a_weight_that_is_not_finite_is_never_saved_and_never_resumed_from(tmp_path: Path, layout: Layout) -> None:
+    results = run_ranks(_poison, layout.data, tmp_path, layout)
+    name = results[-1][2]
+    for refused, step, _ in results:
+        assert refused.startswith(f"step 2: {name} (weight) holds values that are not finite on rank {layout.data - 1}")
+        assert step == 1
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["latest", "step-1", "step-2"]

@@ -14,12 +14,22 @@ from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
 from megadeberta.checkpoint.resume import ResumePoint, find_resumable
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.blend import BlendSegment
+<<<<<<< HEAD
 from megadeberta.config.data import tokenizer_name
+=======
+from megadeberta.config.data import TOKENIZER_FILE
+from megadeberta.config.redact import redact
+>>>>>>> 063a103 (Refuse ranks that differ, keep NaNs out of checkpoints, and let a log or an old folder fail)
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.device_name import device_name
 from megadeberta.engine.state.local_parameters import LocalParameter
 from megadeberta.engine.state.optimizer_state import OptimizerState
-from megadeberta.engine.state.save_load import load_checkpoint, refuse_unsaved_state, save_checkpoint
+from megadeberta.engine.state.save_load import (
+    find_not_finite,
+    load_checkpoint,
+    refuse_unsaved_state,
+    save_checkpoint,
+)
 from megadeberta.topology import Topology
 
 ContinueBlend = Callable[[Sequence[BlendSegment], int], tuple[BlendSegment, ...]]
@@ -41,13 +51,14 @@ class RunCheckpoints:
         engine: deepspeed.DeepSpeedEngine,
         config: RunConfig,
         *,
-        data_fingerprint: Mapping[str, str],
+        run: RunRecord,
         collectives: Collectives,
         parameters: Sequence[LocalParameter],
         continue_blend: ContinueBlend = _no_blend,
     ) -> None:
         """
         Args:
+            run: see ``run_record``.
             parameters: what this rank holds of every parameter.
             continue_blend: the segments of the training data's blend from those of the checkpoint, none at the start,
                 and the steps done; the same on every rank.
@@ -58,7 +69,7 @@ class RunCheckpoints:
         self._collectives = collectives
         self._root = config.training.output_dir / CHECKPOINTS_FOLDER
         self._store = CheckpointStore(self._root, collectives=collectives, keep_last=config.checkpoint.keep_last)
-        self._run = run_record(config, world_size=collectives.world_size, data_fingerprint=data_fingerprint)
+        self._run = run
         self._saved_step = -1
         self.resumed: ResumePoint | None = None
         """The checkpoint that the run went on from; known after ``resume``."""
@@ -78,21 +89,36 @@ class RunCheckpoints:
             ConfigError: the blend of the training data cannot go on as the recipe asks.
         """
         required = self._config.checkpoint.resume == "required"
-        point = find_resumable(self._root, collectives=self._collectives, run=self._run, required=required)
+        point = self._find_and_load(required=required)
         saved, step = ((), 0) if point is None else (point.manifest.run.blend, point.step)
         self._run = self._run.model_copy(update={"blend": self._continue_blend(saved, step)})
         self.resumed = point
         if point is None:
             return 0
-        load_checkpoint(self._state, point, collectives=self._collectives)
+        self._store.damaged = point.damaged
         self._saved_step = point.step
         return point.step
+
+    def _find_and_load(self, *, required: bool) -> ResumePoint | None:
+        """The newest checkpoint that is sound and holds finite values alone."""
+        rejected: dict[str, str] = {}
+        ranks = self._collectives
+        while True:
+            point = find_resumable(self._root, collectives=ranks, run=self._run, required=required, rejected=rejected)
+            if point is None:
+                return None
+            load_checkpoint(self._state, point, collectives=ranks)
+            bad = find_not_finite(self._state, ranks)
+            if not bad:
+                return point
+            rejected[point.folder.name] = f"{point.folder}: {bad}"
 
     def save(self, step: int, *, required: bool) -> None:
         """Commit a checkpoint of ``step`` optimizer steps, unless that step is saved already.
 
         Raises:
             StorageError: it could not be written and is ``required``, or it was the third failure in a row.
+            DivergenceError: a weight or a moment is not finite.
         """
         if step == self._saved_step:
             return
@@ -101,7 +127,7 @@ class RunCheckpoints:
             self._store,
             step,
             run=self._run,
-            rank=self._collectives.rank,
+            collectives=self._collectives,
             required=required,
             write_more=self._write_tokenizer,
         )
@@ -154,5 +180,5 @@ def run_record(config: RunConfig, *, world_size: int, data_fingerprint: Mapping[
         },
         hardware=device_name(),
         fingerprint={f"{section}.{key}": str(value) for section, keys in fixed.items() for key, value in keys.items()},
-        config=config.model_dump(mode="json"),
+        config=redact(config.model_dump(mode="json")),
     )

@@ -27,7 +27,7 @@ from megadeberta.checkpoint.manifest import RunRecord
 from megadeberta.checkpoint.resume import ResumePoint
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.engine.state.optimizer_state import OptimizerState, Piece
-from megadeberta.errors import CheckpointError, ConfigError
+from megadeberta.errors import CheckpointError, ConfigError, DivergenceError
 
 _FP32_BYTES = 4
 
@@ -51,7 +51,7 @@ def save_checkpoint(
     step: int,
     *,
     run: RunRecord,
-    rank: int,
+    collectives: Collectives,
     required: bool = False,
     write_more: Callable[[Path], Mapping[str, Digest]] | None = None,
 ) -> Path | None:
@@ -59,20 +59,23 @@ def save_checkpoint(
 
     Args:
         step: optimizer steps done.
-        rank: of this process, which names its files.
         required: raise ``StorageError`` if it fails; else that happens at the third failure in a row.
         write_more: called on every rank; gives digests as ``write`` of ``CheckpointStore.save`` does.
 
     Returns:
         The committed folder, or None when the disk refused and training may go on.
+
+    Raises:
+        DivergenceError: on every rank; a value is not finite, and nothing was written.
     """
+    _refuse_not_finite(state, step, collectives)
     pieces = state.owned()
     index = RankContent(
         fragments=tuple(state.fragment(piece) for piece in pieces), counters=state.counters, scaler=state.scaler
     )
 
     def write(folder: Path) -> dict[str, Digest]:
-        name = tensor_file_name(rank)
+        name = tensor_file_name(collectives.rank)
         more = write_more(folder) if write_more is not None else {}
         try:
             return {name: write_tensors(folder / name, _entries(state, pieces)), **more}
@@ -84,9 +87,31 @@ def save_checkpoint(
     return store.save(step, write, run=run, rank_state=record, expected_bytes=size, required=required)
 
 
+def _refuse_not_finite(state: OptimizerState, step: int, collectives: Collectives) -> None:
+    if bad := find_not_finite(state, collectives):
+        raise DivergenceError(
+            f"step {step}: {bad}, so that no checkpoint was written; start again: the run resumes from its last one"
+        )
+
+
 def _share_bytes(state: OptimizerState, pieces: Sequence[Piece]) -> int:
     """Bytes of what this rank writes; the owners' shares are nearly equal."""
     return sum(piece.stop - piece.start for piece in pieces) * (1 + len(state.moments)) * _FP32_BYTES
+
+
+def find_not_finite(state: OptimizerState, collectives: Collectives) -> str:
+    """Which weight or moment holds a NaN or an infinity, on which rank; empty if none does. The same on every rank."""
+    found = ""
+    for piece in state.owned():
+        for name in _kept(state, piece):
+            # Whatever is not finite makes the sum so, and a sum takes no memory.
+            if not found and not state.tensor(piece, name).sum(dtype=torch.float32).isfinite():
+                found = f"{piece.local.name} ({name})"
+    state.release(changed=False)
+    for rank, text in enumerate(collectives.all_gather_text(found)):
+        if text:
+            return f"{text} holds values that are not finite on rank {rank}"
+    return ""
 
 
 def load_checkpoint(state: OptimizerState, point: ResumePoint, *, collectives: Collectives) -> None:
@@ -143,9 +168,13 @@ def _entries(state: OptimizerState, pieces: list[Piece]) -> list[Entry]:
     entries = []
     for piece in pieces:
         fragment = state.fragment(piece)
-        for name in (WEIGHT, *state.moments) if fragment.updates is not None else (WEIGHT,):
+        for name in _kept(state, piece):
             entries.append(Entry(name, fragment, partial(_on_host, state, piece, name)))
     return entries
+
+
+def _kept(state: OptimizerState, piece: Piece) -> tuple[str, ...]:
+    return (WEIGHT, *state.moments) if state.updates(piece) is not None else (WEIGHT,)
 
 
 def _on_host(state: OptimizerState, piece: Piece, name: str) -> np.ndarray:

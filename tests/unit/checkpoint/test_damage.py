@@ -204,7 +204,7 @@ def test_damage_to_the_only_checkpoint_is_an_error_and_never_a_fresh_start(root:
     error = _resume(root)
     assert isinstance(error, CheckpointError)
     assert "no sound checkpoint to resume from: " in str(error)
-    assert "delete the folder to start from the beginning" in str(error)
+    assert "to start from the beginning, delete" in str(error)
 
 
 def test_nothing_there_is_a_fresh_start_unless_resuming_is_asked_for(tmp_path: Path) -> None:
@@ -335,3 +335,13 @@ def test_the_manifest_is_plain_sorted_json(root: Path) -> None:
     content = json.loads((root / "step-300/manifest.json").read_text())
     assert list(content) == ["created", "files", "format_version", "manifest_sha256", "run", "step"]
     assert content["run"]["config"]["name"] == "größe"
+
+
+def test_a_rejected_checkpoint_is_passed_over_with_its_reason(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _flip(root / "step-300" / "weights.pt", 5)
+    point = _resume(root, rejected={"step-200": "step-200: holds a NaN"})
+    assert isinstance(point, ResumePoint) and point.folder.name == "step-100"
+    assert point.damaged == {"step-200", "step-300"}
+    assert "step-200: holds a NaN" in caplog.text
+    every = {f"step-{step}": f"step-{step}: holds a NaN" for step in (100, 200, 300)}
+    assert "no sound checkpoint to resume from" in str(_resume(root, rejected=every))

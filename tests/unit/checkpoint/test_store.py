@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megadeberta.checkpoint import CheckpointStore, SingleProcess, verify_checkpoint
+from megadeberta.checkpoint import store as store_module
 from megadeberta.checkpoint.durable import write_new_file
 from megadeberta.checkpoint.folder import read_pointer
 from megadeberta.checkpoint.store import remove_leftovers
@@ -284,3 +285,30 @@ def test_two_ranks_that_write_the_same_name_are_an_error(tmp_path: Path) -> None
     for error in on_ranks(body):
         assert isinstance(error, StorageError)
         assert "rank 1 wrote 'same.pt', which another rank wrote too" in str(error)
+
+
+def test_what_cannot_be_deleted_keeps_no_save_from_succeeding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1)
+    for name in (".trash-step-1", ".tmp-step-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "busy").write_text("held open by somebody")
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+
+    monkeypatch.setattr(store_module, "remove_tree", refuse)
+    assert save(tmp_path, 2, keep_last=1) == [[tmp_path / "step-2"], [tmp_path / "step-2"]]
+    assert save(tmp_path, 3, keep_last=1) == [[tmp_path / "step-3"], [tmp_path / "step-3"]]
+    verify_checkpoint(tmp_path / "step-2"), verify_checkpoint(tmp_path / "step-3")
+    assert ".trash-step-1 could not be removed" in caplog.text and "Device or resource busy" in caplog.text
+    assert read_pointer(tmp_path) == "step-3"
+
+
+def test_a_damaged_checkpoint_is_not_kept_in_place_of_a_sound_one(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3, keep_last=3)
+    store = CheckpointStore(tmp_path, collectives=SingleProcess(), keep_last=2)
+    store.damaged = frozenset({"step-3"})
+    store.save(3, write_files(0, 3), run=run_record(1), rank_state={})
+    assert _names(tmp_path) == ["latest", "step-2", "step-3-2"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,7 +21,7 @@ from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.check import check_data
 from megadeberta.data.indexed import SUFFIXES, TokenShard
-from megadeberta.data.loader import StepIterator, batch_fields, training_batches, validation_batches
+from megadeberta.data.loader import StepIterator, TrainingBatches, batch_fields, training_batches, validation_batches
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import DataError, PeerLostError
 from tests.unit.data.small_data import make_data
@@ -225,7 +226,7 @@ def test_a_killed_worker_is_one_clear_error(data: DataConfig) -> None:
         next(steps)
         for worker in multiprocessing.active_children():
             worker.kill()
-        with pytest.raises(PeerLostError, match=r"a process that prepares batches died \(.*data\.loader_workers=0"):
+        with pytest.raises(PeerLostError, match=r"a process that prepares batches is lost \(.*data\.loader_workers=0"):
             for _ in steps:
                 pass
 
@@ -346,3 +347,43 @@ def test_batches_of_a_prepared_corpus_read_as_its_text(prepared: Path) -> None:
     # 40 sequences of 128, whole words: 19 targets each and up to a word more.
     assert 40 * 19 <= targets < 40 * 22
     assert masked / targets == pytest.approx(0.8, abs=0.07)
+
+
+class _BadBatches(TrainingBatches):
+    """A worker that raises what is no error of ours at step 2, or hangs there."""
+
+    def __init__(self, data: DataConfig, fault: str) -> None:
+        options = {"seed": 1, "algebra": layout(1, GLOBAL_BATCH), "data_rank": 0}
+        super().__init__(data, ObjectiveConfig(), **options)
+        self._fault = fault
+
+    def __getitem__(self, step: int) -> Any:
+        if step == 2 and self._fault == "raises":
+            raise ZeroDivisionError("a bug")
+        if step == 2:
+            time.sleep(600)
+        return super().__getitem__(step)
+
+
+@pytest.mark.parametrize(
+    ("fault", "workers", "error", "said"),
+    [
+        ("raises", 1, ZeroDivisionError, "a bug"),
+        ("raises", 2, ZeroDivisionError, "a bug"),
+        ("hangs", 2, PeerLostError, "is lost .*timed out after 5.0 seconds"),
+    ],
+)
+def test_a_worker_that_fails_or_hangs_ends_the_run_and_leaves_no_process(
+    data: DataConfig, fault: str, workers: int, error: type[Exception], said: str
+) -> None:
+    with (
+        pytest.raises(error, match=said) as caught,
+        StepIterator(_BadBatches(data, fault), range(100), workers=workers, timeout=5.0) as steps,
+    ):
+        for _ in steps:
+            pass
+    assert caught.value is not None  # its traceback holds the iterator, which must not keep the workers alive
+    deadline = time.monotonic() + 10
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert multiprocessing.active_children() == []

@@ -76,6 +76,9 @@ CONTRACT = (
     Private("_get_backend", "torch.distributed.ProcessGroup"),
     Private("_set_pg_timeout", _C10D, ("timeout", "group")),
     Private("_softmax_backward_data", "torch", ("grad_output", "output", "dim", "input_dtype")),
+    Private("_MultiProcessingDataLoaderIter", "torch.utils.data.dataloader"),
+    Private("_shutdown_workers", "torch.utils.data.dataloader._MultiProcessingDataLoaderIter", ("self",)),
+    Private("_workers", "torch.utils.data.dataloader._MultiProcessingDataLoaderIter", set_there=True),
     Private("_run_exitfuncs", "atexit"),
 )
 

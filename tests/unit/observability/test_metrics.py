@@ -93,19 +93,39 @@ def test_missing_file_has_no_records(path: Path) -> None:
     assert read_metrics(path) == []
 
 
-def test_full_disk_is_a_storage_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_that_the_disk_refuses_are_written_later(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real_write = os.write
+
     def refuse(*args: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with MetricsFile.create(path) as metrics:
         with monkeypatch.context() as patch:
+            patch.setattr(os, "write", lambda descriptor, data: real_write(descriptor, data[:5]))
+            metrics.write(6, {})
             patch.setattr(os, "write", refuse)
-            with pytest.raises(StorageError, match=r"metrics\.jsonl: cannot be written at step 7: No space left"):
-                metrics.write(7, {})
-            patch.setattr(os, "write", lambda descriptor, data: 5)
-            with pytest.raises(StorageError, match=r"only 5 of 12 bytes written at step 8: No space left"):
-                metrics.write(8, {})
+            metrics.write(7, {})
+            metrics.write(8, {})
+        assert caplog.text.count("metrics.jsonl: cannot be written: No space left") == 1
         metrics.write(9, {})
+    assert [record["step"] for record in read_metrics(path)] == [6, 7, 8, 9]
+    assert "written again, with 3 lines that had waited" in caplog.text
+
+
+def test_lines_that_are_refused_to_the_end_are_counted(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    metrics = MetricsFile.create(path)
+    monkeypatch.setattr(os, "write", refuse)
+    metrics.write(1, {})
+    metrics.write(2, {})
+    metrics.close()
+    assert "the last 2 lines could not be written" in caplog.text
 
 
 def test_failed_rewrite_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,14 +142,14 @@ def test_failed_rewrite_leaves_the_old_file(path: Path, monkeypatch: pytest.Monk
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_real_size_limit_of_a_file_is_a_storage_error(path: Path) -> None:
+def test_real_size_limit_of_a_file_makes_lines_wait(path: Path) -> None:
     with MetricsFile.create(path) as metrics:
         metrics.write(1, {"text": "x" * 100})
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (130, hard))
         try:
-            with pytest.raises(StorageError, match=r"bytes written at step 2|cannot be written at step 2"):
-                metrics.write(2, {"text": "x" * 100})
+            metrics.write(2, {"text": "x" * 100})
+            assert [record["step"] for record in read_metrics(path)] == [1]
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [record["step"] for record in read_metrics(path)] == [1]
+    assert [record["step"] for record in read_metrics(path)] == [1, 2]

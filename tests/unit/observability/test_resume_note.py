@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megadeberta.observability.resume_note import changed_settings, learning_rate_jump, resume_lines
+from megadeberta.observability.resume_note import changed_settings, learning_rate_jump, lost_checkpoints, resume_lines
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 
@@ -52,3 +52,13 @@ def test_only_a_learning_rate_that_was_not_planned_is_a_jump() -> None:
     )
     assert learning_rate_jump(0.0, 0.0, 1e-4).startswith("the learning rate jumps from 0.00e+00 to 1.00e-04:")
     assert learning_rate_jump(1e-3, 1e-3, 1e-5) != ""
+
+
+def test_a_log_without_the_checkpoint_that_it_speaks_of_is_no_new_run() -> None:
+    records = [{"step": step, "loss": 1.0} for step in range(1, 10)]
+    assert lost_checkpoints([], interval=3, output=Path("run")) == ""
+    assert lost_checkpoints(records[:3], interval=3, output=Path("run")) == ""  # killed in its first save
+    assert lost_checkpoints(records, interval=100, output=Path("run")) == ""
+    assert lost_checkpoints(records, interval=3, output=Path("run")).startswith(
+        "run: the log has 9 steps, so there was"
+    )

@@ -88,6 +88,12 @@ def test_variable_that_a_shell_would_expand_is_refused(environ: dict[str, str], 
     check_variables(environ | {"PS1": "$(id)"})
 
 
+@pytest.mark.parametrize("name", ["NCCL_$(id)", "NCCL_`id`", "NCCL_A;id", "OMP_ X", "PYTHON\nid"])
+def test_variable_whose_name_a_shell_would_run_is_refused(environ: dict[str, str], name: str) -> None:
+    with pytest.raises(ConfigError, match=r"has a name that DeepSpeed's launcher would let the remote shell run"):
+        check_variables(environ | {name: "1"})
+
+
 def test_secrets_reach_neither_the_launcher_nor_the_machines() -> None:
     environ = {"MLFLOW_TRACKING_TOKEN": "s3cr3t", "MLFLOW_TRACKING_URI": "http://x", "HF_TOKEN": "t", "PATH": "/bin"}
     assert launcher_environment(environ) == {k: v for k, v in environ.items() if k != "MLFLOW_TRACKING_TOKEN"}
