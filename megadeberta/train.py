@@ -83,14 +83,10 @@ class _Run:
             parameters=assembly.parameters,
             continue_blend=partial(continued_blend, config, prepared.data.train),
         )
-<<<<<<< HEAD
         with Waiting("looking for a checkpoint, reading it", quiet=self._quiet):
             self.done = self.checkpoints.resume()  # optimizer steps done
-=======
-        self.done = self.checkpoints.resume()  # optimizer steps done
         if self.checkpoints.resumed is None:
             self._refuse_lost_checkpoints(TorchCollectives(device))
->>>>>>> 063a103 (Refuse ranks that differ, keep NaNs out of checkpoints, and let a log or an old folder fail)
         self.journal = self._open_journal(ranks, device)
         if ranks.rank == 0:
             self._tell_resume()

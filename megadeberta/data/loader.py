@@ -31,13 +31,8 @@ from megadeberta.data.packing import document_starts
 from megadeberta.data.samples import TrainingSamples
 from megadeberta.data.sequences import open_reader
 from megadeberta.data.targets import Targets, load_targets
-<<<<<<< HEAD
 from megadeberta.data.tokenizer import PAD_ID, load_tokenizer
-from megadeberta.data.workers import exit_with_the_rank, is_death_of_a_worker, worker_context
-=======
-from megadeberta.data.tokenizer import PAD_ID, SentencePieceTokenizer
 from megadeberta.data.workers import exit_with_the_rank, is_loss_of_a_worker, stop_workers, worker_context
->>>>>>> 063a103 (Refuse ranks that differ, keep NaNs out of checkpoints, and let a log or an old folder fail)
 from megadeberta.errors import MegadebertaError, PeerLostError
 
 _STEPS_AHEAD = 4  # of each worker

@@ -10,11 +10,8 @@ import torch
 
 from megadeberta.config.redact import recipe_json
 from megadeberta.config.run import RunConfig
-<<<<<<< HEAD
 from megadeberta.config.terminal import line_width, wrap_items
-=======
 from megadeberta.errors import StorageError
->>>>>>> 063a103 (Refuse ranks that differ, keep NaNs out of checkpoints, and let a log or an old folder fail)
 from megadeberta.layers.flops import run_flops_per_token
 from megadeberta.layers.objectives import objective_of
 from megadeberta.layers.terms import baselines, term

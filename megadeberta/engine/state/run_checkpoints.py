@@ -14,12 +14,8 @@ from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
 from megadeberta.checkpoint.resume import ResumePoint, find_resumable
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.blend import BlendSegment
-<<<<<<< HEAD
 from megadeberta.config.data import tokenizer_name
-=======
-from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.redact import redact
->>>>>>> 063a103 (Refuse ranks that differ, keep NaNs out of checkpoints, and let a log or an old folder fail)
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.device_name import device_name
 from megadeberta.engine.state.local_parameters import LocalParameter
