@@ -62,14 +62,9 @@ def export_command(
     from megadeberta.convert.export import export_checkpoint
     from megadeberta.convert.formats.family import FileFormat, ModelKind
 
-    findings = export_checkpoint(
-        checkpoint,
-        out,
-        kind=ModelKind(model) if model else None,
-        file_format=FileFormat(file_format),
-        facts=CardFacts(licence, tuple(language or ())),
-        overwrite=overwrite,
-    )
+    facts = CardFacts(licence, tuple(language or ()))
+    kind, to = ModelKind(model) if model else None, FileFormat(file_format)
+    findings = export_checkpoint(checkpoint, out, kind=kind, file_format=to, facts=facts, overwrite=overwrite)
     _print_findings(f"{out} is written and checked", [(finding.what, finding.detail) for finding in findings])
 
 

@@ -39,16 +39,12 @@ def export_checkpoint(
     Args:
         checkpoint: see :func:`megadeberta.weights.source.load_weights`.
         out: a folder that is empty or does not exist.
-        kind: with the prediction head, or the encoder alone; of a run that detects replaced tokens, that is the
-            generator, or the encoder of the discriminator. Or the discriminator with its head. None: the discriminator
-            where there is one, else with the prediction head.
-        file_format: safetensors and a tokenizer for transformers; or pickled tensors for microsoft/DeBERTa, with what
-            its training goes on from.
+        kind: None: the discriminator where there is one, else with the prediction head.
+        file_format: safetensors and a tokenizer for transformers; or pickled tensors, for microsoft/DeBERTa to go on.
         facts: what the card says beyond the run.
         overwrite: replace an earlier export at ``out``.
 
-    Returns:
-        What was exported, and what the check found equal.
+    Returns: what was exported, and what the check found equal.
 
     Raises:
         CheckpointError: the checkpoint is not sound or has no tokenizer, or the check failed; nothing is written.
@@ -63,8 +59,7 @@ def export_checkpoint(
     texts = texts_of_run(source, load_tokenizer(tokenizer))
     target = choose_target(source.config, kind, file_format)
     note = microsoft_decoder_note(source, target)
-    findings = [Finding("exported", _what(loaded, source))]
-    findings += [Finding("BEWARE", note)] if note else []
+    findings = [Finding("exported", _what(loaded, source)), *([Finding("BEWARE", note)] if note else [])]
 
     def fill(folder: Path) -> None:
         _write_files(folder, source, target, facts, tokenizer=tokenizer)

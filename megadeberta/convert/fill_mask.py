@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megadeberta.convert.formats.places import config_path
-from megadeberta.convert.formats.read_folder import read_hf_folder
-from megadeberta.data.tokenizer import MASK, WORD_BOUNDARY, PieceKind, find_tokenizer, load_tokenizer
-from megadeberta.errors import CheckpointError, ConfigError, DataError
+from megadeberta.convert.any_model import load_model
+from megadeberta.data.tokenizer import MASK, WORD_BOUNDARY, PieceKind, load_tokenizer
+from megadeberta.errors import ConfigError, DataError
 from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.whole import WholeModel
-from megadeberta.weights.source import MODEL_JSON, ModelSource, load_weights
+from megadeberta.weights.source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,14 @@ def predict_masks(path: Path, text: str, *, top_k: int = 5) -> list[list[Guess]]
     never offered.
 
     Args:
-        path: a run, a checkpoint or an imported folder (see ``load_weights``), or a Hugging Face folder.
+        path: see :func:`megadeberta.convert.any_model.load_model`.
 
     Raises:
         CheckpointError: no model there, or it has no prediction head or no tokenizer.
         DataError: the text has no ``[MASK]`` or is too long.
         ConfigError: ``top_k`` is not between 1 and the number of pieces.
     """
-    source = _load(path)
+    source = load_model(path, parts=False).token_model()
     vocabulary = load_tokenizer(source.checked_tokenizer())
     offered = torch.from_numpy(vocabulary.piece_kinds() != PieceKind.SPECIAL).nonzero().flatten()  # [P]
     if not 1 <= top_k <= len(offered):
@@ -67,18 +66,6 @@ def _logits(source: ModelSource, ids: list[int], places: list[int]) -> Tensor:
     input_ids = torch.tensor([ids])
     with torch.no_grad():
         return model.mlm_logits(input_ids, torch.ones_like(input_ids), torch.tensor([places]))[0]
-
-
-def _load(path: Path) -> ModelSource:
-    is_hugging_face = config_path(path).is_file() and not (path / MODEL_JSON).is_file()
-    if not is_hugging_face:
-        return load_weights(path).token_model()
-    imported = read_hf_folder(path)
-    if imported.missing:
-        raise CheckpointError(
-            f"{path}: has no {imported.missing[0]}, without which nothing can be predicted; export with --model mlm"
-        )
-    return ModelSource(path, imported.config, imported.weights, find_tokenizer(path))
 
 
 def _check_text(text: str, num_tokens: int, num_masks: int, longest: int) -> None:

@@ -67,14 +67,14 @@ def import_parts(
     discriminator_model = read_discriminator(discriminator)
     generator_model = None if generator is None else read_hf_folder(generator, mask_decoder=mask_decoder)
     source = str(discriminator) if generator is None else f"{discriminator} and {generator}"
-    if generator_model is not None:
-        _check_two(discriminator_model, generator_model, source)
     config, rtd = _joint_config(
         discriminator_model, generator_model, source, sharing=sharing, mask_decoder=mask_decoder
     )
     objective = ObjectiveConfig(name="rtd", rtd=rtd)
     spm = _common_vocabulary([folder_of(place) for place in (discriminator, generator) if place is not None])
     check_tokenizer_fits(spm, config)
+    if generator_model is not None:
+        _check_two(discriminator_model, generator_model, source)
 
     weights = {f"{DISCRIMINATOR}.{name}": t for name, t in discriminator_model.weights.items() if name not in TABLES}
     lines = _lines_of(discriminator_model, DISCRIMINATOR)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
+from megadeberta.convert.any_model import load_model
 from megadeberta.data.check import check_data
 from megadeberta.data.loader import validation_batches
 from megadeberta.data.tokenizer import VocabularyTokenizer, load_tokenizer
@@ -16,7 +17,7 @@ from megadeberta.evaluate.texts import score_left_to_right, score_pseudo_perplex
 from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.model.dropout import set_sites
 from megadeberta.model.whole import WholeModel
-from megadeberta.weights.source import ModelSource, load_weights
+from megadeberta.weights.source import ModelSource
 
 _SEED = 1234
 """Of the generator's samples, for weights that are of no run."""
@@ -31,19 +32,30 @@ def evaluate(
     length: int | None = None,
     batch_size: int = 16,
 ) -> Scores:
-    """Scores of the weights at ``path``; without ``shard`` and ``text``, on the validation shards of their run.
+    """``score`` of the weights at ``path`` (:func:`megadeberta.convert.any_model.load_model`)."""
+    return score(load_model(path), shard=shard, text=text, sequences=sequences, length=length, batch_size=batch_size)
+
+
+def score(
+    source: ModelSource,
+    *,
+    shard: Path | None = None,
+    text: Path | None = None,
+    sequences: int = 512,
+    length: int | None = None,
+    batch_size: int = 16,
+) -> Scores:
+    """Scores of weights; without ``shard`` and ``text``, on the validation shards of their run.
 
     Args:
-        path: see :func:`megadeberta.weights.source.load_weights`.
         shard: prefix of a token file. Masks are those of a run's own validation, so its loss comes out again.
         text: a UTF-8 file.
         sequences: at most this many of the shard.
         length: tokens of a sequence; as in the run if not given.
 
     Raises:
-        CheckpointError, ConfigError, DataError: nothing sound at ``path``, nothing to score on, or it does not fit.
+        CheckpointError, ConfigError, DataError: no tokenizer, nothing to score on, or it does not fit.
     """
-    source = load_weights(path)
     tokenizer_file = source.checked_tokenizer()
     data = _data_section(source, tokenizer_file, shard=shard, length=_sequence_length(source, length))
     tokenizer = load_tokenizer(tokenizer_file)
@@ -56,7 +68,7 @@ def evaluate(
             found = _score_shard(model, source, of_name, mask_id=tokenizer.mask_id, rows=(sequences, batch_size))
             scores |= {f"{key} ({name})" if name else key: value for key, value in found.items()}
     elif text is None:
-        raise ConfigError(f"{path}: these weights name no validation shard; give --data PREFIX or --text FILE")
+        raise ConfigError(f"{source.folder}: these weights name no validation shard; give --data PREFIX or --text FILE")
     if text is not None:
         scores |= _score_text(text, model, source, tokenizer, length=data.sequence_length, batch_size=batch_size)
     return scores

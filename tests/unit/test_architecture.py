@@ -42,7 +42,7 @@ DIRECTIONS: dict[str, set[str] | None] = {
     | {f"megadeberta.{room}" for room in ("weights", "ops", "model", "data", "observability", "checkpoint")},
     "megadeberta.hf": {"megadeberta.errors", BACKENDS, "megadeberta.ops"},
     "megadeberta.evaluate": LAYERS
-    | {f"megadeberta.{room}" for room in ("batch", "model", "data", "checkpoint", "weights")},
+    | {f"megadeberta.{room}" for room in ("batch", "model", "data", "checkpoint", "weights", "convert")},
     "megadeberta.train_cli": LAYERS | {f"megadeberta.{room}" for room in ("preflight", "plan", "train", "rank")},
     "megadeberta.assembly": None,
     "megadeberta.train": None,

@@ -122,7 +122,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory, spm: Path) -> Path:
     objective = ObjectiveConfig(name="rtd", rtd={"generator_layers": 2})
     both = small_model(CONFIG, objective=objective)
     write_checkpoint(root / "run", both, CONFIG, spm, step=1, objective=objective.model_dump(mode="json"))
-    export_checkpoint(root / "run", root / "generator")
+    export_checkpoint(root / "run", root / "generator", kind=ModelKind.GENERATOR)
     export_checkpoint(root / "run", root / "discriminator", kind=ModelKind.DISCRIMINATOR)
     tokenizer = SentencePieceTokenizer.load(spm)
     with ShardWriter(root / "shard", dtype=torch.zeros(1, dtype=torch.int32).numpy().dtype) as writer:
@@ -261,4 +261,4 @@ def test_two_generators_are_one_too_many(
     monkeypatch.setattr(sys, "argv", ["megadeberta", *words])
     with pytest.raises(SystemExit):
         main()
-    assert "error: --generator and --new-generator exclude each other" in capsys.readouterr().err
+    assert "error: --generator, --new-generator and --no-generator exclude each other" in capsys.readouterr().err
