@@ -46,6 +46,7 @@ def test_weights_change_at_a_resume_and_the_checkpoint_says_where(tmp_path: Path
         timeout=300,
         check=True,
     ).stdout
+    shown = " ".join(shown.split())  # lines are as wide as the terminal
     assert "source de: " in shown and "25.0000% of the samples, " in shown and "epochs in the run" in shown
 
     output = _train(recipe, SAVED, de=1)
