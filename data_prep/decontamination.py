@@ -4,10 +4,8 @@ Runs of 13 words are the rule of GPT-3 (Brown et al. 2020, appendix C). R hashes
 """
 
 import hashlib
-import json
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -15,12 +13,9 @@ from typing import cast
 
 import numpy as np
 
-from megadeberta.data_prep.bad_lines import Tally
-from megadeberta.data_prep.compression import DamagedFile
-from megadeberta.data_prep.converted import KEY, ConvertedStream
 from megadeberta.data_prep.options import DecontaminateBy, ReadOptions
 from megadeberta.data_prep.shingles import run_hashes, word_hashes
-from megadeberta.data_prep.sources import Source, find_sources
+from megadeberta.data_prep.side_texts import read_texts, sources_of
 from megadeberta.errors import DataError
 
 RUN_WORDS, SENTENCE_WORDS = 13, 8
@@ -70,7 +65,7 @@ def fingerprint(paths: Iterable[Path], read: ReadOptions) -> tuple[tuple[str, st
         DataError: a file cannot be read.
     """
     found = []
-    for source in _sources(paths, read):
+    for source in sources_of(paths, read):
         with source.path.open("rb") as file:
             found.append((str(source.path), hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()))
     return tuple(found)
@@ -84,12 +79,11 @@ def read_contamination(options: ReadOptions) -> Contamination:
     """
     by = options.decontaminate_by
     hashes, num_documents, num_too_short = [np.empty(0, np.uint64)], 0, 0
-    for source in _sources([Path(path) for path, _ in options.test_sets], options):
-        for text in _texts(source, options):
-            found = text_hashes(text, by)
-            hashes.append(found)
-            num_documents += 1
-            num_too_short += len(found) == 0
+    for text in read_texts([Path(path) for path, _ in options.test_sets], options, option="--decontaminate"):
+        found = text_hashes(text, by)
+        hashes.append(found)
+        num_documents += 1
+        num_too_short += len(found) == 0
     found = np.unique(np.concatenate(hashes))
     if len(found) == 0:
         needed = f"{RUN_WORDS} words" if by is DecontaminateBy.NGRAM else f"a sentence of {SENTENCE_WORDS} words"
@@ -98,24 +92,3 @@ def read_contamination(options: ReadOptions) -> Contamination:
             "--text-key and --document-per, which hold for these files too, or use --decontaminate-by"
         )
     return Contamination(by, found, num_documents, num_too_short)
-
-
-def _sources(paths: Iterable[Path], read: ReadOptions) -> list[Source]:
-    return find_sources(tuple(paths), split="test", options=read, outside=Path(os.devnull)).sources
-
-
-def _texts(source: Source, read: ReadOptions) -> Iterator[str]:
-    tally = Tally()
-    stream = ConvertedStream(source.path, source.compression, source.file_format, read, tally=tally)
-    try:
-        while lines := stream.read(1 << 20):
-            yield from (text for line in lines.splitlines() if (text := json.loads(line)[KEY]))
-    except DamagedFile as damage:
-        raise DataError(f"--decontaminate {source.path}: {damage}; fetch it again") from damage
-    finally:
-        stream.close()
-    if tally.rejected:
-        raise DataError(
-            f"--decontaminate {source.path}: {tally.rejected} of its lines cannot be used "
-            f"({', '.join(kind for kind in tally.counts)}); check --text-key, which holds for test sets too"
-        )

@@ -30,6 +30,7 @@ COMMANDS = {
     "prep": (DATA, "megadeberta.data_prep.cli", "prep"),
     "verify": (DATA, "megadeberta.data_prep.cli", "verify"),
     "data": (DATA, "megadeberta.data_prep.data_cli", "app"),
+    "tokenizer": (DATA, "megadeberta.data_prep.tokenizer_cli", "app"),
     "doctor": (TRAINING, "megadeberta.launcher.doctor_cli", "doctor"),
     "init": (TRAINING, "megadeberta.plan.init_cli", "init"),
     "recipes": (TRAINING, "megadeberta.config.cli", "recipes"),
