@@ -72,7 +72,7 @@ def launch(
     config = load_recipe(recipe, overrides or ())
     if slurm is not None:
         validate_run(config, world_size=slurm * local_ranks, source=str(recipe))
-        job = SlurmJob(name=config.name, nodes=slurm, tasks_per_node=local_ranks)
+        job = SlurmJob(config.name, config.training.output_dir, nodes=slurm, tasks_per_node=local_ranks)
         typer.echo(render_sbatch(job, ["megadeberta", "train", words_for_nodes(recipe), *words[1:]]), nl=False)
         return
     if hostfile is not None:

@@ -13,9 +13,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from megadeberta.errors import EXIT_PREEMPTED
+from megadeberta.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from megadeberta.launcher.relay import Relay
-from megadeberta.launcher.signals import EXIT_INTERRUPTED, SignalInbox
+from megadeberta.launcher.signals import SignalInbox
 from megadeberta.launcher.verdict import RankExit, Verdict, judge
 from megadeberta.rank.environment import STARTED_BY_VARIABLE
 from megadeberta.rank.ports import LOOPBACK, check_port_free, pick_free_port

@@ -14,7 +14,6 @@ _FORWARDED = {
 }
 _INTERRUPTS_UNTIL_KILL = 3
 _Handler = Callable[[int, FrameType | None], Any] | int | None
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 class SignalInbox:

@@ -1,10 +1,12 @@
-"""An sbatch script that saves before its time is up and goes back into the queue."""
+"""An sbatch script that goes back into the queue: after it has saved before its time was up, and after a lost rank."""
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from megadeberta.errors import EXIT_PREEMPTED, ConfigError
+from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER
+from megadeberta.errors import EXIT_PEER_LOST, EXIT_PREEMPTED, ConfigError
 
 _TEMPLATE = """\
 #!/bin/bash
@@ -25,6 +27,10 @@ step=$!
 trap 'told=1; scancel --signal=USR1 "$SLURM_JOB_ID.0"' USR1
 trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
 
+# In a row without a new checkpoint; progress starts the count again.
+most_losses={most_losses}
+newest() {{ cat {checkpoints}/latest 2>/dev/null || echo none; }}
+
 code=127
 while :; do
     told=0
@@ -33,7 +39,24 @@ while :; do
     [ "$now" -ne 127 ] && code=$now # 127: its code was given out already
     [ "$told" -eq 0 ] && break      # else wait was only interrupted by the signal
 done
-if [ "$code" -eq {preempted} ]; then
+again=0
+case "$code" in
+{preempted}) again=1 ;;
+# A rank or a machine is gone: its own code, or the signal that ended it (KILL, USR1 before it listened, TERM, BUS).
+{peer_lost} | 135 | 137 | 138 | 143)
+    counted={output}/losses-{name}
+    read -r at losses 2>/dev/null <"$counted" || losses=0
+    [ "$at" = "$(newest)" ] || losses=0
+    losses=$((losses + 1))
+    if [ "$losses" -le "$most_losses" ] && mkdir -p {output} && echo "$(newest) $losses" >"$counted"; then
+        again=1
+        echo "a rank was lost (exit code $code); queued again, loss $losses of $most_losses since checkpoint $(newest)"
+    else
+        echo "a rank was lost (exit code $code) $losses times since checkpoint $(newest); not queued again" >&2
+    fi
+    ;;
+esac
+if [ "$again" -eq 1 ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
@@ -42,13 +65,19 @@ exit "$code"
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """What the script asks Slurm for. ``notice_seconds``: time for one step and one checkpoint."""
+    """What the script asks Slurm for.
+
+    output_dir: of the run. notice_seconds: time for one step and one checkpoint. most_losses: how often the job may go
+    back into the queue after a lost rank, without a new checkpoint in between.
+    """
 
     name: str
+    output_dir: Path
     nodes: int
     tasks_per_node: int
     time_limit: str = "24:00:00"
     notice_seconds: int = 180
+    most_losses: int = 3
 
 
 def render_sbatch(job: SlurmJob, command: Sequence[str]) -> str:
@@ -68,5 +97,9 @@ def render_sbatch(job: SlurmJob, command: Sequence[str]) -> str:
         time_limit=job.time_limit,
         notice_seconds=job.notice_seconds,
         preempted=EXIT_PREEMPTED,
+        peer_lost=EXIT_PEER_LOST,
+        most_losses=job.most_losses,
+        output=shlex.quote(str(job.output_dir)),
+        checkpoints=shlex.quote(str(job.output_dir / CHECKPOINTS_FOLDER)),
         command=shlex.join(command),
     )

@@ -16,11 +16,10 @@ from typing import Annotated, Any
 import typer
 
 from megadeberta import __version__
-from megadeberta.errors import EXIT_STORAGE, EXIT_USAGE, MegadebertaError
+from megadeberta.errors import EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_USAGE, MegadebertaError
 from megadeberta.observability.logs import set_up_logging
 from megadeberta.rank.ending import ending
 
-EXIT_INTERRUPTED = 130
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 DATA, TRAINING, AFTERWARDS = "1. Text to shards", "2. Training", "3. Checkpoints and export"

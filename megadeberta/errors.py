@@ -15,6 +15,9 @@ EXIT_STORAGE = 79
 EXIT_PEER_LOST = 80
 """Another rank died or stopped answering; the same command resumes."""
 
+EXIT_INTERRUPTED = 130
+"""Ctrl-C before there was anything to save."""
+
 
 class MegadebertaError(Exception):
     """Base of all errors that a user can fix."""

@@ -22,11 +22,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from megadeberta.errors import EXIT_PREEMPTED, EXIT_STORAGE, ParallelError, StorageError
+from megadeberta.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_STORAGE, ParallelError, StorageError
 from megadeberta.launcher.hosts.environment import environment_lines, launcher_environment
 from megadeberta.launcher.hosts.pdsh import ask_nodes, host_labels, node_command, parse_exit, ssh_environment
 from megadeberta.launcher.hosts.verdict import HostExit, judge_hosts
-from megadeberta.launcher.signals import EXIT_INTERRUPTED, SignalInbox
+from megadeberta.launcher.signals import SignalInbox
 from megadeberta.launcher.verdict import Verdict
 
 _PR_SET_PDEATHSIG = 1

@@ -1,5 +1,6 @@
 """Is this folder exactly what its manifest says? Reading every byte is the price; the ranks share it."""
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,8 @@ from megadeberta.checkpoint.durable import Digest, hash_file
 from megadeberta.checkpoint.folder import checkpoint_path
 from megadeberta.checkpoint.manifest import MANIFEST_NAME, SAFE_NAME, Manifest, manifest_digest, read_manifest
 from megadeberta.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 
 def verify_checkpoint(folder: Path) -> Manifest:
@@ -68,7 +71,12 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
     present = set(os.listdir(folder)) - {MANIFEST_NAME}
     if missing := sorted(manifest.files.keys() - present):
         raise CheckpointError(f"{folder / missing[0]}: is missing, the manifest lists it; {_ADVICE}")
-    if extra := sorted(present - manifest.files.keys()):
+    extra = sorted(present - manifest.files.keys())
+    hidden = [name for name in extra if name.startswith(".")]
+    if hidden:
+        # Left by file systems and file managers (.nfs0000, .DS_Store); nothing here reads a hidden file.
+        log.warning("%s: is not in the manifest, and left alone", folder / hidden[0])
+    if extra := [name for name in extra if name not in hidden]:
         raise CheckpointError(
             f"{folder / extra[0]}: is not in the manifest; move it away if you put it there, or use another checkpoint"
         )

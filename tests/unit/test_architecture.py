@@ -47,8 +47,8 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.assembly": None,
     "megadeberta.train": None,
     "megadeberta.cli": None,
-    "megadeberta.__main__": {"megadeberta.cli"},
-    "megadeberta.launcher": CONFIG | {f"megadeberta.{room}" for room in ("preflight", "rank", "doctor")},
+    "megadeberta.__main__": {"megadeberta.cli", "megadeberta.errors"},
+    "megadeberta.launcher": CONFIG | {f"megadeberta.{room}" for room in ("preflight", "rank", "doctor", "checkpoint")},
     "megadeberta.data_prep": CONFIG | {"megadeberta.data"},
 }
 TORCH_FREE = (

@@ -345,3 +345,10 @@ def test_a_rejected_checkpoint_is_passed_over_with_its_reason(root: Path, caplog
     assert "step-200: holds a NaN" in caplog.text
     every = {f"step-{step}": f"step-{step}: holds a NaN" for step in (100, 200, 300)}
     assert "no sound checkpoint to resume from" in str(_resume(root, rejected=every))
+
+
+def test_a_hidden_file_of_a_file_system_discards_no_checkpoint(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root / "step-300" / ".nfs00000001").write_bytes(b"still open somewhere")
+    point = _resume(root)
+    assert isinstance(point, ResumePoint) and point.step == 300
+    assert ".nfs00000001: is not in the manifest, and left alone" in caplog.text

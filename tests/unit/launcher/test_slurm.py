@@ -30,7 +30,7 @@ def _prepare(tmp_path: Path) -> tuple[Path, dict[str, str]]:
         (tmp_path / name).write_text(body)
         (tmp_path / name).chmod(0o755)
     script = tmp_path / "job.sh"
-    job = SlurmJob(name="v3", nodes=4, tasks_per_node=8)
+    job = SlurmJob("v3", tmp_path / "my run", nodes=4, tasks_per_node=8)
     script.write_text(render_sbatch(job, ["megadeberta", "train", "my recipe.json", "--set", "name=$x"]))
     return script, {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
 
@@ -46,7 +46,24 @@ def test_notice_is_passed_to_the_step_and_the_job_requeued(tmp_path: Path) -> No
     assert (tmp_path / "scontrol.args").read_text() == "requeue 77\n"
 
 
-@pytest.mark.parametrize("code", [0, 2, 137])
+@pytest.mark.parametrize("code", [80, 137, 138])
+def test_a_lost_rank_requeues_the_job_until_it_makes_no_progress(tmp_path: Path, code: int) -> None:
+    script, environ = _prepare(tmp_path)
+    latest = tmp_path / "my run" / "checkpoints" / "latest"
+
+    def requeued() -> bool:
+        (tmp_path / "scontrol.args").unlink(missing_ok=True)
+        done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=environ | {"QUICK": str(code)}, timeout=20)
+        assert done.returncode == code
+        return (tmp_path / "scontrol.args").exists()
+
+    assert [requeued() for _ in range(5)] == [True, True, True, False, False]
+    latest.parent.mkdir()
+    latest.write_text("step-100\n")
+    assert [requeued() for _ in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("code", [0, 2, 77, 79])
 def test_other_ends_are_passed_on_without_requeueing(tmp_path: Path, code: int) -> None:
     script, environ = _prepare(tmp_path)
     done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=environ | {"QUICK": str(code)}, timeout=20)
@@ -65,4 +82,4 @@ def test_script_asks_for_the_layout_and_quotes_the_command(tmp_path: Path) -> No
 
 def test_job_without_ranks_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"0 node\(s\) with 8 rank\(s\) each starts nothing"):
-        render_sbatch(SlurmJob(name="v3", nodes=0, tasks_per_node=8), ["true"])
+        render_sbatch(SlurmJob("v3", Path("run"), nodes=0, tasks_per_node=8), ["true"])
