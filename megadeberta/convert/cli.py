@@ -13,6 +13,7 @@ from megadeberta.config.plugins import PluginOption
 
 if TYPE_CHECKING:
     from megadeberta.convert.formats.read_folder import ReportLine
+    from megadeberta.convert.publish import Destination
 
 app = typer.Typer(help="Convert checkpoints to Hugging Face folders and back.", no_args_is_help=True)
 
@@ -49,6 +50,14 @@ def export_command(
     language: Annotated[
         list[str] | None, typer.Option(help="For the model card, a code such as en; repeatable")
     ] = None,
+    all_steps: Annotated[
+        bool,
+        typer.Option("--all-steps", help="Every checkpoint that the run kept, as OUT/step-N; revisions on the hub"),
+    ] = False,
+    push: Annotated[
+        str | None, typer.Option(help="OWNER/MODEL of the hub to upload to; made if it is not there")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: a new repository is private")] = False,
     overwrite: Overwrite = False,
     plugin: PluginOption = None,
 ) -> None:
@@ -59,13 +68,44 @@ def export_command(
     Example: megadeberta convert export runs/quickstart exported
     """
     from megadeberta.convert.card_facts import CardFacts
-    from megadeberta.convert.export import export_checkpoint
     from megadeberta.convert.formats.family import FileFormat, ModelKind
+    from megadeberta.convert.publish import Destination
 
-    facts = CardFacts(licence, tuple(language or ()))
-    kind, to = ModelKind(model) if model else None, FileFormat(file_format)
-    findings = export_checkpoint(checkpoint, out, kind=kind, file_format=to, facts=facts, overwrite=overwrite)
-    _print_findings(f"{out} is written and checked", [(finding.what, finding.detail) for finding in findings])
+    to = None if push is None else Destination(push, private)
+    options = {
+        "kind": ModelKind(model) if model else None,
+        "file_format": FileFormat(file_format),
+        "facts": CardFacts(licence, tuple(language or ())),
+        "overwrite": overwrite,
+    }
+    _publish(_export(checkpoint, out, all_steps=all_steps, options=options), to)
+
+
+def _export(checkpoint: Path, out: Path, *, all_steps: bool, options: dict[str, Any]) -> list[Path]:
+    """Write one export or one for each kept step, and say what was checked; the folders, oldest first."""
+    from megadeberta.convert.export import export_checkpoint
+    from megadeberta.convert.publish import export_steps
+
+    if all_steps:
+        found = {out / name: findings for name, findings in export_steps(checkpoint, out, **options).items()}
+    else:
+        found = {out: export_checkpoint(checkpoint, out, **options)}
+    for folder, findings in found.items():
+        _print_findings(f"{folder} is written and checked", [(finding.what, finding.detail) for finding in findings])
+    return list(found)
+
+
+def _publish(folders: list[Path], to: "Destination | None") -> None:
+    """Upload the exports, or say how."""
+    from megadeberta.convert.publish import push, revisions, upload_commands
+
+    named = revisions(folders)
+    if to is None:
+        typer.echo("to publish:")
+        for command in upload_commands(named):
+            typer.echo(f"  {command}")
+    else:
+        typer.echo(f"{push(named, to)} is up to date: {', '.join(named)}")
 
 
 @app.command("check")
@@ -204,7 +244,8 @@ def _print_findings(title: str, rows: list[tuple[str, str]]) -> None:
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(*columns, title=Text(title), title_justify="left")
+    typer.echo(title)  # on a line of its own, which a narrow terminal does not cut
+    table = Table(*columns)
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
