@@ -113,8 +113,11 @@ class PackingPlan:
             num_starts, num_ends = _HEADER.unpack(header)[3:]
             start_blocks, end_blocks = count_blocks(8 * num_starts), count_blocks(8 * num_ends)
             blocks = start_blocks + end_blocks
-            tail = np.empty(SUM_BYTES * blocks + 8 * end_blocks + 32, np.uint8)
-            file = SteadyFile(path, BLOCK_BYTES * (1 + blocks) + len(tail))
+            tail_bytes = SUM_BYTES * blocks + 8 * end_blocks + 32
+            file = SteadyFile(
+                path, BLOCK_BYTES * (1 + blocks) + tail_bytes
+            )  # before memory is taken for a wrong number
+            tail = np.empty(tail_bytes, np.uint8)
             file.fill(tail, BLOCK_BYTES * (1 + blocks))
         except (OSError, DataError, MemoryError):
             return None

@@ -147,3 +147,13 @@ def test_a_damaged_plan_is_made_again_or_named_and_never_followed(prefix: Path) 
             assert f"s.packing-{LENGTH}: is damaged; remove it" in str(error)
             outcomes["named"] += 1
     assert blocks > 4 and outcomes["right"] > 4 and outcomes["named"] > 4
+
+
+@pytest.mark.parametrize("place", [48, 56])
+def test_a_number_that_would_take_all_memory_takes_none(prefix: Path, place: int) -> None:
+    rows = read_all(prefix)
+    path = plan_path(prefix, LENGTH)
+    damaged = bytearray(path.read_bytes())
+    damaged[place : place + 8] = b"\xff" * 8
+    path.write_bytes(damaged)
+    np.testing.assert_array_equal(read_all(prefix), rows)
