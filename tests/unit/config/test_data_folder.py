@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from megadeberta.config.data import DataConfig
 from megadeberta.config.load import load_run_config, parse_run_config
 from megadeberta.errors import ConfigError, DataError
 from megadeberta.preflight.run import load_recipe
@@ -37,6 +38,13 @@ def test_resolved_recipe_has_the_paths_and_is_a_recipe_again(tmp_path: Path) -> 
     dumped = config.model_dump(mode="json")
     assert "folder" not in dumped["data"]
     assert parse_run_config(dumped, source="dump") == config
+
+
+def test_folder_finds_a_tokenizer_of_another_kind(tmp_path: Path) -> None:
+    other = tmp_path / "tokenizer" / "tokenizer.json"
+    other.parent.mkdir()
+    other.write_text("{}")
+    assert DataConfig(folder=tmp_path).tokenizer == other
 
 
 @pytest.mark.parametrize("key", ["train", "valid", "tokenizer"])
