@@ -1,12 +1,14 @@
 """Lines of a stream of bytes, and which of them can be used."""
 
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple, Protocol
 
 from megadeberta.data_prep.bad_lines import Tally
 
 _CHUNK = 1 << 20
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BLANKS = " \t\r\v\f"
+"""What a blank line consists of."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class BadLine(Exception):
@@ -33,12 +35,21 @@ class Line(NamedTuple):
     """Without its newline."""
 
 
-def read_lines(file: BinaryIO, *, max_bytes: int) -> Iterator[Line]:
+class Readable(Protocol):
+    """What lines are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Some bytes; ``b""`` at the end."""
+
+
+def read_lines(file: Readable, *, max_bytes: int, number: int = 0, offset: int = 0) -> Iterator[Line]:
     """All lines of a stream, with offsets from its beginning; memory stays bounded however long a line is.
 
     A stream that raises CutOff ends with its last whole line.
+
+    Args:
+        number, offset: lines and bytes before the stream.
     """
-    offset, number = 0, 0
     pieces: list[bytes] = []  # of the line that no chunk has ended yet
     held = 0  # bytes of that line; its pieces are let go once they are too many
 
@@ -74,9 +85,9 @@ def usable(line: Line, *, tally: Tally) -> bytes | None:
     if line.raw is None:
         tally.reject("line_too_long", line=line.number, offset=line.offset, num_bytes=line.num_bytes)
         return None
-    if line.raw.startswith(_BYTE_ORDER_MARK):
+    if line.raw.startswith(BYTE_ORDER_MARK):
         tally.count("byte_order_mark", line=line.number, offset=line.offset)
-        return line.raw[len(_BYTE_ORDER_MARK) :]
+        return line.raw[len(BYTE_ORDER_MARK) :]
     return line.raw
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,8 @@ def run_in_order(
 ) -> Iterator[Any]:
     """Yield ``function(context, *item)`` for every item, in order; items are taken only as results are consumed.
 
-    One worker runs in this process. More are spawned, get ``context`` once, and end when this process does.
+    One worker runs in this process. More are forked from a server process that has their module loaded, get ``context``
+    once, and end when this process does.
 
     Raises:
         DataError: a worker was killed from outside.
@@ -28,9 +30,11 @@ def run_in_order(
         for item in items:
             yield function(context, *item)
         return
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(_modules(function))
     pool = ProcessPoolExecutor(
         workers,
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=server,
         initializer=_start_worker,
         initargs=(function, context),
     )
@@ -49,6 +53,15 @@ def run_in_order(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _modules(function: Callable[..., Any]) -> list[str]:
+    """What workers need: the module of their work, and the command line where each would import the main script."""
+    main = sys.modules["__main__"]
+    names = [function.__module__]
+    if getattr(main, "__spec__", None) is not None or hasattr(main, "__file__"):
+        names += [name for name in ("megadeberta.cli",) if name in sys.modules]
+    return [name for name in names if name != "__main__"]
 
 
 _WORK: tuple[Callable[..., Any], Any] | None = None

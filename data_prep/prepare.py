@@ -25,7 +25,7 @@ from megadeberta.data_prep.machines import MachinePart, plain_options, remove_re
 from megadeberta.data_prep.options import BadLinePolicy, PrepOptions
 from megadeberta.data_prep.outcome import Outcome, publish_set
 from megadeberta.data_prep.output_folder import OutputFolder
-from megadeberta.data_prep.parts import Counts, Part, PartStore
+from megadeberta.data_prep.parts import Counts, PartStore
 from megadeberta.data_prep.pool import run_in_order
 from megadeberta.data_prep.progress import Stages
 from megadeberta.data_prep.publish import Publication
@@ -42,7 +42,7 @@ from megadeberta.data_prep.vocabulary_sample import (
     Sample,
     sample_bytes,
 )
-from megadeberta.data_prep.work import EncodeContext, SampleContext, SourceTallies, encode_block, sample_block
+from megadeberta.data_prep.work import EncodeContext, SampleContext, SourceTallies, load_or_encode, sample_block
 from megadeberta.errors import DataError
 from megadeberta.storage import write_file
 
@@ -268,8 +268,3 @@ class _Run:
             tally.add(source, damage)
         if self._options.on_bad_line is BadLinePolicy.STOP:
             tally.check_none_bad()
-
-
-def load_or_encode(context: EncodeContext, block: Block) -> Part:
-    """The part a killed run left for ``block``, or a new one."""
-    return context.store.load(block.number) or encode_block(context, block)

@@ -68,6 +68,15 @@ def sample_block(context: SampleContext, block: Block, threshold: int) -> tuple[
     return tallies, sample.chunks()
 
 
+def load_or_encode(context: EncodeContext, block: Block) -> Part:
+    """The part a killed run left for ``block``, or a new one.
+
+    Raises:
+        DataError, StorageError: as ``encode_block``.
+    """
+    return context.store.load(block.number) or encode_block(context, block)
+
+
 def encode_block(context: EncodeContext, block: Block) -> Part:
     """Encode a block's documents into part ``block.number``; ids are the tokenizer's own for each document.
 
@@ -145,11 +154,14 @@ class _Encoder:
         ids = np.concatenate(encoded)
         records = np.empty(len(self._batch), dtype=DOCUMENT_RECORD)
         records["length"] = [len(document) for document in encoded]
-        records["key"] = [content_key(text.encode()) for text in self._batch]
+        contents = [text.encode() for text in self._batch]
+        records["key"] = [content_key(content) for content in contents]
         self._tokens.write(ids.astype(self._dtype).tobytes())
         # Text of zero-width characters alone is normalised to nothing: no document of no tokens is kept.
         self._records.write(records[records["length"] > 0].tobytes())
-        self.num_words += sum(text.count(" ") + 1 for text in self._batch)
+        # Half the time of str.count: clean text has one space between words.
+        spaces = np.frombuffer(b"".join(contents), np.uint8) == ord(" ")
+        self.num_words += int(np.count_nonzero(spaces)) + len(contents)
         np.add.at(self.num_tokens, self._places, records["length"])
         unknown = np.flatnonzero(ids == self._tokenizer.unk_id)
         documents = np.searchsorted(np.cumsum(records["length"]), unknown, side="right")

@@ -7,7 +7,8 @@ from typing import BinaryIO
 from megadeberta.data_prep.bad_lines import Tally
 from megadeberta.data_prep.cleaning import clean
 from megadeberta.data_prep.formats.base import LINE_END, MAX_DOCUMENT_CHARACTERS, Format
-from megadeberta.data_prep.lines import BadLine, Line, decode, read_lines, usable
+from megadeberta.data_prep.formats.spans import Span, SpanStream, count_lines, read_spans, sound_text
+from megadeberta.data_prep.lines import BLANKS, BadLine, Line, decode, read_lines, usable
 from megadeberta.data_prep.options import DocumentPer, ReadOptions
 
 # A WikiText title is `` = Title = ``; sections have more equals signs. Also needs a blank line on both sides.
@@ -19,11 +20,46 @@ _CUTS = {
     DocumentPer.LINE: LINE_END,
     DocumentPer.WIKITEXT: re.compile(rb"\n" + _BLANK + rb"(?=" + _TITLE + rb"\n" + _BLANK + rb")"),
 }
+_STARTS = {per: re.compile(cut.pattern.decode()) for per, cut in _CUTS.items()}
+"""The same in text."""
 
 
 def _texts(file: BinaryIO, options: ReadOptions, tally: Tally) -> Iterator[str]:
+    offset = 0
+    for span in read_spans(file, _CUTS.get(options.document_per)):
+        documents = _cut(span, options)
+        if documents is None:
+            lines = read_lines(SpanStream(span), max_bytes=options.max_line_bytes, number=tally.lines, offset=offset)
+            yield from _texts_of_lines(lines, options, tally)
+        else:
+            count_lines(span, tally)
+            yield from documents
+        offset += len(span.content)
+
+
+def _cut(span: Span, options: ReadOptions) -> Iterator[str] | None:
+    """The documents of a span; None if its lines must be looked at, or a document is so long that it has to be cut."""
+    if span.is_last and options.document_per is DocumentPer.WIKITEXT and _ends_in_title(span.content):
+        return None  # that line has no blank line after it
+    text = sound_text(span, max_line_bytes=options.max_line_bytes)
+    if text is None:
+        return None
+    if options.document_per is DocumentPer.LINE:
+        return (clean(line) for line in text.split("\n") if line.strip(BLANKS))
+    cut = _STARTS.get(options.document_per)
+    parts = cut.split(text) if cut else [text]
+    if len(text) >= MAX_DOCUMENT_CHARACTERS and max(map(len, parts)) >= MAX_DOCUMENT_CHARACTERS:
+        return None
+    return filter(None, map(clean, parts))
+
+
+def _ends_in_title(content: bytes) -> bool:
+    """Whether the last line that is not blank may be a title."""
+    return content.rstrip().rpartition(b"\n")[2].startswith(b" =")
+
+
+def _texts_of_lines(lines: Iterator[Line], options: ReadOptions, tally: Tally) -> Iterator[str]:
     """A bad line is left out of its document; it does not end it."""
-    lines = read_lines(file, max_bytes=options.max_line_bytes)
     document = _Document()
     for line, begins, ends in _boundaries(lines, options.document_per):
         if begins and document.parts:

@@ -3,9 +3,10 @@
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 HIDDEN = "***"
 _SECRET_NAME = re.compile(r"TOKEN(?!IZ)|KEY|SECRET|PASSW|CREDENTIAL|^AWS_", re.IGNORECASE)
@@ -25,7 +26,7 @@ def redact(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _redact_value(value, secret=is_secret_name(name)) for name, value in values.items()}
 
 
-def recipe_json(recipe: BaseModel) -> str:
+def recipe_json(recipe: "BaseModel") -> str:
     """A resolved recipe without secrets, as it is shown and stored."""
     return json.dumps(redact(recipe.model_dump(mode="json")), indent=2)
 

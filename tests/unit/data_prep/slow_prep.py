@@ -13,8 +13,8 @@ import megadeberta.data_prep.prepare
 from megadeberta.data_prep.blocks import Block
 from megadeberta.data_prep.options import PrepOptions, VocabularyOptions
 from megadeberta.data_prep.parts import Part
-from megadeberta.data_prep.prepare import load_or_encode, prepare
-from megadeberta.data_prep.work import EncodeContext
+from megadeberta.data_prep.prepare import prepare
+from megadeberta.data_prep.work import EncodeContext, load_or_encode
 
 PAUSE = float(sys.argv[4])
 
