@@ -2,6 +2,7 @@
 
 import datetime
 import os
+from collections.abc import Mapping
 
 import deepspeed
 import torch
@@ -15,14 +16,15 @@ def start_process_group(timeout_seconds: float) -> torch.device:
     """Join the job described by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; return this rank's device.
 
     Raises:
-        ParallelError: the rendezvous failed (port in use, unreachable master, peers missing).
+        ParallelError: the rendezvous failed (port in use, unreachable master, peers missing), or there are more ranks
+            than devices on this machine.
     """
     # On a CPU DeepSpeed compiles a shared-memory all-reduce at the first start. It is not used here: its collectives
     # spin without a timeout, so one dead rank would hang the others forever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
-        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+        accelerator.set_device(device_index(os.environ, visible=accelerator.device_count()))
     try:
         deepspeed.init_distributed(
             dist_backend=accelerator.communication_backend_name(),
@@ -38,6 +40,24 @@ def start_process_group(timeout_seconds: float) -> torch.device:
             "set MASTER_PORT to a free one; if ranks are missing, check that all were started"
         ) from error
     return torch.device(accelerator.current_device_name())
+
+
+def device_index(environ: Mapping[str, str], *, visible: int) -> int:
+    """Which of the ``visible`` devices is this rank's: that of its local rank, or the only one that it was shown.
+
+    Raises:
+        ParallelError: there is none for it.
+    """
+    local_rank = int(environ["LOCAL_RANK"])
+    if local_rank < visible:
+        return local_rank
+    # `srun --gpus-per-task=1` and its like give each rank a device of its own, which is number 0 there.
+    if visible == 1 and any(name.endswith("_VISIBLE_DEVICES") for name in environ):
+        return 0
+    raise ParallelError(
+        f"local rank {local_rank} sees {visible} GPUs, and each rank needs one: start no more per machine. "
+        "Under srun give --gpus-per-node=N (each task sees all) or --gpus-per-task=1 (each task sees its own)"
+    )
 
 
 def choose_threads(configured: int | None, local_ranks: int) -> int:

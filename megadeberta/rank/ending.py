@@ -28,8 +28,10 @@ def ending() -> Iterator[None]:
     except BaseException as error:
         if not _has_group_threads:
             raise
-        if isinstance(error, SystemExit) and isinstance(error.code, int):
-            code = error.code
+        if isinstance(error, SystemExit):  # as Python reads it: nothing is 0, and what is no number is said
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+            if not isinstance(error.code, int | None):
+                sys.stderr.write(f"{error.code}\n")
         else:
             sys.excepthook(type(error), error, error.__traceback__)
             code = 1

@@ -41,6 +41,8 @@ def _end_with(end: str) -> subprocess.CompletedProcess[str]:
         ("return 75", 75, ""),
         ("return", 0, ""),
         ("raise ConfigError('a reason')", 2, "error: a reason\n"),
+        ("raise SystemExit('a reason')", 1, "a reason\n"),
+        ("raise SystemExit", 0, ""),
     ],
 )
 def test_exit_code_and_output_are_those_of_the_command(end: str, code: int, message: str) -> None:
