@@ -50,6 +50,9 @@ def export_command(
     language: Annotated[
         list[str] | None, typer.Option(help="For the model card, a code such as en; repeatable")
     ] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write model.onnx too, compared with torch (needs the extra onnx)")
+    ] = False,
     all_steps: Annotated[
         bool,
         typer.Option("--all-steps", help="Every checkpoint that the run kept, as OUT/step-N; revisions on the hub"),
@@ -76,6 +79,7 @@ def export_command(
         "kind": ModelKind(model) if model else None,
         "file_format": FileFormat(file_format),
         "facts": CardFacts(licence, tuple(language or ())),
+        "onnx": onnx,
         "overwrite": overwrite,
     }
     _publish(_export(checkpoint, out, all_steps=all_steps, options=options), to)

@@ -15,6 +15,7 @@ from megadeberta.convert.formats.family import ExportTarget, FileFormat, ModelKi
 from megadeberta.convert.formats.names import RELATIVE_TABLE
 from megadeberta.convert.formats.read_folder import read_discriminator, read_hf_folder
 from megadeberta.convert.model_card import describe_part, microsoft_decoder_note, write_model_card
+from megadeberta.convert.onnx_file import check_packages, write_onnx
 from megadeberta.convert.published_folder import publish_folder, write_json
 from megadeberta.convert.reload_check import Finding, check_export
 from megadeberta.convert.tokenizer.same_ids import texts_of_run
@@ -32,6 +33,7 @@ def export_checkpoint(
     kind: ModelKind | None = None,
     file_format: FileFormat = FileFormat.HUGGING_FACE,
     facts: CardFacts = CardFacts(),
+    onnx: bool = False,
     overwrite: bool = False,
 ) -> list[Finding]:
     """Write ``checkpoint`` as a folder that others load; it appears only after it was loaded and compared.
@@ -42,6 +44,7 @@ def export_checkpoint(
         kind: None: the discriminator where there is one, else with the prediction head.
         file_format: safetensors and a tokenizer for transformers; or pickled tensors, for microsoft/DeBERTa to go on.
         facts: what the card says beyond the run.
+        onnx: write ``model.onnx`` as well, see :func:`megadeberta.convert.onnx_file.write_onnx`.
         overwrite: replace an earlier export at ``out``.
 
     Returns: what was exported, and what the check found equal.
@@ -52,6 +55,8 @@ def export_checkpoint(
         StorageError: the file system refused a write.
     """
     _check_place(out)
+    if onnx:
+        _check_onnx(file_format)
     loaded = load_weights(checkpoint)
     kind = _kind_for(loaded, kind)
     source = _source_of(loaded, kind)
@@ -65,9 +70,17 @@ def export_checkpoint(
         _write_files(folder, source, target, facts, tokenizer=tokenizer)
         findings.append(_check_round_trip(folder, source, kind))
         findings.extend(check_export(folder, texts=texts))
+        if onnx:
+            findings.append(write_onnx(folder, target, source.config))
 
     publish_folder(out, fill, overwrite=overwrite)
     return findings
+
+
+def _check_onnx(file_format: FileFormat) -> None:
+    if file_format != FileFormat.HUGGING_FACE:
+        raise ConfigError("--onnx is of a model of transformers; export with --format hf")
+    check_packages()
 
 
 def _kind_for(loaded: ModelSource, asked: ModelKind | None) -> ModelKind:

@@ -16,7 +16,7 @@ from torch import Tensor
 from megadeberta.config.data import TOKENIZER_JSON, tokenizer_in
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert.formats.config_json import MICROSOFT_CONFIG
-from megadeberta.convert.formats.family import Family, OptIn
+from megadeberta.convert.formats.family import ExportTarget, Family, ModelKind, OptIn
 from megadeberta.convert.formats.read_folder import ImportedModel, read_hf_folder
 from megadeberta.convert.tokenizer.same_ids import ODD_TEXTS, check_same_ids
 from megadeberta.data.tokenizer import load_tokenizer
@@ -67,6 +67,18 @@ def check_export(folder: Path, *, texts: Sequence[str] = ()) -> list[Finding]:
     if (folder / TOKENIZER_JSON).is_file():
         findings.append(_check_tokenizer(folder, texts))
     return findings
+
+
+def load_export(folder: Path, target: ExportTarget, config: ModelConfig) -> Any:
+    """transformers' model of a finished export, with the mask decoder of this package where it has one.
+
+    Raises:
+        CheckpointError: transformers misses tensors, or has no place for some.
+    """
+    if target.kind != ModelKind.MLM:
+        return _load(transformers.AutoModel, folder, encoder_of=target.family)
+    opt_in = target.carried(config)
+    return _load(transformers.AutoModelForMaskedLM if opt_in is None else opt_in.load_class(), folder)
 
 
 def _own_model(imported: ImportedModel) -> WholeModel:
