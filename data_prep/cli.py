@@ -16,6 +16,7 @@ from megadeberta.data_prep.options import (
     DecontaminateBy,
     Deduplication,
     DocumentPer,
+    Normalizer,
     PrepOptions,
     ReadOptions,
     SplitOptions,
@@ -43,6 +44,16 @@ _Output = Annotated[
 _VocabSize = Annotated[int | None, typer.Option(help="Train a vocabulary of this many pieces, specials included.")]
 _VocabKind = Annotated[
     VocabularyKind, typer.Option(help="Of a new vocabulary: as DeBERTa v2 and v3, as v1, or as BERT and CamemBERTaV2.")
+]
+_Normalizer = Annotated[
+    Normalizer,
+    typer.Option(
+        help="Of a unigram vocabulary: nmt_nfkc folds forms of characters and spaces, nmt_nfkc_cf case too; nfkc and "
+        "nfkc_cf leave invisible characters; identity changes nothing."
+    ),
+]
+_KeepZwnj = Annotated[
+    bool, typer.Option("--keep-zwnj", help="The zero-width non-joiner of Persian and others does not become a space.")
 ]
 _ByteFallback = Annotated[
     bool, typer.Option("--byte-fallback", help="With unigram: cut characters that the vocabulary lacks into bytes.")
@@ -152,6 +163,8 @@ def prep(
     text_key: _TextKeys = None,
     vocab_kind: _VocabKind = VocabularyKind.UNIGRAM,
     byte_fallback: _ByteFallback = False,
+    normalizer: _Normalizer = Normalizer.NMT_NFKC,
+    keep_zwnj: _KeepZwnj = False,
     character_coverage: _Coverage = 0.9995,
     vocab_sample_bytes: _SampleBytes = None,
     vocab_temperature: _Temperature = 1.0,
@@ -193,6 +206,8 @@ def prep(
             tuple(vocab_weight or ()),
             vocab_kind,
             byte_fallback,
+            normalizer,
+            keep_zwnj,
         ),
         read=_with_filters(read, quality or (), decontaminate or (), decontaminate_by),
         split=SplitOptions(valid_fraction, valid_documents),

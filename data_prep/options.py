@@ -107,6 +107,19 @@ class VocabularyKind(StrEnum):
     """As BERT and CamemBERTaV2."""
 
 
+class Normalizer(StrEnum):
+    """What a unigram vocabulary does to the characters of a text first; SentencePiece's names for its tables."""
+
+    NMT_NFKC = "nmt_nfkc"
+    """NFKC, and what is invisible or a kind of space becomes a space or nothing."""
+    NMT_NFKC_CF = "nmt_nfkc_cf"
+    """With case folding: small letters only."""
+    NFKC = "nfkc"
+    NFKC_CF = "nfkc_cf"
+    IDENTITY = "identity"
+    """Characters as they are."""
+
+
 @dataclass(frozen=True)
 class VocabularyOptions:
     """A vocabulary to train (``size``) or to take as it is (``tokenizer``); exactly one of them."""
@@ -123,6 +136,9 @@ class VocabularyOptions:
     kind: VocabularyKind = VocabularyKind.UNIGRAM
     byte_fallback: bool = False
     """Of a unigram vocabulary: characters that it lacks are cut into bytes, not unknown."""
+    normalizer: Normalizer = Normalizer.NMT_NFKC
+    keep_zwnj: bool = False
+    """The zero-width non-joiner, which parts words of Persian and others inside, stays a character."""
 
     def __post_init__(self) -> None:
         _check(
@@ -143,6 +159,7 @@ class VocabularyOptions:
             f"--byte-fallback is for --vocab-kind=unigram, not {self.kind}: byte-level BPE has all bytes anyway, and "
             "WordPiece none; leave it out",
         )
+        self._check_normalizer()
         _check(
             0.9 <= self.character_coverage <= 1,
             f"--character-coverage={self.character_coverage:g}; choose 0.9 to 1",
@@ -155,6 +172,18 @@ class VocabularyOptions:
         _check(
             not self.weights or (min(self.weights) >= 0 and sum(self.weights) > 0),
             f"--vocab-weight={' '.join(f'{weight:g}' for weight in self.weights)}; choose 0 or more, and one above 0",
+        )
+
+    def _check_normalizer(self) -> None:
+        is_unigram = self.size is not None and self.kind is VocabularyKind.UNIGRAM
+        _check(
+            is_unigram or (self.normalizer is Normalizer.NMT_NFKC and not self.keep_zwnj),
+            "--normalizer and --keep-zwnj are for a unigram vocabulary to train; leave them out",
+        )
+        _check(
+            not self.keep_zwnj or self.normalizer.startswith("nmt"),
+            f"--keep-zwnj is for --normalizer=nmt_nfkc and nmt_nfkc_cf; {self.normalizer} keeps it anyway: leave it "
+            "out",
         )
 
 
@@ -235,6 +264,10 @@ class PrepOptions:
                 vocabulary["vocab_kind"] = self.vocabulary.kind
             if self.vocabulary.byte_fallback:
                 vocabulary["byte_fallback"] = True
+            if self.vocabulary.normalizer is not Normalizer.NMT_NFKC:
+                vocabulary["normalizer"] = self.vocabulary.normalizer
+            if self.vocabulary.keep_zwnj:
+                vocabulary["keep_zwnj"] = True
             if self.vocabulary.temperature != 1 or self.vocabulary.weights:
                 vocabulary["vocab_temperature"] = self.vocabulary.temperature
                 vocabulary["vocab_weights"] = list(self.vocabulary.weights)

@@ -8,6 +8,7 @@ import sentencepiece
 
 from megadeberta.data.tokenizer.fast.sentencepiece_file import round_scores
 from megadeberta.data_prep.library_vocabulary import train_library_vocabulary
+from megadeberta.data_prep.normalization import normalization
 from megadeberta.data_prep.options import VocabularyKind, VocabularyOptions
 from megadeberta.data_prep.vocabulary_sample import Sample
 from megadeberta.errors import DataError, MegadebertaError
@@ -54,7 +55,7 @@ def _train(sample: Sample, options: VocabularyOptions, outcome: list[bytes | Bas
             vocab_size=options.size,
             character_coverage=options.character_coverage,
             byte_fallback=options.byte_fallback,
-            normalization_rule_name="nmt_nfkc",
+            **normalization(options),
             pad_id=0,
             bos_id=1,
             eos_id=2,
