@@ -123,6 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     pairs = [line.split("\t", 1) for line in options.sentences.read_text(encoding="utf-8").splitlines() if line]
     model = fine_tune(options.folder, [text for _, text in pairs], [int(label) for label, _ in pairs], options)
     model.save_pretrained(options.out)
+    AutoTokenizer.from_pretrained(options.folder).save_pretrained(options.out)
 
 
 if __name__ == "__main__":
