@@ -162,6 +162,13 @@ def import_command(
             show_default=False,
         ),
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another vocabulary, file or folder: rows of equal pieces are taken over, the others drawn",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of newly initialised weights")] = 1234,
     overwrite: Overwrite = False,
     plugin: PluginOption = None,
@@ -180,6 +187,7 @@ def import_command(
     from megadeberta.weights.hub import find_model
 
     more: dict[str, Any] = {"allow_new": allow_new, "mask_decoder": mask_decoder, "seed": seed, "overwrite": overwrite}
+    more["tokenizer"] = tokenizer
     if (generator is not None) + new_generator + no_generator > 1:
         raise ConfigError("--generator, --new-generator and --no-generator exclude each other: choose one")
     place = find_model(model)

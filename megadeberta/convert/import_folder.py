@@ -12,6 +12,7 @@ from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.convert.formats.places import folder_of
 from megadeberta.convert.formats.read_folder import ReportLine, read_hf_folder
+from megadeberta.convert.new_vocabulary import onto_vocabulary
 from megadeberta.convert.published_folder import publish_folder, write_json
 from megadeberta.data.tokenizer import find_tokenizer, load_tokenizer
 from megadeberta.errors import CheckpointError
@@ -35,6 +36,7 @@ def import_folder(
     *,
     allow_new: bool = False,
     mask_decoder: bool | None = None,
+    tokenizer: Path | None = None,
     seed: int = 1234,
     overwrite: bool = False,
 ) -> list[ReportLine]:
@@ -44,6 +46,7 @@ def import_folder(
         place: a folder, or one file of weights with its configuration beside it.
         allow_new: draw the prediction head or the decoder's absolute positions by name where the file has none.
         mask_decoder: see :func:`read_hf_folder`.
+        tokenizer: another vocabulary for the weights, see :func:`megadeberta.convert.new_vocabulary.onto_vocabulary`.
         seed: of the tensors that are drawn.
 
     Returns:
@@ -66,7 +69,11 @@ def import_folder(
     reason = f"not in the file: drawn from seed {seed} and its name, untrained"
     lines = imported.lines + [ReportLine("created", name, None, reason) for name in created]
     weights = imported.weights | created
-    write_import(out, imported.config, weights, lines, spm=spm, overwrite=overwrite)
+    config = imported.config
+    if tokenizer is not None:
+        weights, config, rows = onto_vocabulary(weights, config, ObjectiveConfig(), old=spm, new=tokenizer, seed=seed)
+        lines, spm = [line.with_note(rows) for line in lines], tokenizer
+    write_import(out, config, weights, lines, spm=spm, overwrite=overwrite)
     return lines
 
 
@@ -89,7 +96,7 @@ def write_import(
         if objective is not None:
             write_json(target / OBJECTIVE_JSON, objective.model_dump(mode="json"))
         write_json(target / REPORT, [vars(line) for line in lines])
-        if spm.is_file():
+        if spm.exists():
             tokenizer = load_tokenizer(spm)
             (target / tokenizer.file_name).write_bytes(tokenizer.content)
 

@@ -19,6 +19,7 @@ from megadeberta.convert.formats.names import difference_names
 from megadeberta.convert.formats.places import folder_of
 from megadeberta.convert.formats.read_folder import ImportedModel, ReportLine, read_discriminator, read_hf_folder
 from megadeberta.convert.import_folder import draw_initial_values, write_import
+from megadeberta.convert.new_vocabulary import onto_vocabulary
 from megadeberta.data.tokenizer import find_tokenizer
 from megadeberta.errors import CheckpointError
 from megadeberta.layers.catalogue import rtd_layers
@@ -32,6 +33,11 @@ TABLES = (WORD_TABLE, POSITION_TABLE)
 _STALE = 0.05
 """Microsoft's sum is that of the last forward pass, one optimizer step behind its terms: a step moves a table by less
 than this fraction of its mean absolute value, while the table of another model differs by all of it."""
+_NO_WHOLE_TABLE = (
+    "{source}: holds {microsoft}, the difference from a generator's table, and no whole table; give the generator it "
+    "was trained with (--generator)"
+)
+_OF_ANOTHER_GENERATOR = "relative to a generator that is not given; the whole table was taken"
 _MAY_DIFFER = {"num_hidden_layers", "enhanced_mask_decoder", "initializer_range"}
 _MAY_DIFFER |= {"hidden_dropout_prob", "attention_probs_dropout_prob"}
 """What generator and discriminator need not have in common; the discriminator's values are the run's."""
@@ -45,6 +51,7 @@ def import_parts(
     sharing: Sharing = "gdes",
     allow_new: bool = False,
     mask_decoder: bool | None = None,
+    tokenizer: Path | None = None,
     seed: int = 1234,
     overwrite: bool = False,
 ) -> list[ReportLine]:
@@ -56,6 +63,7 @@ def import_parts(
             table, all else drawn from the seed.
         sharing: how the run will share the tables.
         allow_new: draw a head or the decoder's absolute positions by name where the files have none.
+        tokenizer: another vocabulary for the weights, see :func:`megadeberta.convert.new_vocabulary.onto_vocabulary`.
         mask_decoder: of the generator. None: as in :func:`read_hf_folder`, and yes for a new one that can have it.
 
     Returns:
@@ -94,6 +102,9 @@ def import_parts(
     weights |= draw_initial_values(rtd_layers(config, rtd), missing, seed=seed, std=config.initializer_range)
     reason = f"not in the files: drawn from seed {seed} and its name, untrained"
     lines += [ReportLine("created", name, None, reason) for name in missing]
+    if tokenizer is not None:
+        weights, config, rows = onto_vocabulary(weights, config, objective, old=spm, new=tokenizer, seed=seed)
+        lines, spm = [line.with_note(rows) for line in lines], tokenizer
     write_import(out, config, weights, lines, spm=spm, objective=objective, overwrite=overwrite)
     return lines
 
@@ -167,19 +178,14 @@ def _add_table(
     table: str, weights: Weights, discriminator: ImportedModel, *, sharing: Sharing, source: str
 ) -> list[ReportLine]:
     """Put one table of the discriminator into ``weights`` in the form that the sharing stores."""
-    base_name, whole_name = f"{GENERATOR}.{table}", f"{DISCRIMINATOR}.{table}"
-    delta, microsoft = difference_names(table)
+    base_name, (delta, microsoft) = f"{GENERATOR}.{table}", difference_names(table)
     whole, difference = discriminator.weights.get(table), discriminator.differences.get(delta)
     lines = []
     if base_name not in weights:
         if whole is None:
-            raise CheckpointError(
-                f"{source}: holds {microsoft}, the difference from a generator's table, and no whole table; give the "
-                "generator it was trained with (--generator)"
-            )
+            raise CheckpointError(_NO_WHOLE_TABLE.format(source=source, microsoft=microsoft))
         if difference is not None:
-            why = "relative to a generator that is not given; the whole table was taken"
-            lines.append(ReportLine("dropped", None, f"{DISCRIMINATOR}: {microsoft}", why))
+            lines.append(ReportLine("dropped", None, f"{DISCRIMINATOR}: {microsoft}", _OF_ANOTHER_GENERATOR))
         weights[base_name], difference = whole.clone(), torch.zeros_like(whole)
         lines.append(ReportLine("taken", base_name, f"{DISCRIMINATOR}: {table}", "the new generator starts from it"))
         origin, reason = table, "the same table"
@@ -199,7 +205,7 @@ def _add_table(
         stored = f"{DISCRIMINATOR}.{delta}"
         weights[stored] = difference
     elif sharing == "nes":
-        stored, reason = whole_name, "the whole table"
+        stored, reason = f"{DISCRIMINATOR}.{table}", "the whole table"
         weights[stored] = whole
     elif difference.any():
         raise CheckpointError(f"{source}: have two different word tables, --sharing es keeps one; use gdes or nes")

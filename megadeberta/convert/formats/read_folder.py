@@ -49,6 +49,11 @@ class ReportLine:
     theirs: str | None
     reason: str
 
+    def with_note(self, notes: Mapping[str, str]) -> "ReportLine":
+        """The same with what else became of the tensor, by our name."""
+        note = notes.get(self.ours or "")
+        return self if note is None else dataclasses.replace(self, reason=f"{self.reason}; {note}")
+
 
 @dataclass(frozen=True)
 class ImportedModel:
