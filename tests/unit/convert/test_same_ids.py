@@ -7,7 +7,7 @@ from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from megadeberta.config.data import DataConfig
-from megadeberta.convert.tokenizer.same_ids import ODD_TEXTS, check_same_ids, texts_of_run
+from megadeberta.convert.tokenizer.same_ids import ODD_TEXTS, Exceptions, check_same_ids, texts_of_run
 from megadeberta.convert.tokenizer.tokenizer_json import write_tokenizer
 from megadeberta.data.check import check_data
 from megadeberta.data.tokenizer import SentencePieceTokenizer, load_tokenizer
@@ -53,13 +53,17 @@ class Swapped(SentencePieceTokenizer):
 
 def test_two_equally_likely_cuts_are_counted_and_others_are_mistakes(spm: Path, auto: PreTrainedTokenizerFast) -> None:
     reference, text = Swapped.load(spm), "the people of the United States"
-    assert check_same_ids(reference, auto, [text], "out") == 0
+    assert str(check_same_ids(reference, auto, [text], "out")) == ""
     ids = reference.encode(text)
     reference.text, reference.ids = text, [*ids[1:], ids[0]]
-    assert check_same_ids(reference, auto, [text, "and of the people"], "out") == 1
+    found = check_same_ids(reference, auto, [text, "and of the people"], "out")
+    assert found == Exceptions(toss_ups=1, known=0)
+    assert str(found).startswith(", but for 1 that hold a word with two cuts of the same probability")
     reference.ids = [*ids[:-1], 300]
     with pytest.raises(CheckpointError, match=r"out: AutoTokenizer and spm\.model give different ids for 'the people"):
         check_same_ids(reference, auto, [text], "out")
+    reference.text = "a letter \U00016d68 of Kirat Rai"
+    assert check_same_ids(reference, auto, [reference.text], "out") == Exceptions(toss_ups=0, known=1)
     reference.text, reference.ids = ODD_TEXTS[0], []
     with pytest.raises(CheckpointError, match="give different ids for 'Two  spaces"):
         check_same_ids(reference, auto, [], "out")
