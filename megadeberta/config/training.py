@@ -81,11 +81,18 @@ class CheckpointConfig(Section):
     )
 
 
+TrackerName = Literal["wandb", "mlflow"]
+
+
 class LoggingConfig(Section):
     """What is written beside the checkpoints."""
 
     interval: int = Field(1, gt=0, description="optimizer steps between progress lines; every step is in metrics.jsonl")
     tensorboard: bool = Field(True, description="curves in OUTPUT/tensorboard too, where the package is installed")
+    trackers: tuple[TrackerName, ...] = Field(
+        (), description="others that get the same curves: Weights & Biases, MLflow; each is an extra"
+    )
+    project: str = Field("megadeberta", min_length=1, description="of the trackers: W&B's project, MLflow's experiment")
     plot: bool = Field(True, description="loss_curve.png, redrawn at every validation")
     peak_tflops: float | None = Field(None, gt=0, description="device peak for MFU; null = table of GPUs, none on CPUs")
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
-from megadeberta.config.redact import recipe_json
+from megadeberta.config.redact import recipe_json, redact
 from megadeberta.config.run import RunConfig
 from megadeberta.config.terminal import line_width, wrap_items
 from megadeberta.errors import StorageError
@@ -24,10 +24,11 @@ from megadeberta.observability.metrics import (
     SOURCE_MARK,
     TENSORBOARD_FOLDER,
     MetricsFile,
+    read_metrics,
 )
 from megadeberta.observability.plot import plot_loss_curve
 from megadeberta.observability.progress import Rates, Speedometer, format_progress, format_terms, format_total
-from megadeberta.observability.tracker import Tracker, tensorboard_tracker
+from megadeberta.observability.tracker import TrackedRun, Tracker, open_tracker, tensorboard_tracker
 from megadeberta.storage import write_file
 
 log = logging.getLogger(__name__)
@@ -111,13 +112,13 @@ class WritingJournal(Journal):
         config: RunConfig,
         *,
         metrics: MetricsFile,
-        tracker: Tracker | None,
+        trackers: Sequence[Tracker],
         speedometer: Speedometer,
         unigram: float | None,
     ) -> None:
         self._config = config
         self._metrics = metrics
-        self._tracker = tracker
+        self._trackers = trackers
         self._speedometer = speedometer
         self._unigram = unigram
         self._width = line_width(os.environ)
@@ -140,10 +141,10 @@ class WritingJournal(Journal):
             return
         rates = self._speedometer.read()
         log.info("%s", self._progress_line(step, facts, lr, rates))
-        if self._tracker is not None:
-            beside = _baseline_values(_means(facts.terms), self._unigram)
-            mfu = math.nan if rates.mfu is None else rates.mfu
-            self._tracker.log(step, values | beside | {"mfu": mfu}, prefix="train")
+        beside = _baseline_values(_means(facts.terms), self._unigram)
+        mfu = math.nan if rates.mfu is None else rates.mfu
+        for tracker in self._trackers:
+            tracker.log(step, values | beside | {"mfu": mfu}, prefix="train")
 
     def validation(self, step: int, facts: ValidationFacts) -> None:
         if not facts.terms.means:
@@ -168,9 +169,9 @@ class WritingJournal(Journal):
         if facts.sources:
             parts = " ".join(f"{name} {source.loss:.3f}" for name, source in facts.sources.items())
             log.info("step %d validation loss of each source: %s", step, parts)
-        if self._tracker is not None:
-            self._tracker.log(step, values | _baseline_values(means, self._unigram), prefix="valid")
-            self._tracker.flush()
+        for tracker in self._trackers:
+            tracker.log(step, values | _baseline_values(means, self._unigram), prefix="valid")
+            tracker.flush()
         self._draw()
 
     def note(self, text: str) -> None:
@@ -189,8 +190,8 @@ class WritingJournal(Journal):
     def close(self) -> None:
         self._draw()
         self._metrics.close()
-        if self._tracker is not None:
-            self._tracker.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _progress_line(self, step: int, facts: StepFacts, lr: float, rates: Rates) -> str:
         line = format_progress(
@@ -239,29 +240,48 @@ def open_journal(
     """
     if not is_writer:
         return Journal()
-    output = config.training.output_dir
+    output, length = config.training.output_dir, config.data.sequence_length
     write_file(output / RECIPE_FILE, f"{recipe_json(config)}\n".encode())
     for line in summary:
         log.info("%s", line)
-    metrics_path = output / METRICS_FILE
     speedometer = Speedometer(
         total_steps=config.training.steps,
-        tokens_per_step=config.engine.global_batch * config.data.sequence_length,
-        flops_per_token=run_flops_per_token(
-            config.model, config.objective, sequence_length=config.data.sequence_length
-        ),
+        tokens_per_step=config.engine.global_batch * length,
+        flops_per_token=run_flops_per_token(config.model, config.objective, sequence_length=length),
         peak_flops=_peak_flops(config, device, world_size),
         done=done,
     )
-    where = "1 rank" if world_size == 1 else f"{world_size} ranks"
-    log.info("starting after step %d of %d on %s, %s", done, config.training.steps, where, device)
+    ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+    log.info("starting after step %d of %d on %s, %s", done, config.training.steps, ranks, device)
+    path = output / METRICS_FILE
+    metrics = MetricsFile.resume(path, done) if done else MetricsFile.create(path)
     return WritingJournal(
         config,
-        metrics=MetricsFile.resume(metrics_path, done) if done else MetricsFile.create(metrics_path),
-        tracker=tensorboard_tracker(output / TENSORBOARD_FOLDER, done=done) if config.logging.tensorboard else None,
+        metrics=metrics,
+        trackers=_open_trackers(config, done=done, unigram=unigram),
         speedometer=speedometer,
         unigram=unigram,
     )
+
+
+def _open_trackers(config: RunConfig, *, done: int, unigram: float | None) -> list[Tracker]:
+    """Those of the recipe. What a resumed run has logged and a tracker has lost comes from the metrics file."""
+    output, settings = config.training.output_dir, config.logging
+    run = TrackedRun(config.name, settings.project, output, done, redact(config.model_dump(mode="json")))
+    trackers = [open_tracker(name, run) for name in settings.trackers]
+    for record in read_metrics(output / METRICS_FILE) if trackers and done else ():
+        is_step = "loss" in record
+        if is_step and record["step"] % settings.interval:
+            continue
+        terms = {key.removeprefix("" if is_step else "valid_"): value for key, value in record.items()}
+        for tracker in trackers:
+            tracker.log(
+                record["step"],
+                {key: value for key, value in record.items() if key != "step"} | _baseline_values(terms, unigram),
+                prefix="train" if is_step else "valid",
+            )
+    board = tensorboard_tracker(output / TENSORBOARD_FOLDER, done=done) if settings.tensorboard else None
+    return trackers if board is None else [board, *trackers]
 
 
 def _means(terms: TermMeans) -> dict[str, float]:
@@ -269,7 +289,7 @@ def _means(terms: TermMeans) -> dict[str, float]:
     return {name: terms.means.get(name, math.nan) for name in {**terms.counts, **terms.means}}
 
 
-def _baseline_values(means: Mapping[str, float], unigram: float | None) -> dict[str, float]:
+def _baseline_values(means: Mapping[str, float | None], unigram: float | None) -> dict[str, float]:
     return {f"{name}_baseline": value for name, value in baselines(means, unigram).items()}
 
 

@@ -1,38 +1,86 @@
-"""TensorBoard beside the metrics file. It may fail; training goes on and says so once."""
+"""Trackers beside the metrics file: TensorBoard, W&B, MLflow. Each of them may fail; training goes on and says so."""
 
+import json
 import logging
 import math
+import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from megadeberta.storage import write_file
+
 logger = logging.getLogger(__name__)
+
+TRACKERS_FILE = "trackers.json"
+"""In the output folder: the identity of the run in each tracker, for a resume."""
 
 
 class Writer(Protocol):
-    """The part of torch's SummaryWriter that is used."""
+    """What a tracker must do; it may raise anything."""
 
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
+    last: Mapping[str, int]
+    """By prefix: the last step that it holds already, from earlier starts. Later ones are to come."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as a tracker shows it. done: steps of earlier starts; settings: the resolved recipe, without secrets."""
+
+    name: str
+    project: str
+    folder: Path
+    done: int
+    settings: Mapping[str, Any]
+
+    def known_identity(self, tracker: str) -> str | None:
+        """Of a resumed run; a run from the start is another one."""
+        if not self.done:
+            return None
+        found = self._read().get(tracker)
+        return found if isinstance(found, str) else None
+
+    def identity(self, tracker: str) -> str:
+        """The same of a run, over all its starts."""
+        return self.known_identity(tracker) or self.remember(tracker, uuid.uuid4().hex[:16])
+
+    def remember(self, tracker: str, identity: str) -> str:
+        """Store an identity for later starts."""
+        write_file(self.folder / TRACKERS_FILE, json.dumps(self._read() | {tracker: identity}).encode())
+        return identity
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found = json.loads((self.folder / TRACKERS_FILE).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
 class Tracker:
     """Writes scalars through a writer until it fails once; afterwards it does nothing."""
 
-    def __init__(self, open_writer: Callable[[], Writer]) -> None:
+    def __init__(self, open_writer: Callable[[], Writer], *, name: str = "TensorBoard") -> None:
+        self._name = name
         self._writer: Writer | None = None
         self._writer = self._guarded(open_writer)
 
     def log(self, step: int, values: Mapping[str, Any], *, prefix: str) -> None:
-        """Write every finite number of ``values`` under ``prefix/name``."""
-        for name, value in values.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                self._guarded(partial(self._scalar, f"{prefix}/{name}", value, step))
+        """Write every finite number of ``values`` under ``prefix/name``, unless the step is there already."""
+        if self._writer is None or step <= self._writer.last.get(prefix, 0):
+            return
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        scalars = {f"{prefix}/{name}": float(value) for name, value in numbers.items() if math.isfinite(value)}
+        self._guarded(partial(self._writer.log, step, scalars))
 
     def flush(self) -> None:
         if self._writer is not None:
@@ -43,18 +91,30 @@ class Tracker:
             self._guarded(self._writer.close)
         self._writer = None
 
-    def _scalar(self, tag: str, value: float, step: int) -> None:
-        if self._writer is not None:
-            self._writer.add_scalar(tag, value, step)
-
     def _guarded(self, action: Callable[[], Any]) -> Any:
         try:
             return action()
         # Anything may come out of a tracker: a full disk, a protobuf that does not fit, its own writer thread's error.
         except Exception as error:
             self._writer = None
-            logger.warning("TensorBoard stopped (%s: %s); training goes on without it", type(error).__name__, error)
+            logger.warning("%s stopped (%s: %s); training goes on without it", self._name, type(error).__name__, error)
             return None
+
+
+class _TensorBoardWriter:
+    """Over torch's SummaryWriter."""
+
+    def __init__(self, folder: Path, done: int) -> None:
+        # Optional at run time: tensorboard fails to import beside some protobuf versions.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._summary = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+        self.last: Mapping[str, int] = {}
+        self.flush, self.close = self._summary.flush, self._summary.close
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._summary.add_scalar(name, value, step)
 
 
 def tensorboard_tracker(folder: Path, *, done: int) -> Tracker | None:
@@ -68,11 +128,24 @@ def tensorboard_tracker(folder: Path, *, done: int) -> Tracker | None:
             "pip install 'megadeberta[tensorboard]' brings it"
         )
         return None
+    return Tracker(lambda: _TensorBoardWriter(folder, done))
 
-    def open_writer() -> Writer:
-        # Optional at run time: tensorboard fails to import beside some protobuf versions.
-        from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+def open_tracker(name: str, run: TrackedRun) -> Tracker:
+    """One of ``logging.trackers``."""
+    return Tracker(lambda: _OPENERS[name](run), name=name)
 
-    return Tracker(open_writer)
+
+def _wandb(run: TrackedRun) -> Writer:
+    from megadeberta.observability.wandb_writer import WandbWriter
+
+    return WandbWriter(run)
+
+
+def _mlflow(run: TrackedRun) -> Writer:
+    from megadeberta.observability.mlflow_writer import MlflowWriter
+
+    return MlflowWriter(run)
+
+
+_OPENERS: dict[str, Callable[[TrackedRun], Writer]] = {"wandb": _wandb, "mlflow": _mlflow}

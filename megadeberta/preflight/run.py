@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints
@@ -9,9 +10,10 @@ from megadeberta.config.blend import BlendSegment
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
+from megadeberta.config.training import TrackerName
 from megadeberta.data.check import DataFacts, check_data, vocabulary_size
 from megadeberta.data.missing import check_nothing_is_missing, is_unprepared
-from megadeberta.errors import CheckpointError
+from megadeberta.errors import CheckpointError, ConfigError
 from megadeberta.layers.recipe import resolved
 from megadeberta.preflight.blend import planned_blend
 from megadeberta.preflight.validate import validate_run
@@ -71,6 +73,7 @@ def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> P
     facts = check_data(config.data, config.model.vocab_size)
     _check_resumable(config)
     blend = planned_blend(config, facts.train)
+    _check_trackers(config.logging.trackers)
     check_compiler(config.engine.needs_compiler)
     check_writable(config.training.output_dir)
     return PreparedRun(config, algebra, topology, facts, blend, str(recipe))
@@ -81,3 +84,13 @@ def _check_resumable(config: RunConfig) -> None:
     root = config.training.output_dir / CHECKPOINTS_FOLDER
     if config.checkpoint.resume == "required" and not list_checkpoints(root):
         raise CheckpointError(f"{root}: there is no checkpoint to resume from; start with checkpoint.resume=auto")
+
+
+def _check_trackers(names: Sequence[TrackerName]) -> None:
+    """A tracker may fail later, and training goes on; one that is asked for and not installed is a mistake."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ConfigError(
+                f"logging.trackers names {name}, which is not installed here; pip install 'megadeberta[{name}]', or "
+                "leave it out"
+            )

@@ -22,7 +22,7 @@ MOST_FILES = {
     "Adding an optimizer": [3],
     "Adding an attention backend": [3],
     "Adding a Hugging Face family": [3],
-    "Adding an experiment tracker: Weights & Biases": [5],
+    "Adding an experiment tracker: Comet": [5],
     "Adding context parallelism": [17],
     "Adding another hash, or asynchronous saving": [4, 3],
     "Adding a fine-tuning task: GLUE": [5],

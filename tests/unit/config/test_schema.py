@@ -118,7 +118,7 @@ def _named_settings(text: str) -> set[str]:
     """``section.key`` wherever it begins with a section: in ``--set``, in backticks, in prose."""
     sections = [name for name, field in RunConfig.model_fields.items() if f"{name}." in "".join(SETTINGS)]
     words = re.findall(rf"(?<![\w./-])((?:{'|'.join(sections)})(?:\.[a-z][a-z0-9_]*)+)(?![\w(/*])", text)
-    files = (".json", ".md", ".py", ".safetensors", ".bin", ".txt", ".jsonl", ".idx")
+    files = (".json", ".md", ".py", ".safetensors", ".bin", ".txt", ".jsonl", ".idx", ".onnx")
     return {word for word in words if not word.endswith(files)}
 
 

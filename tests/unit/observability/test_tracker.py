@@ -2,7 +2,9 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -58,8 +60,9 @@ def test_folder_that_cannot_be_written_is_one_warning(tmp_path: Path, caplog: py
 def test_writer_that_fails_later_is_one_warning_and_is_not_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     class Failing:
         calls = 0
+        last: ClassVar[dict[str, int]] = {}
 
-        def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        def log(self, step: int, values: Mapping[str, float]) -> None:
             self.calls += 1
             raise OSError(28, "No space left on device")
 
