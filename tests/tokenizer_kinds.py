@@ -1,14 +1,16 @@
 """Small vocabularies of every kind, made with the libraries that published ones were made with."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import DebertaV2Tokenizer
 
 from megadeberta.data.tokenizer.byte_bpe import byte_level
 from megadeberta.data.tokenizer.wordpiece import bert_like
-from tests.data_fixtures import SOTU
+from tests.data_fixtures import SOTU, train_vocabulary
 
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
 BERT_ORDER = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -72,9 +74,30 @@ def wordpiece_json(folder: Path) -> Path:
     return folder
 
 
+def unigram_json(folder: Path) -> Path:
+    """The ``tokenizer.json`` that transformers writes for an ``spm.model``, without that file."""
+    (folder / "model").mkdir(parents=True)
+    train_vocabulary(folder / "model" / "spm.model", vocab_size=700, num_sub_iterations=1)
+    DebertaV2Tokenizer.from_pretrained(folder / "model").save_pretrained(folder / "saved")
+    assert not (folder / "saved" / "spm.model").exists()
+    return folder / "saved"
+
+
+def distinct_lines(count: int) -> list[str]:
+    """Lines of the test text, the documents and the code of this repository, in a random order of their own."""
+    root = Path(__file__).parents[1]
+    files = (SOTU, *sorted(root.glob("docs/*.md")), *sorted(root.glob("megadeberta/**/*.py")))
+    lines = list(
+        dict.fromkeys(line for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    )
+    random.Random(1).shuffle(lines)
+    return lines[:count]
+
+
 KINDS: dict[str, Callable[[Path], Path]] = {
     "byte-level BPE, two files": byte_bpe_files,
     "byte-level BPE, tokenizer.json": byte_bpe_json,
     "WordPiece, vocab.txt": wordpiece_file,
     "WordPiece, tokenizer.json": wordpiece_json,
+    "unigram, tokenizer.json": unigram_json,
 }
