@@ -180,18 +180,21 @@ def import_command(
 
     Example: megadeberta convert import exported start-here
     """
-    from megadeberta.convert.formats.places import find_generator
-    from megadeberta.convert.import_folder import REPORT, import_folder
-    from megadeberta.convert.import_parts import import_parts
     from megadeberta.errors import ConfigError
     from megadeberta.weights.hub import find_model
 
-    more: dict[str, Any] = {"allow_new": allow_new, "mask_decoder": mask_decoder, "seed": seed, "overwrite": overwrite}
-    more["tokenizer"] = tokenizer
     if (generator is not None) + new_generator + no_generator > 1:
         raise ConfigError("--generator, --new-generator and --no-generator exclude each other: choose one")
     place = find_model(model)
     given = None if generator is None else find_model(generator)
+
+    # Torch comes after the names: a mistake in one is said at once.
+    from megadeberta.convert.formats.places import find_generator
+    from megadeberta.convert.import_folder import REPORT, import_folder
+    from megadeberta.convert.import_parts import import_parts
+
+    more: dict[str, Any] = {"allow_new": allow_new, "mask_decoder": mask_decoder, "seed": seed, "overwrite": overwrite}
+    more["tokenizer"] = tokenizer
     found = None if new_generator or no_generator else find_generator(place, given)
     if new_generator or found is not None:
         lines = import_parts(place, out, generator=found, sharing=sharing, **more)

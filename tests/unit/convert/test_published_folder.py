@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -180,3 +182,15 @@ def test_options_about_the_generator_exclude_each_other(folder: Path, tmp_path: 
     with pytest.raises(ConfigError, match="exclude each other: choose one"):
         _import(folder, tmp_path / "out", "--new-generator", "--no-generator")
     assert json.loads((folder / "generator_config.json").read_text())["num_hidden_layers"] == 2
+
+
+def test_a_wrong_name_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from megadeberta.convert.cli import app\n"
+        f"CliRunner().invoke(app, ['import', {str(tmp_path / 'nowhere')!r}, 'out'])\n"
+        "print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "False"
