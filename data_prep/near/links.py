@@ -21,7 +21,7 @@ _PIECE = 1 << 20
 _NEIGHBOURS = 8
 """With so many documents before it that have the same hash each is compared: a run of words that thousands of documents
 share makes them no pairs, and what is similar is found beside each other in some other band."""
-_READ, _PAIRS = 1 << 18, 1 << 12
+_READ, _PAIRS = 1 << 18, 1 << 10
 _WORTH_A_FILE = 2 << 20
 """Documents times bands."""
 _PAIR = np.dtype("<i8")
