@@ -31,13 +31,13 @@ def plot_loss_curve(
         unigram: cross-entropy of the validation text under its word frequencies, in nats.
     """
     records = read_metrics(metrics)
-    if not any(_points(records, name) for name in losses):
+    if not any(points(records, name) for name in losses):
         return False
     figure = Figure(figsize=(8, 4.5 * len(losses)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     for number, name in enumerate(losses, start=1):
         panel = figure.add_subplot(len(losses), 1, number)
-        _draw_panel(panel, _points(records, name), _points(records, f"valid_{name}"))
+        _draw_panel(panel, points(records, name), points(records, f"valid_{name}"))
         _draw_sources(panel, records, f"valid_{name}{SOURCE_MARK}")
         entry = term(name)
         _draw_baseline(panel, records, name, unigram)
@@ -72,7 +72,7 @@ def _draw_baseline(panel: Axes, records: Sequence[Record], name: str, unigram: f
     if unigram is not None and entry.predicts_tokens:
         panel.axhline(unigram, **style, label=f"{entry.baseline_title} {unigram:.3f}")
     if entry.told_apart:
-        rates = _points(records, f"valid_{entry.told_apart}") or _points(records, entry.told_apart)
+        rates = points(records, f"valid_{entry.told_apart}") or points(records, entry.told_apart)
         values = [baselines({name: 0.0, entry.told_apart: rate}, None)[name] for _, rate in rates]
         if values:
             panel.plot([step for step, _ in rates], values, **style, label=f"{entry.baseline_title} {values[-1]:.3f}")
@@ -86,9 +86,9 @@ def _draw_sources(panel: Axes, records: Sequence[Record], start: str) -> None:
     """Thin lines, one per validation file where there are several; only a few of them have room in the legend."""
     names = {name: None for record in records for name in record if name.startswith(start)}
     for name in names:
-        points = _points(records, name)
-        if points:
-            steps, losses = zip(*points, strict=True)
+        found = points(records, name)
+        if found:
+            steps, losses = zip(*found, strict=True)
             label = name.removeprefix(start) if len(names) <= _SOURCES_NAMED else None
             panel.plot(steps, losses, linewidth=0.8, marker=".", markersize=3, label=label)
 
@@ -103,5 +103,6 @@ def smooth(values: Sequence[float]) -> list[float]:
     return [(sums[end] - sums[max(0, end - width)]) / min(end, width) for end in ends]
 
 
-def _points(records: Sequence[Record], name: str) -> list[tuple[int, float]]:
+def points(records: Sequence[Record], name: str) -> list[tuple[int, float]]:
+    """Step and value of every record that has a number under this name."""
     return [(record["step"], record[name]) for record in records if record.get(name) is not None]

@@ -28,7 +28,7 @@ def print_report(output_dir: Path, console: Console) -> None:
     console.print(_curve_table(records))
     validations = [record for record in records if record.get(VALID_LOSS) is not None]
     if validations:
-        for line in _verdicts(validations[-1]):
+        for line in verdicts(validations[-1]):
             console.print(line, soft_wrap=True, highlight=False)
         sources = _sources_line(validations[-1])
         if sources:
@@ -71,8 +71,8 @@ def _sources_line(record: Record) -> str:
     return f"validation loss of each source: {', '.join(parts)}" if parts else ""
 
 
-def _verdicts(record: Record) -> list[str]:
-    """One line per loss, beside what a model that sees no context has; the total alone where no loss is known."""
+def verdicts(record: Record) -> list[str]:
+    """Of a validation: a line per loss, beside what a model that sees no context has; else the total alone."""
     terms = {name.removeprefix(_VALID): value for name, value in record.items() if name.startswith(_VALID)}
     beside = baselines(terms, record.get("unigram_cross_entropy"))
     after = f"after step {record['step']}"

@@ -36,7 +36,7 @@ def resume_lines(
 
 def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     """One line of the settings that differ from those of the checkpoint; empty where none does."""
-    before, after = (dict(_flat(redact(values))) for values in (saved, current))
+    before, after = (dict(flat_settings(redact(values))) for values in (saved, current))
     keys = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     keys = [key for key in keys if key not in _UNSAID]
     shown = [f"{key} {_text(before.get(key))} -> {_text(after.get(key))}" for key in keys[:_MOST_SHOWN]]
@@ -88,10 +88,11 @@ def _age(created: str, now: datetime) -> str:
     return f"{format_duration(seconds)} ago" if seconds >= 0 else f"at {created}"
 
 
-def _flat(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+def flat_settings(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a recipe under their dotted names."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{start}{key}.")
+            yield from flat_settings(value, f"{start}{key}.")
         else:
             yield f"{start}{key}", value
 

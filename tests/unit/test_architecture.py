@@ -28,7 +28,7 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.ops": {BACKENDS},
     "megadeberta.layers": CONFIG | {BACKENDS, "megadeberta.ops"},
     "megadeberta.data": LAYERS | {"megadeberta.batch"},
-    "megadeberta.observability": LAYERS,
+    "megadeberta.observability": LAYERS | {"megadeberta.checkpoint"},
     "megadeberta.model": LAYERS | {"megadeberta.batch", "megadeberta.ops"},
     "megadeberta.parallel": LAYERS | {"megadeberta.batch", "megadeberta.ops", "megadeberta.model"},
     "megadeberta.checkpoint": CONFIG,
