@@ -12,6 +12,9 @@ from tests.unit.convert.odd_texts import ALL_TEXTS
 # OpenMP's idle threads spin. On a busy machine they take the cores from those that work: a test of 6 s took 280 s.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Lines are as wide as the terminal or COLUMNS says, and tests look for whole ones; workers of pytest-xdist have 80.
+os.environ.pop("COLUMNS", None)
+
 # Without a GPU the Triton kernels run through Triton's interpreter. Triton reads this when it is imported, and several
 # libraries import it, so it is set before any test module is.
 if shutil.which("nvidia-smi") is None:
