@@ -10,7 +10,7 @@ from megadeberta.config.run import RunConfig
 from megadeberta.config.terminal import table_console
 from megadeberta.errors import ConfigError
 from megadeberta.ops.attention.backends import planned_backend
-from megadeberta.plan.cluster import Cluster
+from megadeberta.plan.cluster import Cluster, usual_reserve
 from megadeberta.plan.report import (
     describe_layout,
     gib,
@@ -36,9 +36,15 @@ def plan(
         float | None,
         typer.Option(min=0, metavar="GIB", help="set aside for CUDA, NCCL and memory fragmentation [default: 1 + 6 %]"),
     ] = None,
-    bandwidth_intra: Annotated[float, typer.Option(min=0.001, metavar="GB/S", help="per GPU inside a node")] = 300,
-    bandwidth_inter: Annotated[float, typer.Option(min=0.001, metavar="GB/S", help="per GPU between nodes")] = 40,
-    tflops: Annotated[float, typer.Option(min=0.001, help="what a GPU sustains on such a model, not its peak")] = 200,
+    bandwidth_intra: Annotated[
+        float, typer.Option(min=0.001, metavar="GB/S", help="per GPU inside a node")
+    ] = Cluster.bandwidth_intra,
+    bandwidth_inter: Annotated[
+        float, typer.Option(min=0.001, metavar="GB/S", help="per GPU between nodes")
+    ] = Cluster.bandwidth_inter,
+    tflops: Annotated[
+        float, typer.Option(min=0.001, help="what a GPU sustains on such a model, not its peak")
+    ] = Cluster.tflops,
     set_: Annotated[list[str] | None, typer.Option("--set", help="override of the recipe; may be repeated")] = None,
     limit: Annotated[int, typer.Option(min=1, help="layouts to list")] = 12,
     stages: Annotated[
@@ -58,7 +64,7 @@ def plan(
         megadeberta plan deberta-base --nodes 4 --gpus 16 --memory 32 --tflops 40 --bandwidth-intra 120
     """
     config = load_recipe(recipe, set_ or ())
-    kept_free = 1 + 0.06 * memory if reserve is None else reserve
+    kept_free = usual_reserve(memory) if reserve is None else reserve
     if kept_free >= memory:
         raise ConfigError(f"--reserve {kept_free:g} leaves nothing of --memory {memory:g}; reserve less")
     cluster = Cluster(nodes, gpus, memory, kept_free, bandwidth_intra, bandwidth_inter, tflops)

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 _GIB = 2**30
 
 
+def usual_reserve(memory_gib: float) -> float:
+    """GiB of a device to leave to CUDA, NCCL and fragmentation where nobody says otherwise."""
+    return 1 + 0.06 * memory_gib
+
+
 @dataclass(frozen=True)
 class Cluster:
     """nodes x gpus devices of ``memory_gib``.
@@ -18,9 +23,9 @@ class Cluster:
     gpus: int
     memory_gib: float
     reserve_gib: float
-    bandwidth_intra: float
-    bandwidth_inter: float
-    tflops: float
+    bandwidth_intra: float = 300.0
+    bandwidth_inter: float = 40.0
+    tflops: float = 200.0
 
     @property
     def world_size(self) -> int:

@@ -24,7 +24,7 @@ from megadeberta.config.recipes import find_recipe
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
 from megadeberta.ops.attention.backends import planned_backend
-from megadeberta.plan.cluster import Cluster
+from megadeberta.plan.cluster import Cluster, usual_reserve
 from megadeberta.plan.search import search_layouts
 from megadeberta.preflight.corpus import Corpus
 from megadeberta.preflight.validate import validate_run
@@ -36,8 +36,6 @@ _SHORTEST_SEQUENCE = 64
 _MOST_WARMUP = 0.06
 _SAVES, _VALIDATIONS = 10, 20
 """In a run, at least."""
-_BANDWIDTHS_AND_TFLOPS = (300.0, 40.0, 200.0)
-"""The defaults of `megadeberta plan`."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,7 @@ def _apply_layout(values: dict[str, Any], config: RunConfig, wishes: Wishes, *, 
         raise ConfigError(
             "nvidia-smi does not tell how much memory the GPUs here have; give --memory GIB, or --gpus 0 for a CPU"
         )
-    reserve = 1 + 0.06 * wishes.memory_gib
-    cluster = Cluster(1, wishes.gpus, wishes.memory_gib, reserve, *_BANDWIDTHS_AND_TFLOPS)
+    cluster = Cluster(1, wishes.gpus, wishes.memory_gib, usual_reserve(wishes.memory_gib))
     attention = planned_backend(config.training.attention, on_gpu=True)
     chosen = search_layouts(config, cluster, attention, source=source).recommended
     if chosen is None:
