@@ -225,7 +225,10 @@ MISTAKES: dict[str, tuple[Case, str]] = {
         override('plugins=["no_such_module"]'),
         r"'no_such_module' .* cannot be imported",
     ),
-    "weights that do not exist": (override("training.init_from=nowhere"), r"init_from=nowhere: .*convert import"),
+    "weights that do not exist": (
+        override("training.init_from=nowhere"),
+        r"init_from=nowhere: .*no such folder or file",
+    ),
     "ranks of a training": (_words("train quickstart --ranks 2"), r"`megadeberta launch quickstart --ranks 2`"),
     "no ranks": (_words("launch quickstart --ranks 0"), r"--ranks.*greater than or equal to 1"),
     "hostfile that does not exist": (_words("launch quickstart --hostfile nohosts"), r"nohosts cannot be read"),
