@@ -40,6 +40,11 @@ class Term:
         return self.count_targets is not None
 
     @property
+    def loss_name(self) -> str:
+        """The loss that it is told of together with: ``rtd_loss`` for ``rtd_precision``, and for itself."""
+        return f"{self.name.partition('_')[0]}_loss"
+
+    @property
     def baseline_title(self) -> str:
         """Of a loss: what its baseline is; empty where it has none."""
         if self.predicts_tokens:

@@ -285,8 +285,10 @@ def _open_trackers(config: RunConfig, *, done: int, unigram: float | None) -> li
 
 
 def _means(terms: TermMeans) -> dict[str, float]:
-    """Of every term; NaN where nothing was counted, as for the precision of no call."""
-    return {name: terms.means.get(name, math.nan) for name in {**terms.counts, **terms.means}}
+    """Of every term whose loss has targets; NaN where nothing was counted, as for the precision of no call."""
+    found = terms.means
+    names = [name for name in {**terms.counts, **found} if name in found or term(name).loss_name in found]
+    return {name: found.get(name, math.nan) for name in names}
 
 
 def _baseline_values(means: Mapping[str, float | None], unigram: float | None) -> dict[str, float]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megadeberta.observability.journal import Journal, open_journal
+from megadeberta.observability.metrics import read_metrics
 from tests.models import run_config
 
 
@@ -82,3 +83,21 @@ def test_a_step_and_a_validation_show_each_loss_beside_its_baseline(
     assert line in caplog.text
     record = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert (record["valid_rtd_precision"], record["unigram_cross_entropy"]) == (None, 6.5)
+
+
+def test_terms_of_a_loss_without_targets_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    means = {"ar_loss": 6.0, "ar_accuracy": 0.1}
+    facts = _Facts(6.0, _Means(means, {"mlm_loss": 0, "mlm_accuracy": 0, "ar_loss": 9, "ar_accuracy": 9}))
+    with open_journal(
+        run_config(training={"output_dir": str(tmp_path), "steps": 10}, logging={"plot": False, "tensorboard": False}),
+        done=0,
+        unigram=6.5,
+        world_size=1,
+        device=torch.device("cpu"),
+        is_writer=True,
+    ) as journal:
+        journal.validation(5, facts)
+    assert "mlm" not in caplog.text.splitlines()[-1]
+    (record,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert not [name for name in record if "mlm" in name] and record["valid_ar_loss"] == 6.0
