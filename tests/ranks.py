@@ -114,13 +114,11 @@ def _collect(pipes: list[Connection], folder: Path, timeout: float) -> list[Any]
     while open_pipes and (ready := wait(list(open_pipes), max(0.0, deadline - time.monotonic()))):
         for pipe in ready:
             rank = open_pipes.pop(pipe)
-            try:
-                report = pickle.loads(pipe.recv_bytes())
-            except EOFError:
-                report = {"error": RankFailedError(f"rank {rank} died without a word"), "traceback": ""}
+            report = _report(pipe, rank)
             if "error" not in report:
                 results[rank] = report["result"]
-            elif first_error is None:
+            # The others may see the closed connection of a dead rank before its pipe ends here: its death is the cause.
+            elif first_error is None or report.get("silent"):
                 first_error = rank, report
                 deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
     if first_error is not None:
@@ -133,6 +131,13 @@ def _collect(pipes: list[Connection], folder: Path, timeout: float) -> list[Any]
         logs = "\n".join(f"--- rank {rank} ---\n{_tail(folder / f'{rank}.log')}" for rank in range(len(pipes)))
         raise RankFailedError(f"ranks {late} of {len(pipes)} had not finished after {timeout:g} s\n{logs}")
     return [results[rank] for rank in range(len(pipes))]
+
+
+def _report(pipe: Connection, rank: int) -> dict[str, Any]:
+    try:
+        return pickle.loads(pipe.recv_bytes())
+    except EOFError:
+        return {"error": RankFailedError(f"rank {rank} died without a word"), "traceback": "", "silent": True}
 
 
 def _tail(path: Path, lines: int = 60) -> str:

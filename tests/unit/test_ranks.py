@@ -48,6 +48,18 @@ def test_a_rank_that_dies_silently_is_reported() -> None:
         run_ranks(_die_on_rank_one, 2)
 
 
+def _see_the_death_first_on_rank_zero(rank: int, world_size: int) -> None:
+    if rank == 1:
+        time.sleep(0.5)
+        os._exit(9)
+    raise RuntimeError("connection reset by peer")
+
+
+def test_a_silent_death_is_the_cause_even_where_another_rank_reports_first() -> None:
+    with pytest.raises(RankFailedError, match="rank 1 died without a word"):
+        run_ranks(_see_the_death_first_on_rank_zero, 2)
+
+
 def test_a_hang_ends_at_the_timeout_with_the_stacks() -> None:
     with pytest.raises(RankFailedError, match=r"ranks \[0, 1\] of 2 had not finished after 8 s(.|\n)*in _sleep"):
         run_ranks(_sleep, 2, timeout=8)  # long enough for busy cores to start them
