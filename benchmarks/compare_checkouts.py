@@ -44,7 +44,7 @@ class Case(NamedTuple):
 QUICKSTART, RESUMED, SHARDS = "quickstart", "resumed", "shards"
 CASES = {
     QUICKSTART: Case("ds_configs/quickstart.json", 2),
-    "quickstart-rtd": Case("ds_configs/quickstart-rtd.json", 1),
+    "rtd": Case("ds_configs/quickstart.json", 1, ("objective.name=rtd",)),
     "pipelined": Case("ds_configs/quickstart.json", 2, ("parallel.pipeline=2",)),
     "tensor-parallel": Case("ds_configs/quickstart.json", 2, ("parallel.tensor=2",)),
     "ar": Case("ds_configs/quickstart.json", 1, ("objective.name=ar", "objective.autoregressive.prefix_share=0.5")),
