@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,15 +11,18 @@ import typer
 from megadeberta.config.cli import RecipeArgument
 from megadeberta.config.recipes import words_for_nodes
 from megadeberta.errors import ConfigError, ParallelError
-from megadeberta.launcher.hosts.environment import check_variables
 from megadeberta.launcher.hosts.hostfile import build_command, read_hostfile
-from megadeberta.launcher.hosts.supervise import check_hosts, launch_hosts
+from megadeberta.launcher.hosts.start import HostsStart
+from megadeberta.launcher.hosts.supervise import check_hosts
 from megadeberta.launcher.local import launch_local
+from megadeberta.launcher.restart import MOST_RESTARTS, Restarts, Start, newest_checkpoint
+from megadeberta.launcher.signals import SignalInbox
 from megadeberta.launcher.slurm import SlurmJob, render_sbatch
+from megadeberta.launcher.verdict import Verdict
 from megadeberta.preflight.run import load_recipe, prepare_run
 from megadeberta.preflight.validate import validate_run
 from megadeberta.rank.devices import count_local_devices
-from megadeberta.rank.environment import DEFAULT_MASTER_PORT, detect_ranks
+from megadeberta.rank.environment import detect_ranks
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override a value; may be repeated")
@@ -45,6 +49,12 @@ def launch(
         str | None,
         typer.Option(help="with a hostfile: address of its first host that the others use (default: its first one)"),
     ] = None,
+    restarts: Annotated[
+        int,
+        typer.Option(
+            min=0, help="starts again by itself after a lost or hung rank, at most so often without a new checkpoint"
+        ),
+    ] = MOST_RESTARTS,
     slurm: Annotated[
         int | None, typer.Option(metavar="NODES", min=1, help="print an sbatch script for this many nodes and exit")
     ] = None,
@@ -52,7 +62,10 @@ def launch(
     """Train a recipe on several processes: the local ones, those of a hostfile, or a Slurm job's.
 
     Ctrl-C, SIGTERM and SIGUSR1 reach every rank at once; all save a checkpoint and the exit code is 75. The same
-    command resumes. Under torchrun, mpiexec or srun use `megadeberta train`, which finds its rank by itself.
+    command resumes. A lost or hung rank or machine ends the others, and the run starts again by itself from the newest
+    intact checkpoint (docs/reliability.md).
+
+    Under torchrun, mpiexec or srun use `megadeberta train`, which finds its rank by itself.
 
     Examples:
 
@@ -75,22 +88,31 @@ def launch(
         job = SlurmJob(config.name, config.training.output_dir, nodes=slurm, tasks_per_node=local_ranks)
         typer.echo(render_sbatch(job, ["megadeberta", "train", words_for_nodes(recipe), *words[1:]]), nl=False)
         return
+    start: Start
     if hostfile is not None:
         hosts = read_hostfile(hostfile)
         world_size = sum(hosts.values())
         validate_run(config, world_size=world_size, source=str(recipe))
-        port = master_port or DEFAULT_MASTER_PORT
-        command = build_command(hostfile, words, master_port=port, environ=os.environ, master_addr=master_addr)
-        check_variables(os.environ)
-        check_hosts(list(hosts), [str(recipe), *(overrides or ())], world_size=world_size, environ=os.environ)
-        verdict = launch_hosts(command, hosts=list(hosts), environ=os.environ)
+        command = partial(build_command, hostfile, words, environ=os.environ, master_addr=master_addr)
+        check = partial(check_hosts, list(hosts), [str(recipe), *(overrides or ())], world_size=world_size)
+        start = HostsStart(list(hosts), command=command, check_hosts=check, environ=os.environ, master_port=master_port)
+        start.check()
     else:
         prepare_run(recipe, overrides or (), world_size=local_ranks)
-        command = [sys.executable, "-m", "megadeberta", "train", *words]
-        verdict = launch_local(command, ranks=local_ranks, environ=os.environ, master_port=master_port)
+        train = [sys.executable, "-m", "megadeberta", "train", *words]
+        start = _start_here(train, ranks=local_ranks, master_port=master_port)
+    progress = partial(newest_checkpoint, config.training.output_dir)
+    verdict = Restarts(restarts, progress=progress, say=partial(typer.echo, err=True)).run(start)
     for line in verdict.lines:
         typer.echo(line, err=True)
     raise typer.Exit(verdict.exit_code)
+
+
+def _start_here(command: list[str], *, ranks: int, master_port: int | None) -> Start:
+    def start(number: int, inbox: SignalInbox) -> Verdict:
+        return launch_local(command, ranks=ranks, environ=os.environ, master_port=master_port, inbox=inbox)
+
+    return start
 
 
 def _refuse_inside_a_launcher() -> None:

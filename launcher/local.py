@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from megadeberta.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from megadeberta.launcher.relay import Relay
-from megadeberta.launcher.signals import SignalInbox
+from megadeberta.launcher.signals import SignalInbox, listening
 from megadeberta.launcher.verdict import RankExit, Verdict, judge
 from megadeberta.rank.environment import STARTED_BY_VARIABLE
 from megadeberta.rank.ports import LOOPBACK, check_port_free, pick_free_port
@@ -31,13 +31,19 @@ _PREEMPTED_SECONDS = 60.0
 
 
 def launch_local(
-    command: Sequence[str], *, ranks: int, environ: Mapping[str, str], master_port: int | None = None
+    command: Sequence[str],
+    *,
+    ranks: int,
+    environ: Mapping[str, str],
+    master_port: int | None = None,
+    inbox: SignalInbox | None = None,
 ) -> Verdict:
     """Run ``ranks`` processes of ``command`` and wait for them; call it from the main thread.
 
     Args:
         command: without rank-specific words; a rank learns its place from RANK, WORLD_SIZE and so on.
         master_port: rendezvous port; None picks a free one.
+        inbox: signals to look at, listening already; None listens while the ranks run.
 
     Raises:
         ParallelError: ``master_port`` is taken.
@@ -46,7 +52,8 @@ def launch_local(
         master_port = pick_free_port()
     else:
         check_port_free(master_port)
-    return _LocalJob().run(command, rank_environments(environ, ranks=ranks, master_port=master_port))
+    with listening(inbox) as signals:
+        return _LocalJob(signals).run(command, rank_environments(environ, ranks=ranks, master_port=master_port))
 
 
 def rank_environments(environ: Mapping[str, str], *, ranks: int, master_port: int) -> list[dict[str, str]]:
@@ -71,28 +78,27 @@ def rank_environments(environ: Mapping[str, str], *, ranks: int, master_port: in
 
 
 class _LocalJob:
-    def __init__(self) -> None:
+    def __init__(self, inbox: SignalInbox) -> None:
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._ended: list[tuple[int, int, int]] = []  # rank, pid, code in the order of ending
         self._ended_by_us: set[int] = set()
-        self._inbox = SignalInbox()
+        self._inbox = inbox
         self._terminate_at = math.inf
         self._kill_at = math.inf
         self._relay = Relay()
 
     def run(self, command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> Verdict:
-        with self._inbox:
-            try:
-                for rank, environ in enumerate(environments):
-                    self._start(rank, command, environ)
-                while self._running:
-                    self._relay.poll(_POLL_SECONDS)
-                    self._forward_signals()
-                    self._reap()
-                    self._enforce_deadlines()
-            finally:
-                self._kill_running()
-                self._relay.close()
+        try:
+            for rank, environ in enumerate(environments):
+                self._start(rank, command, environ)
+            while self._running:
+                self._relay.poll(_POLL_SECONDS)
+                self._forward_signals()
+                self._reap()
+                self._enforce_deadlines()
+        finally:
+            self._kill_running()
+            self._relay.close()
         if self._inbox.wants_kill:
             return Verdict(EXIT_INTERRUPTED, (self._inbox.describe_kill(),))
         errors = self._relay.errors

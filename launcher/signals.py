@@ -1,7 +1,8 @@
 """The signals that a launcher passes on to its ranks: noted when they arrive, taken when the launcher looks."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -62,3 +63,13 @@ class SignalInbox:
     def describe_kill(self) -> str:
         """One line for the user."""
         return f"killed after {self.interrupts} interrupts; the same command resumes"
+
+
+@contextmanager
+def listening(inbox: SignalInbox | None) -> Iterator[SignalInbox]:
+    """``inbox``, which listens already, or one of its own for as long as the block runs."""
+    if inbox is not None:
+        yield inbox
+    else:
+        with SignalInbox() as own:
+            yield own

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER
-from megadeberta.errors import EXIT_PEER_LOST, EXIT_PREEMPTED, ConfigError
+from megadeberta.errors import EXIT_HUNG, EXIT_PEER_LOST, EXIT_PREEMPTED, ConfigError
+from megadeberta.launcher.restart import MOST_RESTARTS
 
 _TEMPLATE = """\
 #!/bin/bash
@@ -42,8 +43,9 @@ done
 again=0
 case "$code" in
 {preempted}) again=1 ;;
-# A rank or a machine is gone: its own code, or the signal that ended it (KILL, USR1 before it listened, TERM, BUS).
-{peer_lost} | 135 | 137 | 138 | 143)
+# A rank or a machine is gone or hangs: its own code, or the signal that ended it (KILL, USR1 before it listened, TERM,
+# BUS).
+{peer_lost} | {hung} | 135 | 137 | 138 | 143)
     counted={output}/losses-{name}
     read -r at losses 2>/dev/null <"$counted" || losses=0
     [ "$at" = "$(newest)" ] || losses=0
@@ -77,7 +79,7 @@ class SlurmJob:
     tasks_per_node: int
     time_limit: str = "24:00:00"
     notice_seconds: int = 180
-    most_losses: int = 3
+    most_losses: int = MOST_RESTARTS
 
 
 def render_sbatch(job: SlurmJob, command: Sequence[str]) -> str:
@@ -98,6 +100,7 @@ def render_sbatch(job: SlurmJob, command: Sequence[str]) -> str:
         notice_seconds=job.notice_seconds,
         preempted=EXIT_PREEMPTED,
         peer_lost=EXIT_PEER_LOST,
+        hung=EXIT_HUNG,
         most_losses=job.most_losses,
         output=shlex.quote(str(job.output_dir)),
         checkpoints=shlex.quote(str(job.output_dir / CHECKPOINTS_FOLDER)),

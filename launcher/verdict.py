@@ -34,6 +34,8 @@ class Verdict:
 
     exit_code: int
     lines: tuple[str, ...]
+    trained: bool = False
+    """Whether the ranks had finished a step: an error before that will come again."""
 
 
 def judge(exits: Sequence[RankExit], *, forwarded: Collection[int] = ()) -> Verdict:
@@ -98,6 +100,9 @@ def _lost_lines(lost: Sequence[RankExit], exits: Sequence[RankExit]) -> tuple[st
         "killed; the same command resumes"
         for end in hung
     ]
+    first = exits[0]
+    if first.code == 0 and not first.errors:
+        lines.append(f"{ERROR_PREFIX}{first.describe()} before the others were done; the same command resumes")
     lines += _unique(line for end in lost for line in end.errors)
     return tuple(lines or [ERROR_PREFIX + lost[0].describe() + ": it lost a peer; the same command resumes"])
 

@@ -8,6 +8,8 @@ EXIT_USAGE = 2
 """Bad configuration, data, checkpoint or layout: change something and start again."""
 EXIT_PREEMPTED = 75
 """SIGTERM or SIGUSR1 arrived, a checkpoint was written, the same command resumes."""
+EXIT_HUNG = 76
+"""A rank made no progress within the time it had; the same command resumes."""
 EXIT_DIVERGED = 77
 """The loss or the gradient is not finite; the last checkpoint holds sound weights."""
 EXIT_STORAGE = 79

@@ -42,8 +42,8 @@ def train(
     Start several ranks with `megadeberta launch`, or start this command under torchrun, deepspeed, mpiexec or srun.
     It resumes from the newest intact checkpoint in training.output_dir.
 
-    Exit codes: 0 done; 2 wrong recipe, data or checkpoint; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C after saving; 77
-    not finite; 79 disk; 80 another rank was lost. After 75 and 80, run the same command again.
+    Exit codes: 0 done; 2 wrong recipe, data or checkpoint; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C after saving; 76 a
+    rank hung; 77 not finite; 79 disk; 80 another rank was lost. After 75, 76 and 80, run the same command again.
 
     Example: megadeberta train quickstart --set training.steps=100
     """

@@ -26,7 +26,7 @@ from megadeberta.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_STORAGE, P
 from megadeberta.launcher.hosts.environment import environment_lines, launcher_environment
 from megadeberta.launcher.hosts.pdsh import ask_nodes, host_labels, node_command, parse_exit, ssh_environment
 from megadeberta.launcher.hosts.verdict import HostExit, judge_hosts
-from megadeberta.launcher.signals import SignalInbox
+from megadeberta.launcher.signals import SignalInbox, listening
 from megadeberta.launcher.verdict import Verdict
 
 _PR_SET_PDEATHSIG = 1
@@ -75,46 +75,62 @@ def check_hosts(hosts: Sequence[str], words: Sequence[str], *, world_size: int, 
                 )
 
 
-def launch_hosts(command: Sequence[str], *, hosts: Sequence[str], environ: Mapping[str, str]) -> Verdict:
+def new_job() -> str:
+    """A mark for the ranks of one job, the same at all its starts."""
+    return secrets.token_hex(8)
+
+
+def launch_hosts(
+    command: Sequence[str],
+    *,
+    hosts: Sequence[str],
+    environ: Mapping[str, str],
+    job: str | None = None,
+    inbox: SignalInbox | None = None,
+) -> Verdict:
     """Run DeepSpeed's launcher ``command`` and wait for the ranks on all hosts; call it from the main thread.
+
+    Args:
+        job: what marks the ranks on the hosts; None draws it.
+        inbox: signals to look at, listening already; None listens while the ranks run.
 
     Raises:
         ConfigError: a variable that must travel to the hosts and that a shell would change.
     """
-    job = secrets.token_hex(8)
+    job = job or new_job()
     lines = environment_lines(environ, job=job)
     with tempfile.TemporaryDirectory(prefix="megadeberta-") as folder:
         variables = Path(folder) / "environment"
         variables.write_text("".join(f"{line}\n" for line in lines))
         own = ssh_environment({**launcher_environment(environ), "DS_ENV_FILE": str(variables)})
-        return _HostsJob(hosts, job, own).run(command)
+        with listening(inbox) as signals:
+            return _HostsJob(hosts, job, own, signals).run(command)
 
 
 class _HostsJob:
-    def __init__(self, hosts: Sequence[str], job: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, hosts: Sequence[str], job: str, environ: Mapping[str, str], inbox: SignalInbox) -> None:
         self._hosts = hosts
         self._labels = host_labels(hosts)
         self._job = job
         self._environ = environ
         self._exits: list[HostExit] = []
         self._rounds: list[subprocess.Popen[bytes]] = []
-        self._inbox = SignalInbox()
+        self._inbox = inbox
         self._ended_by_us: set[str] = set()
         # When the ranks are asked to end, killed, and no longer waited for.
         self._deadlines = [math.inf, math.inf, math.inf]
 
     def run(self, command: Sequence[str]) -> Verdict:
-        with self._inbox:
-            runner = _start(command, self._environ)
-            try:
-                self._watch(runner)
-                left = self._kill_what_is_left()
-            finally:
-                _kill_group(runner.pid)
-                runner.wait()
-                for process in self._rounds:
-                    process.kill()
-                    process.wait()
+        runner = _start(command, self._environ)
+        try:
+            self._watch(runner)
+            left = self._kill_what_is_left()
+        finally:
+            _kill_group(runner.pid)
+            runner.wait()
+            for process in self._rounds:
+                process.kill()
+                process.wait()
         if self._inbox.wants_kill:
             return Verdict(EXIT_INTERRUPTED, (self._inbox.describe_kill(),))
         return judge_hosts(self._exits, runner_code=runner.returncode, left=left, forwarded=self._inbox.forwarded)

@@ -113,7 +113,7 @@ def test_one_killed_rank_ends_the_job_by_name_and_the_same_command_resumes(
     tmp_path: Path, prepared: Path, uninterrupted: list[tuple[int, str, str]]
 ) -> None:
     recipe = write_recipe(tmp_path, prepared)
-    process = start(recipe)
+    process = start(recipe, "--restarts", "0")
     _wait_for_step(tmp_path / "run", 4)
     ranks = [child for child in psutil.Process(process.pid).children() if "train" in child.cmdline()]
     ranks[1].kill()
@@ -126,6 +126,20 @@ def test_one_killed_rank_ends_the_job_by_name_and_the_same_command_resumes(
     process = start(recipe)
     output = finish(process)
     assert process.returncode == 0, output
+    assert losses(tmp_path / "run") == uninterrupted
+
+
+def test_run_that_loses_a_rank_starts_again_by_itself(
+    tmp_path: Path, prepared: Path, uninterrupted: list[tuple[int, str, str]]
+) -> None:
+    process = start(write_recipe(tmp_path, prepared))
+    _wait_for_step(tmp_path / "run", 4)
+    ranks = [child for child in psutil.Process(process.pid).children() if "train" in child.cmdline()]
+    ranks[1].kill()
+    output = finish(process, timeout=120)
+    assert process.returncode == 0, output
+    assert f"error: rank 1 (pid {ranks[1].pid}) was killed by SIGKILL" in output
+    assert "restart 1 of at most 3 without a new checkpoint" in output
     assert losses(tmp_path / "run") == uninterrupted
 
 

@@ -42,6 +42,7 @@ INTERRUPTED_AFTER = 20
 """A run is interrupted early: its steps take 60 ms, and a signal takes seconds to go through ssh to every node."""
 # DeepSpeed's launcher polls its ranks every second; pdsh, ssh and Python's end take the rest.
 _END_SECONDS = 15
+_UNPLUGGED_SECONDS = 50
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,22 @@ def unplugged(bench: Bench) -> Outcome:
     return _lose_node(bench, recipe, lose=lambda: lose(NODES[1]), mend=lambda: mend(NODES[1]))
 
 
+def comes_back(bench: Bench) -> Outcome:
+    """nodeB loses its network for 50 s: the run starts again by itself when the cable is back."""
+    recipe = bench.recipe("comes-back", steps=LONG_STEPS, timeout_seconds=TIMEOUT_SECONDS)
+    run = bench.launch(recipe, "--hostfile", "hosts")
+    _wait_for_step(bench, recipe, run)
+    bench.cluster.unplug(NODES[1])
+    time.sleep(_UNPLUGGED_SECONDS)
+    bench.cluster.plug_in(NODES[1])
+    plugged = time.monotonic()
+    code = run.wait(PATIENT_SECONDS)
+    if code != 0 or "restart 1 of at most" not in run.text():
+        return Outcome(False, f"exit code {code}:\n{run.tail()}")
+    outcome = compare(losses(bench.output(recipe)), bench.one_node(LONG_STEPS), tolerance=bench.tolerance)
+    return Outcome(outcome.held, f"done {time.monotonic() - plugged:.0f} s after the cable was back; {outcome.found}")
+
+
 def stopped(bench: Bench) -> Outcome:
     """SIGTERM to the launcher: both nodes save, exit code 75; the same command resumes."""
     recipe = bench.recipe("stopped", steps=LONG_STEPS)
@@ -139,6 +156,7 @@ CASES: dict[str, Callable[[Bench], Outcome]] = {
     "mpiexec": mpiexec,
     "power-off": power_off,
     "unplugged": unplugged,
+    "comes-back": comes_back,
     "stopped": stopped,
     "not-shared": not_shared,
 }
@@ -152,7 +170,7 @@ def _compared(bench: Bench, recipe: Path, runs: list[Run]) -> Outcome:
 
 
 def _lose_node(bench: Bench, recipe: Path, *, lose: Callable[[], None], mend: Callable[[], None]) -> Outcome:
-    run = bench.launch(recipe, "--hostfile", "hosts")
+    run = bench.launch(recipe, "--hostfile", "hosts", "--restarts", "0")
     _wait_for_step(bench, recipe, run)
     ranks = bench.ranks()
     lose()

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import megadeberta.launcher.cli
+import megadeberta.launcher.hosts.start
 from megadeberta.cli import app
 from megadeberta.errors import ConfigError, ParallelError
 from megadeberta.launcher.verdict import Verdict
@@ -130,14 +131,14 @@ def test_hostfile_is_checked_on_every_machine_and_handed_to_the_deepspeed_launch
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "canary")
     calls: list[tuple[list[str], list[str]]] = []
 
-    def pretend(command: list[str], *, hosts: list[str], environ: object) -> Verdict:
+    def pretend(command: list[str], *, hosts: list[str], **options: object) -> Verdict:
         calls.append((command, hosts))
         return Verdict(80, ("error: the connection to node2 was lost",))
 
-    monkeypatch.setattr(megadeberta.launcher.cli, "launch_hosts", pretend)
+    monkeypatch.setattr(megadeberta.launcher.hosts.start, "launch_hosts", pretend)
     (path.parent / "hosts").write_text("node1 slots=2\nnode2 slots=2\n")
     words = ["tiny.json", "--hostfile", "hosts", "--set", "training.seed=7"]
-    result = _launch(*words, "--master-port", 29777, "--master-addr", "10.0.0.1")
+    result = _launch(*words, "--restarts", 0, "--master-port", 29777, "--master-addr", "10.0.0.1")
     assert (result.exit_code, result.stderr) == (80, "error: the connection to node2 was lost\n")
     ((command, hosts),) = calls
     assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
