@@ -33,16 +33,14 @@ class Term:
     that knows this fraction and nothing of the tokens."""
     meaning: str = ""
     """Of a metric that the log shows: what it is, in the legend."""
+    beside: str = ""
+    """Of a metric that may count nothing while its loss has targets, as the precision of no call does: that loss. The
+    metric is NaN there instead of absent."""
 
     @property
     def is_loss(self) -> bool:
         """Whether its sum has a gradient."""
         return self.count_targets is not None
-
-    @property
-    def loss_name(self) -> str:
-        """The loss that it is told of together with: ``rtd_loss`` for ``rtd_precision``, and for itself."""
-        return f"{self.name.partition('_')[0]}_loss"
 
     @property
     def baseline_title(self) -> str:
@@ -142,8 +140,8 @@ TERMS: dict[str, Term] = {
         Term("ar_accuracy", "acc", meaning="fraction of the targets predicted right"),
         Term("rtd_loss", "rtd", "RTD loss", "nats per token", _real_tokens, told_apart="replaced_rate"),
         Term("rtd_accuracy"),
-        Term("rtd_precision", "prec", meaning="fraction of the tokens called replaced that are"),
-        Term("rtd_recall", "rec", meaning="fraction of the replaced tokens that are found"),
+        Term("rtd_precision", "prec", meaning="fraction of the tokens called replaced that are", beside="rtd_loss"),
+        Term("rtd_recall", "rec", meaning="fraction of the replaced tokens that are found", beside="rtd_loss"),
         Term("masked_rate"),
         Term("sampled_rate"),
         Term("replaced_rate"),

@@ -285,9 +285,9 @@ def _open_trackers(config: RunConfig, *, done: int, unigram: float | None) -> li
 
 
 def _means(terms: TermMeans) -> dict[str, float]:
-    """Of every term whose loss has targets; NaN where nothing was counted, as for the precision of no call."""
+    """Of every term that counted something; NaN for those that stand beside a loss which did."""
     found = terms.means
-    names = [name for name in {**terms.counts, **found} if name in found or term(name).loss_name in found]
+    names = [name for name in {**terms.counts, **found} if name in found or term(name).beside in found]
     return {name: found.get(name, math.nan) for name in names}
 
 
