@@ -47,11 +47,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         train, tokenizer = arguments.train, arguments.tokenizer
         if train is None:
-            train, tokenizer = _prepare(Path(folder))
+            train, tokenizer = prepare(Path(folder))
         for length in (512, 128):
             for workers in (0, 1, 2):
                 data = DataConfig(train=train, tokenizer=tokenizer, sequence_length=length, loader_workers=workers)
-                found = _measure(data, micro_batch=arguments.micro_batch, seconds=arguments.seconds)
+                found = measure(data, micro_batch=arguments.micro_batch, seconds=arguments.seconds)
                 ratio = (
                     f"{found.samples_per_cpu_second / MEGATRON_SAMPLES_PER_CPU_SECOND:.0f}" if length == 512 else "-"
                 )
@@ -74,7 +74,8 @@ def _parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def _prepare(folder: Path) -> tuple[Path, Path]:
+def prepare(folder: Path, repeats: int = REPEATS) -> tuple[Path, Path]:
+    """Token file and tokenizer of the text of the tests, that often over."""
     sentencepiece.SentencePieceTrainer.train(
         input=str(TEXT),
         model_prefix=str(folder / "spm"),
@@ -92,13 +93,14 @@ def _prepare(folder: Path) -> tuple[Path, Path]:
     tokenizer = load_tokenizer(folder / "spm.model")
     tokens = tokenizer.encode(TEXT.read_text(encoding="utf-8"))
     with ShardWriter(folder / "train", dtype=np.dtype(np.uint16)) as writer:
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             writer.add_document(tokens)
         writer.commit(tokenizer_sha256=tokenizer.sha256, tokenizer_pieces=tokenizer.num_pieces)
     return folder / "train", folder / "spm.model"
 
 
-def _measure(data: DataConfig, *, micro_batch: int, seconds: float) -> Measured:
+def measure(data: DataConfig, *, micro_batch: int, seconds: float) -> Measured:
+    """Take batches for that long, after those that were made ahead."""
     accumulation = max(1, TOKENS_PER_STEP // (micro_batch * data.sequence_length))
     algebra = BatchAlgebra(micro_batch * accumulation, micro_batch, accumulation, 1)
     begin = time.perf_counter()

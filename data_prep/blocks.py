@@ -18,9 +18,9 @@ from megadeberta.data_prep.converted import ConvertedStream
 from megadeberta.data_prep.division import WorkDivision
 from megadeberta.data_prep.formats.base import LINE_END
 from megadeberta.data_prep.options import ReadOptions
-from megadeberta.data_prep.remote import FilePath
 from megadeberta.data_prep.sources import Source
 from megadeberta.errors import DataError
+from megadeberta.remote.files import FilePath
 from megadeberta.storage import storage_errors
 
 _WINDOW = 256 << 10

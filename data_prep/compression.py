@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import zstandard
 
-from megadeberta.data_prep.remote import FilePath
 from megadeberta.errors import DataError
+from megadeberta.remote.files import FilePath
 
 BOMB_FLOOR = 16 << 20
 """Expansion is judged only beyond this much text: below it no harm is done."""

@@ -8,8 +8,8 @@ from megadeberta.data_prep.bad_lines import Tally
 from megadeberta.data_prep.compression import DamagedFile, UnpackedStream
 from megadeberta.data_prep.formats.base import Format
 from megadeberta.data_prep.options import ReadOptions
-from megadeberta.data_prep.remote import FilePath
 from megadeberta.errors import DataError
+from megadeberta.remote.files import FilePath
 
 KEY = "text"
 """Of the text in the JSON lines."""

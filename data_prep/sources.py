@@ -19,8 +19,8 @@ from megadeberta.data_prep.formats.base import Format
 from megadeberta.data_prep.formats.table import FORMATS, check_format_name, format_of_ending, what_is_missing
 from megadeberta.data_prep.formats.tar import TAR
 from megadeberta.data_prep.options import AUTO_FORMAT, ReadOptions, UnreadablePolicy
-from megadeberta.data_prep.remote import FilePath, RemoteFile, expand, remote_address
 from megadeberta.errors import DataError
+from megadeberta.remote.files import FilePath, RemoteFile, expand, remote_address
 
 _ABOUT_A_DATASET = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _DOCUMENTATION = ("readme", "license", "licence", "copying", "citation", "changelog", "notice")

@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from megadeberta.config.section import Section
+from megadeberta.remote.path import as_path
 
+DataPath = Annotated[Path, AfterValidator(as_path)]
+"""A path of this machine, or an address that fsspec knows."""
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 """Without dots, which separate the keys of ``--set``, and without slashes, which separate the keys of metrics."""
 
@@ -14,7 +17,9 @@ SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 class TrainSource(Section):
     """One token file of a blend. At most one of weight, epochs and tokens, and the same one for all sources."""
 
-    prefix: Path = Field(description="shard prefix, made by `megadeberta prep` with the tokenizer of all the others")
+    prefix: DataPath = Field(
+        description="shard prefix, made by `megadeberta prep` with the tokenizer of all the others"
+    )
     weight: float | None = Field(None, gt=0, description="how much of it among the samples, relative to the others")
     epochs: float | None = Field(None, gt=0, description="budget: how often the run may meet each of its sequences")
     tokens: int | None = Field(None, gt=0, description="budget: how many of its tokens the run may meet")

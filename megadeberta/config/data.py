@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from megadeberta.config.blend import SourceName, TrainSource
+from megadeberta.config.blend import DataPath, SourceName, TrainSource
 from megadeberta.config.first_problem import hidden
 from megadeberta.config.section import Section
+from megadeberta.remote.path import as_path
 
 TOKENIZER_FILE, TOKENIZER_JSON = "spm.model", "tokenizer.json"
 """The tokenizer in every folder that this package writes (of prepared data, of a checkpoint, of weights): a
@@ -18,6 +19,7 @@ TRAIN_NAME, VALID_NAME = "train", "valid"
 """Of the token files that `megadeberta prep` writes into its folder."""
 TOKENIZER_FOLDER = "tokenizer"
 """Where in that folder the tokenizer is."""
+DEFAULT_CACHE_BYTES = 16 << 30
 _OF_FOLDER = ("train", "valid", "tokenizer")
 
 
@@ -50,7 +52,7 @@ def expand_folder(section: Mapping[str, Any]) -> dict[str, Any]:
             f"data.folder={folder} and data.{given[0]}={values[given[0]]} are given, and the folder names "
             "data.train, data.valid and data.tokenizer; keep the folder, or those"
         )
-    path = Path(folder)
+    path = as_path(folder)
     has_no_valid = shard_exists(path / TRAIN_NAME) and not shard_exists(path / VALID_NAME)
     found = {
         "train": str(path / TRAIN_NAME),
@@ -69,13 +71,16 @@ def _how_many(value: Any) -> str:
     return hidden("several") if isinstance(value, Mapping) else hidden("one")
 
 
-_One = Annotated[Path, Tag(hidden("one"))]
+_One = Annotated[DataPath, Tag(hidden("one"))]
 _TrainSources = Annotated[dict[SourceName, TrainSource], Field(min_length=1), Tag(hidden("several"))]
-_ValidSources = Annotated[dict[SourceName, Path], Field(min_length=1), Tag(hidden("several"))]
+_ValidSources = Annotated[dict[SourceName, DataPath], Field(min_length=1), Tag(hidden("several"))]
 
 
 class DataConfig(Section):
-    """Where the token files are and how they are cut into sequences. Relative paths start at the working folder."""
+    """Where the token files are and how they are cut into sequences.
+
+    Relative paths start at the working folder; a path may be an address that fsspec knows (``s3://bucket/set/train``).
+    """
 
     folder: Path | None = Field(
         None,
@@ -92,13 +97,24 @@ class DataConfig(Section):
     valid: Annotated[_One | _ValidSources, Discriminator(_how_many)] | None = Field(
         None, description='shard prefix of the held-out documents, or several: {"en": PREFIX, ...}; null = none'
     )
-    tokenizer: Path = Field(description="the spm.model or tokenizer.json the shards were made with")
+    tokenizer: DataPath = Field(description="the spm.model or tokenizer.json the shards were made with")
     packing: Literal["none", "documents"] = Field(
         "none",
         description="none: documents laid end to end and cut; documents: each with its own [CLS] and [SEP], and "
         "attention, positions and convolution that stay inside it",
     )
     sequence_length: int = Field(512, ge=8, description="tokens a sequence, [CLS] and [SEP] included")
+    remote_cache: Path | None = Field(
+        None,
+        description="folder for local copies of token files at an address such as s3://bucket/set/train; null = "
+        "megadeberta/remote in the user's folder for caches",
+    )
+    remote_cache_bytes: int = Field(
+        DEFAULT_CACHE_BYTES,
+        ge=0,
+        description="most bytes of tokens in that folder, of all runs of a machine; what has no room is fetched for "
+        "each sequence",
+    )
     loader_workers: int = Field(1, ge=0, description="processes that mask batches ahead of the step; 0 = in line")
 
     @model_validator(mode="before")

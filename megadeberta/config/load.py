@@ -17,6 +17,7 @@ from megadeberta.config.recipes import find_recipe, suggest_recipe
 from megadeberta.config.run import RunConfig
 from megadeberta.config.schema import SCHEMA_KEY
 from megadeberta.errors import ConfigError, DataError
+from megadeberta.remote.path import as_path
 
 VocabularySize = Callable[[Path], int]
 """From the file of a tokenizer."""
@@ -107,7 +108,7 @@ def _fill_vocabulary_size(values: dict[str, Any], vocabulary_size: VocabularySiz
             "the number"
         )
     try:
-        values["model"] = model | {"vocab_size": vocabulary_size(Path(tokenizer))}
+        values["model"] = model | {"vocab_size": vocabulary_size(as_path(tokenizer))}
     except DataError as error:
         raise DataError(f"{source}: model.vocab_size=auto: {error}") from None
 

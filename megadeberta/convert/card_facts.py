@@ -14,6 +14,7 @@ from megadeberta.errors import ConfigError, DataError
 from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.layers.terms import term
 from megadeberta.observability.metrics import METRICS_FILE, read_metrics
+from megadeberta.remote.path import as_path
 from megadeberta.weights.source import ModelSource
 
 _CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
@@ -85,7 +86,7 @@ def _run_folder(source: ModelSource) -> Path:
 
 def _training_data(train: str | dict[str, dict[str, Any]]) -> str:
     prefixes = [train] if isinstance(train, str) else [source["prefix"] for _, source in sorted(train.items())]
-    return ", ".join(f"`{prefix}`{_size_of(Path(prefix))}" for prefix in prefixes)
+    return ", ".join(f"`{prefix}`{_size_of(as_path(prefix))}" for prefix in prefixes)
 
 
 def _size_of(prefix: Path) -> str:

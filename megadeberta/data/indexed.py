@@ -14,11 +14,15 @@ from typing import Any, Self
 
 import numpy as np
 
+from megadeberta.config.data import DEFAULT_CACHE_BYTES
+from megadeberta.data.block_cache import CacheSettings
 from megadeberta.data.block_sums import BLOCK_BYTES, SUM_BYTES, block_sums, count_blocks
 from megadeberta.data.index_layout import HEADER_BYTES, ShardIndex, decode_header, decode_index
+from megadeberta.data.remote_bytes import RemoteBytes, local_copy
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.data.steady_file import AGAIN, SteadyFile
 from megadeberta.errors import DataError
+from megadeberta.remote.path import RemotePath, as_path
 
 _HASH_BLOCK = 8 << 20
 _RUNS_AT_ONCE = 256
@@ -47,9 +51,18 @@ class TokenShard:
     num_documents: int
     num_sequences: int
 
-    def __init__(self, prefix: Path, *, manifest: ShardManifest, tokens: SteadyFile, sums: SteadyFile | None) -> None:
+    def __init__(
+        self,
+        prefix: Path,
+        *,
+        manifest: ShardManifest,
+        tokens: SteadyFile | RemoteBytes,
+        sums: SteadyFile | None,
+        cache: CacheSettings,
+    ) -> None:
         """Use ``open``: it makes the checks this constructor relies on."""
         self._prefix = prefix
+        self._cache = cache
         self._path = tokens.path
         self._bin = tokens
         self._sums = sums
@@ -62,7 +75,7 @@ class TokenShard:
     @functools.cached_property
     def _bounds(self) -> np.ndarray:
         """``[D + 1]`` int64: the first token of each document, and where the last one ends."""
-        index = _open_index(shard_file(self._prefix, "idx"), self.manifest)
+        index = _open_index(self._local_index(), self.manifest)
         starts = np.zeros(len(index.lengths) + 1, dtype=np.int64)  # [S + 1]
         np.cumsum(index.lengths, dtype=np.int64, out=starts[1:])
         bounds = starts[index.document_index]
@@ -75,7 +88,9 @@ class TokenShard:
         return self._bounds[:-1]
 
     @classmethod
-    def open(cls, prefix: Path, *, verify_hash: bool = False, reads_index: bool = True) -> Self:
+    def open(
+        cls, prefix: Path, *, verify_hash: bool = False, reads_index: bool = True, cache: CacheSettings | None = None
+    ) -> Self:
         """Open ``PREFIX.bin/.idx/.json`` and check all that can be checked without reading the tokens.
 
         The index is read whole and compared with its SHA-256.
@@ -84,16 +99,19 @@ class TokenShard:
             verify_hash: also read the ``.bin`` and compare its SHA-256 and largest token id.
             reads_index: False = look at its size and header alone until something asks where the documents are: time
                 and memory do not grow with their number.
+            cache: of a remote shard; None = the usual one.
 
         Raises:
             DataError: a file is missing, damaged, of another shard, or not what the manifest says.
         """
-        prefix = Path(prefix)
+        prefix = as_path(prefix)
         check_prefix(prefix)
         manifest = read_manifest(shard_file(prefix, "json"))
         _check_index_size(shard_file(prefix, "idx"), manifest)
-        tokens = _open_tokens(shard_file(prefix, "bin"), manifest)
-        shard = cls(prefix, manifest=manifest, tokens=tokens, sums=_open_sums(prefix, manifest))
+        cache = cache or CacheSettings.of(None, DEFAULT_CACHE_BYTES)
+        tokens = _open_tokens(shard_file(prefix, "bin"), manifest, cache)
+        sums = _open_sums(prefix, manifest, cache)
+        shard = cls(prefix, manifest=manifest, tokens=tokens, sums=sums, cache=cache)
         try:
             if reads_index:
                 _ = shard._bounds
@@ -148,44 +166,78 @@ class TokenShard:
     ) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+    def __reduce__(self) -> tuple[Any, tuple[Path, CacheSettings]]:
         # A descriptor number means another file in another process; a worker that unpickles opens its own.
-        return _reopen, (self._prefix,)
+        return _reopen, (self._prefix, self._cache)
+
+    def read_ahead(self, runs: Sequence[tuple[int, int]]) -> None:
+        """Say which runs ``read_runs`` will be asked for soon: of a remote shard they are fetched meanwhile."""
+        if self.is_remote:
+            self._bin.ahead([(offset, length) for _, _, offset, length in self._places(runs)])
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the tokens are behind an address."""
+        return isinstance(self._bin, RemoteBytes)
+
+    @property
+    def plan_prefix(self) -> Path:
+        """Where its packing plan is kept: beside it, or beside the copy of its index."""
+        return self._local_index().with_suffix("") if self.is_remote else self._prefix
+
+    def _local_index(self) -> Path:
+        path = shard_file(self._prefix, "idx")
+        return local_copy(path, self.manifest.idx_sha256, self._cache) if isinstance(path, RemotePath) else path
+
+    def _places(self, runs: Sequence[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
+        """Of every run its first block, the number of its blocks, and their offset and length in the file."""
+        size, end, found = self.dtype.itemsize, self.manifest.bin_bytes, []
+        for start, stop in runs:
+            first = start * size // BLOCK_BYTES
+            count, offset = count_blocks(stop * size) - first, first * BLOCK_BYTES
+            found.append((first, count, offset, min(count * BLOCK_BYTES, end - offset)))
+        return found
 
     def _read_group(self, runs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         size = self.dtype.itemsize
-        firsts = [start * size // BLOCK_BYTES for start, _ in runs]
-        counts = [count_blocks(stop * size) - first for (_, stop), first in zip(runs, firsts, strict=True)]
+        firsts, counts, offsets, lengths = zip(*self._places(runs), strict=True)
         blocks = np.zeros((sum(counts), BLOCK_BYTES), dtype=np.uint8)
-        place = 0
-        for first, count in zip(firsts, counts, strict=True):
-            offset = first * BLOCK_BYTES
-            length = min(count * BLOCK_BYTES, self.manifest.bin_bytes - offset)
-            self._bin.fill(blocks[place : place + count].reshape(-1)[:length], offset)
-            place += count
-        if self._sums is not None:
+        begins = (np.cumsum((0, *counts[:-1])) * BLOCK_BYTES).tolist()
+        flat = blocks.reshape(-1)
+        targets = [flat[begin : begin + length] for begin, length in zip(begins, lengths, strict=True)]
+        self._bin.fill_all(targets, offsets)
+        if self._sums is not None and not self._are_written(blocks, firsts, counts):
+            # A copy of remote blocks may be what is damaged.
+            for offset, length in zip(offsets, lengths, strict=True):
+                self._bin.forget(offset, length)
+            self._bin.fill_all(targets, offsets)
             self._check_blocks(blocks, firsts, counts)
-        flat, found, place = blocks.reshape(-1), [], 0
-        for (start, stop), first, count in zip(runs, firsts, counts, strict=True):
-            begin = place * BLOCK_BYTES + start * size - first * BLOCK_BYTES
+        found = []
+        for (start, stop), first, place in zip(runs, firsts, begins, strict=True):
+            begin = place + start * size - first * BLOCK_BYTES
             found.append(flat[begin : begin + (stop - start) * size].view(self.dtype))
-            place += count
         self._check_ids(found, runs)
         return found
 
-    def _check_blocks(self, blocks: np.ndarray, firsts: list[int], counts: list[int]) -> None:
+    def _are_written(self, blocks: np.ndarray, firsts: Sequence[int], counts: Sequence[int]) -> bool:
+        return np.array_equal(self._written_sums(firsts, counts), block_sums(blocks))
+
+    def _written_sums(self, firsts: Sequence[int], counts: Sequence[int]) -> np.ndarray:
         assert self._sums is not None
-        expected = np.empty(len(blocks), dtype="<u8")
-        place = 0
+        expected, place = np.empty(sum(counts), dtype="<u8"), 0
         for first, count in zip(firsts, counts, strict=True):
             self._sums.fill(expected[place : place + count], first * SUM_BYTES)
             place += count
-        if not np.array_equal(expected, block_sums(blocks)):
+        return expected
+
+    def _check_blocks(self, blocks: np.ndarray, firsts: Sequence[int], counts: Sequence[int]) -> None:
+        is_wrong = self._written_sums(firsts, counts) != block_sums(blocks)
+        if is_wrong.any():
             numbers = np.concatenate([first + np.arange(count) for first, count in zip(firsts, counts, strict=True)])
-            wrong = int(numbers[np.flatnonzero(expected != block_sums(blocks))[0]])
+            wrong = int(numbers[np.flatnonzero(is_wrong)[0]])
             raise DataError(
                 f"{self._path}: bytes [{wrong * BLOCK_BYTES}, {(wrong + 1) * BLOCK_BYTES}) are not those that were "
-                f"written: the file is damaged; {AGAIN}"
+                f"written: {self._bin.advice}"
             )
 
     def _check_ids(self, found: list[np.ndarray], runs: Sequence[tuple[int, int]]) -> None:
@@ -228,8 +280,8 @@ class TokenShard:
             raise DataError(f"{self._sums.path}: SHA-256 is not the manifest's: the sums changed; {AGAIN}")
 
 
-def _reopen(prefix: Path) -> TokenShard:
-    return TokenShard.open(prefix)
+def _reopen(prefix: Path, cache: CacheSettings) -> TokenShard:
+    return TokenShard.open(prefix, cache=cache)
 
 
 def largest_id(tokens: np.ndarray) -> int:
@@ -296,18 +348,23 @@ def _open_index(path: Path, manifest: ShardManifest) -> ShardIndex:
     return index
 
 
-def _open_tokens(path: Path, manifest: ShardManifest) -> SteadyFile:
+def _open_tokens(path: Path, manifest: ShardManifest, cache: CacheSettings) -> SteadyFile | RemoteBytes:
     expected = manifest.num_tokens * np.dtype(manifest.dtype).itemsize
     if expected != manifest.bin_bytes:
         raise DataError(
             f"{path}: {manifest.num_tokens} tokens of {manifest.dtype} are {expected} bytes, "
             f"the manifest says {manifest.bin_bytes}; {AGAIN}"
         )
+    if isinstance(path, RemotePath):
+        return RemoteBytes(path, manifest.bin_bytes, sha256=manifest.bin_sha256, cache=cache)
     return SteadyFile(path, manifest.bin_bytes)
 
 
-def _open_sums(prefix: Path, manifest: ShardManifest) -> SteadyFile | None:
+def _open_sums(prefix: Path, manifest: ShardManifest, cache: CacheSettings) -> SteadyFile | None:
     """None for a token file made before there were sums: only `megadeberta verify` finds damage to its tokens."""
     if manifest.sum_sha256 is None:
         return None
-    return SteadyFile(shard_file(prefix, "sum"), count_blocks(manifest.bin_bytes) * SUM_BYTES)
+    path = shard_file(prefix, "sum")
+    if isinstance(path, RemotePath):
+        path = local_copy(path, manifest.sum_sha256, cache)
+    return SteadyFile(path, count_blocks(manifest.bin_bytes) * SUM_BYTES)

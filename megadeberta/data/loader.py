@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from megadeberta.batch import FIELDS, SAMPLE_NUMBERS, Batch, batch_fields
@@ -36,6 +36,7 @@ from megadeberta.data.workers import exit_with_the_rank, is_loss_of_a_worker, st
 from megadeberta.errors import MegadebertaError, PeerLostError
 
 _STEPS_AHEAD = 4  # of each worker
+_STEPS_READ_AHEAD = 3  # of each worker, from remote token files, the step itself included
 _VALIDATION_SEED = 0  # not the run's: losses of runs with other seeds stay comparable
 
 
@@ -116,6 +117,10 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
 
     def _pack(self, step: int) -> _PackedStep:
         samples = self.samples(step)
+        worker = get_worker_info()
+        stride = worker.num_workers if worker else 1  # a worker makes every stride-th step
+        for later in range(_STEPS_READ_AHEAD):
+            self._samples.read_ahead(self.samples(step + later * stride))
         made = self._targets(*self._samples.read(samples))
         size = self._algebra.micro_batch
         batches = [made.rows(start, start + size) for start in range(0, len(samples), size)]

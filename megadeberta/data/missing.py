@@ -15,6 +15,7 @@ from megadeberta.config.data import (
 )
 from megadeberta.data.indexed import shard_file
 from megadeberta.errors import DataError
+from megadeberta.remote.path import RemotePath
 
 _NEEDED = ("bin", "idx", "json")
 
@@ -58,6 +59,8 @@ def check_nothing_is_missing(data: DataConfig) -> None:
 
 def suggest_path(path: Path) -> Path | None:
     """A file or folder of a similar path; every part of the path may have its own mistake."""
+    if isinstance(path, RemotePath):
+        return None
     parts = list(path.parts)
     found = Path(parts[0]) if path.is_absolute() else Path()
     for part in parts[1:] if path.is_absolute() else parts:
@@ -76,6 +79,8 @@ def suggest_prefix(prefix: Path, wanted: str = TRAIN_NAME) -> Path | None:
     """A token file that may have been meant: one in the folder of that name, or one of a similar name or folder."""
     if prefix.suffix.removeprefix(".") in _NEEDED and shard_exists(prefix.with_suffix("")):
         return prefix.with_suffix("")
+    if isinstance(prefix, RemotePath):
+        return None
     folder = prefix if prefix.is_dir() else suggest_path(prefix)
     if folder is not None and folder.is_dir() and shard_exists(folder / wanted):
         return folder / wanted

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from megadeberta.data.block_cache import CacheSettings
 from megadeberta.data.indexed import TokenShard
 from megadeberta.data.packing_plan import PackingPlan
 from megadeberta.data.tokenizer import CLS_ID, PAD_ID, SEP_ID
@@ -61,13 +62,24 @@ def plan_sequences(document_ends: NDArray[np.int64], sequence_length: int) -> ND
 class PackedReader:
     """Reads sequences of documents; opens the shard at once, so make it in the process that uses it."""
 
-    def __init__(self, prefix: Path, sequence_length: int, marks: tuple[int, int] = (CLS_ID, SEP_ID)) -> None:
-        """``marks``: ids of [CLS] and [SEP]."""
+    def __init__(
+        self,
+        prefix: Path,
+        sequence_length: int,
+        marks: tuple[int, int] = (CLS_ID, SEP_ID),
+        *,
+        cache: CacheSettings | None = None,
+    ) -> None:
+        """
+        Args:
+            marks: ids of [CLS] and [SEP].
+            cache: of a remote shard; None = the usual one.
+        """
         self._marks = marks
-        self._shard = TokenShard.open(prefix, reads_index=False)
+        self._shard = TokenShard.open(prefix, reads_index=False, cache=cache)
         self._length = sequence_length
         self._plan = PackingPlan.open(
-            prefix,
+            self._shard.plan_prefix,
             sequence_length,
             idx_sha256=self._shard.manifest.idx_sha256,
             planned=lambda: _plan_shard(prefix, sequence_length),
@@ -90,6 +102,15 @@ class PackedReader:
                 sequence[place + 1 : place + 1 + len(part)] = part
                 place += len(part) + _MARKS
         return sequences
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether ``read_ahead`` makes a difference."""
+        return self._shard.is_remote
+
+    def read_ahead(self, chunks: NDArray[np.int64]) -> None:
+        """Say which chunks ``[N]`` will be read soon."""
+        self._shard.read_ahead(self._plan.runs(chunks))
 
     def close(self) -> None:
         """Close the files."""

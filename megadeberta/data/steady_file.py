@@ -1,6 +1,7 @@
 """A file of a known size, read at any place; what it lacks is an error, never old memory and never a signal."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ AGAIN = "run `megadeberta prep` again"
 
 class SteadyFile:
     """Opened for reading with ``pread``; nothing of it is mapped into memory."""
+
+    advice = f"the file is damaged; {AGAIN}"
+    """What to do where its bytes are not those that were written."""
 
     def __init__(self, path: Path, size: int) -> None:
         """
@@ -53,6 +57,17 @@ class SteadyFile:
                     f"{offset + done} (it had {self._size} when opened): it was cut while in use; {AGAIN}"
                 )
             done += count
+
+    def fill_all(self, targets: Sequence[np.ndarray], offsets: Sequence[int]) -> None:
+        """``fill`` for each target and offset."""
+        for target, offset in zip(targets, offsets, strict=True):
+            self.fill(target, offset)
+
+    def ahead(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Nothing: the system reads ahead itself."""
+
+    def forget(self, offset: int, length: int) -> None:
+        """Nothing: there is no other copy."""
 
     def close(self) -> None:
         """Release the file; harmless when already closed."""

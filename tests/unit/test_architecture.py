@@ -14,7 +14,7 @@ LONGEST_FILE = 400
 LONG_FUNCTION, MOST_LONG_FUNCTIONS = 40, 15
 
 # Room -> rooms it may import (None: all). The longest prefix of a module's name is its room.
-CONFIG = {f"megadeberta.{room}" for room in ("config", "errors", "storage", "topology")} | {"megadeberta"}
+CONFIG = {f"megadeberta.{room}" for room in ("config", "errors", "remote", "storage", "topology")} | {"megadeberta"}
 BACKENDS = "megadeberta.ops.attention.backends"  # facts about attention, without its code
 LAYERS = CONFIG | {"megadeberta.layers", BACKENDS}
 DIRECTIONS: dict[str, set[str] | None] = {
@@ -23,7 +23,8 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.batch": LAYERS,
     "megadeberta.storage": {"megadeberta.errors"},
     "megadeberta.topology": {"megadeberta.errors"},
-    "megadeberta.config": {"megadeberta.errors", "megadeberta.topology"},
+    "megadeberta.remote": {"megadeberta.errors"},
+    "megadeberta.config": {"megadeberta.errors", "megadeberta.remote", "megadeberta.topology"},
     BACKENDS: {"megadeberta.errors"},
     "megadeberta.ops": {BACKENDS},
     "megadeberta.layers": CONFIG | {BACKENDS, "megadeberta.ops"},

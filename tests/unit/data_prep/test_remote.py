@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from rich.console import Console
 
 import megadeberta.data_prep.prepare
-import megadeberta.data_prep.remote
+import megadeberta.remote.files
 from megadeberta.data_prep.options import PrepOptions, UnreadablePolicy, VocabularyOptions
 from megadeberta.data_prep.prepare import prepare
 from megadeberta.data_prep.sources import find_sources
@@ -117,7 +117,7 @@ def test_patterns_and_folders_find_what_they_name(store: MemoryFileSystem) -> No
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> None:
-    monkeypatch.setattr(megadeberta.data_prep.remote, "find_spec", lambda name: None if name == "s3fs" else name)
+    monkeypatch.setattr(megadeberta.remote.files, "find_spec", lambda name: None if name == "s3fs" else name)
     with pytest.raises(DataError, match=r"s3://bucket/a\.txt: needs s3fs: pip install 'megadeberta\[remote\]'"):
         run(["s3://bucket/a.txt"], tmp_path / "out", model)
     assert not (tmp_path / "out").exists()

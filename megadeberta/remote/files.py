@@ -1,23 +1,27 @@
-"""Files behind an address, such as s3://bucket/corpus/*.jsonl.zst, as far as ``prep`` needs them: fsspec reaches them.
+"""Files behind an address, such as s3://bucket/corpus/*.jsonl.zst: fsspec reaches them.
 
 A ``RemoteFile`` has those members of ``Path`` that readers use, so that they need not know where a file is.
 """
 
+import functools
 import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, Union, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, Union, cast
 
 from megadeberta.errors import DataError
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")
 _TIMES = 3
+_PAUSE_SECONDS = 0.1
+Result = TypeVar("Result")
 _AT_ONCE = 4 << 20
 _EXTRA = "'megadeberta[remote]'"
 _NEEDS = {
@@ -89,6 +93,45 @@ class RemoteFile:
             raise DataError(f"{self.address}: the server does not say how large it is; copy it to a folder first")
         return Facts(int(facts["size"]), int.from_bytes(hashlib.sha256(str(state).encode()).digest()[:7], "little"))
 
+    def exists(self) -> bool:
+        """Whether it is there.
+
+        Raises:
+            DataError: it cannot be reached.
+        """
+        system, path = _reach(self.address)
+        with _as_data_error(self.address):
+            try:
+                system.info(path)
+            except FileNotFoundError as error:
+                cause = error.__cause__  # fsspec says "not found" of whatever went wrong with https
+                if cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) == 404:
+                    return False
+                raise cause from None
+        return True
+
+    def read_whole(self) -> bytes:
+        """All its bytes.
+
+        Raises:
+            OSError: whatever went wrong.
+        """
+        system, path = _reach(self.address)
+        return tried_again(lambda: bytes(system.cat_file(path)), self.address)
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes ``[start, stop)`` of every range, fetched side by side.
+
+        Raises:
+            OSError: whatever went wrong.
+        """
+        system, path = _reach(self.address)
+        starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
+        paths = [path] * len(ranges)
+        return tried_again(
+            lambda: system.cat_ranges(paths, starts, stops, max_gap=None, on_error="raise"), self.address
+        )
+
     def is_dir(self) -> bool:
         """Whether it is a folder.
 
@@ -125,16 +168,26 @@ FilePath = Union[Path, RemoteFile]  # noqa: UP007 - a name for annotations, also
 """Where a file of the corpus is."""
 
 
-def remote_address(given: Path) -> RemoteFile | None:
-    """The address that a path of the command line is; None for a path of this machine.
+def remote_address(given: Path, *, check: bool = True) -> RemoteFile | None:
+    """The address that a path of the command line or of a recipe is; None for a path of this machine.
+
+    Args:
+        check: whether its protocol is known and can be used here.
 
     Raises:
         DataError: a package is missing that reaches it.
     """
     found = _ADDRESS.fullmatch(str(given))
-    if found is None or given.exists():
+    if found is None or os.path.exists(os.path.join(*given.parts)):
         return None
     protocol, rest = found.groups()
+    if check:
+        _check_protocol(protocol, rest)
+    return RemoteFile(f"{protocol}://{rest}")
+
+
+@functools.lru_cache(maxsize=64)
+def _check_protocol(protocol: str, rest: str) -> None:
     for package, install in (("fsspec", _EXTRA), *([_NEEDS[protocol]] if protocol in _NEEDS else [])):
         if find_spec(package) is None:
             raise DataError(
@@ -150,7 +203,6 @@ def remote_address(given: Path) -> RemoteFile | None:
         ) from error
     except ImportError as error:
         raise DataError(f"{protocol}://{rest}: {_reason(error)}; or copy the files to a folder") from error
-    return RemoteFile(f"{protocol}://{rest}")
 
 
 def expand(pattern: RemoteFile) -> list[RemoteFile]:
@@ -231,7 +283,7 @@ class _RemoteStream(io.RawIOBase):
             self._file.seek(place)
             return bytes(self._file.read(size))
 
-        return self._try(again)
+        return tried_again(again, self._address)
 
     def readinto(self, buffer: Any) -> int:
         chunk = self.read(len(buffer))
@@ -243,11 +295,17 @@ class _RemoteStream(io.RawIOBase):
             self._file.close()
         super().close()
 
-    def _try(self, read: Callable[[], bytes]) -> bytes:
-        for _ in range(_TIMES - 1):
-            try:
-                return read()
-            except Exception:
-                continue
-        with _as_os_error(self._address):
+
+def tried_again(read: Callable[[], Result], address: str) -> Result:
+    """What ``read`` gives, tried several times with a pause between.
+
+    Raises:
+        OSError: whatever went wrong the last time.
+    """
+    for number in range(_TIMES - 1):
+        try:
             return read()
+        except Exception:
+            time.sleep(_PAUSE_SECONDS * 4**number)
+    with _as_os_error(address):
+        return read()
