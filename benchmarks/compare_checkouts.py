@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import load_file
 
-SPEEDS = {"tokens_per_second"}
+SPEEDS = ("tokens_per_second", "seconds_", "gpu_memory")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
 SHOWN_LOG_LINES = 15
 
@@ -138,7 +138,9 @@ def _read_metrics(run: Path, first: int) -> dict[str, Any]:
     for line in (run / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         step = record.pop("step")
-        new = {f"step {step} {key}": value for key, value in record.items() if step >= first and key not in SPEEDS}
+        new = {
+            f"step {step} {key}": value for key, value in record.items() if step >= first and not key.startswith(SPEEDS)
+        }
         if twice := new.keys() & values.keys():
             raise Mismatch(f"{run}/metrics.jsonl has {min(twice)} twice")
         values |= new

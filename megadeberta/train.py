@@ -7,7 +7,7 @@ resumed run is the uninterrupted one.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
@@ -27,10 +27,12 @@ from megadeberta.data.blend_history import describe_change, fractions_of
 from megadeberta.data.loader import StepBatch, steps_without_data, training_batches, validation_batches
 from megadeberta.data.unigram import unigram_cross_entropy
 from megadeberta.engine.collectives import TorchCollectives
+from megadeberta.engine.device_memory import take_peak_memory
 from megadeberta.engine.launched import LaunchedStep
 from megadeberta.engine.peer_loss import raise_peer_loss
 from megadeberta.engine.peer_watch import watch_peers
 from megadeberta.engine.process_group import choose_threads, start_process_group
+from megadeberta.engine.profile import StepProfile
 from megadeberta.engine.same_start import check_same_start
 from megadeberta.engine.schedule import learning_rate_factor
 from megadeberta.engine.signals import StopFlag
@@ -72,6 +74,10 @@ class _Run:
         config = self.config = prepared.config
         self.prepared = prepared
         self._quiet = ranks.rank != 0
+        self._device = device
+        self.profile = StepProfile(
+            config.logging.profile_steps, output=config.training.output_dir, rank=ranks.rank, device=device
+        )
         with Waiting("building the model, trying kernels", quiet=self._quiet):
             assembly = self.assembly = assemble(config, prepared.topology, device)
         self.stepper = assembly.stepper
@@ -113,9 +119,9 @@ class _Run:
         the device still works; before anything else that needs it, it is read at once.
         """
         training, steps = self.config.training, self.config.training.steps
-        with self._training_batches() as batches, self.journal:
+        with self._training_batches() as batches, self.journal, self._profiled():
             self._started = time.monotonic()
-            for item in batches:
+            for item in self.stepper.clock.waited_for(batches):
                 targets, stop_now = self.stepper.share_counts(item.micro_batches, stop_requested=stop.requested)
                 self._finish_step()
                 if stop_now:
@@ -129,21 +135,40 @@ class _Run:
                 if validates or saves:
                     self._finish_step()
                 if validates:
-                    with Waiting("validating", quiet=self._quiet):
-                        scored = self.stepper.evaluate_sources(self.held_out)
-                    self.journal.validation(self.done, scored)
+                    self._validate()
                 if saves:
-                    with Waiting("saving a checkpoint", quiet=self._quiet):
-                        self.checkpoints.save(self.done, required=is_last)
+                    self._save(required=is_last)
                 if validates or saves:
                     self._started = time.monotonic()
             self.journal.note(f"done after step {self.done}; checkpoints and curves are in {training.output_dir}")
         return 0
 
+    @contextmanager
+    def _profiled(self) -> Iterator[None]:
+        """A window that the run leaves early is written up to there."""
+        try:
+            yield
+        finally:
+            self.profile.close(self.done)
+
+    def _validate(self) -> None:
+        started = time.monotonic()
+        with Waiting("validating", quiet=self._quiet):
+            scored = self.stepper.evaluate_sources(self.held_out)
+        self.journal.validation(self.done, scored, seconds=time.monotonic() - started)
+
+    def _save(self, *, required: bool) -> None:
+        started = time.monotonic()
+        with Waiting("saving a checkpoint", quiet=self._quiet):
+            self.checkpoints.save(self.done, required=required)
+        self.journal.saved(self.done, seconds=time.monotonic() - started)
+
     def _launch_step(self, item: StepBatch, targets: Mapping[str, int]) -> None:
         config = self.config
         factor = learning_rate_factor(config.schedule, step=item.step, total_steps=config.training.steps)
         lr = config.optimizer.lr * factor
+        self.profile.before_step(item.step + 1)
+        self.stepper.clock.names_phases = self.profile.is_running
         launched = self.stepper.launch_step(item.micro_batches, step=item.step, targets=targets, lr=lr)
         self._under_way = (item.step + 1, launched, lr)
 
@@ -155,8 +180,12 @@ class _Run:
         result = launched.result()
         now = time.monotonic()
         self.done = number
-        self.journal.step(self.done, result, lr=lr, seconds=now - self._started)
+        memory = take_peak_memory(self._device)
+        self.journal.step(self.done, result, lr=lr, seconds=now - self._started, memory=memory)
         self._started = now
+        if self.profile.is_running:
+            self.profile.after_step(self.done)
+            self._started = time.monotonic()  # writing the trace is no part of the next step
 
     def _training_batches(self) -> AbstractContextManager[Iterator[StepBatch]]:
         """This rank's share of the steps to come."""

@@ -60,6 +60,7 @@ def train(
     if show_recipe and ranks.rank == 0:
         Console().print_json(recipe_json(prepared.config))
     os.environ.update(apply(os.environ))
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would print its own stages among our lines
     if prepared.config.engine.needs_compiler:
         os.environ["TORCH_EXTENSIONS_DIR"] = str(prepare_extensions_dir(os.environ))
     raise typer.Exit(_run(prepared, ranks))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from megadeberta.config.section import Section
 
@@ -94,7 +94,17 @@ class LoggingConfig(Section):
     )
     project: str = Field("megadeberta", min_length=1, description="of the trackers: W&B's project, MLflow's experiment")
     plot: bool = Field(True, description="loss_curve.png, redrawn at every validation")
+    profile_steps: tuple[PositiveInt, ...] = Field(
+        (), description="[first, last]: torch.profiler writes these steps of each rank to OUTPUT/profile"
+    )
     peak_tflops: float | None = Field(None, gt=0, description="device peak for MFU; null = table of GPUs, none on CPUs")
+
+    @field_validator("profile_steps")
+    @classmethod
+    def _is_a_window(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if value and (len(value) != 2 or value[0] > value[1]):
+            raise ValueError(f"profile_steps={list(value)} must be [first, last], or [] for none")
+        return value
 
 
 class ParallelConfig(Section):

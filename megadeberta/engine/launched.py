@@ -9,6 +9,7 @@ from torch import Tensor
 
 from megadeberta.batch import Batch
 from megadeberta.engine.divergence import DivergenceGuard
+from megadeberta.engine.phases import StepPhases
 from megadeberta.engine.terms import Terms, TermSums
 from megadeberta.layers.objectives import Update
 
@@ -22,6 +23,8 @@ class StepResult:
     grad_norms: Mapping[str, float]
     """Of each update, by the part of the model; "" = all of it."""
     applied: bool
+    phases: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by phase, of this rank alone."""
 
     @property
     def grad_norm(self) -> float:
@@ -55,8 +58,11 @@ class LaunchedUpdate:
 class LaunchedStep:
     """What was launched of one step; between that and ``result`` the host may do something else."""
 
-    def __init__(self, updates: Sequence[LaunchedUpdate], *, step: int, guard: DivergenceGuard) -> None:
+    def __init__(
+        self, updates: Sequence[LaunchedUpdate], *, step: int, guard: DivergenceGuard, phases: StepPhases
+    ) -> None:
         self._updates = updates
+        self._phases = phases
         self._step = step
         self._guard = guard
 
@@ -79,7 +85,8 @@ class LaunchedStep:
             norms[each.update.part or ""] = math.nan if norm is None else norm
         terms = Terms(sums, counts)
         loss = terms.total([each.update for each in self._updates])
-        return StepResult(loss, terms, norms, all(each.applied for each in self._updates))
+        applied = all(each.applied for each in self._updates)
+        return StepResult(loss, terms, norms, applied, self._phases.seconds())
 
 
 def _read(updates: Sequence[LaunchedUpdate]) -> list[tuple[Terms, float | None]]:

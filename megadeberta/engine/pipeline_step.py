@@ -5,19 +5,41 @@ Shapes: B micro batch · L length · Q target rows per sequence.
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from deepspeed.runtime.pipe.engine import PipelineEngine
-from deepspeed.runtime.pipe.schedule import InferenceSchedule, OptimizerStep, PipeInstruction, TrainSchedule
+from deepspeed.runtime.pipe.schedule import (
+    BackwardPass,
+    ForwardPass,
+    InferenceSchedule,
+    OptimizerStep,
+    PipeInstruction,
+    RecvActivation,
+    RecvGrad,
+    ReduceGrads,
+    ReduceTiedGrads,
+    SendActivation,
+    SendGrad,
+    TrainSchedule,
+)
 from torch import Tensor, distributed
 
 from megadeberta.batch import Batch, equal_shapes, fields_given
 from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.engine.launched import LaunchedUpdate
+from megadeberta.engine.phases import BACKWARD, EXCHANGE, FORWARD, UPDATE, PhaseClock
 from megadeberta.engine.step import Stepper
 from megadeberta.engine.terms import TermPair, TermSums
 from megadeberta.layers.objectives import Update
 from megadeberta.topology import Topology
+
+_PHASES: dict[type[PipeInstruction], str] = {
+    ForwardPass: FORWARD,
+    BackwardPass: BACKWARD,
+    **dict.fromkeys((ReduceGrads, ReduceTiedGrads, OptimizerStep), UPDATE),
+    **dict.fromkeys((SendActivation, RecvActivation, SendGrad, RecvGrad), EXCHANGE),
+}
 
 
 class PipelineStepper(Stepper):
@@ -56,6 +78,8 @@ class PipelineStepper(Stepper):
         self._loss_of: Callable[[Mapping[str, TermPair]], Tensor] = self._no_loss
         engine.module.loss_fn = self._take_terms
         engine._compute_loss = True
+        # DeepSpeed 0.19.8 looks each instruction up there and has no other place to measure it.
+        engine._INSTRUCTION_MAP = _timed(engine._INSTRUCTION_MAP, self.clock)
 
     def _update(
         self,
@@ -70,8 +94,9 @@ class PipelineStepper(Stepper):
         shared: list[TermSums] = []
 
         def before_update() -> None:
-            shared.append(self._share_terms())
-            self._judge(update, shared[0], before, step=step)
+            with self.clock.phase(UPDATE):
+                shared.append(self._share_terms())
+                self._judge(update, shared[0], before, step=step)
 
         # DeepSpeed divides the loss by the number of micro batches; the global count is the divisor wanted here.
         self._loss_of = lambda terms: self._loss(update, terms, targets) * engine.micro_batches
@@ -121,6 +146,21 @@ class PipelineStepper(Stepper):
             values = self._sums.values
         distributed.all_reduce(values)
         return TermSums(self._terms, values)
+
+
+def _timed(
+    instructions: Mapping[type[PipeInstruction], Callable[..., None]], clock: PhaseClock
+) -> dict[type[PipeInstruction], Callable[..., None]]:
+    """DeepSpeed's methods by instruction, those of a phase measured."""
+
+    def timed(method: Callable[..., None], name: str) -> Callable[..., None]:
+        def run(*arguments: Any, **more: Any) -> None:
+            with clock.phase(name):
+                method(*arguments, **more)
+
+        return run
+
+    return {kind: timed(method, _PHASES[kind]) if kind in _PHASES else method for kind, method in instructions.items()}
 
 
 class _CheckedSchedule(TrainSchedule):

@@ -18,6 +18,7 @@ from megadeberta.batch import Batch, blank_batch, without_full_masks
 from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.engine.divergence import DivergenceGuard
 from megadeberta.engine.launched import EvalResult, LaunchedStep, LaunchedUpdate, StepResult
+from megadeberta.engine.phases import PhaseClock
 from megadeberta.engine.terms import TermPair, Terms, TermSums
 from megadeberta.engine.transfer import Transfer
 from megadeberta.engine.update_gate import UpdateGate
@@ -65,6 +66,7 @@ class Stepper(ABC):
         self.gate = UpdateGate(engine.optimizer)
         self._may_overflow = settings.precision == "fp16"
         self._transfer = Transfer(device)
+        self.clock = PhaseClock(device)
         self._batch_fields = tuple(batch_fields)
         # Taken now: a resumed optimizer brings the groups' settings of the run that saved it.
         self._lr_scales = [group["lr_scale"] for group in engine.optimizer.param_groups]
@@ -111,7 +113,7 @@ class Stepper(ABC):
             batches = launched[-1].handed_on
             if not (launched[-1].applied or self._may_overflow):
                 break  # the next update must not follow this one
-        return LaunchedStep(launched, step=step, guard=self.guard)
+        return LaunchedStep(launched, step=step, guard=self.guard, phases=self.clock.take())
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> EvalResult:
@@ -121,6 +123,7 @@ class Stepper(ABC):
         passes = torch.tensor(len(batches))
         distributed.all_reduce(passes, op=distributed.ReduceOp.MAX, group=self._host_group)
         found = self._validate(self._transfer(batches), passes=int(passes))
+        self.clock.take()  # a step's phases are those of training
         result = Terms({}, {}) if found is None else found.read(found.values.flatten().tolist())
         return EvalResult(result.total(self.updates), result)
 

@@ -13,6 +13,7 @@ from megadeberta.batch import Batch
 from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.engine.launched import LaunchedUpdate
 from megadeberta.engine.mpu import ModelParallelUnit
+from megadeberta.engine.phases import BACKWARD, FORWARD, UPDATE
 from megadeberta.engine.step import Stepper
 from megadeberta.engine.terms import TermSums
 from megadeberta.layers.objectives import Update
@@ -62,16 +63,19 @@ class WholeStepper(Stepper):
         handed_on = []
         own_norm: Tensor | None = None
         for number, batch in enumerate(batches):
-            terms, more = self.engine(**batch, part=update.part)
+            with self.clock.phase(FORWARD):
+                terms, more = self.engine(**batch, part=update.part)
             handed_on.append(more)
-            self.engine.backward(self._loss(update, terms, targets), scale_wrt_gas=False)
+            with self.clock.phase(BACKWARD):
+                self.engine.backward(self._loss(update, terms, targets), scale_wrt_gas=False)
             sums = TermSums.of(terms) if sums is None else sums.plus(terms)
-            if number == len(batches) - 1:
-                self._add_over_ranks(sums)
-                if self._unguarded:
-                    own_norm = gradient_norm(self.engine.module.parameters(), device=self.device, mpu=self._mpu)
-                self._judge(update, sums, before, step=step, grad_norm=own_norm)
-            self.engine.step()
+            with self.clock.phase(UPDATE):
+                if number == len(batches) - 1:
+                    self._add_over_ranks(sums)
+                    if self._unguarded:
+                        own_norm = gradient_norm(self.engine.module.parameters(), device=self.device, mpu=self._mpu)
+                    self._judge(update, sums, before, step=step, grad_norm=own_norm)
+                self.engine.step()
         assert sums is not None, "a step has one micro batch at least"
         norm = own_norm if self._unguarded else self._reported_norm()
         return LaunchedUpdate(update, sums, norm, self.engine.was_step_applied(), handed_on)

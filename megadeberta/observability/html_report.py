@@ -20,6 +20,7 @@ from megadeberta.checkpoint.manifest import Manifest, read_manifest
 from megadeberta.errors import CheckpointError, ConfigError
 from megadeberta.layers.terms import TERMS, baselines
 from megadeberta.observability.metrics import METRICS_FILE, RECIPE_FILE, Record, read_metrics
+from megadeberta.observability.phase_times import MEMORY, TIME_PREFIX
 from megadeberta.observability.plot import points, smooth
 from megadeberta.observability.report import TRAIN_LOSS, VALID_LOSS, verdicts
 from megadeberta.observability.resume_note import flat_settings
@@ -29,6 +30,7 @@ _MORE_CURVES = {
     "tokens_per_second": "tokens per second",
     "grad_norm": "gradient norm",
     "lr": "learning rate",
+    MEMORY: "memory of rank 0's GPU (GiB)",
 }
 """Drawn below the losses: name in metrics.jsonl, and label."""
 _RATE = "tokens_per_second"
@@ -77,6 +79,7 @@ def html_report(runs: Sequence[RunFacts]) -> str:
         "".join(f"<p>{html.escape(line)}</p>" for run in runs if len(runs) == 1 for line in _verdict_lines(run)),
         "<h2>Losses</h2>" + _curves(runs, _loss_names(runs)),
         "<h2>Speed, gradient and learning rate</h2>" + _curves(runs, list(_MORE_CURVES)),
+        _times(runs),
         _differences(runs),
         _environment(runs),
         *(_recipe(run) for run in runs if run.recipe),
@@ -171,6 +174,21 @@ def _draw(panel: Any, run: RunFacts, name: str, colour: str, label: str | None) 
         if baseline is not None:
             text = None if label else f"{TERMS[name].baseline_title} {baseline:.3f}"
             panel.axhline(baseline, color=colour if label else "gray", linestyle="--", linewidth=1, label=text)
+
+
+def time_rows(runs: Sequence[RunFacts]) -> list[list[str]]:
+    """A line per phase, validations and saves included: the median of its seconds in each run."""
+    names = {key: None for run in runs for record in run.records for key in record if key.startswith(TIME_PREFIX)}
+    rows = []
+    for name in names:
+        found = [[value for _, value in points(run.records, name)] for run in runs]
+        rows.append([name.removeprefix(TIME_PREFIX), *(f"{statistics.median(v):.3g}" if v else "-" for v in found)])
+    return rows
+
+
+def _times(runs: Sequence[RunFacts]) -> str:
+    rows = time_rows(runs)
+    return "<h2>Median seconds</h2>" + _table(["phase", *(run.name for run in runs)], rows) if rows else ""
 
 
 def _differences(runs: Sequence[RunFacts]) -> str:

@@ -26,6 +26,7 @@ from megadeberta.observability.metrics import (
     MetricsFile,
     read_metrics,
 )
+from megadeberta.observability.phase_times import MEMORY, SAVE, VALIDATION, PhaseTimes, time_values
 from megadeberta.observability.plot import plot_loss_curve
 from megadeberta.observability.progress import Rates, Speedometer, format_progress, format_terms, format_total
 from megadeberta.observability.tracker import TrackedRun, Tracker, open_tracker, tensorboard_tracker
@@ -62,6 +63,9 @@ class StepFacts(Protocol):
     @property
     def grad_norm(self) -> float: ...
 
+    @property
+    def phases(self) -> Mapping[str, float]: ...
+
 
 class ValidationFacts(Protocol):
     """One validation over all ranks; see ``engine.launched.EvalResult``."""
@@ -79,11 +83,18 @@ class ValidationFacts(Protocol):
 class Journal:
     """Writes nothing: what ranks other than 0 have."""
 
-    def step(self, step: int, facts: StepFacts, *, lr: float, seconds: float) -> None:
-        """Record optimizer step ``step`` (counted from 1), which took ``seconds``."""
+    def step(self, step: int, facts: StepFacts, *, lr: float, seconds: float, memory: int | None = None) -> None:
+        """Record optimizer step ``step`` (counted from 1), which took ``seconds``.
 
-    def validation(self, step: int, facts: ValidationFacts) -> None:
+        Args:
+            memory: most bytes on this rank's GPU; None without one.
+        """
+
+    def validation(self, step: int, facts: ValidationFacts, *, seconds: float = 0.0) -> None:
         """Record a validation after ``step``."""
+
+    def saved(self, step: int, *, seconds: float) -> None:
+        """Record how long the checkpoint of ``step`` took."""
 
     def note(self, text: str) -> None:
         """One line for the reader of the log."""
@@ -121,9 +132,10 @@ class WritingJournal(Journal):
         self._trackers = trackers
         self._speedometer = speedometer
         self._unigram = unigram
+        self._times = PhaseTimes()
         self._width = line_width(os.environ)
 
-    def step(self, step: int, facts: StepFacts, *, lr: float, seconds: float) -> None:
+    def step(self, step: int, facts: StepFacts, *, lr: float, seconds: float, memory: int | None = None) -> None:
         tokens = self._config.engine.global_batch * self._config.data.sequence_length
         values = {
             "loss": facts.loss,
@@ -134,19 +146,22 @@ class WritingJournal(Journal):
             **_targets(facts.terms),
             "applied": facts.applied,
             "tokens_per_second": tokens / max(seconds, 1e-9),
+            **time_values(facts.phases),
+            **({} if memory is None else {MEMORY: memory / 2**30}),
         }
         self._metrics.write(step, values)
+        self._times.add_step(seconds, facts.phases)
         self._speedometer.add_step(seconds)
         if step % self._config.logging.interval and step != self._config.training.steps:
             return
         rates = self._speedometer.read()
-        log.info("%s", self._progress_line(step, facts, lr, rates))
+        log.info("%s", self._progress_line(step, facts, lr, rates, values.get(MEMORY)))
         beside = _baseline_values(_means(facts.terms), self._unigram)
         mfu = math.nan if rates.mfu is None else rates.mfu
         for tracker in self._trackers:
             tracker.log(step, values | beside | {"mfu": mfu}, prefix="train")
 
-    def validation(self, step: int, facts: ValidationFacts) -> None:
+    def validation(self, step: int, facts: ValidationFacts, *, seconds: float = 0.0) -> None:
         if not facts.terms.means:
             return
         means = _means(facts.terms)
@@ -161,7 +176,8 @@ class WritingJournal(Journal):
         for name, source in facts.sources.items():
             found = {"loss": source.loss, **source.terms.means}
             values |= {f"valid_{key}{SOURCE_MARK}{name}": value for key, value in found.items()}
-        self._metrics.write(step, values)
+        self._times.add_between(VALIDATION, seconds)
+        self._metrics.write(step, values | time_values({VALIDATION: seconds}))
         beside = baselines(means, self._unigram)
         perplexity = [f"perplexity {values['valid_perplexity']:.1f}"] if token_loss is not None else []
         total, shown = format_total(facts.loss, means, beside), format_terms(means, beside)
@@ -169,10 +185,19 @@ class WritingJournal(Journal):
         if facts.sources:
             parts = " ".join(f"{name} {source.loss:.3f}" for name, source in facts.sources.items())
             log.info("step %d validation loss of each source: %s", step, parts)
+        if spent := self._times.read():
+            log.info("%s", wrap_items([f"step {step} time: {spent[0]}", *spent[1:]], self._width))
         for tracker in self._trackers:
             tracker.log(step, values | _baseline_values(means, self._unigram), prefix="valid")
             tracker.flush()
         self._draw()
+
+    def saved(self, step: int, *, seconds: float) -> None:
+        self._times.add_between(SAVE, seconds)
+        values = time_values({SAVE: seconds})
+        self._metrics.write(step, values)
+        for tracker in self._trackers:
+            tracker.log(step, values, prefix="train")
 
     def note(self, text: str) -> None:
         log.info("%s", text)
@@ -193,7 +218,7 @@ class WritingJournal(Journal):
         for tracker in self._trackers:
             tracker.close()
 
-    def _progress_line(self, step: int, facts: StepFacts, lr: float, rates: Rates) -> str:
+    def _progress_line(self, step: int, facts: StepFacts, lr: float, rates: Rates, memory: float | None) -> str:
         line = format_progress(
             step,
             self._config.training.steps,
@@ -203,6 +228,7 @@ class WritingJournal(Journal):
             gradient_norm=facts.grad_norm,
             lr=lr,
             rates=rates,
+            memory=memory,
             width=self._width,
         )
         return line if facts.applied else f"{line} (fp16 overflow: step skipped)"
@@ -270,15 +296,15 @@ def _open_trackers(config: RunConfig, *, done: int, unigram: float | None) -> li
     run = TrackedRun(config.name, settings.project, output, done, redact(config.model_dump(mode="json")))
     trackers = [open_tracker(name, run) for name in settings.trackers]
     for record in read_metrics(output / METRICS_FILE) if trackers and done else ():
-        is_step = "loss" in record
-        if is_step and record["step"] % settings.interval:
+        is_validation = "valid_loss" in record
+        if "loss" in record and record["step"] % settings.interval:
             continue
-        terms = {key.removeprefix("" if is_step else "valid_"): value for key, value in record.items()}
+        terms = {key.removeprefix("valid_" if is_validation else ""): value for key, value in record.items()}
         for tracker in trackers:
             tracker.log(
                 record["step"],
                 {key: value for key, value in record.items() if key != "step"} | _baseline_values(terms, unigram),
-                prefix="train" if is_step else "valid",
+                prefix="valid" if is_validation else "train",
             )
     board = tensorboard_tracker(output / TENSORBOARD_FOLDER, done=done) if settings.tensorboard else None
     return trackers if board is None else [board, *trackers]

@@ -84,12 +84,14 @@ def format_progress(
     gradient_norm: float,
     lr: float,
     rates: Rates,
+    memory: float | None = None,
     width: int | None = None,
 ) -> str:
     """The progress line, broken between two items where it is longer than ``width``.
 
     Args:
         terms: means by name; a loss that is all of the total is not shown again.
+        memory: GiB on the GPU; None without one.
     """
     parts = [
         f"step {step}/{total_steps}",
@@ -101,6 +103,8 @@ def format_progress(
     ]
     if rates.mfu is not None:
         parts.append(f"mfu {100 * rates.mfu:.1f} %")
+    if memory is not None:
+        parts.append(f"mem {memory:.1f} GiB")
     parts.append(f"eta {format_duration(rates.eta_seconds)}")
     return wrap_items(parts, width)
 

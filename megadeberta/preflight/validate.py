@@ -21,6 +21,7 @@ def validate_run(config: RunConfig, *, world_size: int, source: str) -> tuple[Ba
     _check_objective(config, source)
     _check_schedule(config, source)
     _check_optimizer(config, source)
+    _check_profile(config, source)
     check_setting(config.training.attention, source=source)
     topology = topology_of(config, world_size=world_size, source=source)
     algebra = deepspeed_block.batch_algebra(config.deepspeed, data_parallel=topology.data, source=source)
@@ -60,6 +61,15 @@ def _check_optimizer(config: RunConfig, source: str) -> None:
         raise ConfigError(
             f"{source}: optimizer.bias_correction=false under ZeRO needs deepspeed.zero_allow_untested_optimizer=true "
             "(DeepSpeed knows torch's AdamW by its class only)"
+        )
+
+
+def _check_profile(config: RunConfig, source: str) -> None:
+    window, steps = config.logging.profile_steps, config.training.steps
+    if window and window[1] > steps:
+        raise ConfigError(
+            f"{source}: logging.profile_steps={list(window)} ends after the last step, training.steps={steps}; choose "
+            "steps of the run"
         )
 
 

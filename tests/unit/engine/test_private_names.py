@@ -50,6 +50,7 @@ _C10D = "torch.distributed.distributed_c10d"
 CONTRACT = (
     Private("_do_optimizer_sanity_check", "deepspeed.runtime.engine.DeepSpeedEngine", ("self", "basic_optimizer")),
     Private("_exec_schedule", f"{_PIPE}.engine.PipelineEngine", ("self", "pipe_schedule")),
+    Private("_INSTRUCTION_MAP", f"{_PIPE}.engine.PipelineEngine"),
     Private("_compute_loss", f"{_PIPE}.engine.PipelineEngine", set_there=True),
     Private("_allocate_or_extend_buffers", f"{_PIPE}.engine.PipelineEngine", ("self", "idx", "shape", "dtype")),
     Private("_index_tied_modules", f"{_PIPE}.module.PipelineModule", ("self",)),

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from megadeberta.cli import app
-from megadeberta.observability.html_report import different_settings, html_report, read_run, summary_rows
+from megadeberta.observability.html_report import different_settings, html_report, read_run, summary_rows, time_rows
 from megadeberta.observability.metrics import MetricsFile
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -22,7 +22,8 @@ def run_folder(folder: Path, *, lr: float, name: str) -> Path:
     with MetricsFile.create(folder / "metrics.jsonl") as file:
         for step in range(1, 61):
             losses = {"loss": 9.0 - step * lr * 100, "mlm_loss": 9.0 - step * lr * 100}
-            file.write(step, losses | {"grad_norm": 1.0, "lr": lr, "tokens_per_second": 1000.0 + step})
+            more = {"tokens_per_second": 1000.0 + step, "seconds_forward": lr * step}
+            file.write(step, losses | {"grad_norm": 1.0, "lr": lr} | more)
             if step % 20 == 0:
                 losses = {f"valid_{key}": value + 0.1 for key, value in losses.items()}
                 file.write(step, losses | {"unigram_cross_entropy": 6.5})
@@ -100,3 +101,11 @@ def test_a_browser_without_a_network_shows_the_curves(runs: list[Path], tmp_path
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom"]
     done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.count("<svg") == 2 and "Settings that differ" in done.stdout
+
+
+def test_the_median_of_each_phase_stands_beside_that_of_other_runs(runs: list[Path]) -> None:
+    with MetricsFile(runs[0] / "metrics.jsonl") as file:
+        file.write(60, {"seconds_save": 2.0})
+    facts = [read_run(run) for run in runs]
+    assert time_rows(facts) == [["forward", "0.0305", "0.0152"], ["save", "2", "-"]]
+    assert "Median seconds" in html_report(facts)

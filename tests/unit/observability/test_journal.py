@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -101,3 +102,36 @@ def test_terms_of_a_loss_without_targets_are_left_out(tmp_path: Path, caplog: py
     assert "mlm" not in caplog.text.splitlines()[-1]
     (record,) = read_metrics(tmp_path / "metrics.jsonl")
     assert not [name for name in record if "mlm" in name] and record["valid_ar_loss"] == 6.0
+
+
+class _Step(_Facts):
+    applied = True
+    grad_norm = 1.0
+    grad_norms: ClassVar[dict[str, float]] = {}
+    phases: ClassVar[dict[str, float]] = {"data": 0.1, "forward": 0.3, "backward": 0.5}
+
+
+def test_phases_memory_validations_and_saves_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    means = _Means({"mlm_loss": 2.0}, {"mlm_loss": 4})
+    with _journal(tmp_path) as journal:
+        for step in (1, 2):
+            journal.step(step, _Step(2.0, means), lr=1e-3, seconds=1.0, memory=3 << 30)
+        journal.validation(2, _Facts(2.0, means), seconds=4.0)
+        journal.saved(2, seconds=6.0)
+    first, _, valid, saved = read_metrics(tmp_path / "metrics.jsonl")
+    assert (first["seconds_forward"], first["gpu_memory_gib"]) == (0.3, 3.0)
+    assert valid["seconds_validation"] == 4.0
+    assert saved == {"step": 2, "seconds_save": 6.0}
+    assert "mem 3.0 GiB" in caplog.text
+    shown = " ".join(caplog.text.split())  # lines are as wide as the terminal
+    assert "step 2 time: 1 s per step data 0.1 s (10 %) forward 0.3 s (30 %) backward 0.5 s (50 %)" in shown
+    assert "validation 4 s in all" in shown
+
+
+def test_a_run_without_a_gpu_says_nothing_of_its_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with _journal(tmp_path) as journal:
+        journal.step(1, _Step(2.0, _Means({"mlm_loss": 2.0}, {"mlm_loss": 4})), lr=1e-3, seconds=1.0)
+    assert "gpu_memory_gib" not in read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert "mem " not in caplog.text

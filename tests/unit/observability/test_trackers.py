@@ -96,6 +96,8 @@ def test_a_killed_and_resumed_run_has_every_step_once(name: str, tmp_path: Path)
     ) as journal:
         for step in range(SAVED_AT + 1, STEPS + 1):
             journal.step(step, _StepFacts(float(step)), lr=1e-3, seconds=0.1)
+            if step % 10 == 0:
+                journal.saved(step, seconds=0.5)
         journal.validation(STEPS, _Facts(3.0, _Means({"mlm_loss": 3.0}, {"mlm_loss": 1})))
     assert READ[name](tmp_path, "train/loss") == list(range(1, STEPS + 1))
     assert READ[name](tmp_path, "valid/valid_loss") == [10, 20, 30]
@@ -103,6 +105,7 @@ def test_a_killed_and_resumed_run_has_every_step_once(name: str, tmp_path: Path)
 
 class _StepFacts(_Facts):
     applied = True
+    phases: ClassVar[dict[str, float]] = {"forward": 0.25}
     grad_norm = 1.0
     grad_norms: ClassVar[dict[str, float]] = {}
 

@@ -103,3 +103,12 @@ def test_compiled_layers_are_refused_where_hooks_work_inside_a_layer() -> None:
     with pytest.raises(ConfigError, match=r"compile=layers with training\.selective_recompute=true: .*one of the two"):
         _validate(training=compiled | {"selective_recompute": True})
     _validate(training=compiled, deepspeed={"zero_optimization": {"stage": 2}})
+
+
+def test_a_profile_must_lie_within_the_run() -> None:
+    _validate(logging={"profile_steps": [1, 100]})
+    with pytest.raises(ConfigError, match=r"logging\.profile_steps=\[99, 101\] ends after the last step, .*=100"):
+        _validate(logging={"profile_steps": [99, 101]})
+    for window in ([3], [3, 2], [1, 2, 3]):
+        with pytest.raises(ConfigError, match=r"must be \[first, last\]"):
+            _validate(logging={"profile_steps": window})
