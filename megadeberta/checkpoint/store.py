@@ -51,10 +51,12 @@ MAX_FAILURES = 3
 class CheckpointStore:
     """Writes checkpoints of one run into ``root`` and keeps the newest ``keep_last``."""
 
-    def __init__(self, root: Path, *, collectives: Collectives, keep_last: int) -> None:
+    def __init__(self, root: Path, *, collectives: Collectives, keep_last: int, keep_every: int | None = None) -> None:
+        """``keep_every``: checkpoints whose step is a multiple of it are kept too."""
         self.root = root
         self._collectives = collectives
         self._keep_last = keep_last
+        self._keep_every = keep_every
         self._failures = 0
         self.damaged: frozenset[str] = frozenset()
         """Names of checkpoints that were found damaged: they do not count among those that are kept."""
@@ -177,14 +179,22 @@ class CheckpointStore:
             )
 
     def _retain(self, committed: CheckpointName) -> None:
-        """Delete all but ``keep_last`` of those up to the committed one, and those found damaged.
+        """Delete all but ``keep_last`` and every ``keep_every``-th of those up to the committed one, and the damaged.
 
-        Newer ones belong to a future that this run went back from; they are replaced one by one as it gets there.
+        Of several of one step the newest is kept. Newer ones belong to a future that this run went back from; they are
+        replaced one by one as it gets there.
         """
         older = [name for name in list_checkpoints(self.root) if name < committed]
         damaged = [name for name in older if str(name) in self.damaged]
         sound = [name for name in older if name not in damaged]
-        for name in (*damaged, *sound[self._keep_last - 1 :]):
+        kept_steps = {committed.step}
+        beyond = []
+        for number, name in enumerate(sound):
+            stays = self._keep_every is not None and name.step % self._keep_every == 0 and name.step not in kept_steps
+            if number >= self._keep_last - 1 and not stays:
+                beyond.append(name)
+            kept_steps.add(name.step)
+        for name in (*damaged, *beyond):
             try:
                 trash = self.root / f"{TRASH_PREFIX}{name}"
                 remove_tree(trash)

@@ -1,9 +1,9 @@
 """The sections that drive the run: optimizer, schedule, training, checkpoint, logging, parallel."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from megadeberta.config.section import Section
 
@@ -34,6 +34,10 @@ class ScheduleConfig(Section):
     warmup_steps: int = Field(10_000, ge=0, description="steps of linear increase at the start")
     end_ratio: float = Field(0.0, ge=0, le=1, description="value at the last step")
     decay_fraction: float = Field(0.1, gt=0, le=1, description="wsd: share of the run spent decaying at the end")
+    decay_steps: int | None = Field(None, gt=0, description="wsd: steps of it; null = decay_fraction of the run")
+    decay_shape: Literal["linear", "1-sqrt"] = Field(
+        "linear", description="wsd: the way down; 1-sqrt drops fast at first and spends longer at low rates"
+    )
 
 
 class TrainingConfig(Section):
@@ -76,9 +80,21 @@ class CheckpointConfig(Section):
 
     interval: int = Field(1000, gt=0, description="optimizer steps between checkpoints; the last step saves too")
     keep_last: int = Field(2, ge=1, description="older checkpoints are removed; at least one intact one is always kept")
+    keep_every: int | None = Field(
+        None, gt=0, description="checkpoints whose step is a multiple of it stay, beside the last ones; null = none"
+    )
     resume: Literal["auto", "required"] = Field(
         "auto", description="auto: from the newest intact checkpoint, or from scratch if there is none at all"
     )
+
+    @model_validator(mode="after")
+    def _keeps_what_is_saved(self) -> Self:
+        if self.keep_every is not None and self.keep_every % self.interval:
+            raise ValueError(
+                f"checkpoint.keep_every={self.keep_every} is no multiple of checkpoint.interval={self.interval}, so "
+                f"most of its steps are never saved; set it to one, such as {self.interval * 10}"
+            )
+        return self
 
 
 TrackerName = Literal["wandb", "mlflow"]

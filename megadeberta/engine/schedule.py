@@ -41,9 +41,16 @@ def _cosine(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
 
 
 def _warmup_stable_decay(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
-    """1 until the last ``decay_fraction`` of the run, then linear to the end value."""
+    """1 until the last ``decay_steps`` of the run, then down to the end value.
+
+    ``1-sqrt`` is ``1 - sqrt(x)`` with ``x`` the fraction of the decay that is done (Hägele et al. 2024, "Scaling Laws
+    and Compute-Optimal Training Beyond Fixed Training Durations").
+    """
     decay_steps = max(1.0, schedule.decay_fraction * total_steps)
-    return _between(min(1.0, (total_steps - step) / decay_steps), schedule.end_ratio)
+    if schedule.decay_steps is not None:
+        decay_steps = float(schedule.decay_steps)
+    left = min(1.0, (total_steps - step) / decay_steps)
+    return _between(left if schedule.decay_shape == "linear" else 1.0 - math.sqrt(1.0 - left), schedule.end_ratio)
 
 
 def _between(fraction: float, end: float) -> float:

@@ -64,7 +64,10 @@ class RunCheckpoints:
         self._config = config
         self._collectives = collectives
         self._root = config.training.output_dir / CHECKPOINTS_FOLDER
-        self._store = CheckpointStore(self._root, collectives=collectives, keep_last=config.checkpoint.keep_last)
+        keep = config.checkpoint
+        self._store = CheckpointStore(
+            self._root, collectives=collectives, keep_last=keep.keep_last, keep_every=keep.keep_every
+        )
         self._run = run
         self._saved_step = -1
         self.resumed: ResumePoint | None = None

@@ -77,11 +77,18 @@ def write_files(rank: int, step: int) -> Callable[[Path], dict[str, Digest]]:
     return write
 
 
-def save(root: Path, *steps: int, keep_last: int = 2, world_size: int = WORLD_SIZE, **options: Any) -> list[Any]:
+def save(
+    root: Path,
+    *steps: int,
+    keep_last: int = 2,
+    keep_every: int | None = None,
+    world_size: int = WORLD_SIZE,
+    **options: Any,
+) -> list[Any]:
     """Save these steps with one store; per rank the folders, or the exception."""
 
     def body(collectives: ThreadCollectives) -> list[Path | None]:
-        store = CheckpointStore(root, collectives=collectives, keep_last=keep_last)
+        store = CheckpointStore(root, collectives=collectives, keep_last=keep_last, keep_every=keep_every)
         rank = collectives.rank
         return [
             store.save(step, write_files(rank, step), run=run_record(world_size), rank_state={"step": step}, **options)

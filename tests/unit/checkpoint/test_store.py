@@ -79,6 +79,16 @@ def test_retention_keeps_the_newest_and_never_less_than_one(tmp_path: Path) -> N
     assert _names(tmp_path) == ["latest", "step-11"]
 
 
+def test_every_kth_checkpoint_stays_beside_the_last_ones(tmp_path: Path) -> None:
+    save(tmp_path, *range(1, 12), keep_last=2, keep_every=4)
+    assert _names(tmp_path) == ["latest", "step-10", "step-11", "step-4", "step-8"]
+
+
+def test_of_two_checkpoints_of_a_kept_step_the_newer_stays(tmp_path: Path) -> None:
+    save(tmp_path, 4, 4, 5, 6, keep_last=1, keep_every=4)
+    assert _names(tmp_path) == ["latest", "step-4-2", "step-6"]
+
+
 def test_a_step_that_exists_is_not_overwritten_but_followed(tmp_path: Path) -> None:
     save(tmp_path, 5, 6)
     results = save(tmp_path, 6, keep_last=3)

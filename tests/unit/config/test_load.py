@@ -97,6 +97,7 @@ def test_override_with_a_number_too_long_for_python_is_one_error(path: Path) -> 
             r"optimizer is required and missing; .*--set opt",
         ),
         (recipe(model={"a": 1, "b": 2}), r"unknown key model\.a; .* \(and 1 more\)"),
+        (recipe(checkpoint={"interval": 40, "keep_every": 100}), r"keep_every=100 is no multiple of .*interval=40"),
         (recipe(parallel={"timeout_seconds": 0.5}), r"timeout_seconds=0\.5 is below 1 second"),
         (
             recipe(objective={"mask_token_prob": 0.8, "random_token_prob": 0.3}),

@@ -48,6 +48,21 @@ def test_wsd_is_flat_until_the_last_tenth_and_then_linear() -> None:
     assert _factor("wsd", 950_000, end_ratio=0.2) == pytest.approx(0.6)
 
 
+def test_wsd_decays_over_as_many_steps_as_asked() -> None:
+    assert _factor("wsd", 999_900, decay_steps=100) == 1.0
+    assert _factor("wsd", 999_950, decay_steps=100) == 0.5
+    assert _factor("wsd", 999_999, decay_steps=100) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("done", "factor"), [(0, 1.0), (1, 0.9), (25, 0.5), (64, 0.2), (100, 0.0)])
+def test_the_shape_1_sqrt_drops_by_the_root_of_what_is_done(done: int, factor: float) -> None:
+    found = _factor("wsd", TOTAL - 100 + done, decay_steps=100, decay_shape="1-sqrt")
+    assert found == pytest.approx(factor, abs=1e-12)
+    assert _factor("wsd", TOTAL - 100 + done, decay_steps=100, decay_shape="1-sqrt", end_ratio=0.1) == pytest.approx(
+        0.1 + 0.9 * factor
+    )
+
+
 def test_constant_stays_at_the_peak() -> None:
     assert _factor("constant", 10_000) == _factor("constant", 999_999) == 1.0
 
