@@ -23,6 +23,7 @@ from megadeberta.data_prep.options import (
     UnreadablePolicy,
     VocabularyKind,
     VocabularyOptions,
+    parse_size,
 )
 from megadeberta.errors import ConfigError
 
@@ -142,6 +143,10 @@ _Part = Annotated[
         metavar="I/N",
     ),
 ]
+MaxFileSize = Annotated[
+    str | None,
+    typer.Option(help="Several token files for each split, no file larger than this, such as 4G.", metavar="SIZE"),
+]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the finished output in DIR.")]
 
 
@@ -177,6 +182,7 @@ def prep(
     max_unknown_fraction: _MaxUnknown = 0.05,
     workers: _Workers = 0,
     part: _Part = None,
+    max_file_size: MaxFileSize = None,
     overwrite: _Overwrite = False,
 ) -> None:
     """Clean and tokenize a corpus into token files, with a vocabulary trained on it.
@@ -218,6 +224,7 @@ def prep(
         max_unknown_fraction=max_unknown_fraction,
         workers=workers or len(os.sched_getaffinity(0)),
         overwrite=overwrite,
+        max_file_bytes=parse_size(max_file_size),
         part=_parse_part(part) if part is not None else None,
     )
     from megadeberta.data_prep.prepare import prepare

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from megadeberta.data_prep.cli import closing_line, plot_lengths, print_line
+from megadeberta.data_prep.cli import MaxFileSize, closing_line, plot_lengths, print_line
+from megadeberta.data_prep.options import parse_size
 from megadeberta.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def sample(
     folder: _Set,
     output: _Output,
     fraction: Annotated[float, typer.Option(help="Of the training documents; 0.05 is 5 %.")],
+    max_file_size: MaxFileSize = None,
     overwrite: _Overwrite = False,
 ) -> None:
     """Take a fraction of the training documents by the hash of each one; validation and test documents stay whole.
@@ -115,13 +117,13 @@ def sample(
 
     Example: megadeberta data sample corpora/pretrain --fraction 0.05 --output corpora/pretrain-5percent
     """
-    from megadeberta.data_prep.derived_sets import sample_set
+    from megadeberta.data_prep.derived_sets import Target, sample_set
     from megadeberta.data_prep.finished_sets import FinishedSet
     from megadeberta.data_prep.progress import Stages
 
-    console = Console()
+    console, target = Console(), Target(output, overwrite, parse_size(max_file_size))
     with FinishedSet(folder) as one, Stages(console) as stages:
-        made = sample_set(one, output, fraction=fraction, stages=stages, overwrite=overwrite)
+        made = sample_set(one, target, fraction=fraction, stages=stages)
     _print_set(console, output, made)
 
 
@@ -131,6 +133,7 @@ def split(
     output: _Output,
     valid: Annotated[float, typer.Option(help="Fraction of the documents for validation.")] = 0.005,
     test: Annotated[float, typer.Option(help="Fraction of the documents for testing.")] = 0.005,
+    max_file_size: MaxFileSize = None,
     overwrite: _Overwrite = False,
 ) -> None:
     """Divide all documents of a set anew into train, valid and test, by the hash of each document's content.
@@ -140,13 +143,13 @@ def split(
 
     Example: megadeberta data split corpora/pretrain --valid 0.01 --test 0.01 --output corpora/pretrain-split
     """
-    from megadeberta.data_prep.derived_sets import split_set
+    from megadeberta.data_prep.derived_sets import Target, split_set
     from megadeberta.data_prep.finished_sets import FinishedSet
     from megadeberta.data_prep.progress import Stages
 
-    console = Console()
+    console, target = Console(), Target(output, overwrite, parse_size(max_file_size))
     with FinishedSet(folder) as one, Stages(console) as stages:
-        made = split_set(one, output, valid=valid, test=test, stages=stages, overwrite=overwrite)
+        made = split_set(one, target, valid=valid, test=test, stages=stages)
     _print_set(console, output, made)
 
 
@@ -156,6 +159,7 @@ def merge(
         list[Path], typer.Argument(help="The --output of every `prep --part`, or finished sets.", metavar="FOLDERS...")
     ],
     output: _Output,
+    max_file_size: MaxFileSize = None,
     overwrite: _Overwrite = False,
 ) -> None:
     """Join the parts of a corpus that several machines prepared, or finished sets with the same tokenizer.
@@ -178,18 +182,27 @@ def merge(
 
     console = Console()
     if any(is_part(folder) for folder in folders):
+        if max_file_size is not None:
+            raise ConfigError("--max-file-size of parts is that of their `prep --part`: give it there, to all of them")
         from megadeberta.data_prep.merge_machines import merge_machines
 
         outcome = merge_machines(folders, output, console=console, plot=plot_lengths, overwrite=overwrite)
         print_line(console, closing_line(outcome, output))
         return
-    from megadeberta.data_prep.derived_sets import merge_sets
+    _merge_finished(console, folders, output, overwrite=overwrite, max_file_bytes=parse_size(max_file_size))
+
+
+def _merge_finished(
+    console: Console, folders: list[Path], output: Path, *, overwrite: bool, max_file_bytes: int | None
+) -> None:
+    from megadeberta.data_prep.derived_sets import Target, merge_sets
     from megadeberta.data_prep.finished_sets import FinishedSet
     from megadeberta.data_prep.progress import Stages
 
+    target = Target(output, overwrite, max_file_bytes)
     with ExitStack() as stack, Stages(console) as stages:
         sets = [stack.enter_context(FinishedSet(folder)) for folder in folders]
-        made = merge_sets(sets, output, stages=stages, overwrite=overwrite)
+        made = merge_sets(sets, target, stages=stages)
     _print_set(console, output, made)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from megadeberta.data.files_writer import SetWriter, open_writer
 from megadeberta.data.shard_manifest import ShardManifest, ShardSource
-from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data_prep.finished_sets import FinishedSet, choose, document_groups, document_keys
 from megadeberta.data_prep.identity import digest
 from megadeberta.data_prep.output_folder import OutputFolder
@@ -38,9 +38,17 @@ class Plan:
     """Files of each split, for its manifest."""
 
 
-def merge_sets(
-    sets: Sequence[FinishedSet], output: Path, *, stages: Stages, overwrite: bool
-) -> dict[str, ShardManifest]:
+@dataclass(frozen=True)
+class Target:
+    """Where a new set goes, and how."""
+
+    folder: Path
+    overwrite: bool = False
+    max_file_bytes: int | None = None
+    """Several token files, none larger; None = one."""
+
+
+def merge_sets(sets: Sequence[FinishedSet], target: Target, *, stages: Stages) -> dict[str, ShardManifest]:
     """One set with the documents of all, split by split and set by set.
 
     Raises:
@@ -58,12 +66,10 @@ def merge_sets(
     sources = {split: list(dict.fromkeys(source for one in sets for source in one.sources(split))) for split in splits}
     plan = Plan("merge", {}, splits, sources)
     everything: Route = lambda split, tokens, lengths: {split: np.ones(len(lengths), dtype=bool)}  # noqa: E731
-    return _write(plan, sets, output, everything, stages=stages, overwrite=overwrite)
+    return _write(plan, sets, target, everything, stages=stages)
 
 
-def sample_set(
-    one: FinishedSet, output: Path, *, fraction: float, stages: Stages, overwrite: bool
-) -> dict[str, ShardManifest]:
+def sample_set(one: FinishedSet, target: Target, *, fraction: float, stages: Stages) -> dict[str, ShardManifest]:
     """Of the training documents the ``fraction`` with the smallest hashes; the other splits whole.
 
     A smaller fraction is part of a larger one, and equal documents are taken or left together.
@@ -83,11 +89,11 @@ def sample_set(
 
     sources = {split: one.sources(split) for split in one.shards}
     plan = Plan("sample", {"fraction": fraction}, tuple(one.shards), sources)
-    return _write(plan, [one], output, route, stages=stages, overwrite=overwrite)
+    return _write(plan, [one], target, route, stages=stages)
 
 
 def split_set(
-    one: FinishedSet, output: Path, *, valid: float, test: float, stages: Stages, overwrite: bool
+    one: FinishedSet, target: Target, *, valid: float, test: float, stages: Stages
 ) -> dict[str, ShardManifest]:
     """All documents of all splits, divided anew by the hash of each one's content.
 
@@ -114,26 +120,30 @@ def split_set(
         ("train", "valid", "test"),
         dict.fromkeys(("train", "valid", "test"), everything),
     )
-    return _write(plan, [one], output, route, stages=stages, overwrite=overwrite)
+    return _write(plan, [one], target, route, stages=stages)
 
 
 def _write(
-    plan: Plan, sets: Sequence[FinishedSet], output: Path, route: Route, *, stages: Stages, overwrite: bool
+    plan: Plan, sets: Sequence[FinishedSet], target: Target, route: Route, *, stages: Stages
 ) -> dict[str, ShardManifest]:
-    folder = OutputFolder(output)
+    output, folder = target.folder, OutputFolder(target.folder)
     if output.resolve() in {one.folder.resolve() for one in sets}:
         raise ConfigError(f"--output={output} is a set that is read; give another folder")
     made_from = [one.content for one in sets]
-    run_key = digest([_REVISION, plan.command, plan.options, made_from])
-    options = {"made_by": f"data {plan.command}", **plan.options, "from": made_from}
+    limit = {"max_file_bytes": target.max_file_bytes} if target.max_file_bytes else {}
+    run_key = digest([_REVISION, plan.command, {**plan.options, **limit}, made_from])
+    options = {"made_by": f"data {plan.command}", **plan.options, **limit, "from": made_from}
     with folder.lock():
-        if folder.is_finished(run_key, {"split": "train", **options}, overwrite=overwrite):
+        if folder.is_finished(run_key, {"split": "train", **options}, overwrite=target.overwrite):
             return folder.all_manifests()
         with folder.unfinished(), ExitStack() as stack:
             dtype = np.dtype(sets[0].shards["train"].dtype)
             writers = {
-                split: stack.enter_context(ShardWriter(folder.prefixes[split], dtype=dtype)) for split in plan.splits
+                split: open_writer(folder.prefixes[split], dtype=dtype, max_file_bytes=target.max_file_bytes)
+                for split in plan.splits
             }
+            for writer in writers.values():
+                stack.callback(writer.discard)
             _fill(sets, writers, route, stages)
             empty = [split for split, writer in writers.items() if writer.num_documents == 0]
             if empty:
@@ -144,7 +154,7 @@ def _write(
             return _publish(plan, sets[0], folder, writers, options, run_key)
 
 
-def _fill(sets: Sequence[FinishedSet], writers: dict[str, ShardWriter], route: Route, stages: Stages) -> None:
+def _fill(sets: Sequence[FinishedSet], writers: dict[str, SetWriter], route: Route, stages: Stages) -> None:
     total = sum(shard.num_tokens for one in sets for shard in one.shards.values())
     stages.begin("writing shards", total=total, unit="Mtokens")
     for one in sets:
@@ -159,7 +169,7 @@ def _publish(
     plan: Plan,
     first: FinishedSet,
     folder: OutputFolder,
-    writers: dict[str, ShardWriter],
+    writers: dict[str, SetWriter],
     options: dict[str, Any],
     run_key: str,
 ) -> dict[str, ShardManifest]:

@@ -9,7 +9,8 @@ from typing import Self
 
 import numpy as np
 
-from megadeberta.data.indexed import SUFFIXES, TokenShard, shard_file
+from megadeberta.data.indexed import TokenShard
+from megadeberta.data.shard_files import SUFFIXES, shard_file
 from megadeberta.data.shard_manifest import ShardSource
 from megadeberta.data.source_list import read_sources
 from megadeberta.data.tokenizer import load_tokenizer

@@ -26,6 +26,7 @@ def agreement(options: PrepOptions, sources: list[Source], tokenizer: Vocabulary
     """What decides the result, by names for messages: where all of it is equal, so are the token files."""
     # By its hash: the same file may lie elsewhere on another machine.
     is_near = options.deduplicate is Deduplication.NEAR
+    limit = {"max_file_bytes": options.max_file_bytes} if options.max_file_bytes else {}  # other sets keep their keys
     vocabulary = {**asdict(options.vocabulary), "tokenizer": tokenizer.sha256 if tokenizer else None}
     return {
         "program": REVISION,
@@ -34,6 +35,7 @@ def agreement(options: PrepOptions, sources: list[Source], tokenizer: Vocabulary
         "files": digest([[s.name, s.split, s.format_name, s.compression, s.size] for s in sources]),
         "split": asdict(options.split),
         "deduplicate": [options.deduplicate, options.similarity] if is_near else options.deduplicate,
+        **limit,
         "limits": [options.max_bad_fraction, options.max_unknown_fraction],
     }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megadeberta.data.shard_writer import ShardWriter
+from megadeberta.data.files_writer import SetWriter
 from megadeberta.data_prep.machines import JoinedParts
 from megadeberta.data_prep.options import SplitOptions
 from megadeberta.data_prep.parts import PartStore
@@ -83,8 +83,8 @@ def merge_parts(
     store: PartStore | JoinedParts,
     parts: list[int],
     *,
-    train: ShardWriter,
-    valid: ShardWriter | None,
+    train: SetWriter,
+    valid: SetWriter | None,
     rule: SplitRule,
     kept: Callable[[int], np.ndarray | slice],
     advance: Callable[[int], None],

@@ -1,5 +1,6 @@
 """What a preparation is asked to do: values only, checked once, light enough for the command line to import."""
 
+import re
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -223,6 +224,8 @@ class PrepOptions:
     max_unknown_fraction: float = 0.05
     workers: int = 1
     overwrite: bool = False
+    max_file_bytes: int | None = None
+    """Several token files for each split, no file of them larger; None = one."""
     part: tuple[int, int] | None = None
     """Encode only part I of N, for merging with those of other machines; None = all, and write token files."""
 
@@ -277,10 +280,10 @@ class PrepOptions:
         read = {**asdict(self.read), "text_keys": list(self.read.text_keys), "quality": list(self.read.quality)}
         read["test_sets"] = {Path(path).name: sha256 for path, sha256 in self.read.test_sets}
         # Only where they are asked for, so that the manifests of all other sets stay what they were.
-        for name in ["quality"] * (not self.read.quality) + ["test_sets", "decontaminate_by"] * (
-            not self.read.test_sets
-        ):
-            del read[name]
+        if not self.read.quality:
+            del read["quality"]
+        if not self.read.test_sets:
+            del read["test_sets"], read["decontaminate_by"]
         near = {"similarity": self.similarity} if self.deduplicate is Deduplication.NEAR else {}
         return {
             **read,
@@ -288,4 +291,19 @@ class PrepOptions:
             **near,
             **vocabulary,
             **split,
+            **({"max_file_bytes": self.max_file_bytes} if self.max_file_bytes else {}),
         }
+
+
+def parse_size(text: str | None) -> int | None:
+    """Bytes of ``--max-file-size``: a number, or one with K, M, G or T (powers of 1024) behind.
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    size = int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " ")) if found else 0
+    _check(size > 0, f"--max-file-size={text}; give bytes, or a number with K, M, G or T, such as 4G")
+    return size

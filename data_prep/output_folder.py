@@ -19,8 +19,9 @@ from megadeberta.config.data import (
     VALID_NAME,
     tokenizer_in,
 )
-from megadeberta.data.indexed import SUFFIXES, TokenShard, shard_file
+from megadeberta.data.indexed import TokenShard
 from megadeberta.data.packing_plan import remove_plans
+from megadeberta.data.shard_files import SUFFIXES, numbered_files, shard_file
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.data.source_list import SUFFIX as SOURCES_SUFFIX
 from megadeberta.data.tokenizer import VocabularyTokenizer
@@ -117,6 +118,9 @@ class OutputFolder:
         with storage_errors(self.path):
             for path in self._shard_files():
                 temporary_path(path).unlink(missing_ok=True)
+            for prefix in self.prefixes.values():
+                for path in numbered_files(temporary_path(prefix)):
+                    path.unlink()
 
     def begin_replacement(self) -> None:
         """Remove what marks an older set as whole, and everything of it that a new set may not have.
@@ -127,11 +131,12 @@ class OutputFolder:
         with storage_errors(self.path):
             shard_file(self.train, "json").unlink(missing_ok=True)
             sync_folder(self.path)
-            for split, prefix in self.prefixes.items():
+            for prefix in self.prefixes.values():
                 remove_plans(prefix)
+                for path in numbered_files(prefix):
+                    path.unlink()
                 for suffix in (*reversed(SUFFIXES), SOURCES_SUFFIX):
-                    if split != "train":
-                        shard_file(prefix, suffix).unlink(missing_ok=True)
+                    shard_file(prefix, suffix).unlink(missing_ok=True)
 
     @property
     def tokenizer(self) -> Path:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from megadeberta.data.files_writer import SetWriter, open_writer
 from megadeberta.data.index_layout import smallest_dtype
 from megadeberta.data.shard_manifest import ShardManifest, ShardSource
-from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data.tokenizer import VocabularyTokenizer
 from megadeberta.data_prep.duplicates import Copies
 from megadeberta.data_prep.machines import JoinedParts
@@ -67,10 +67,10 @@ class Publication:
         check_room(output.path, num_tokens * self._dtype.itemsize + 20 * len(lengths))
         stages.begin("writing shards", total=num_tokens, unit="Mtokens")
         with ExitStack() as stack:
-            train = stack.enter_context(ShardWriter(output.train, dtype=self._dtype))
+            train = self._writer(stack, output.train)
             valid = None
             if self._options.valid_corpora or rule.largest_valid_key >= 0:
-                valid = stack.enter_context(ShardWriter(output.valid, dtype=self._dtype))
+                valid = self._writer(stack, output.valid)
             self._fill(train, valid, rule=rule, advance=stages.advance)
             output.begin_replacement()
             output.write_tokenizer(self.tokenizer)
@@ -84,6 +84,11 @@ class Publication:
             write_report(output.path, described)
             plot(output.path, lengths)
             return self._commit(train, "train"), valid_manifest
+
+    def _writer(self, stack: ExitStack, prefix: Path) -> SetWriter:
+        writer = open_writer(prefix, dtype=self._dtype, max_file_bytes=self._options.max_file_bytes)
+        stack.callback(writer.discard)
+        return writer
 
     def _records(self, split: str) -> np.ndarray:
         """``[D]`` lengths and keys of all documents of a split, in order."""
@@ -99,14 +104,14 @@ class Publication:
         return choose_split(records["train"]["key"], records["train"]["length"], self._options.split)
 
     def _fill(
-        self, train: ShardWriter, valid: ShardWriter | None, *, rule: SplitRule, advance: Callable[[int], None]
+        self, train: SetWriter, valid: SetWriter | None, *, rule: SplitRule, advance: Callable[[int], None]
     ) -> None:
         merge = partial(merge_parts, self._store, kept=self.copies.kept, advance=advance)
         merge(self._numbers["train"], train=train, valid=valid, rule=rule)
         if valid is not None:
             merge(self._numbers["valid"], train=valid, valid=None, rule=SplitRule())
 
-    def _commit(self, writer: ShardWriter, split: str) -> ShardManifest:
+    def _commit(self, writer: SetWriter, split: str) -> ShardManifest:
         came_from = split if self._options.valid_corpora else "train"
         return writer.commit(
             tokenizer_sha256=self.tokenizer.sha256,

@@ -4,7 +4,8 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from megadeberta.data.indexed import SUFFIXES, TokenShard, shard_file
+from megadeberta.data.indexed import TokenShard
+from megadeberta.data.shard_files import SUFFIXES, shard_file
 from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.source_list import read_sources
 from megadeberta.data.tokenizer import VocabularyTokenizer, load_tokenizer

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from megadeberta.config.data import DataConfig
 from megadeberta.data.blend_history import SourceFacts
-from megadeberta.data.indexed import check_prefix, shard_file
 from megadeberta.data.missing import suggest_path
 from megadeberta.data.sequences import open_reader
+from megadeberta.data.shard_files import check_prefix, shard_file
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
 from megadeberta.data.tokenizer import VocabularyTokenizer, load_tokenizer
 from megadeberta.errors import ConfigError, DataError

@@ -17,25 +17,24 @@ import numpy as np
 from megadeberta.config.data import DEFAULT_CACHE_BYTES
 from megadeberta.data.block_cache import CacheSettings
 from megadeberta.data.block_sums import BLOCK_BYTES, SUM_BYTES, block_sums, count_blocks
-from megadeberta.data.index_layout import HEADER_BYTES, ShardIndex, decode_header, decode_index
 from megadeberta.data.remote_bytes import RemoteBytes, local_copy
+from megadeberta.data.shard_files import (
+    check_index_header,
+    check_index_size,
+    check_prefix,
+    open_index,
+    open_sums,
+    open_tokens,
+    shard_file,
+)
 from megadeberta.data.shard_manifest import ShardManifest, read_manifest
-from megadeberta.data.steady_file import AGAIN, SteadyFile
+from megadeberta.data.steady_file import AGAIN, SteadyFile, TokenBytes
 from megadeberta.errors import DataError
 from megadeberta.remote.path import RemotePath, as_path
 
 _HASH_BLOCK = 8 << 20
 _RUNS_AT_ONCE = 256
 """Of a call of ``read_runs``: their blocks stay in the processor's cache between reading and checking."""
-
-
-SUFFIXES = ("bin", "sum", "idx", "json")
-"""Of the files of a token file, in the order in which they are published."""
-
-
-def shard_file(prefix: Path, suffix: str) -> Path:
-    """``PREFIX.bin`` and so on. Dots inside the prefix stay: nothing is stripped."""
-    return prefix.with_name(f"{prefix.name}.{suffix}")
 
 
 class TokenShard:
@@ -56,7 +55,7 @@ class TokenShard:
         prefix: Path,
         *,
         manifest: ShardManifest,
-        tokens: SteadyFile | RemoteBytes,
+        tokens: TokenBytes,
         sums: SteadyFile | None,
         cache: CacheSettings,
     ) -> None:
@@ -75,7 +74,7 @@ class TokenShard:
     @functools.cached_property
     def _bounds(self) -> np.ndarray:
         """``[D + 1]`` int64: the first token of each document, and where the last one ends."""
-        index = _open_index(self._local_index(), self.manifest)
+        index = open_index(self._local_index(), self.manifest)
         starts = np.zeros(len(index.lengths) + 1, dtype=np.int64)  # [S + 1]
         np.cumsum(index.lengths, dtype=np.int64, out=starts[1:])
         bounds = starts[index.document_index]
@@ -90,7 +89,7 @@ class TokenShard:
     @classmethod
     def open(
         cls, prefix: Path, *, verify_hash: bool = False, reads_index: bool = True, cache: CacheSettings | None = None
-    ) -> Self:
+    ) -> "TokenShard":
         """Open ``PREFIX.bin/.idx/.json`` and check all that can be checked without reading the tokens.
 
         The index is read whole and compared with its SHA-256.
@@ -107,22 +106,35 @@ class TokenShard:
         prefix = as_path(prefix)
         check_prefix(prefix)
         manifest = read_manifest(shard_file(prefix, "json"))
-        _check_index_size(shard_file(prefix, "idx"), manifest)
         cache = cache or CacheSettings.of(None, DEFAULT_CACHE_BYTES)
-        tokens = _open_tokens(shard_file(prefix, "bin"), manifest, cache)
-        sums = _open_sums(prefix, manifest, cache)
-        shard = cls(prefix, manifest=manifest, tokens=tokens, sums=sums, cache=cache)
+        if manifest.files:
+            from megadeberta.data.joined_shard import JoinedShard
+
+            shard: TokenShard = JoinedShard(prefix, manifest, cache)
+        else:
+            shard = cls._of_one_file(prefix, manifest, cache)
         try:
             if reads_index:
                 _ = shard._bounds
             else:
-                _check_index_header(shard_file(prefix, "idx"), manifest)
+                shard._check_header()
             if verify_hash:
                 shard._verify_tokens()
         except BaseException:
             shard.close()
             raise
         return shard
+
+    @classmethod
+    def _of_one_file(cls, prefix: Path, manifest: ShardManifest, cache: CacheSettings) -> Self:
+        check_index_size(shard_file(prefix, "idx"), manifest)
+        tokens = open_tokens(shard_file(prefix, "bin"), manifest, cache)
+        try:
+            sums = open_sums(prefix, manifest, cache)
+        except BaseException:
+            tokens.close()
+            raise
+        return cls(prefix, manifest=manifest, tokens=tokens, sums=sums, cache=cache)
 
     def read_tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens ``[start, stop)`` of all documents laid end to end, ``[stop - start]`` in the shard's dtype.
@@ -181,9 +193,10 @@ class TokenShard:
         return isinstance(self._bin, RemoteBytes)
 
     @property
-    def plan_prefix(self) -> Path:
-        """Where its packing plan is kept: beside it, or beside the copy of its index."""
-        return self._local_index().with_suffix("") if self.is_remote else self._prefix
+    def plan_place(self) -> tuple[Path, Path]:
+        """The prefix of its packing plan (its own, or that of the copy of its index), and a file there to lock."""
+        index = self._local_index()
+        return index.with_suffix("") if self.is_remote else self._prefix, index
 
     def _local_index(self) -> Path:
         path = shard_file(self._prefix, "idx")
@@ -251,6 +264,9 @@ class TokenShard:
                 f"{self.manifest.max_token_id}: the file is damaged; {AGAIN}"
             )
 
+    def _check_header(self) -> None:
+        check_index_header(shard_file(self._prefix, "idx"), self.manifest)
+
     def _verify_tokens(self) -> None:
         self._verify_sums()
         digest = hashlib.sha256()
@@ -287,84 +303,3 @@ def _reopen(prefix: Path, cache: CacheSettings) -> TokenShard:
 def largest_id(tokens: np.ndarray) -> int:
     """Largest id, a negative one counting as larger than any: seen as unsigned it has the top bit set."""
     return int(tokens.view(f"u{tokens.dtype.itemsize}").max())
-
-
-def check_prefix(prefix: Path) -> None:
-    """Whether there is a shard of this prefix.
-
-    Raises:
-        DataError: there is none; names what is there instead.
-    """
-    if any(shard_file(prefix, suffix).exists() for suffix in SUFFIXES):
-        return
-    if prefix.is_dir():
-        raise DataError(f"{prefix}: is a folder; give the prefix of a shard in it, such as {prefix / 'train'}")
-    if prefix.suffix in {".bin", ".idx", ".json"} and prefix.is_file():
-        raise DataError(f"{prefix}: give the prefix without the ending: {prefix.with_suffix('')}")
-    found = sorted(path.stem for path in prefix.parent.glob("*.idx"))[:5]
-    beside = f"; shards in that folder: {', '.join(found)}" if found else ""
-    raise DataError(f"{prefix}: no shard here (no {prefix.name}.json){beside}; make one with `megadeberta prep`")
-
-
-def _check_index_size(path: Path, manifest: ShardManifest) -> None:
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: not found, though its manifest is there; {AGAIN}") from error
-    if size != manifest.idx_bytes:
-        raise DataError(f"{path}: {size} bytes, the manifest says {manifest.idx_bytes}; {AGAIN}")
-
-
-def _check_index_header(path: Path, manifest: ShardManifest) -> None:
-    try:
-        with path.open("rb") as file:
-            header = file.read(HEADER_BYTES)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    dtype, num_sequences, num_marks = decode_header(header, manifest.idx_bytes, path=path)
-    found = (dtype.name, num_sequences, num_marks - 1)
-    promised = (manifest.dtype, manifest.num_sequences, manifest.num_documents)
-    if found != promised:
-        raise DataError(f"{path}: dtype, sequences, documents are {found}, the manifest says {promised}; {AGAIN}")
-
-
-def _open_index(path: Path, manifest: ShardManifest) -> ShardIndex:
-    _check_index_size(path, manifest)
-    try:
-        payload = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: not found, though its manifest is there; {AGAIN}") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    index = decode_index(payload, path=path)
-    found = (index.dtype.name, index.num_tokens, len(index.lengths), len(index.document_index) - 1)
-    promised = (manifest.dtype, manifest.num_tokens, manifest.num_sequences, manifest.num_documents)
-    if found != promised:
-        raise DataError(
-            f"{path}: dtype, tokens, sequences, documents are {found}, the manifest says {promised}; {AGAIN}"
-        )
-    if hashlib.sha256(payload).hexdigest() != manifest.idx_sha256:
-        raise DataError(f"{path}: SHA-256 is not the manifest's: the index changed since it was written; {AGAIN}")
-    return index
-
-
-def _open_tokens(path: Path, manifest: ShardManifest, cache: CacheSettings) -> SteadyFile | RemoteBytes:
-    expected = manifest.num_tokens * np.dtype(manifest.dtype).itemsize
-    if expected != manifest.bin_bytes:
-        raise DataError(
-            f"{path}: {manifest.num_tokens} tokens of {manifest.dtype} are {expected} bytes, "
-            f"the manifest says {manifest.bin_bytes}; {AGAIN}"
-        )
-    if isinstance(path, RemotePath):
-        return RemoteBytes(path, manifest.bin_bytes, sha256=manifest.bin_sha256, cache=cache)
-    return SteadyFile(path, manifest.bin_bytes)
-
-
-def _open_sums(prefix: Path, manifest: ShardManifest, cache: CacheSettings) -> SteadyFile | None:
-    """None for a token file made before there were sums: only `megadeberta verify` finds damage to its tokens."""
-    if manifest.sum_sha256 is None:
-        return None
-    path = shard_file(prefix, "sum")
-    if isinstance(path, RemotePath):
-        path = local_copy(path, manifest.sum_sha256, cache)
-    return SteadyFile(path, count_blocks(manifest.bin_bytes) * SUM_BYTES)

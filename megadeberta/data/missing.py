@@ -13,7 +13,8 @@ from megadeberta.config.data import (
     shard_exists,
     tokenizer_in,
 )
-from megadeberta.data.indexed import shard_file
+from megadeberta.data.shard_files import numbered, shard_file
+from megadeberta.data.shard_manifest import read_manifest
 from megadeberta.errors import DataError
 from megadeberta.remote.path import RemotePath
 
@@ -102,6 +103,8 @@ def _missing_shards(data: DataConfig) -> Iterator[Missing]:
         for name, prefix in prefixes.items():
             key = f"{section}.{name}" if name else section
             files = [shard_file(prefix, suffix) for suffix in _NEEDED]
+            if files[-1].exists() and not any(file.exists() for file in files[:-1]):
+                files = _files_of_set(prefix)
             gone = [file for file in files if not file.exists()]
             if len(gone) == len(files):
                 what = f"{prefix.name}.bin, .idx and .json do not exist"
@@ -111,6 +114,16 @@ def _missing_shards(data: DataConfig) -> Iterator[Missing]:
             elif gone:
                 names = " and ".join(file.name for file in gone)
                 yield Missing(key, prefix, f"{names} of it does not exist, prepare it again", None)
+
+
+def _files_of_set(prefix: Path) -> list[Path]:
+    """Those of a set of several files, where the manifest says so; else those of one."""
+    try:
+        manifest = read_manifest(shard_file(prefix, "json"))
+    except DataError:
+        return [shard_file(prefix, "json")]  # opening it says what is wrong
+    prefixes = [numbered(prefix, number) for number in range(len(manifest.files))] or [prefix]
+    return [shard_file(one, suffix) for one in prefixes for suffix in _NEEDED]
 
 
 def _missing_tokenizer(data: DataConfig) -> Iterator[Missing]:

@@ -78,9 +78,11 @@ class PackedReader:
         self._marks = marks
         self._shard = TokenShard.open(prefix, reads_index=False, cache=cache)
         self._length = sequence_length
+        place, lock = self._shard.plan_place
         self._plan = PackingPlan.open(
-            self._shard.plan_prefix,
+            place,
             sequence_length,
+            lock=lock,
             idx_sha256=self._shard.manifest.idx_sha256,
             planned=lambda: _plan_shard(prefix, sequence_length),
         )

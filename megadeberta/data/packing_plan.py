@@ -69,7 +69,7 @@ class PackingPlan:
         self._firsts = firsts
 
     @classmethod
-    def open(cls, prefix: Path, sequence_length: int, *, idx_sha256: str, planned: Planned) -> Self:
+    def open(cls, prefix: Path, sequence_length: int, *, idx_sha256: str, lock: Path, planned: Planned) -> Self:
         """Open the plan of a token file, and make it first if it is not there, is damaged, or of another index.
 
         Of several processes one makes it while the others wait. Where the folder cannot be written the plan is a
@@ -77,6 +77,7 @@ class PackingPlan:
 
         Args:
             idx_sha256: of the token file's index.
+            lock: a file beside the plan that is there already.
             planned: called only if it has to be made.
 
         Raises:
@@ -86,7 +87,7 @@ class PackingPlan:
         key = _HEADER.pack(_MAGIC, bytes.fromhex(idx_sha256), sequence_length, 0, 0)[:48]
         if plan := cls._load(path, key):
             return plan
-        with _only_here(prefix.with_name(f"{prefix.name}.idx")):
+        with _only_here(lock):
             if plan := cls._load(path, key):
                 return plan
             starts, ends = planned()

@@ -34,11 +34,22 @@ class SourceList(BaseModel):
     sha256: str = _Hash
 
 
+class FileOfSet(BaseModel):
+    """One of several token files of a set, ``PREFIX-00000`` and so on, in their order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    num_tokens: int = _Count
+    num_documents: int = _Count
+    content: str = _Hash
+
+
 class ShardManifest(BaseModel):
     """Counts, hashes and origin of a shard. Holds no time, no absolute path and nothing of the machine.
 
     ``content`` identifies the data: it covers dtype, both files and the tokenizer, so two shards with equal
-    ``content`` give the same samples.
+    ``content`` give the same samples. Of several files all counts and hashes are those of the one file that they are
+    when laid end to end.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -62,9 +73,11 @@ class ShardManifest(BaseModel):
     sources: list[ShardSource] = Field(default_factory=list)
     source_list: SourceList | None = Field(None, description="null = all files are in sources")
 
+    files: list[FileOfSet] = Field(default_factory=list, description="empty = PREFIX.bin and so on are the one file")
+
     def to_bytes(self) -> bytes:
         """The manifest file: indented JSON, fields in the order of this class."""
-        left_out = {"source_list"} if self.source_list is None else None
+        left_out = {name for name in ("source_list", "files") if not getattr(self, name)}
         return (json.dumps(self.model_dump(exclude=left_out), indent=2, ensure_ascii=False) + "\n").encode()
 
 

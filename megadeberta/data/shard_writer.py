@@ -11,7 +11,8 @@ import numpy as np
 
 from megadeberta.data.block_sums import SumWriter
 from megadeberta.data.index_layout import ShardIndex, encode_index
-from megadeberta.data.indexed import largest_id, shard_file
+from megadeberta.data.indexed import largest_id
+from megadeberta.data.shard_files import shard_file
 from megadeberta.data.shard_manifest import ShardManifest, ShardSource, content_fingerprint
 from megadeberta.data.source_list import SUFFIX as SOURCES_SUFFIX
 from megadeberta.data.source_list import encode_sources
@@ -34,7 +35,9 @@ class ShardWriter:
         self._lengths = array("i")
         self._document_index = array("q", [0])
         self._largest = -1
-        self._num_tokens = 0
+        self.num_tokens = 0
+        """Tokens so far."""
+        self._is_finished = False
         self._digest = hashlib.sha256()
         self._sums = SumWriter()
         self._bin = PendingFile(shard_file(prefix, "bin"))
@@ -80,6 +83,16 @@ class ShardWriter:
         self._lengths.frombytes(lengths.astype(np.int32).tobytes())
         self._document_index.frombytes(np.arange(first + 1, len(self._lengths) + 1, dtype=np.int64).tobytes())
 
+    def finish_tokens(self) -> None:
+        """No document comes after this: write ``.bin`` out, still under its temporary name, and close it.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        if not self._is_finished:
+            self._bin.finish()
+            self._is_finished = True
+
     def commit(
         self,
         *,
@@ -102,36 +115,23 @@ class ShardWriter:
         manifest = self._describe(
             index, sums, tokenizer_sha256=tokenizer_sha256, tokenizer_pieces=tokenizer_pieces, options=options or {}
         )
-        listed = encode_sources(sources)
-        named = {"sources": list(sources)} if listed is None else {"source_list": listed[1]}
-        manifest = manifest.model_copy(update=named)
         manifest_path = shard_file(self._prefix, "json")
         try:
-            self._bin.finish()
+            self.finish_tokens()
             with storage_errors(manifest_path):
                 manifest_path.unlink(missing_ok=True)
                 sync_folder(manifest_path.parent)
             self._bin.publish()
-            self._publish_sources(listed[0] if listed else None)
             write_file(shard_file(self._prefix, "sum"), sums)
             write_file(shard_file(self._prefix, "idx"), index)
-            write_file(manifest_path, manifest.to_bytes())
+            return publish_manifest(self._prefix, manifest, sources)
         except BaseException:
             self.discard()
             raise
-        return manifest
 
     def _index(self) -> bytes:
         marks = np.asarray(self._document_index, dtype=np.int64)
         return encode_index(ShardIndex(self._dtype, np.asarray(self._lengths), marks))
-
-    def _publish_sources(self, payload: bytes | None) -> None:
-        path = shard_file(self._prefix, SOURCES_SUFFIX)
-        if payload is not None:
-            write_file(path, payload)
-            return
-        with storage_errors(path):
-            path.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove what was written and not committed."""
@@ -153,7 +153,7 @@ class ShardWriter:
         self._sums.add(payload)
         self._bin.write(payload)
         self._largest = max(self._largest, largest_id(tokens))
-        self._num_tokens += len(tokens)
+        self.num_tokens += len(tokens)
 
     def _describe(
         self, index: bytes, sums: bytes, *, tokenizer_sha256: str, tokenizer_pieces: int, options: dict[str, Any]
@@ -165,15 +165,33 @@ class ShardWriter:
         }
         values = {
             "dtype": self._dtype.name,
-            "num_tokens": self._num_tokens,
+            "num_tokens": self.num_tokens,
             "num_documents": self.num_documents,
             "num_sequences": len(self._lengths),
             "max_token_id": self._largest,
             "tokenizer_pieces": tokenizer_pieces,
-            "bin_bytes": self._num_tokens * self._dtype.itemsize,
+            "bin_bytes": self.num_tokens * self._dtype.itemsize,
             "idx_bytes": len(index),
             "sum_sha256": hashlib.sha256(sums).hexdigest(),
             "content": content_fingerprint(dtype=self._dtype.name, **hashes),
             "options": options,
         }
         return ShardManifest.model_validate(values | hashes)
+
+
+def publish_manifest(prefix: Path, manifest: ShardManifest, sources: Sequence[ShardSource]) -> ShardManifest:
+    """Write the manifest with its sources, which go into ``PREFIX.sources`` where they are many.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    listed, path = encode_sources(sources), shard_file(prefix, SOURCES_SUFFIX)
+    named = {"sources": list(sources)} if listed is None else {"source_list": listed[1]}
+    if listed is not None:
+        write_file(path, listed[0])
+    else:
+        with storage_errors(path):
+            path.unlink(missing_ok=True)
+    manifest = manifest.model_copy(update=named)
+    write_file(shard_file(prefix, "json"), manifest.to_bytes())
+    return manifest

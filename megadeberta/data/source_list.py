@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from megadeberta.data.indexed import shard_file
+from megadeberta.data.shard_files import shard_file
 from megadeberta.data.shard_manifest import ShardManifest, ShardSource, SourceList
 from megadeberta.data.steady_file import AGAIN
 from megadeberta.errors import DataError

@@ -3,12 +3,40 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from megadeberta.errors import DataError
 
 AGAIN = "run `megadeberta prep` again"
+
+
+class TokenBytes(Protocol):
+    """What reading tokens needs of a file, wherever it is."""
+
+    @property
+    def path(self) -> Path:
+        """For messages."""
+
+    @property
+    def advice(self) -> str:
+        """What to do where its bytes are not those that were written."""
+
+    def fill(self, target: np.ndarray, offset: int) -> None:
+        """Read the bytes of ``target``, contiguous, from ``offset``."""
+
+    def fill_all(self, targets: Sequence[np.ndarray], offsets: Sequence[int]) -> None:
+        """``fill`` for each target and offset."""
+
+    def ahead(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Begin to fetch what ``fill_all`` will be asked for soon."""
+
+    def forget(self, offset: int, length: int) -> None:
+        """A copy of these bytes is not what was written: fetch them anew."""
+
+    def close(self) -> None:
+        """Release it; harmless when already closed."""
 
 
 class SteadyFile:

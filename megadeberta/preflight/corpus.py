@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megadeberta.config.data import TOKENIZER_FOLDER, TRAIN_NAME, VALID_NAME, shard_exists, tokenizer_in
 from megadeberta.data.check import vocabulary_size
-from megadeberta.data.indexed import shard_file
+from megadeberta.data.shard_files import shard_file
 from megadeberta.data.shard_manifest import read_manifest
 from megadeberta.errors import DataError
 

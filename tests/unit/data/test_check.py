@@ -10,8 +10,8 @@ from megadeberta.config.blend import TrainSource
 from megadeberta.config.data import DataConfig
 from megadeberta.data.blend_history import Stretch, continue_blend
 from megadeberta.data.check import check_data
-from megadeberta.data.indexed import SUFFIXES
 from megadeberta.data.samples import TrainingSamples
+from megadeberta.data.shard_files import SUFFIXES
 from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import ConfigError, DataError

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from megadeberta import storage
 from megadeberta.data.index_layout import ShardIndex, decode_index, encode_index, smallest_dtype
-from megadeberta.data.indexed import SUFFIXES, TokenShard
+from megadeberta.data.indexed import TokenShard
+from megadeberta.data.shard_files import SUFFIXES
 from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.errors import DataError, StorageError
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from megadeberta.data.index_layout import ShardIndex, encode_index
-from megadeberta.data.indexed import SUFFIXES, TokenShard, shard_file
+from megadeberta.data.indexed import TokenShard
+from megadeberta.data.shard_files import SUFFIXES, shard_file
 from megadeberta.data.shard_manifest import content_fingerprint
 from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.errors import DataError

@@ -20,8 +20,9 @@ from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.check import check_data
-from megadeberta.data.indexed import SUFFIXES, TokenShard
+from megadeberta.data.indexed import TokenShard
 from megadeberta.data.loader import StepIterator, TrainingBatches, batch_fields, training_batches, validation_batches
+from megadeberta.data.shard_files import SUFFIXES
 from megadeberta.data.tokenizer import SentencePieceTokenizer
 from megadeberta.errors import DataError, PeerLostError
 from tests.unit.data.small_data import make_data

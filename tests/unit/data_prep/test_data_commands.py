@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from megadeberta.data.indexed import TokenShard
 from megadeberta.data_prep import derived_sets, finished_sets
 from megadeberta.data_prep.data_cli import app
-from megadeberta.data_prep.derived_sets import merge_sets, sample_set, split_set
+from megadeberta.data_prep.derived_sets import Target, merge_sets, sample_set, split_set
 from megadeberta.data_prep.finished_sets import FinishedSet, document_groups, document_keys
 from megadeberta.data_prep.options import DocumentPer, PrepOptions, ReadOptions, VocabularyOptions
 from megadeberta.data_prep.prepare import prepare
@@ -70,7 +70,7 @@ def test_a_sample_is_part_of_a_larger_one_and_validation_stays_whole(lines: Path
     for fraction in (0.2, 0.5):
         output = tmp_path / str(fraction)
         with FinishedSet(lines) as one:
-            made = sample_set(one, output, fraction=fraction, stages=QUIET, overwrite=False)
+            made = sample_set(one, Target(output), fraction=fraction, stages=QUIET)
         verify_set(output)
         samples.append(documents(output, "train"))
         assert documents(output, "valid") == documents(lines, "valid")
@@ -84,11 +84,11 @@ def test_a_sample_is_part_of_a_larger_one_and_validation_stays_whole(lines: Path
 
 def test_a_new_split_is_stable_when_the_corpus_grows(lines: Path, prepared: Path, tmp_path: Path) -> None:
     with FinishedSet(lines) as one:
-        split_set(one, tmp_path / "small", valid=0.2, test=0.2, stages=QUIET, overwrite=False)
+        split_set(one, Target(tmp_path / "small"), valid=0.2, test=0.2, stages=QUIET)
     with FinishedSet(lines) as one, FinishedSet(prepared) as other:
-        merge_sets([one, other], tmp_path / "grown", stages=QUIET, overwrite=False)
+        merge_sets([one, other], Target(tmp_path / "grown"), stages=QUIET)
     with FinishedSet(tmp_path / "grown") as grown:
-        split_set(grown, tmp_path / "large", valid=0.2, test=0.2, stages=QUIET, overwrite=False)
+        split_set(grown, Target(tmp_path / "large"), valid=0.2, test=0.2, stages=QUIET)
     assert set(verify_set(tmp_path / "large").shards) == {"train", "valid", "test"}
     everything = set()
     for split in ("train", "valid", "test"):
@@ -102,8 +102,8 @@ def test_a_new_split_is_stable_when_the_corpus_grows(lines: Path, prepared: Path
 
 def test_merged_sets_have_the_documents_and_files_of_all(lines: Path, prepared: Path, tmp_path: Path) -> None:
     with FinishedSet(lines) as one, FinishedSet(prepared) as other:
-        made = merge_sets([one, other], tmp_path / "both", stages=QUIET, overwrite=False)
-        again = merge_sets([one, other], tmp_path / "both", stages=QUIET, overwrite=False)
+        made = merge_sets([one, other], Target(tmp_path / "both"), stages=QUIET)
+        again = merge_sets([one, other], Target(tmp_path / "both"), stages=QUIET)
     assert made == again
     for split in ("train", "valid"):
         assert documents(tmp_path / "both", split) == documents(lines, split) + documents(prepared, split)
@@ -116,13 +116,13 @@ def test_mistakes_are_refused_before_anything_is_written(lines: Path, prepared: 
     with FinishedSet(lines) as one:
         for fraction in (0.0, 1.0, 5.0):
             with pytest.raises(ConfigError, match=r"--fraction=.*; choose more than 0 and less than 1"):
-                sample_set(one, output, fraction=fraction, stages=QUIET, overwrite=False)
+                sample_set(one, Target(output), fraction=fraction, stages=QUIET)
         with pytest.raises(ConfigError, match=r"--valid=0.6 --test=0.6; choose two fractions above 0"):
-            split_set(one, output, valid=0.6, test=0.6, stages=QUIET, overwrite=False)
+            split_set(one, Target(output), valid=0.6, test=0.6, stages=QUIET)
         with pytest.raises(ConfigError, match=r"is a set that is read; give another folder"):
-            sample_set(one, lines, fraction=0.5, stages=QUIET, overwrite=False)
+            sample_set(one, Target(lines), fraction=0.5, stages=QUIET)
         with pytest.raises(DataError, match=r"train would have no document; raise the fraction"):
-            sample_set(one, output, fraction=1e-9, stages=QUIET, overwrite=False)
+            sample_set(one, Target(output), fraction=1e-9, stages=QUIET)
     with pytest.raises(DataError, match=r"nothing: not found; give a prepared folder"):
         FinishedSet(tmp_path / "nothing")
     shutil.copytree(lines, tmp_path / "other")
@@ -142,7 +142,7 @@ def test_sets_with_other_tokenizers_are_not_merged(lines: Path, tmp_path: Path) 
         FinishedSet(tmp_path / "other") as other,
         pytest.raises(DataError, match=message),
     ):
-        merge_sets([one, other], tmp_path / "out", stages=QUIET, overwrite=False)
+        merge_sets([one, other], Target(tmp_path / "out"), stages=QUIET)
 
 
 def test_a_command_that_is_stopped_leaves_nothing_that_looks_whole(
@@ -152,10 +152,10 @@ def test_a_command_that_is_stopped_leaves_nothing_that_looks_whole(
     with FinishedSet(lines) as one:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(derived_sets, "write_report", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-            sample_set(one, output, fraction=0.5, stages=QUIET, overwrite=False)
+            sample_set(one, Target(output), fraction=0.5, stages=QUIET)
         with pytest.raises(DataError, match=r"train\.json: not found|no shard here"):
             verify_set(output)
-        sample_set(one, output, fraction=0.5, stages=QUIET, overwrite=False)
+        sample_set(one, Target(output), fraction=0.5, stages=QUIET)
     verify_set(output)
     assert not (output / ".parts").exists()
 
