@@ -13,12 +13,13 @@ from megadeberta.config.recipes import words_for_nodes
 from megadeberta.errors import ConfigError, ParallelError
 from megadeberta.launcher.hosts.hostfile import build_command, read_hostfile
 from megadeberta.launcher.hosts.start import HostsStart
-from megadeberta.launcher.hosts.supervise import check_hosts
+from megadeberta.launcher.hosts.supervise import HostsRun, check_hosts
 from megadeberta.launcher.local import launch_local
 from megadeberta.launcher.restart import MOST_RESTARTS, Restarts, Start, newest_checkpoint
 from megadeberta.launcher.signals import SignalInbox
 from megadeberta.launcher.slurm import SlurmJob, render_sbatch
 from megadeberta.launcher.verdict import Verdict
+from megadeberta.launcher.watch import Supervised
 from megadeberta.preflight.run import load_recipe, prepare_run
 from megadeberta.preflight.validate import validate_run
 from megadeberta.rank.devices import count_local_devices
@@ -92,15 +93,22 @@ def launch(
     if hostfile is not None:
         hosts = read_hostfile(hostfile)
         world_size = sum(hosts.values())
-        validate_run(config, world_size=world_size, source=str(recipe))
-        command = partial(build_command, hostfile, words, environ=os.environ, master_addr=master_addr)
-        check = partial(check_hosts, list(hosts), [str(recipe), *(overrides or ())], world_size=world_size)
-        start = HostsStart(list(hosts), command=command, check_hosts=check, environ=os.environ, master_port=master_port)
+        topology = validate_run(config, world_size=world_size, source=str(recipe))[1]
+        run = Supervised(config.supervision, lambda rank: topology.coordinates(rank).stage)
+        start = HostsStart(
+            list(hosts),
+            command=partial(build_command, hostfile, words, environ=os.environ, master_addr=master_addr),
+            check_hosts=partial(check_hosts, list(hosts), [str(recipe), *(overrides or ())], world_size=world_size),
+            environ=os.environ,
+            master_port=master_port,
+            run=HostsRun(run, [host for host, slots in hosts.items() for _ in range(slots)]),
+        )
         start.check()
     else:
-        prepare_run(recipe, overrides or (), world_size=local_ranks)
+        topology = prepare_run(recipe, overrides or (), world_size=local_ranks).topology
         train = [sys.executable, "-m", "megadeberta", "train", *words]
-        start = _start_here(train, ranks=local_ranks, master_port=master_port)
+        run = Supervised(config.supervision, lambda rank: topology.coordinates(rank).stage)
+        start = _start_here(train, ranks=local_ranks, master_port=master_port, run=run)
     progress = partial(newest_checkpoint, config.training.output_dir)
     verdict = Restarts(restarts, progress=progress, say=partial(typer.echo, err=True)).run(start)
     for line in verdict.lines:
@@ -108,9 +116,9 @@ def launch(
     raise typer.Exit(verdict.exit_code)
 
 
-def _start_here(command: list[str], *, ranks: int, master_port: int | None) -> Start:
+def _start_here(command: list[str], *, ranks: int, master_port: int | None, run: Supervised) -> Start:
     def start(number: int, inbox: SignalInbox) -> Verdict:
-        return launch_local(command, ranks=ranks, environ=os.environ, master_port=master_port, inbox=inbox)
+        return launch_local(command, ranks=ranks, environ=os.environ, master_port=master_port, inbox=inbox, run=run)
 
     return start
 

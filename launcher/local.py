@@ -12,12 +12,15 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from megadeberta.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from megadeberta.launcher.relay import Relay
 from megadeberta.launcher.signals import SignalInbox, listening
 from megadeberta.launcher.verdict import RankExit, Verdict, judge
+from megadeberta.launcher.watch import Supervised, Watch
 from megadeberta.rank.environment import STARTED_BY_VARIABLE
+from megadeberta.rank.heartbeat import HEARTBEAT_VARIABLE, STACKS_SIGNAL
 from megadeberta.rank.ports import LOOPBACK, check_port_free, pick_free_port
 
 _STDOUT, _STDERR = 1, 2
@@ -37,6 +40,7 @@ def launch_local(
     environ: Mapping[str, str],
     master_port: int | None = None,
     inbox: SignalInbox | None = None,
+    run: Supervised | None = None,
 ) -> Verdict:
     """Run ``ranks`` processes of ``command`` and wait for them; call it from the main thread.
 
@@ -44,6 +48,7 @@ def launch_local(
         command: without rank-specific words; a rank learns its place from RANK, WORLD_SIZE and so on.
         master_port: rendezvous port; None picks a free one.
         inbox: signals to look at, listening already; None listens while the ranks run.
+        run: what to watch the ranks for hangs with; None does without.
 
     Raises:
         ParallelError: ``master_port`` is taken.
@@ -53,7 +58,10 @@ def launch_local(
     else:
         check_port_free(master_port)
     with listening(inbox) as signals:
-        return _LocalJob(signals).run(command, rank_environments(environ, ranks=ranks, master_port=master_port))
+        if run is not None:
+            environ = {**environ, HEARTBEAT_VARIABLE: "1"}
+        environments = rank_environments(environ, ranks=ranks, master_port=master_port)
+        return _LocalJob(signals, run, ranks).run(command, environments)
 
 
 def rank_environments(environ: Mapping[str, str], *, ranks: int, master_port: int) -> list[dict[str, str]]:
@@ -78,7 +86,7 @@ def rank_environments(environ: Mapping[str, str], *, ranks: int, master_port: in
 
 
 class _LocalJob:
-    def __init__(self, inbox: SignalInbox) -> None:
+    def __init__(self, inbox: SignalInbox, run: Supervised | None, ranks: int) -> None:
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._ended: list[tuple[int, int, int]] = []  # rank, pid, code in the order of ending
         self._ended_by_us: set[int] = set()
@@ -86,6 +94,10 @@ class _LocalJob:
         self._terminate_at = math.inf
         self._kill_at = math.inf
         self._relay = Relay()
+        self._watch: Watch | None = None
+        if run is not None:
+            self._watch = Watch(run, world_size=ranks, ask_stacks=self._ask_stacks, say=_say, name=self._name)
+            self._relay.tap = self._watch.take
 
     def run(self, command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> Verdict:
         try:
@@ -96,6 +108,8 @@ class _LocalJob:
                 self._forward_signals()
                 self._reap()
                 self._enforce_deadlines()
+                if (verdict := self._look_for_hangs()) is not None:
+                    return verdict
         finally:
             self._kill_running()
             self._relay.close()
@@ -106,7 +120,8 @@ class _LocalJob:
             RankExit(rank, pid, code, tuple(errors.get(rank, ())), rank in self._ended_by_us)
             for rank, pid, code in self._ended
         ]
-        return judge(exits, forwarded=self._inbox.forwarded)
+        verdict = judge(exits, forwarded=self._inbox.forwarded)
+        return verdict if self._watch is None else replace(verdict, trained=self._watch.trained)
 
     def _start(self, rank: int, command: Sequence[str], environ: Mapping[str, str]) -> None:
         libc, launcher = ctypes.CDLL(None), os.getpid()
@@ -144,6 +159,20 @@ class _LocalJob:
             # Not process.send_signal, which reaps: a dead rank that _reap has not seen yet keeps its id until then.
             os.kill(process.pid, signum)
 
+    def _look_for_hangs(self) -> Verdict | None:
+        if self._watch is None or not self._running:
+            return None
+        ended = [rank for rank, _, _ in self._ended]
+        stopped = [rank for rank, process in self._running.items() if _is_stopped(process.pid)]
+        return self._watch.look(ended=ended, stopped=stopped, stopping=bool(self._inbox.forwarded))
+
+    def _ask_stacks(self) -> None:
+        self._send(STACKS_SIGNAL)
+        self._send(signal.SIGCONT)  # a rank that is stopped can write too
+
+    def _name(self, rank: int) -> str:
+        return f"rank {rank} (pid {self._running[rank].pid})" if rank in self._running else f"rank {rank}"
+
     def _reap(self) -> None:
         for rank, process in list(self._running.items()):
             # Look without reaping: while the dead leader keeps its process id, its group cannot be anybody else's.
@@ -173,6 +202,19 @@ class _LocalJob:
             code = process.wait()
             del self._running[rank]
             self._ended.append((rank, process.pid, code))
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):
+        os.write(_STDERR, f"{line}\n".encode())
 
 
 def _kill_group(leader: int) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import selectors
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -9,6 +10,7 @@ from megadeberta.launcher.verdict import ERROR_PREFIX
 
 _READ_SIZE = 65_536
 _LONGEST_LINE = 1 << 20
+_STDERR = 2
 
 
 @dataclass
@@ -28,6 +30,8 @@ class Relay:
     """
 
     errors: dict[int, list[str]] = field(default_factory=dict)
+    tap: Callable[[int, str], bool] = lambda rank, line: False
+    """Sees each line of standard error first; one that it takes for itself is not passed on."""
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
     def add(self, rank: int, source: IO[bytes], target: int, *, hold_errors: bool) -> None:
@@ -71,6 +75,8 @@ class Relay:
         stream.source.close()
 
     def _emit(self, stream: _Stream, line: bytes) -> None:
+        if stream.target == _STDERR and self.tap(stream.rank, line.decode(errors="replace")):
+            return
         if stream.hold_errors and line.startswith(ERROR_PREFIX.encode()):
             self.errors.setdefault(stream.rank, []).append(line.decode(errors="replace").rstrip())
             return

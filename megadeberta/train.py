@@ -31,6 +31,7 @@ from megadeberta.engine.device_memory import take_peak_memory
 from megadeberta.engine.launched import LaunchedStep
 from megadeberta.engine.peer_loss import raise_peer_loss
 from megadeberta.engine.peer_watch import watch_peers
+from megadeberta.engine.phases import FORWARD
 from megadeberta.engine.process_group import choose_threads, start_process_group
 from megadeberta.engine.profile import StepProfile
 from megadeberta.engine.same_start import check_same_start
@@ -46,10 +47,17 @@ from megadeberta.preflight.blend import continued_blend
 from megadeberta.preflight.run import PreparedRun
 from megadeberta.preflight.summary import start_lines
 from megadeberta.rank.environment import RankEnvironment
+from megadeberta.rank.heartbeat import Heartbeat, Phase, host_clock
+
+_STEPS_THAT_COMPILE, _STEPS_THAT_COMPILE_LAYERS = 2, 50
+"""After the start: kernels are compiled in the first ones, and a compiled layer again for new numbers of targets."""
 
 
-def train(prepared: PreparedRun, ranks: RankEnvironment) -> int:
+def train(prepared: PreparedRun, ranks: RankEnvironment, heartbeat: Heartbeat) -> int:
     """Run one rank, from the start or from the newest sound checkpoint, to the last step; the exit code.
+
+    Args:
+        heartbeat: is told where the loop is.
 
     Raises:
         MegadebertaError: see ``megadeberta/errors.py``; the command line turns it into one line and an exit code.
@@ -62,7 +70,7 @@ def train(prepared: PreparedRun, ranks: RankEnvironment) -> int:
         record = _run_record(prepared, ranks)
         with watch_peers(device), SharedOutputLock(config.training.output_dir, TorchCollectives(device)):
             check_same_start(record, TorchCollectives(device))
-            exit_code = _Run(prepared, ranks, device, record).loop(stop)
+            exit_code = _Run(prepared, ranks, device, record, heartbeat).loop(stop)
         distributed.destroy_process_group()
         return exit_code
 
@@ -70,11 +78,19 @@ def train(prepared: PreparedRun, ranks: RankEnvironment) -> int:
 class _Run:
     """The parts of one rank's run, and the loop over them."""
 
-    def __init__(self, prepared: PreparedRun, ranks: RankEnvironment, device: torch.device, record: RunRecord) -> None:
+    def __init__(
+        self,
+        prepared: PreparedRun,
+        ranks: RankEnvironment,
+        device: torch.device,
+        record: RunRecord,
+        heartbeat: Heartbeat,
+    ) -> None:
         config = self.config = prepared.config
         self.prepared = prepared
         self._quiet = ranks.rank != 0
         self._device = device
+        self._heartbeat = heartbeat
         self.profile = StepProfile(
             config.logging.profile_steps, output=config.training.output_dir, rank=ranks.rank, device=device
         )
@@ -96,10 +112,7 @@ class _Run:
         self.journal = self._open_journal(ranks, device)
         if ranks.rank == 0:
             self._tell_resume()
-        self.journal.note(assembly.attention.line)
-        for line in _describe_blend(config, self.checkpoints.blend):
-            self.journal.note(line)
-        self.journal.kernels(assembly.attention.taken, resumed=self.done > 0)
+        self._tell_kernels_and_blend()
         self.held_out = self._validation_batches()
         self._under_way: tuple[int, LaunchedStep, float] | None = None  # number of the step, and its learning rate
         self._started = time.monotonic()
@@ -119,12 +132,15 @@ class _Run:
         the device still works; before anything else that needs it, it is read at once.
         """
         training, steps = self.config.training, self.config.training.steps
+        heartbeat = self._heartbeat
         with self._training_batches() as batches, self.journal, self._profiled():
+            self._measure()
             self._started = time.monotonic()
-            for item in self.stepper.clock.waited_for(batches):
+            for item in heartbeat.steps(self.stepper.clock.waited_for(batches), first=self.done + 1):
                 targets, stop_now = self.stepper.share_counts(item.micro_batches, stop_requested=stop.requested)
                 self._finish_step()
                 if stop_now:
+                    heartbeat.enter(Phase.SAVE, self.done)
                     self.checkpoints.save(self.done, required=True)
                     self.journal.note(f"stopped and saved after step {self.done}; the same command resumes")
                     return EXIT_PREEMPTED
@@ -135,11 +151,14 @@ class _Run:
                 if validates or saves:
                     self._finish_step()
                 if validates:
+                    heartbeat.enter(Phase.EVALUATE, number)
                     self._validate()
                 if saves:
+                    heartbeat.enter(Phase.SAVE, number)
                     self._save(required=is_last)
                 if validates or saves:
                     self._started = time.monotonic()
+            heartbeat.enter(Phase.END, self.done)
             self.journal.note(f"done after step {self.done}; checkpoints and curves are in {training.output_dir}")
         return 0
 
@@ -163,6 +182,11 @@ class _Run:
             self.checkpoints.save(self.done, required=required)
         self.journal.saved(self.done, seconds=time.monotonic() - started)
 
+    def _measure(self) -> None:
+        clock = host_clock() if self._device.type == "cpu" else None
+        compiles = self.config.training.compile != "none"
+        self._heartbeat.measure(clock, compile_steps=_STEPS_THAT_COMPILE_LAYERS if compiles else _STEPS_THAT_COMPILE)
+
     def _launch_step(self, item: StepBatch, targets: Mapping[str, int]) -> None:
         config = self.config
         factor = learning_rate_factor(config.schedule, step=item.step, total_steps=config.training.steps)
@@ -180,6 +204,8 @@ class _Run:
         result = launched.result()
         now = time.monotonic()
         self.done = number
+        if self._device.type == "cuda":
+            self._heartbeat.worked(result.phases.get(FORWARD, 0.0))
         memory = take_peak_memory(self._device)
         self.journal.step(self.done, result, lr=lr, seconds=now - self._started, memory=memory)
         self._started = now
@@ -238,6 +264,13 @@ class _Run:
             is_writer=ranks.rank == 0,
             summary=start_lines(self.prepared),
         )
+
+    def _tell_kernels_and_blend(self) -> None:
+        attention = self.assembly.attention
+        self.journal.note(attention.line)
+        for line in _describe_blend(self.config, self.checkpoints.blend):
+            self.journal.note(line)
+        self.journal.kernels(attention.taken, resumed=self.done > 0)
 
     def _tell_resume(self) -> None:
         """From where the run goes on, and with what other settings than before."""

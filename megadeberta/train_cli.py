@@ -24,6 +24,7 @@ from megadeberta.rank.devices import count_local_devices
 from megadeberta.rank.ending import expect_group_threads
 from megadeberta.rank.environment import RankEnvironment, apply, detect_ranks
 from megadeberta.rank.extensions import prepare_extensions_dir
+from megadeberta.rank.heartbeat import Heartbeat, beat_seconds
 
 
 def train(
@@ -48,6 +49,7 @@ def train(
     Example: megadeberta train quickstart --set training.steps=100
     """
     ranks = detect_ranks(os.environ)
+    heartbeat = Heartbeat(ranks.rank, pause=beat_seconds(ranks.world_size))
     if dry_run:
         if ranks.rank == 0:
             _dry_run(recipe, set_ or [], world_size=as_ranks or ranks.world_size, show_recipe=show_recipe)
@@ -56,6 +58,7 @@ def train(
         raise ConfigError(
             f"--ranks {as_ranks} goes with --dry-run; `megadeberta launch {recipe} --ranks {as_ranks}` starts them"
         )
+    heartbeat.start(os.environ)
     prepared = prepare_run(recipe, set_ or [], world_size=ranks.world_size)
     if show_recipe and ranks.rank == 0:
         Console().print_json(recipe_json(prepared.config))
@@ -63,14 +66,14 @@ def train(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would print its own stages among our lines
     if prepared.config.engine.needs_compiler:
         os.environ["TORCH_EXTENSIONS_DIR"] = str(prepare_extensions_dir(os.environ))
-    raise typer.Exit(_run(prepared, ranks))
+    raise typer.Exit(_run(prepared, ranks, heartbeat))
 
 
-def _run(prepared: PreparedRun, ranks: RankEnvironment) -> int:
+def _run(prepared: PreparedRun, ranks: RankEnvironment, heartbeat: Heartbeat) -> int:
     with Waiting("loading torch and DeepSpeed", quiet=ranks.rank != 0):  # which a wrong recipe should not wait for
         from megadeberta.train import train as run_training
     expect_group_threads()
-    return run_training(prepared, ranks)
+    return run_training(prepared, ranks, heartbeat)
 
 
 def _dry_run(recipe: Path, overrides: list[str], *, world_size: int, show_recipe: bool) -> None:

@@ -8,7 +8,7 @@ from signal import Signals
 from megadeberta.errors import EXIT_PEER_LOST, EXIT_PREEMPTED, ParallelError
 from megadeberta.launcher.hosts.environment import check_variables
 from megadeberta.launcher.hosts.pdsh import ask_nodes
-from megadeberta.launcher.hosts.supervise import launch_hosts, new_job
+from megadeberta.launcher.hosts.supervise import HostsRun, launch_hosts, new_job
 from megadeberta.launcher.signals import SignalInbox
 from megadeberta.launcher.verdict import ERROR_PREFIX, Verdict
 from megadeberta.rank.environment import DEFAULT_MASTER_PORT
@@ -31,6 +31,8 @@ class HostsStart:
     environ: Mapping[str, str]
     master_port: int | None
     """None: 29500, and another one at each restart, since connections of the last one may still linger."""
+    run: HostsRun | None = None
+    """What to watch the ranks for hangs with."""
     job: str = field(default_factory=new_job)
 
     def check(self) -> None:
@@ -47,7 +49,7 @@ class HostsStart:
         if number and (ended := self._wait_for_hosts(inbox)) is not None:
             return ended
         command = self.command(master_port=self._port(number))
-        return launch_hosts(command, hosts=self.hosts, environ=self.environ, job=self.job, inbox=inbox)
+        return launch_hosts(command, hosts=self.hosts, environ=self.environ, job=self.job, inbox=inbox, run=self.run)
 
     def _port(self, number: int) -> int:
         return self.master_port or DEFAULT_MASTER_PORT + number % 100

@@ -20,14 +20,24 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megadeberta.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_STORAGE, ParallelError, StorageError
 from megadeberta.launcher.hosts.environment import environment_lines, launcher_environment
-from megadeberta.launcher.hosts.pdsh import ask_nodes, host_labels, node_command, parse_exit, ssh_environment
+from megadeberta.launcher.hosts.pdsh import (
+    CONNECTION_LOST,
+    ask_nodes,
+    host_labels,
+    node_command,
+    parse_exit,
+    ssh_environment,
+)
 from megadeberta.launcher.hosts.verdict import HostExit, judge_hosts
 from megadeberta.launcher.signals import SignalInbox, listening
 from megadeberta.launcher.verdict import Verdict
+from megadeberta.launcher.watch import Supervised, Watch
+from megadeberta.rank.heartbeat import HEARTBEAT_VARIABLE, STACKS_SIGNAL
 
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.2
@@ -37,6 +47,7 @@ _NOTICE_SECONDS = 5.0
 _TERM_SECONDS = 5.0
 # Our own ssh to a machine that is gone gives up after 10 s.
 _KILL_SECONDS = 15.0
+_LOST_SECONDS = 3.0
 _PREEMPTED_SECONDS = 60.0
 
 
@@ -75,6 +86,15 @@ def check_hosts(hosts: Sequence[str], words: Sequence[str], *, world_size: int, 
                 )
 
 
+@dataclass(frozen=True)
+class HostsRun:
+    """What is watched on several machines."""
+
+    supervised: Supervised
+    places: Sequence[str]
+    """The host of each rank."""
+
+
 def new_job() -> str:
     """A mark for the ranks of one job, the same at all its starts."""
     return secrets.token_hex(8)
@@ -87,28 +107,34 @@ def launch_hosts(
     environ: Mapping[str, str],
     job: str | None = None,
     inbox: SignalInbox | None = None,
+    run: HostsRun | None = None,
 ) -> Verdict:
     """Run DeepSpeed's launcher ``command`` and wait for the ranks on all hosts; call it from the main thread.
 
     Args:
         job: what marks the ranks on the hosts; None draws it.
         inbox: signals to look at, listening already; None listens while the ranks run.
+        run: what to watch the ranks for hangs with; None does without.
 
     Raises:
         ConfigError: a variable that must travel to the hosts and that a shell would change.
     """
     job = job or new_job()
     lines = environment_lines(environ, job=job)
+    if run is not None:
+        lines.append(f"{HEARTBEAT_VARIABLE}=1")
     with tempfile.TemporaryDirectory(prefix="megadeberta-") as folder:
         variables = Path(folder) / "environment"
         variables.write_text("".join(f"{line}\n" for line in lines))
         own = ssh_environment({**launcher_environment(environ), "DS_ENV_FILE": str(variables)})
         with listening(inbox) as signals:
-            return _HostsJob(hosts, job, own, signals).run(command)
+            return _HostsJob(hosts, job, own, signals, run).run(command)
 
 
 class _HostsJob:
-    def __init__(self, hosts: Sequence[str], job: str, environ: Mapping[str, str], inbox: SignalInbox) -> None:
+    def __init__(
+        self, hosts: Sequence[str], job: str, environ: Mapping[str, str], inbox: SignalInbox, run: HostsRun | None
+    ) -> None:
         self._hosts = hosts
         self._labels = host_labels(hosts)
         self._job = job
@@ -119,6 +145,18 @@ class _HostsJob:
         self._ended_by_us: set[str] = set()
         # When the ranks are asked to end, killed, and no longer waited for.
         self._deadlines = [math.inf, math.inf, math.inf]
+        self._places = [] if run is None else run.places
+        self._hung: Verdict | None = None
+        self._unreachable: set[str] = set()
+        self._heard: Watch | None = None
+        if run is not None:
+            self._heard = Watch(
+                run.supervised,
+                world_size=len(run.places),
+                ask_stacks=self._ask_stacks,
+                say=_say,
+                name=lambda rank: f"rank {rank} on {run.places[rank]}",
+            )
 
     def run(self, command: Sequence[str]) -> Verdict:
         runner = _start(command, self._environ)
@@ -133,7 +171,10 @@ class _HostsJob:
                 process.wait()
         if self._inbox.wants_kill:
             return Verdict(EXIT_INTERRUPTED, (self._inbox.describe_kill(),))
-        return judge_hosts(self._exits, runner_code=runner.returncode, left=left, forwarded=self._inbox.forwarded)
+        if self._hung is not None:
+            return self._hung
+        verdict = judge_hosts(self._exits, runner_code=runner.returncode, left=left, forwarded=self._inbox.forwarded)
+        return verdict if self._heard is None else replace(verdict, trained=self._heard.trained)
 
     def _watch(self, runner: subprocess.Popen[bytes]) -> None:
         """Pass the runner's standard error on, and act on signals, ends of machines and deadlines, until it ends."""
@@ -155,13 +196,17 @@ class _HostsJob:
                 # Not only when nothing was read: the lines of quick steps follow each other without a pause.
                 if running:
                     self._forward_signals()
+                    self._look_for_hangs()
                     if self._enforce_deadlines():
                         return
                 elif not data:
                     return
 
     def _take_line(self, line: bytes) -> None:
-        ended = parse_exit(line.decode(errors="replace"))
+        text = line.decode(errors="replace")
+        if self._heard is not None and self._heard.take(None, text):
+            return
+        ended = parse_exit(text)
         if ended is None or ended[0] not in self._labels:
             with suppress(OSError):
                 os.write(2, line + b"\n")
@@ -170,6 +215,28 @@ class _HostsJob:
         self._exits.append(HostExit(host, code, ended_by_launcher=host in self._ended_by_us))
         patience = _PREEMPTED_SECONDS if code == EXIT_PREEMPTED else _NOTICE_SECONDS
         self._deadlines[0] = min(self._deadlines[0], time.monotonic() + patience)
+
+    def _look_for_hangs(self) -> None:
+        if self._heard is None or self._hung is not None:
+            return
+        gone = {end.host for end in self._exits}
+        ended = [rank for rank, host in enumerate(self._places) if host in gone]
+        self._hung = self._heard.look(ended=ended, stopped=(), stopping=bool(self._inbox.forwarded))
+        if self._hung is None:
+            return
+        self._deadlines = [math.inf, 0.0, math.inf]
+        silent = {self._places[rank] for rank in self._heard.hung_ranks}
+        if silent <= self._unreachable:
+            exits = [HostExit(host, CONNECTION_LOST) for host in sorted(silent)]
+            self._hung = replace(judge_hosts(exits, runner_code=0), trained=self._heard.trained)
+
+    def _ask_stacks(self) -> None:
+        """Waits for the answers, 10 s at most: a machine that gives none is lost, and its ranks are not hung."""
+        for number in (STACKS_SIGNAL, signal.SIGCONT):  # a rank that is stopped can write too
+            hosts = [host for host in self._running() if host not in self._unreachable]
+            words = ["megadeberta.launcher.hosts.node_signal", self._job, number.name]
+            answers = ask_nodes(hosts, words, environ=self._environ) if hosts else {}
+            self._unreachable |= {host for host, answer in answers.items() if answer.code == CONNECTION_LOST}
 
     def _enforce_deadlines(self) -> bool:
         """Whether it is time to stop waiting."""
@@ -181,7 +248,7 @@ class _HostsJob:
             self._deadlines = [math.inf, now + _TERM_SECONDS, math.inf]
         elif now >= kill:
             self._tell(signal.SIGKILL)
-            self._deadlines = [math.inf, math.inf, now + _KILL_SECONDS]
+            self._deadlines = [math.inf, math.inf, now + (_LOST_SECONDS if self._unreachable else _KILL_SECONDS)]
         return now >= leave
 
     def _forward_signals(self) -> None:
@@ -211,7 +278,8 @@ class _HostsJob:
 
     def _kill_what_is_left(self) -> list[str]:
         """Hosts on which ranks outlived DeepSpeed's launcher; they are killed."""
-        reachable = [host for host in self._hosts if all(end.host != host or not end.lost for end in self._exits)]
+        lost = {end.host for end in self._exits if end.lost} | self._unreachable
+        reachable = [host for host in self._hosts if host not in lost]
         if not reachable:
             return []
         words = ["megadeberta.launcher.hosts.node_signal", self._job, signal.SIGKILL.name]
@@ -230,6 +298,11 @@ def _start(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.Pop
         start_new_session=True,
         preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
     )
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())
 
 
 def _kill_group(leader: int) -> None:

@@ -17,6 +17,7 @@ from megadeberta.config.training import (
     OptimizerConfig,
     ParallelConfig,
     ScheduleConfig,
+    SupervisionConfig,
     TrainingConfig,
 )
 
@@ -38,6 +39,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     parallel: ParallelConfig = ParallelConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
     deepspeed: dict[str, Any] = Field(
         description="DeepSpeed's own settings: batch sizes, precision, ZeRO, clipping; what depends on the layout is "
         "filled in",

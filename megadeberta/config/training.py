@@ -145,3 +145,17 @@ class ParallelConfig(Section):
         if value < 1:
             raise ValueError(f"timeout_seconds={value:g} is below 1 second; collectives need longer than that to start")
         return value
+
+
+class SupervisionConfig(Section):
+    """When `megadeberta launch` takes a rank that does not get on for a hung one: it ends all, and starts again."""
+
+    start_seconds: float = Field(1800, gt=0, description="imports, meeting the others, building, reading a checkpoint")
+    compile_seconds: float = Field(1800, gt=0, description="each of the first steps, in which kernels are compiled")
+    step_seconds: float = Field(
+        15, ge=5, description="a step, at least; also silence of a rank's process while it trains"
+    )
+    step_factor: float = Field(10, ge=2, description="a step, as a multiple of the slowest of the last 20")
+    data_seconds: float = Field(600, gt=0, description="a batch that does not come")
+    save_seconds: float = Field(1800, gt=0, description="a checkpoint")
+    evaluate_seconds: float = Field(1800, gt=0, description="a validation")

@@ -38,7 +38,7 @@ def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> st
     """One line of the settings that differ from those of the checkpoint; empty where none does."""
     before, after = (dict(flat_settings(redact(values))) for values in (saved, current))
     keys = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
-    keys = [key for key in keys if key not in _UNSAID]
+    keys = [key for key in keys if key not in _UNSAID and not key.startswith("supervision.")]
     shown = [f"{key} {_text(before.get(key))} -> {_text(after.get(key))}" for key in keys[:_MOST_SHOWN]]
     more = f" (and {len(keys) - _MOST_SHOWN} more)" if len(keys) > _MOST_SHOWN else ""
     return f"changed since then: {', '.join(shown)}{more}" if keys else ""

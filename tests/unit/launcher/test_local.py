@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megadeberta.errors import EXIT_PEER_LOST, EXIT_PREEMPTED
+from megadeberta.errors import EXIT_HUNG, EXIT_PEER_LOST, EXIT_PREEMPTED
 from megadeberta.launcher.local import rank_environments
 
 LAUNCH = """
@@ -236,3 +236,65 @@ def test_environment_shares_the_cores_and_keeps_what_the_user_set(monkeypatch: p
     assert "LOCAL_SIZE" not in first, "it switches on collectives that have no timeout"
     assert rank_environments({"OMP_NUM_THREADS": "5"}, ranks=4, master_port=1)[0]["OMP_NUM_THREADS"] == "5"
     assert rank_environments({}, ranks=16, master_port=1)[0]["OMP_NUM_THREADS"] == "1"
+
+
+# Like a training rank between two collectives; what follows it decides what becomes of rank 1 in step 3.
+BEATS = """
+sys.path.insert(0, os.environ["PYTHONPATH"])
+from megadeberta.rank.heartbeat import Heartbeat, Phase
+heartbeat = Heartbeat(rank, pause=0.2)
+heartbeat.start(os.environ)
+for step in range(1, 4):
+    heartbeat.enter(Phase.STEP, step)
+    time.sleep(0.3)
+note("ready")
+"""
+
+
+def _watch(folder: Path, program: str) -> subprocess.Popen[str]:
+    watched = LAUNCH.replace(
+        "environ=os.environ)",
+        "environ=os.environ, run=Supervised(SupervisionConfig(step_seconds=5)))",
+    )
+    imports = (
+        "\nfrom megadeberta.config.training import SupervisionConfig\nfrom megadeberta.launcher.watch import Supervised"
+    )
+    command = [sys.executable, "-c", imports + watched, "2", PREAMBLE + BEATS + program]
+    environ = dict(os.environ) | {"PYTHONPATH": os.getcwd()}
+    return subprocess.Popen(command, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("rank and os.kill(os.getpid(), signal.SIGSTOP)", "stopped for"),
+        ("time.sleep(0) if rank else heartbeat.enter(Phase.STEP, 4)", "in step 3, of at most 5 s"),
+    ],
+    ids=["stopped", "asleep"],
+)
+def test_rank_that_hangs_is_named_with_its_stack_and_all_are_ended(tmp_path: Path, fault: str, reason: str) -> None:
+    job = _watch(tmp_path, f"{fault}\ntime.sleep(60)")
+    pids = [_note(tmp_path / f"ready.{rank}")[0] for rank in range(2)]
+    started = time.monotonic()
+    code, _, errors = _finish(job)
+    assert time.monotonic() - started < 15
+    assert code == EXIT_HUNG
+    last = errors.splitlines()[-1]
+    assert last.startswith(f"error: rank 1 (pid {pids[1]}) hung: "), errors
+    assert reason in last
+    assert 'File "<string>", line' in errors
+    assert "megadeberta-beat" not in errors
+    assert not any(_is_running(pid) for pid in pids)
+
+
+def test_signal_ends_a_job_with_a_stopped_rank_in_seconds(tmp_path: Path) -> None:
+    job = _watch(tmp_path, "signal.signal(signal.SIGTERM, signal.SIG_IGN); note('deaf')\ntime.sleep(60)")
+    pid, _ = _note(tmp_path / "ready.1")
+    _wait_for(tmp_path / "deaf.1")
+    os.kill(pid, signal.SIGSTOP)
+    job.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    code, _, errors = _finish(job)
+    assert time.monotonic() - started < 12
+    assert code == EXIT_HUNG, errors
+    assert f"error: rank 1 (pid {pid}) hung: stopped for" in errors
