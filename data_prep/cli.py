@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from megadeberta.config.terminal import print_line
 from megadeberta.data_prep.options import (
     AUTO_FORMAT,
     BadLinePolicy,
@@ -295,8 +296,3 @@ def closing_line(outcome: "Outcome", output: Path) -> str:
     counts = counts or "a part of the corpus encoded"
     speed = megabytes / max(outcome.seconds, 1e-9)
     return f"{output}: {counts}; {megabytes:.1f} MB of text in {outcome.seconds:.1f} s ({speed:.1f} MB/s)"
-
-
-def print_line(console: Console, line: str) -> None:
-    """Print a line as it is."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

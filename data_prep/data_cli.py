@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from megadeberta.data_prep.cli import MaxFileSize, closing_line, plot_lengths, print_line
+from megadeberta.config.terminal import print_line
+from megadeberta.data_prep.cli import MaxFileSize, closing_line, plot_lengths
 from megadeberta.data_prep.options import parse_size
 from megadeberta.errors import ConfigError
 
@@ -64,7 +65,7 @@ def inspect(
         for number in inspection.choose_documents(train, documents, seed):
             print_line(console, f"document {number:,} of train:")
             shown = train.document(number)[:tokens]
-            console.print(inspection.masked_sample(one.tokenizer, shown, seed=seed), soft_wrap=True, highlight=False)
+            print_line(console, inspection.masked_sample(one.tokenizer, shown, seed=seed))
 
 
 _FILES = 5

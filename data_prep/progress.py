@@ -8,6 +8,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from megadeberta.config.terminal import print_line
+
 _LOG_SECONDS = 10.0
 
 
@@ -45,7 +47,7 @@ class Stages:
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(self._console, line)
 
     def begin(self, name: str, *, total: int | None, unit: str = "MB") -> None:
         """Start a stage of ``total`` bytes or tokens; None = nothing to count."""

@@ -9,6 +9,7 @@ import errno
 import importlib
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from megadeberta import __version__
+from megadeberta.config.terminal import wrap_items
 from megadeberta.errors import EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_USAGE, MegadebertaError
 from megadeberta.observability.logs import set_up_logging
 from megadeberta.rank.ending import ending
@@ -140,7 +142,8 @@ def _typed_words() -> list[str]:
 def _report(message: str, code: int) -> int:
     # A name from a damaged file may hold what the terminal cannot show, which must not become an error of its own.
     line = " ".join(message.split()).encode(errors="backslashreplace").decode()
-    typer.echo(f"error: {line}", err=True)
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+    typer.echo(wrap_items(f"error: {line}".split(), width, indent="  "), err=True)
     return code
 
 

@@ -92,20 +92,24 @@ def fine_tune(folder: Path, sentences: list[str], labels: list[int], options: ar
     sift = Sift(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.01)
     for epoch in range(options.epochs):
-        total = 0.0
+        total, pushed, right = 0.0, 0.0, 0
         for chosen in torch.randperm(len(sentences)).split(options.batch_size):
             texts = [sentences[i] for i in chosen.tolist()]
             batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            targets = torch.tensor([labels[i] for i in chosen.tolist()])
             logits = predict(model, inputs)
-            loss = functional.cross_entropy(logits, torch.tensor([labels[i] for i in chosen.tolist()]))
-            loss = loss + options.weight * sift.loss(partial(predict, model, inputs), logits)
+            task = functional.cross_entropy(logits, targets)
+            moved = sift.loss(partial(predict, model, inputs), logits)
             optimizer.zero_grad()
-            loss.backward()
+            (task + options.weight * moved).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            total += loss.item() * len(texts)
-        print(f"epoch {epoch + 1} loss {total / len(sentences):.4f}")
+            total += task.item() * len(texts)
+            pushed += moved.item() * len(texts)
+            right += int((logits.argmax(-1) == targets).sum())
+        of_all = (number / len(sentences) for number in (total, pushed, right))
+        print("epoch {} loss {:.4f} SiFT {:.4f} accuracy {:.3f}".format(epoch + 1, *of_all))
     return model.eval()
 
 

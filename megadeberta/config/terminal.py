@@ -4,11 +4,14 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 _WITHOUT_TERMINAL = 124
 """Columns in a file or a pipe, which nobody asked to be narrower."""
@@ -51,14 +54,25 @@ def fitting_table(
             caption_justify="left",
         )
         for name in names:
-            table.add_column(
-                name, no_wrap=name not in fold, justify="left" if name in text else "right", overflow="fold"
-            )
+            _add_column(table, name, [row.get(name, "") for row in rows], in_text=name in text, in_fold=name in fold)
         for number, row in enumerate(rows):
             table.add_row(*(row.get(name, "") for name in names), style="dim" if number in dim else None)
         if Measurement.get(console, console.options.update(max_width=10_000), table).minimum <= console.width:
             break
     return table
+
+
+def _add_column(table: Table, name: str, cells: Sequence[str], *, in_text: bool, in_fold: bool) -> None:
+    # Rich takes the longest word for what a column needs, also of one that is not to be broken.
+    least = None if in_fold else max(map(cell_len, (name, *cells)))
+    justify: Literal["left", "right"] = "left" if in_text else "right"
+    table.add_column(name, no_wrap=not in_fold, min_width=least, justify=justify, overflow="fold")
+
+
+def print_line(console: Console, line: str | Text) -> None:
+    """As it is into a file or a pipe; on a terminal broken between words."""
+    is_narrow = console.is_terminal or "COLUMNS" in os.environ
+    console.print(line, markup=False, highlight=False, soft_wrap=not is_narrow)
 
 
 def line_width(environ: Mapping[str, str]) -> int | None:
@@ -77,3 +91,8 @@ def wrap_items(items: Sequence[str], width: int | None, *, indent: str = "    ")
         else:
             lines.append(item if not lines else indent + item)
     return "\n".join(lines)
+
+
+def wrap_words(line: str, width: int | None, *, indent: str = "    ") -> str:
+    """The line broken between words; a text of several lines has its own form and stays."""
+    return line if "\n" in line else wrap_items(line.split(" "), width, indent=indent)

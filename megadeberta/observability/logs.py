@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TextIO
 
 from megadeberta.config.redact import HIDDEN, is_secret_name
+from megadeberta.config.terminal import line_width, wrap_words
 
 _YELLOW, _RED, _PLAIN = "\033[33m", "\033[31m", "\033[0m"
 _SHORTEST_SECRET = 8
@@ -49,7 +50,7 @@ class _RankFormatter(logging.Formatter):
     def __init__(self, rank: int, environ: Mapping[str, str], *, colour: bool) -> None:
         super().__init__("%(message)s")
         self._prefix = f"[rank {rank}] " if rank else ""
-        self._colour = colour
+        self._colour, self._width = colour, line_width(environ)
         values = {value for name, value in environ.items() if is_secret_name(name)}
         self._secrets = [value for value in values if len(value) >= _SHORTEST_SECRET]
 
@@ -57,12 +58,12 @@ class _RankFormatter(logging.Formatter):
         text = super().format(record)
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN)
-        if record.levelno >= logging.WARNING:
-            mark = f"{record.levelname}: "
-            if self._colour:
-                mark = f"{_RED if record.levelno >= logging.ERROR else _YELLOW}{mark}{_PLAIN}"
-            text = mark + text
-        return self._prefix + text
+        mark = f"{record.levelname}: " if record.levelno >= logging.WARNING else ""
+        text = wrap_words(f"{self._prefix}{mark}{text}", self._width)
+        if mark and self._colour:
+            colour = _RED if record.levelno >= logging.ERROR else _YELLOW
+            text = text.replace(mark, f"{colour}{mark}{_PLAIN}", 1)
+        return text
 
 
 def _is_worth_reading(record: logging.LogRecord) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from megadeberta.config.terminal import print_line
 from megadeberta.errors import ConfigError
 from megadeberta.layers.terms import TERMS, baselines
 from megadeberta.observability.metrics import CURVE_FILE, METRICS_FILE, SOURCE_MARK, Record, read_metrics
@@ -29,10 +30,10 @@ def print_report(output_dir: Path, console: Console) -> None:
     validations = [record for record in records if record.get(VALID_LOSS) is not None]
     if validations:
         for line in verdicts(validations[-1]):
-            console.print(line, soft_wrap=True, highlight=False)
+            print_line(console, line)
         sources = _sources_line(validations[-1])
         if sources:
-            console.print(sources, soft_wrap=True, highlight=False)
+            print_line(console, sources)
     picture = output_dir / CURVE_FILE
     if picture.exists():
         console.print(f"loss curve: {picture}", soft_wrap=True)

@@ -10,22 +10,25 @@ import typer
 
 from megadeberta.config.recipe_text import recipe_text
 from megadeberta.config.run import RunConfig
+from megadeberta.config.terminal import print_line, table_console
 from megadeberta.errors import ConfigError
-from megadeberta.plan.new_recipe import Wishes, new_recipe
+from megadeberta.plan.new_recipe import USUAL_NAME, Wishes, new_recipe
 from megadeberta.preflight.corpus import Corpus, read_corpus
 from megadeberta.rank.devices import count_local_devices, smallest_device_gib
 from megadeberta.storage import write_file
 
 ON_GPUS, ON_CPU = "deberta-v3-base", "small-rtd"
 _BASE_HELP = f"What it builds on.  [default: {ON_GPUS}, on a machine without GPUs {ON_CPU}]"
-_OUTPUT_HELP = "The recipe to write; JSON, or YAML by its ending."
+_OUTPUT_HELP = (
+    "The recipe to write; JSON, or YAML by its ending. Its name names the run, recipe.json the folder of --data."
+)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 
 def init(
     *,
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="The --output folder of `megadeberta prep`.")],
-    output: Annotated[Path, typer.Option(metavar="FILE", help=_OUTPUT_HELP)] = Path("recipe.json"),
+    output: Annotated[Path, typer.Option(metavar="FILE", help=_OUTPUT_HELP)] = Path(f"{USUAL_NAME}.json"),
     base: Annotated[str | None, typer.Option(metavar="RECIPE", help=_BASE_HELP)] = None,
     tokens: Annotated[
         str | None,
@@ -58,19 +61,23 @@ def init(
     )
     values, config = new_recipe(corpus, output, wishes)
     write_file(output, recipe_text(values, output).encode())
-    typer.echo(_summary(output, corpus, config, wishes))
+    console = table_console()
+    for line in _summary(output, corpus, config, wishes):
+        print_line(console, line)
 
 
-def _summary(output: Path, corpus: Corpus, config: RunConfig, wishes: Wishes) -> str:
+def _summary(output: Path, corpus: Corpus, config: RunConfig, wishes: Wishes) -> list[str]:
     steps, batch, length = config.training.steps, config.engine.global_batch, config.data.sequence_length
     tokens, name = steps * batch * length, shlex.quote(str(output))
     as_ranks = f" --ranks {wishes.gpus}" if wishes.gpus > 1 else ""
-    return (
+    return [
         f"{output}: {wishes.base} on {corpus.folder}, {corpus.tokens:,} tokens, {config.model.vocab_size:,} rows of "
-        f"vocabulary\n{steps:,} steps of {batch:,} sequences of {length} tokens: {tokens:,} tokens, "
-        f"{tokens / corpus.tokens:.3g} epochs\n"
-        f"check it: megadeberta train {name} --dry-run{as_ranks}\nstart it: megadeberta launch {name}"
-    )
+        "vocabulary",
+        f"{steps:,} steps of {batch:,} sequences of {length} tokens: {tokens:,} tokens, "
+        f"{tokens / corpus.tokens:.3g} epochs; output {config.training.output_dir}",
+        f"check it: megadeberta train {name} --dry-run{as_ranks}",
+        f"start it: megadeberta launch {name}",
+    ]
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:

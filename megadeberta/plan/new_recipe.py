@@ -29,6 +29,8 @@ from megadeberta.plan.search import search_layouts
 from megadeberta.preflight.corpus import Corpus
 from megadeberta.preflight.validate import validate_run
 
+USUAL_NAME = "recipe"
+"""Of the file that `init` writes, so that it says nothing about the run."""
 MOST_EPOCHS = 40
 """What BERT saw of its corpus; masks are drawn anew each time."""
 _WISHED_STEPS, _SMALLEST_BATCH = 10_000, 32
@@ -72,7 +74,9 @@ def _values(base: RunConfig, corpus: Corpus, output: Path, wishes: Wishes, *, le
     tokens = wishes.tokens or min(whole_run, MOST_EPOCHS * corpus.tokens)
     batch = _fitting_batch(base.engine.global_batch, tokens // length, ranks=max(1, wishes.gpus))
     steps = max(2, math.ceil(tokens / (batch * length)))
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", corpus.folder.resolve().name).strip("-.") or "run"
+    # Two recipes of one corpus, a trial and the real run, must not share an output folder.
+    called = corpus.folder.resolve().name if output.stem == USUAL_NAME else output.stem
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", called).strip("-.") or "run"
     factor = math.sqrt(batch / base.engine.global_batch)
     optimizer = {"lr": _two_figures(base.optimizer.lr * factor)}
     if base.optimizer.discriminator_lr is not None:

@@ -1,7 +1,9 @@
 """Nothing is cut in a narrow terminal, and nobody waits without knowing for what."""
 
 import io
+import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -24,8 +26,9 @@ from megadeberta.checkpoint.manifest import (
 from megadeberta.cli import app
 from megadeberta.config import waiting
 from megadeberta.config.cli import _complete_recipe
-from megadeberta.config.terminal import fitting_table, line_width, wrap_items
+from megadeberta.config.terminal import fitting_table, line_width, print_line, wrap_items
 from megadeberta.config.waiting import Waiting
+from megadeberta.observability.logs import set_up_logging
 from megadeberta.observability.progress import Rates, format_progress
 
 ROWS = [{"name": "step-500000", "size": "1.23 GB", "made": "2026-01-01 00:00:00"}]
@@ -44,6 +47,39 @@ def test_a_table_leaves_columns_out_before_it_cuts_one(width: int, columns: int)
     if width >= 30:
         assert [name in text for name in names] == [number < columns for number in range(3)]
     assert "…" not in text
+
+
+def test_a_cell_of_several_words_is_not_cut() -> None:
+    console = Console(width=24, file=io.StringIO(), record=True)
+    rows = [{"layout": "1 x 16 x 128", "step": "10.51", "GiB": "74.20"}]
+    console.print(fitting_table(console, rows, choices=[("layout", "GiB", "step"), ("layout", "step")]))
+    text = console.export_text()
+    assert "1 x 16 x 128" in text and "10.51" in text and "GiB" not in text
+
+
+@pytest.mark.parametrize("is_narrow", [True, False])
+def test_a_line_is_broken_between_words_on_a_terminal_only(is_narrow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if is_narrow:
+        monkeypatch.setenv("COLUMNS", "40")
+    console = Console(file=io.StringIO())
+    line = "corpora/mine: train 80,128 tokens in 24 documents; valid 2,920 tokens in 1 documents"
+    print_line(console, line)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert (max(map(len, lines)) <= 40) == is_narrow
+    assert " ".join(each.strip() for each in lines) == line
+
+
+def test_lines_of_the_log_are_broken_between_words() -> None:
+    stream = io.StringIO()
+    record = logging.makeLogRecord(
+        {"msg": "no curves in TensorBoard: " + "it is not installed " * 4, "levelno": 30, "name": "megadeberta"}
+    )
+    record.levelname = "WARNING"
+    set_up_logging(0, environ={"COLUMNS": "60", "FORCE_COLOR": "1"}, stream=stream)
+    logging.getLogger().handle(record)
+    shown = re.sub(r"\033\[\d+m", "", stream.getvalue()).splitlines()
+    assert len(shown) == 2 and max(map(len, shown)) <= 60
+    assert shown[0].startswith("WARNING: no curves") and shown[1].startswith("    ")
 
 
 @pytest.mark.parametrize("columns", ["80", "100", "124"])
@@ -67,6 +103,8 @@ def test_a_plan_fits_the_terminal(columns: str) -> None:
     assert max(map(len, lines)) <= int(columns)
     assert command.startswith("megadeberta launch deberta-v2-xxlarge --hostfile HOSTS")
     assert "…" not in done.output
+    for cell in ("t x p x d", "micro x acc", "bubble", "step", "1 x 1 x 16"):
+        assert cell in done.output
     assert ("params" in done.output) == (columns == "124")
 
 

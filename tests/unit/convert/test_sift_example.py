@@ -118,6 +118,9 @@ def test_the_example_fine_tunes_an_export(
     labelled.write_text("\n".join(f"{len(line) % 2}\t{line[:60]}" for line in lines), encoding="utf-8")
     options = ["--epochs", "4", "--batch-size", "8", "--lr", "1e-3"]
     example.main([str(exported), str(labelled), str(tmp_path / "tuned"), *options])
-    losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert {(*line[:1], *line[2::2]) for line in lines} == {("epoch", "loss", "SiFT", "accuracy")}
+    losses = [float(line[3]) + 5 * float(line[5]) for line in lines]
     assert len(losses) == 4 and losses[-1] < losses[0]
+    assert all(0 <= float(line[7]) <= 1 for line in lines)
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "tuned").config.num_labels == 2

@@ -39,6 +39,13 @@ def test_a_prepared_folder_gets_a_recipe_that_passes_the_dry_run(
     assert "epochs in the run" in done.output
 
 
+def test_two_recipes_of_one_corpus_have_two_output_folders(tmp_path: Path) -> None:
+    wishes = Wishes("small-rtd", 0, None)
+    runs = [new_recipe(_corpus(), tmp_path / name, wishes)[0] for name in ("recipe.json", "trial.json", "base.yaml")]
+    assert [values["training"]["output_dir"] for values in runs] == ["runs/mine", "runs/trial", "runs/base"]
+    assert [values["name"] for values in runs] == ["mine", "trial", "base"]
+
+
 def test_gpus_get_the_layout_that_the_planner_recommends(tmp_path: Path, prepared: Path) -> None:
     recipe = tmp_path / "recipe.json"
     _init("--data", str(prepared), "--gpus", "8", "--memory", "24", "--tokens", "2B", "--output", str(recipe))
