@@ -11,6 +11,7 @@ from megadeberta.cli import app
 from megadeberta.config.load import load_run_config
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.data.blend_history import SourceFacts, fractions_of
 from megadeberta.layers.catalogue import backbone_layers
 from megadeberta.layers.objectives import list_layers
 from megadeberta.layers.shapes import count_parameters, parameter_shapes, shapes_of
@@ -19,6 +20,7 @@ from megadeberta.ops.attention.backends import planned_backend
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import fullest, memory_of_stages
 from megadeberta.plan.stages import Recipe
+from megadeberta.preflight.blend import planned_blend
 from megadeberta.preflight.validate import validate_run
 from tests.models import INPUT_POSITIONS, V1, V2, tiny_rtd, tiny_v3
 
@@ -101,6 +103,17 @@ def test_settings_are_those_of_the_paper(name: str) -> None:
     assert config.deepspeed["gradient_clipping"] == 1.0
     if "v3" in name:
         assert config.objective.rtd.loss_weight == 50
+
+
+def test_the_multilingual_blend_gives_a_small_language_its_part() -> None:
+    config = load_run_config(RECIPES / "mdeberta-v3-base-blend.json")
+    data = config.data
+    tokens = dict.fromkeys(data.train_prefixes, 10**7) | {"en": 10**11}
+    facts = {name: SourceFacts(name, count, count // 510) for name, count in tokens.items()}
+    (segment,) = planned_blend(config, facts)
+    fractions = fractions_of(segment)
+    assert fractions["en"] / fractions["sw"] == pytest.approx(10_000**0.3, rel=0.01)
+    assert set(data.valid_prefixes) <= set(data.train_prefixes)
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
