@@ -42,6 +42,7 @@ COMMANDS = {
     "kernels": (TRAINING, "megadeberta.model.kernel_choice.cli", "kernels"),
     "checkpoint": (AFTERWARDS, "megadeberta.checkpoint.cli", "app"),
     "convert": (AFTERWARDS, "megadeberta.convert.cli", "app"),
+    "finetune": (AFTERWARDS, "megadeberta.finetune.cli", "finetune"),
     "evaluate": (AFTERWARDS, "megadeberta.evaluate.cli", "evaluate"),
     "fill-mask": (AFTERWARDS, "megadeberta.convert.cli", "fill_mask"),
 }

@@ -23,7 +23,8 @@ def _commands() -> list[str]:
 def test_the_tutorial_leads_from_text_to_a_tuned_model(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     shutil.copy(ROOT / "tests" / "data" / "sotu.txt", tmp_path / "texts")
-    rows = [f"{number % 2}\t{('quiet', 'busy')[number % 2]} day {number} in the house" for number in range(32)]
+    rows = ["label\ttext"]
+    rows += [f"{number % 2}\t{('quiet', 'busy')[number % 2]} day {number} in the house" for number in range(32)]
     (tmp_path / "labelled.tsv").write_text("\n".join(rows) + "\n")
     # The commands of this environment and this checkout, whatever is installed elsewhere.
     tools = tmp_path / "bin"

@@ -44,6 +44,8 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.hf": {"megadeberta.errors", BACKENDS, "megadeberta.ops"},
     "megadeberta.evaluate": LAYERS
     | {f"megadeberta.{room}" for room in ("batch", "model", "data", "checkpoint", "weights", "convert")},
+    "megadeberta.finetune": LAYERS
+    | {f"megadeberta.{room}" for room in ("convert", "data", "weights", "checkpoint", "hf")},
     "megadeberta.train_cli": LAYERS | {f"megadeberta.{room}" for room in ("preflight", "plan", "train", "rank")},
     "megadeberta.assembly": None,
     "megadeberta.train": None,
@@ -61,6 +63,8 @@ TORCH_FREE = (
     "megadeberta.ops.attention.backends",
     "megadeberta.plan.cli",
     "megadeberta.cli",
+    "megadeberta.finetune.cli",
+    "megadeberta.finetune.tasks.table",
 )
 HEAVY = ("torch", "deepspeed", "transformers", "matplotlib")
 

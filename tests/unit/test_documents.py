@@ -25,6 +25,7 @@ FOREIGN = {
     "runtime/engine.py",
     "runtime/utils.py",
     "shuffled.py",
+    "results.md",
 }
 NAME = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*/?")
 

@@ -25,7 +25,7 @@ MOST_FILES = {
     "Adding an experiment tracker: Comet": [5],
     "Adding context parallelism": [17],
     "Adding another hash, or asynchronous saving": [4, 3],
-    "Adding a fine-tuning task: GLUE": [5],
+    "Adding a fine-tuning task: TREC": [3],
 }
 USE = """
 import sys, torch
