@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megadeberta.config.terminal import print_line
+from megadeberta.config.waiting import Waiting
 from megadeberta.data_prep.options import (
     AUTO_FORMAT,
     BadLinePolicy,
@@ -248,7 +249,8 @@ def verify(
     """
     from megadeberta.data_prep.verify import verify_set
 
-    verified = verify_set(folder)
+    with Waiting(f"verifying {folder}"):
+        verified = verify_set(folder)
     table = Table("shard", "documents", "tokens", "dtype", "largest id", "SHA-256 of .bin")
     for split, shard in verified.shards.items():
         counts = (f"{shard.num_documents:,}", f"{shard.num_tokens:,}", shard.dtype, str(shard.max_token_id))

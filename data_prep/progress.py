@@ -6,9 +6,10 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
 from megadeberta.config.terminal import print_line
+from megadeberta.config.waiting import bar
 
 _LOG_SECONDS = 10.0
 
@@ -20,16 +21,7 @@ class Stages:
         self._console = console
         self._bar: Progress | None = None
         if console.is_terminal:
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-            )
+            self._bar = bar(console)
         self._task: TaskID | None = None
         self._name, self._unit, self._total, self._done, self._tokens = "", "MB", 0, 0, 0
         self._began = self._logged = time.monotonic()

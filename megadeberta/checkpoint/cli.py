@@ -17,6 +17,7 @@ from megadeberta.checkpoint.folder import (
 from megadeberta.checkpoint.manifest import read_manifest
 from megadeberta.checkpoint.verify import verify_checkpoint
 from megadeberta.config.terminal import fitting_table, table_console
+from megadeberta.config.waiting import Waiting
 from megadeberta.errors import CheckpointError
 
 app = typer.Typer(help="List and verify the checkpoints of a run.", no_args_is_help=True)
@@ -77,7 +78,8 @@ def verify_command(
     problems: list[str] = []
     for each in names:
         try:
-            manifest = verify_checkpoint(checkpoint_path(root, each))
+            with Waiting(f"verifying {each}"):
+                manifest = verify_checkpoint(checkpoint_path(root, each))
         except CheckpointError as error:
             problems.append(str(error))
             console.print(f"{each}: NOT SOUND: {error}", markup=False)

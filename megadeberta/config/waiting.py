@@ -1,19 +1,35 @@
-"""A line for whoever waits: what is going on, once it has taken some seconds, and how long since then."""
+"""For whoever waits: what is going on, once it has taken some seconds, and how much of it is done.
 
+On a terminal that is a bar which disappears at the end; elsewhere a line, ever more rarely.
+"""
+
+import os
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+Item = TypeVar("Item")
 
 _FIRST_SECONDS, _GROWTH = 2.5, 2.0
+_TICK_SECONDS = 0.2
+_stack: list["Waiting"] = []
+"""Those of this process under way, outermost first."""
 
 
 class Waiting:
-    """Says on standard error what takes long, after 2.5 seconds and then ever more rarely; nothing if it does not.
+    """Says on standard error what takes longer than 2.5 seconds; nothing if it does not.
 
     with Waiting("loading torch and DeepSpeed"):
         import torch
+
+    Inside another one it changes what that one says, until it ends.
     """
 
     def __init__(self, what: str, *, quiet: bool = False) -> None:
@@ -24,24 +40,89 @@ class Waiting:
         self._what = what
         self._quiet = quiet
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread: threading.Thread | None = None
+        self._amounts = (0, 0)  # done, of how many; 0 = not known
 
     def __enter__(self) -> Self:
-        if not self._quiet:
+        if self._quiet:
+            return self
+        if not _stack:
+            self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
+        _stack.append(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._done.set()
-        if not self._quiet:
+        if self._quiet:
+            return
+        _stack.remove(self)
+        if self._thread is not None:
+            self._done.set()
             self._thread.join()
 
     def _watch(self) -> None:
-        started, pause = time.monotonic(), _FIRST_SECONDS
-        while not self._done.wait(pause):
-            seconds = time.monotonic() - started
-            sys.stderr.write(f"{self._what}, {seconds:.0f} s ...\n")
+        started = time.monotonic()
+        if self._done.wait(_FIRST_SECONDS):
+            return
+        if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+            self._show_bar()
+        else:
+            self._write_lines(started)
+
+    def _show_bar(self) -> None:
+        from rich.console import Console
+
+        with bar(Console(stderr=True)) as shown:
+            task = shown.add_task(self._what, total=None, rate="")
+            while not self._done.wait(_TICK_SECONDS):
+                inner = _innermost(self)
+                done, total = inner._amounts
+                shown.update(task, description=inner._what, total=total or None, completed=done)
+
+    def _write_lines(self, started: float) -> None:
+        pause = _FIRST_SECONDS
+        while True:
+            inner = _innermost(self)
+            done, total = inner._amounts
+            part = f", {100 * done // total} %" if total else ""
+            sys.stderr.write(f"{inner._what}{part}, {time.monotonic() - started:.0f} s ...\n")
             sys.stderr.flush()
             pause *= _GROWTH
+            if self._done.wait(pause):
+                return
+
+
+def counted(items: Iterable[Item], *, total: int | None = None) -> Iterator[Item]:
+    """The items; whoever waits sees how many of them are done.
+
+    Args:
+        total: how many there will be; default: the length of ``items``, if it has one.
+    """
+    total = total if total is not None else len(items) if isinstance(items, Sized) else 0
+    shown = _stack[-1] if _stack else None
+    for done, item in enumerate(items):
+        if shown is not None:
+            shown._amounts = (done, total)
+        yield item
+
+
+def bar(console: "Console") -> "Progress":
+    """How this project shows progress on a terminal; a task has the field ``rate``."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def _innermost(outer: Waiting) -> Waiting:
+    return _stack[-1] if _stack else outer

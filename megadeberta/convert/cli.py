@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megadeberta.config.plugins import PluginOption
+from megadeberta.config.waiting import Waiting
 
 if TYPE_CHECKING:
     from megadeberta.convert.formats.read_folder import ReportLine
@@ -70,9 +71,10 @@ def export_command(
 
     Example: megadeberta convert export runs/quickstart exported
     """
-    from megadeberta.convert.card_facts import CardFacts
-    from megadeberta.convert.formats.family import FileFormat, ModelKind
-    from megadeberta.convert.publish import Destination
+    with Waiting("loading torch and transformers"):
+        from megadeberta.convert.card_facts import CardFacts
+        from megadeberta.convert.formats.family import FileFormat, ModelKind
+        from megadeberta.convert.publish import Destination
 
     to = None if push is None else Destination(push, private)
     options = {
@@ -90,10 +92,11 @@ def _export(checkpoint: Path, out: Path, *, all_steps: bool, options: dict[str, 
     from megadeberta.convert.export import export_checkpoint
     from megadeberta.convert.publish import export_steps
 
-    if all_steps:
-        found = {out / name: findings for name, findings in export_steps(checkpoint, out, **options).items()}
-    else:
-        found = {out: export_checkpoint(checkpoint, out, **options)}
+    with Waiting(f"exporting {checkpoint}, comparing with transformers"):
+        if all_steps:
+            found = {out / name: findings for name, findings in export_steps(checkpoint, out, **options).items()}
+        else:
+            found = {out: export_checkpoint(checkpoint, out, **options)}
     for folder, findings in found.items():
         _print_findings(f"{folder} is written and checked", [(finding.what, finding.detail) for finding in findings])
     return list(found)
@@ -109,7 +112,9 @@ def _publish(folders: list[Path], to: "Destination | None") -> None:
         for command in upload_commands(named):
             typer.echo(f"  {command}")
     else:
-        typer.echo(f"{push(named, to)} is up to date: {', '.join(named)}")
+        with Waiting(f"uploading to {to.repo}"):
+            address = push(named, to)
+        typer.echo(f"{address} is up to date: {', '.join(named)}")
 
 
 @app.command("check")
@@ -118,9 +123,10 @@ def check_command(folder: Annotated[Path, typer.Argument(help="an export", show_
 
     Example: megadeberta convert check exported
     """
-    from megadeberta.convert.reload_check import check_export
-
-    findings = check_export(folder)
+    with Waiting("loading torch and transformers"):
+        from megadeberta.convert.reload_check import check_export
+    with Waiting(f"comparing {folder} with our model"):
+        findings = check_export(folder)
     _print_findings(f"{folder} is sound", [(finding.what, finding.detail) for finding in findings])
 
 
@@ -185,21 +191,24 @@ def import_command(
 
     if (generator is not None) + new_generator + no_generator > 1:
         raise ConfigError("--generator, --new-generator and --no-generator exclude each other: choose one")
-    place = find_model(model)
-    given = None if generator is None else find_model(generator)
+    with Waiting(f"looking for {model}"):
+        place = find_model(model)
+        given = None if generator is None else find_model(generator)
 
     # Torch comes after the names: a mistake in one is said at once.
-    from megadeberta.convert.formats.places import find_generator
-    from megadeberta.convert.import_folder import REPORT, import_folder
-    from megadeberta.convert.import_parts import import_parts
+    with Waiting("loading torch"):
+        from megadeberta.convert.formats.places import find_generator
+        from megadeberta.convert.import_folder import REPORT, import_folder
+        from megadeberta.convert.import_parts import import_parts
 
     more: dict[str, Any] = {"allow_new": allow_new, "mask_decoder": mask_decoder, "seed": seed, "overwrite": overwrite}
     more["tokenizer"] = tokenizer
     found = None if new_generator or no_generator else find_generator(place, given)
-    if new_generator or found is not None:
-        lines = import_parts(place, out, generator=found, sharing=sharing, **more)
-    else:
-        lines = import_folder(place, out, **more)
+    with Waiting(f"reading {place}, writing {out}"):
+        if new_generator or found is not None:
+            lines = import_parts(place, out, generator=found, sharing=sharing, **more)
+        else:
+            lines = import_folder(place, out, **more)
     _print_table(f"{out} is written", ("what", "tensors", "which"), _import_summary(lines, report=out / REPORT))
 
 
@@ -234,9 +243,10 @@ def fill_mask(
 
     Example: megadeberta fill-mask runs/quickstart "The President of the [MASK] States."
     """
-    from megadeberta.convert.fill_mask import predict_masks
-
-    masks = predict_masks(path, text, top_k=top_k)
+    with Waiting("loading torch and transformers"):
+        from megadeberta.convert.fill_mask import predict_masks
+    with Waiting(f"reading {path}"):
+        masks = predict_masks(path, text, top_k=top_k)
     table = Table("mask", "piece", "probability", "text")
     for number, guesses in enumerate(masks, start=1):
         for rank, guess in enumerate(guesses):

@@ -42,9 +42,9 @@ def evaluate(
 
     Example: megadeberta evaluate runs/quickstart --sequences 256
     """
-    from megadeberta.convert.any_model import load_model
-    from megadeberta.evaluate.run import score
-
+    with Waiting("loading torch"):
+        from megadeberta.convert.any_model import load_model
+        from megadeberta.evaluate.run import score
     with Waiting(f"scoring {path}"):
         source = load_model(path)
         scores = score(source, shard=data, text=text, sequences=sequences, length=length, batch_size=batch_size)

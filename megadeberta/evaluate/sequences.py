@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from megadeberta.batch import attention_rules
+from megadeberta.config.waiting import counted
 from megadeberta.layers.terms import baselines
 from megadeberta.model.whole import WholeModel
 
@@ -24,7 +25,7 @@ def score_by_mask_kind(model: WholeModel, batches: Iterable[Mapping[str, Tensor]
     Sequences read left to right are left out; a kind that does not occur has no scores.
     """
     sums: dict[str, Tensor] = {}
-    for batch in batches:
+    for batch in counted(batches):
         positions, labels = batch["masked_positions"], batch["masked_labels"]
         rules = attention_rules(batch)
         logits = model.mlm_logits(batch["input_ids"], batch["attention_mask"], positions, **rules).float()
@@ -56,7 +57,7 @@ def score_terms(model: WholeModel, batches: Iterable[Mapping[str, Tensor]]) -> S
     knows the fraction of replaced tokens and calls none replaced.
     """
     sums: dict[str, Tensor] = {}
-    for batch in batches:
+    for batch in counted(batches):
         terms, _ = model(**batch)
         for name, (total, count) in terms.items():
             pair = torch.stack([total.double(), count.double()])

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from megadeberta.config.waiting import counted
 from megadeberta.data.tokenizer import CLS_ID, SEP_ID
 from megadeberta.evaluate.sequences import Scores, perplexity
 from megadeberta.model.whole import WholeModel
@@ -37,7 +38,7 @@ def score_pseudo_perplexity(
         length: longest sequence, [CLS] and [SEP] included.
     """
     loss = 0.0
-    for sequence in _pieces(ids, length, marks):
+    for sequence in counted(_pieces(ids, length, marks), total=-(-len(ids) // (length - 2))):
         places = torch.arange(1, sequence.numel() - 1)
         for chosen in places.split(batch_size):
             rows = sequence.repeat(len(chosen), 1).scatter(1, chosen.unsqueeze(1), mask_id)
@@ -50,7 +51,7 @@ def score_left_to_right(
 ) -> Scores:
     """Each token predicted from those before it in its piece, [CLS] included."""
     loss = 0.0
-    for sequence in _pieces(ids, length, marks):
+    for sequence in counted(_pieces(ids, length, marks), total=-(-len(ids) // (length - 2))):
         places = torch.arange(sequence.numel() - 2).unsqueeze(0)
         loss += _loss(model, sequence.unsqueeze(0), places, sequence[1:-1].unsqueeze(0), prefix_lengths=torch.zeros(1))
     return _scores("ar", loss, text, len(ids))

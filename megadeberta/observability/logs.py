@@ -31,7 +31,7 @@ def set_up_logging(
     Errors of third parties stay. Call it before or after importing them, in any order.
     """
     environ = os.environ if environ is None else environ
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _StandardError() if stream is None else logging.StreamHandler(stream)
     handler.setFormatter(_RankFormatter(rank, environ, colour=_wants_colour(handler.stream, environ)))
     handler.addFilter(_is_worth_reading)
     root = logging.getLogger()
@@ -44,6 +44,14 @@ def set_up_logging(
     for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=_NOISY_MODULES)
     logging.captureWarnings(True)
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """To what standard error is at that moment: a bar of rich puts lines above itself while it shows."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _RankFormatter(logging.Formatter):

@@ -1,12 +1,15 @@
 """Nothing is cut in a narrow terminal, and nobody waits without knowing for what."""
 
+import contextlib
 import io
 import logging
 import os
+import pty
 import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +30,7 @@ from megadeberta.cli import app
 from megadeberta.config import waiting
 from megadeberta.config.cli import _complete_recipe
 from megadeberta.config.terminal import fitting_table, line_width, print_line, wrap_items
-from megadeberta.config.waiting import Waiting
+from megadeberta.config.waiting import Waiting, counted
 from megadeberta.observability.logs import set_up_logging
 from megadeberta.observability.progress import Rates, format_progress
 
@@ -167,6 +170,56 @@ def test_who_waits_learns_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
     with Waiting("loading torch"):
         assert said.wait(timeout=60)
         assert sys.stderr.getvalue().startswith("loading torch, 0 s ...\n")  # type: ignore[attr-defined]
+
+
+def test_what_waits_inside_another_is_said_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = io.StringIO()
+    monkeypatch.setattr(waiting, "_FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(waiting, "_GROWTH", 1.0)
+    monkeypatch.setattr(sys, "stderr", lines)
+    with Waiting("exporting"):
+        with Waiting("comparing"):
+            for number in counted(range(4)):
+                while f"comparing, {25 * number} %, 0 s ...\n" not in lines.getvalue():
+                    time.sleep(0.001)
+        lines.truncate(0)
+        while "exporting, 0 s ...\n" not in lines.getvalue():
+            time.sleep(0.001)
+    assert not waiting._stack
+
+
+ON_A_TERMINAL = """
+import logging, sys, time
+from megadeberta.config import waiting
+from megadeberta.observability.logs import set_up_logging
+waiting._FIRST_SECONDS = 0.0
+set_up_logging(0)
+with waiting.Waiting("scoring runs/quickstart"):
+    for number in waiting.counted(range(4)):
+        if number == 2:
+            logging.getLogger("x").info("a line of the log")
+        time.sleep(0.5)
+print("the result")
+"""
+
+
+def test_on_a_terminal_a_bar_fills_and_disappears_and_leaves_lines_whole() -> None:
+    ours, theirs = pty.openpty()
+    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen([sys.executable, "-c", ON_A_TERMINAL], stdout=theirs, stderr=theirs, env=environ)
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # of the end: the other side is closed
+        while part := os.read(ours, 4096):
+            seen += part
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    assert "scoring runs/quickstart \u2501" in text
+    assert "%, " not in text, "the plain lines are for logs"
+    assert [line for line in re.split(r"[\r\n]+", text) if line.startswith("a line")] == ["a line of the log"]
+    assert text.rstrip().endswith("the result")
+    assert "\x1b[2K" in seen.decode(), "the bar is erased at the end"
 
 
 def test_what_is_quick_or_of_another_rank_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
