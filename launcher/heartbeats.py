@@ -124,7 +124,7 @@ class Heartbeats:
         return beat_seconds(self._world_size)
 
     def _silence(self) -> float:
-        return self._limits.step_seconds if self.stopping_since is None else _STOPPING_SECONDS
+        return self._limits.silence_seconds if self.stopping_since is None else _STOPPING_SECONDS
 
     def _limit(self, phase: Phase) -> float:
         limits = self._limits

@@ -7,7 +7,9 @@ from megadeberta.launcher.heartbeats import Hang, Heartbeats
 from megadeberta.launcher.stacks import main_stack, outside_collectives
 from megadeberta.rank.heartbeat import Beat, Phase
 
-LIMITS = SupervisionConfig(step_seconds=15, step_factor=10, save_seconds=300, data_seconds=100, start_seconds=600)
+LIMITS = SupervisionConfig(
+    step_seconds=15, silence_seconds=15, step_factor=10, save_seconds=300, data_seconds=100, start_seconds=600
+)
 
 
 def _beat(rank: int, phase: Phase, step: int, seconds: float = 0.0) -> Beat:

@@ -254,7 +254,7 @@ note("ready")
 def _watch(folder: Path, program: str) -> subprocess.Popen[str]:
     watched = LAUNCH.replace(
         "environ=os.environ)",
-        "environ=os.environ, run=Supervised(SupervisionConfig(step_seconds=5)))",
+        "environ=os.environ, run=Supervised(SupervisionConfig(step_seconds=5, silence_seconds=5)))",
     )
     imports = (
         "\nfrom megadeberta.config.training import SupervisionConfig\nfrom megadeberta.launcher.watch import Supervised"

@@ -11,7 +11,7 @@ from megadeberta.launcher.watch import Supervised
 from tests.unit.launcher.hosts.fake_hosts import install_pdsh, runner_command
 
 HOSTS = ["nodeA", "nodeB"]
-RUN = HostsRun(Supervised(SupervisionConfig(step_seconds=5)), HOSTS)
+RUN = HostsRun(Supervised(SupervisionConfig(step_seconds=5, silence_seconds=5)), HOSTS)
 # As a training rank says it; rank 1 is then stopped.
 PROGRAM = """
 sys.path.insert(0, os.environ["PYTHONPATH"])
