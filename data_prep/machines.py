@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from megadeberta.config.data import TOKENIZER_FILE
+from megadeberta.config.set_files import TOKENIZER_FILE
 from megadeberta.data.index_layout import smallest_dtype
 from megadeberta.data.tokenizer import load_tokenizer
 from megadeberta.data_prep.bad_lines import CorpusTally, Tally

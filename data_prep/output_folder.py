@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megadeberta.config.data import (
+from megadeberta.config.set_files import (
     TOKENIZER_FILE,
     TOKENIZER_FOLDER,
     TOKENIZER_JSON,

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -56,12 +55,8 @@ def run_in_order(
 
 
 def _modules(function: Callable[..., Any]) -> list[str]:
-    """What workers need: the module of their work, and the command line where each would import the main script."""
-    main = sys.modules["__main__"]
-    names = [function.__module__]
-    if getattr(main, "__spec__", None) is not None or hasattr(main, "__file__"):
-        names += [name for name in ("megadeberta.cli",) if name in sys.modules]
-    return [name for name in names if name != "__main__"]
+    """What workers need: the module of their work. The main script, which each of them imports, is light."""
+    return [name for name in (function.__module__,) if name != "__main__"]
 
 
 _WORK: tuple[Callable[..., Any], Any] | None = None

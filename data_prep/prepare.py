@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from megadeberta.config.data import TOKENIZER_FILE
+from megadeberta.config.set_files import TOKENIZER_FILE
 from megadeberta.data.index_layout import smallest_dtype
 from megadeberta.data.tokenizer import VocabularyTokenizer, load_tokenizer
 from megadeberta.data_prep.bad_lines import CorpusTally, Tally

@@ -5,6 +5,7 @@ Japanese, Thai, Lao, Khmer, Burmese, Tibetan) every character is one. Punctuatio
 are the same on every machine. U words, N runs.
 """
 
+import functools
 import hashlib
 import re
 import unicodedata
@@ -12,13 +13,17 @@ import unicodedata
 import numpy as np
 
 _UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-# Accents and vowel signs belong to their word, and are no letters to Python.
-_MARKS = "".join(chr(code) for code in range(0x300, 0x1C00) if unicodedata.category(chr(code))[0] == "M")
-_WORD = re.compile(
-    rf"[{_UNSPACED}\U00020000-\U0003ffff]|[^\W_{_UNSPACED}\U00020000-\U0003ffff](?:[^\W_{_UNSPACED}\U00020000-\U0003ffff]|[{_MARKS}])*"
-)
 _FACTOR = 0x9E3779B97F4A7C15
 _LARGEST_CACHE = 1 << 20
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    """Made by whoever needs it: it takes longer than many an import."""
+    # Accents and vowel signs belong to their word, and are no letters to Python.
+    marks = "".join(chr(code) for code in range(0x300, 0x1C00) if unicodedata.category(chr(code))[0] == "M")
+    letter = rf"[^\W_{_UNSPACED}\U00020000-\U0003ffff]"
+    return re.compile(rf"[{_UNSPACED}\U00020000-\U0003ffff]|{letter}(?:{letter}|[{marks}])*")
 
 
 class _WordHashes(dict[str, int]):
@@ -37,7 +42,7 @@ _HASHES = _WordHashes()
 
 def word_hashes(text: str) -> np.ndarray:
     """``[U]`` uint64, one per word of ``text``."""
-    return np.array([_HASHES[word] for word in _WORD.findall(text.casefold())], dtype=np.uint64)
+    return np.array([_HASHES[word] for word in _word().findall(text.casefold())], dtype=np.uint64)
 
 
 def run_hashes(words: np.ndarray, length: int) -> np.ndarray:

@@ -65,7 +65,7 @@ def compare(
 
 
 def _load(path: Path) -> "VocabularyTokenizer":
-    from megadeberta.config.data import TOKENIZER_FOLDER, tokenizer_in
+    from megadeberta.config.set_files import TOKENIZER_FOLDER, tokenizer_in
     from megadeberta.data.tokenizer import load_tokenizer
 
     prepared = tokenizer_in(path / TOKENIZER_FOLDER)

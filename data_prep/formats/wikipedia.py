@@ -4,8 +4,7 @@ import contextlib
 import html
 import re
 from collections.abc import Iterator
-from typing import BinaryIO
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING, BinaryIO
 
 from megadeberta.data_prep.bad_lines import Tally
 from megadeberta.data_prep.cleaning import clean
@@ -13,6 +12,9 @@ from megadeberta.data_prep.formats.base import Format, RowReport
 from megadeberta.data_prep.lines import BadLine, decode, read_lines, usable
 from megadeberta.data_prep.options import ReadOptions
 from megadeberta.errors import DataError
+
+if TYPE_CHECKING:
+    from xml.etree import ElementTree
 
 _ARTICLES = "0"
 """The name space of articles; talk pages, templates and categories have others."""
@@ -22,6 +24,8 @@ _DOC = re.compile(rb"<doc [^>]*>\s*")
 
 
 def _dump_texts(file: BinaryIO, options: ReadOptions, tally: Tally) -> Iterator[str]:
+    from xml.etree import ElementTree
+
     report = RowReport(tally)
     try:
         for page in _pages(file):
@@ -37,7 +41,9 @@ def _dump_texts(file: BinaryIO, options: ReadOptions, tally: Tally) -> Iterator[
         raise DataError(f"the XML is damaged ({error}); fetch the dump again") from error
 
 
-def _pages(file: BinaryIO) -> Iterator[ElementTree.Element]:
+def _pages(file: BinaryIO) -> "Iterator[ElementTree.Element]":
+    from xml.etree import ElementTree
+
     root: ElementTree.Element | None = None
     for event, element in ElementTree.iterparse(file, events=("start", "end")):
         if root is None:

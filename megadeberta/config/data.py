@@ -9,29 +9,11 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from megadeberta.config.blend import DataPath, SourceName, TrainSource
 from megadeberta.config.first_problem import hidden
 from megadeberta.config.section import Section
+from megadeberta.config.set_files import TOKENIZER_FOLDER, TRAIN_NAME, VALID_NAME, shard_exists, tokenizer_in
 from megadeberta.remote.path import as_path
 
-TOKENIZER_FILE, TOKENIZER_JSON = "spm.model", "tokenizer.json"
-"""The tokenizer in every folder that this package writes (of prepared data, of a checkpoint, of weights): a
-SentencePiece model, or any other kind. Where both are, as in a Hugging Face folder, the latter was made of the former.
-"""
-TRAIN_NAME, VALID_NAME = "train", "valid"
-"""Of the token files that `megadeberta prep` writes into its folder."""
-TOKENIZER_FOLDER = "tokenizer"
-"""Where in that folder the tokenizer is."""
 DEFAULT_CACHE_BYTES = 16 << 30
 _OF_FOLDER = ("train", "valid", "tokenizer")
-
-
-def tokenizer_name(content: bytes) -> str:
-    """What a tokenizer's file is called in such a folder."""
-    return TOKENIZER_JSON if content.lstrip()[:1] == b"{" else TOKENIZER_FILE
-
-
-def tokenizer_in(folder: Path) -> Path:
-    """The tokenizer of a folder that this package wrote; the path of a SentencePiece model where there is none."""
-    other = folder / TOKENIZER_JSON
-    return other if other.is_file() and not (folder / TOKENIZER_FILE).is_file() else folder / TOKENIZER_FILE
 
 
 def expand_folder(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,11 +42,6 @@ def expand_folder(section: Mapping[str, Any]) -> dict[str, Any]:
         "tokenizer": str(tokenizer_in(path / TOKENIZER_FOLDER)),
     }
     return values | found
-
-
-def shard_exists(prefix: Path) -> bool:
-    """Whether there is any file of a token file: what is missing of it is another question."""
-    return any(prefix.with_name(f"{prefix.name}.{suffix}").exists() for suffix in ("json", "idx", "bin"))
 
 
 def _how_many(value: Any) -> str:

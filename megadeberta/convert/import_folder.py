@@ -7,9 +7,9 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.config.set_files import TOKENIZER_FILE
 from megadeberta.convert.formats.places import folder_of
 from megadeberta.convert.formats.read_folder import ReportLine, read_hf_folder
 from megadeberta.convert.new_vocabulary import onto_vocabulary

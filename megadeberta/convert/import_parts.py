@@ -11,10 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from megadeberta.config.data import TOKENIZER_FILE
 from megadeberta.config.first_problem import first_problem
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig, RtdConfig, part_of
+from megadeberta.config.set_files import TOKENIZER_FILE
 from megadeberta.convert.formats.names import difference_names
 from megadeberta.convert.formats.places import folder_of
 from megadeberta.convert.formats.read_folder import ImportedModel, ReportLine, read_discriminator, read_hf_folder

@@ -13,8 +13,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from megadeberta.config.data import TOKENIZER_JSON, tokenizer_in
 from megadeberta.config.model import ModelConfig
+from megadeberta.config.set_files import TOKENIZER_JSON, tokenizer_in
 from megadeberta.convert.formats.config_json import MICROSOFT_CONFIG
 from megadeberta.convert.formats.family import ExportTarget, Family, ModelKind, OptIn
 from megadeberta.convert.formats.read_folder import ImportedModel, read_hf_folder

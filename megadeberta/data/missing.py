@@ -5,14 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from megadeberta.config.data import (
-    TOKENIZER_FOLDER,
-    TRAIN_NAME,
-    VALID_NAME,
-    DataConfig,
-    shard_exists,
-    tokenizer_in,
-)
+from megadeberta.config.data import DataConfig
+from megadeberta.config.set_files import TOKENIZER_FOLDER, TRAIN_NAME, VALID_NAME, shard_exists, tokenizer_in
 from megadeberta.data.shard_files import numbered, shard_file
 from megadeberta.data.shard_manifest import read_manifest
 from megadeberta.errors import DataError

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from megadeberta.config.data import TOKENIZER_FOLDER, TRAIN_NAME, VALID_NAME, shard_exists, tokenizer_in
+from megadeberta.config.set_files import TOKENIZER_FOLDER, TRAIN_NAME, VALID_NAME, shard_exists, tokenizer_in
 from megadeberta.data.check import vocabulary_size
 from megadeberta.data.shard_files import shard_file
 from megadeberta.data.shard_manifest import read_manifest

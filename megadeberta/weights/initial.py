@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from megadeberta.config.data import tokenizer_in
+from megadeberta.config.set_files import tokenizer_in
 from megadeberta.errors import CheckpointError
 from megadeberta.weights.shapes import compare_shapes
 from megadeberta.weights.tensor_file import SAFETENSORS

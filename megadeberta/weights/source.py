@@ -16,10 +16,10 @@ from megadeberta.checkpoint.content import CheckpointContent
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints, read_pointer
 from megadeberta.checkpoint.manifest import MANIFEST_NAME, Manifest
 from megadeberta.checkpoint.verify import verify_checkpoint
-from megadeberta.config.data import TOKENIZER_FILE, tokenizer_in
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig
 from megadeberta.config.section import Section
+from megadeberta.config.set_files import TOKENIZER_FILE, tokenizer_in
 from megadeberta.errors import CheckpointError, ConfigError
 from megadeberta.layers.heads import MlmHead
 from megadeberta.layers.layer import Layer

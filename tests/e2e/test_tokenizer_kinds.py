@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from megadeberta.config.data import tokenizer_in
+from megadeberta.config.set_files import tokenizer_in
 from megadeberta.data.indexed import TokenShard
 from megadeberta.data.tokenizer import load_tokenizer
 from tests.data_fixtures import SOTU, train_vocabulary

@@ -223,3 +223,12 @@ def test_nothing_shipped_prints() -> None:
 def test_no_module_is_a_grab_bag() -> None:
     grab_bags = {"utils", "util", "helpers", "misc", "common"}
     assert [str(path) for path in _shipped_files() if path.stem in grab_bags] == []
+
+
+def test_a_worker_of_prep_loads_neither_recipes_nor_the_command_line() -> None:
+    """Each set of workers loads this once: it is most of what a second worker costs."""
+    check = (
+        "import sys; import megadeberta.data_prep.work; print(sorted({'pydantic', 'typer', 'rich'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"

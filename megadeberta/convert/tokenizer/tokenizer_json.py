@@ -7,7 +7,7 @@ transformers' tokenizer class for these models throws the file's character map a
 import json
 from pathlib import Path
 
-from megadeberta.config.data import TOKENIZER_JSON
+from megadeberta.config.set_files import TOKENIZER_JSON
 from megadeberta.data.tokenizer import MASK, SPECIAL_PIECES, load_tokenizer
 
 TOKENIZER_CONFIG = "tokenizer_config.json"

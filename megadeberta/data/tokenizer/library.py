@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, processors
 
-from megadeberta.config.data import TOKENIZER_JSON
+from megadeberta.config.set_files import TOKENIZER_JSON
 from megadeberta.data.tokenizer.base import VocabularyTokenizer
 from megadeberta.data.tokenizer.pieces import MASK, PAD_ID, SPECIAL_PIECES, PieceKind
 from megadeberta.errors import DataError

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megadeberta.config.data import TOKENIZER_FILE, TOKENIZER_JSON
+from megadeberta.config.set_files import TOKENIZER_FILE, TOKENIZER_JSON
 from megadeberta.data.tokenizer.base import VocabularyTokenizer, check_expected
 from megadeberta.data.tokenizer.pieces import CLS_ID, SEP_ID
 from megadeberta.data.tokenizer.sentencepiece_model import SentencePieceTokenizer

@@ -12,7 +12,7 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
-from megadeberta.config.data import TOKENIZER_FILE
+from megadeberta.config.set_files import TOKENIZER_FILE
 from megadeberta.data.tokenizer.base import VocabularyTokenizer, check_expected
 from megadeberta.data.tokenizer.pieces import (
     CLS_ID,

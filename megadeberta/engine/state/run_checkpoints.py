@@ -14,9 +14,9 @@ from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
 from megadeberta.checkpoint.resume import ResumePoint, find_resumable
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.blend import BlendSegment
-from megadeberta.config.data import tokenizer_name
 from megadeberta.config.redact import redact
 from megadeberta.config.run import RunConfig
+from megadeberta.config.set_files import tokenizer_name
 from megadeberta.engine.device_name import device_name
 from megadeberta.engine.state.local_parameters import LocalParameter
 from megadeberta.engine.state.optimizer_state import OptimizerState

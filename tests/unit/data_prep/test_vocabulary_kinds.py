@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from megadeberta.config.data import tokenizer_in
+from megadeberta.config.set_files import tokenizer_in
 from megadeberta.data.indexed import TokenShard
 from megadeberta.data.tokenizer import VocabularyTokenizer, load_tokenizer
 from megadeberta.data_prep.library_vocabulary import covering_characters
