@@ -13,35 +13,52 @@ from rich.text import Text
 
 from megadeberta.config.plugins import PluginOption
 from megadeberta.config.waiting import Waiting
+from megadeberta.errors import ConfigError
+
+Weights = Annotated[
+    Path,
+    typer.Argument(
+        help="training.output_dir, one step-N folder, an imported folder, an export, or a DeBERTa of transformers "
+        "(folder, file or OWNER/MODEL); with --blimp any masked model of transformers",
+        show_default=False,
+    ),
+]
+Data = Annotated[Path | None, typer.Option(help="Prefix of a token file; default: the validation data of the run")]
+TextFile = Annotated[
+    Path | None, typer.Option(help="UTF-8 file: its perplexity, left to right and by masking each token in turn")
+]
+Blimp = Annotated[
+    Path | None, typer.Option(help="BLiMP's pairs of sentences (.jsonl, .jsonl.gz or a folder): the accuracy on them")
+]
+PairLimit = Annotated[
+    int | None, typer.Option("--pairs", min=1, help="The first of each paradigm of --blimp; default: all")
+]
+Sequences = Annotated[int, typer.Option(min=1, help="At most this many sequences of it")]
+Length = Annotated[int | None, typer.Option(help="Tokens per sequence; default: as in training", show_default=False)]
+BatchSize = Annotated[int, typer.Option(min=1, help="Sequences at a time")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
 
 
 def evaluate(
-    path: Annotated[
-        Path,
-        typer.Argument(
-            help="training.output_dir, one step-N folder, an imported folder, an export, or a DeBERTa of transformers "
-            "(folder, file or OWNER/MODEL)",
-            show_default=False,
-        ),
-    ],
-    data: Annotated[
-        Path | None, typer.Option(help="Prefix of a token file; default: the validation data of the run")
-    ] = None,
-    text: Annotated[
-        Path | None, typer.Option(help="UTF-8 file: its perplexity, left to right and by masking each token in turn")
-    ] = None,
-    sequences: Annotated[int, typer.Option(min=1, help="At most this many sequences of it")] = 512,
-    length: Annotated[
-        int | None, typer.Option(help="Tokens per sequence; default: as in training", show_default=False)
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time")] = 16,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
+    path: Weights,
+    data: Data = None,
+    text: TextFile = None,
+    blimp: Blimp = None,
+    pairs: PairLimit = None,
+    sequences: Sequences = 512,
+    length: Length = None,
+    batch_size: BatchSize = 16,
+    as_json: AsJson = False,
     plugin: PluginOption = None,
 ) -> None:
     """Score weights: token losses by mask kind, replaced tokens, perplexity of a text, as applicable to the objective.
 
     Example: megadeberta evaluate runs/quickstart --sequences 256
     """
+    if blimp is not None:
+        if data is not None or text is not None:
+            raise ConfigError("--blimp is scored alone; leave --data and --text to a second command")
+        return _score_pairs(path, blimp, most=pairs, batch_size=batch_size, as_json=as_json)
     with Waiting("loading torch"):
         from megadeberta.convert.any_model import load_model
         from megadeberta.evaluate.run import score
@@ -53,8 +70,31 @@ def evaluate(
         typer.echo(
             json.dumps({"weights": str(source.folder), "step": source.run.get("step"), "scores": known}, indent=2)
         )
+        return None
+    return _show(scores, f"{source.folder}" + (f", step {source.run['step']:,}" if source.run else ""))
+
+
+def _score_pairs(path: Path, blimp: Path, *, most: int | None, batch_size: int, as_json: bool) -> None:
+    with Waiting("loading torch"):
+        from megadeberta.evaluate.minimal_pairs import read_pairs, score_pairs
+        from megadeberta.evaluate.token_models import open_token_model
+
+    pairs = read_pairs(blimp, most=most)
+    with Waiting(f"scoring {len(pairs)} pairs"):
+        model, weights, step = open_token_model(path)
+        found = score_pairs(model, pairs, batch_size=batch_size)
+    if as_json:
+        typer.echo(json.dumps({"weights": weights, "step": step, "blimp": vars(found)}, indent=2))
         return
-    _show(scores, f"{source.folder}" + (f", step {source.run['step']:,}" if source.run else ""))
+    typer.echo(weights + (f", step {step:,}" if step is not None else ""))
+    table = Table("BLiMP", "accuracy")
+    table.columns[1].justify = "right"
+    for group in (found.paradigms, found.phenomena, found.fields):
+        for name, value in group.items():
+            table.add_row(Text(name.replace("_", " ")), f"{value:.3f}")
+        table.add_section()
+    table.add_row(f"all {found.pairs:,} pairs", f"{found.accuracy:.3f} ± {found.interval:.3f}")
+    Console().print(table)
 
 
 def _show(scores: Mapping[str, float], title: str) -> None:
