@@ -75,8 +75,8 @@ gpu: ## everything about a GPU in under nine minutes: times, profile, goals; ins
 test: $(TEST_STAMP) ## the default tests, minutes on two cores
 	$(BIN)/python -m pytest -q -m 'not campaign' -n logical --maxprocesses 8 --dist worksteal
 
-test-faults: $(TEST_STAMP) ## the long fault campaigns: kill -9, snapshots, bit flips
-	$(BIN)/python -m pytest -q -m campaign
+test-faults: $(TEST_STAMP) ## every bar of reliability as a table, resumable; BARS="R1 R2" for some, hours for all
+	$(BIN)/python -m tests.faults $(BARS)
 
 test-layouts: $(TEST_STAMP) ## every layout against one process, hours; LAYOUTS="--variant v3 --every 10" for a part
 	$(BIN)/python -m tests.distributed.layout_matrix $(LAYOUTS)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from megadeberta.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
-from megadeberta.launcher.relay import Relay
+from megadeberta.launcher.relay import Relay, write_line
 from megadeberta.launcher.signals import SignalInbox, listening
 from megadeberta.launcher.verdict import RankExit, Verdict, judge
 from megadeberta.launcher.watch import Supervised, Watch
@@ -213,8 +213,7 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _say(line: str) -> None:
-    with suppress(OSError):
-        os.write(_STDERR, f"{line}\n".encode())
+    write_line(_STDERR, f"{line}\n".encode())
 
 
 def _kill_group(leader: int) -> None:

@@ -1,6 +1,7 @@
 """Pass the ranks' output on, line by line: ``[rank k] `` before other ranks' lines, errors held back for the end."""
 
 import os
+import select
 import selectors
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from megadeberta.launcher.verdict import ERROR_PREFIX
 _READ_SIZE = 65_536
 _LONGEST_LINE = 1 << 20
 _STDERR = 2
+_UNREAD_SECONDS = 3.0
 
 
 @dataclass
@@ -82,12 +84,26 @@ class Relay:
             return
         # A rank's own log lines carry the prefix already.
         prefix = b"" if stream.rank == 0 or line.startswith(b"[rank ") else f"[rank {stream.rank}] ".encode()
-        _write_all(stream.target, prefix + line + b"\n")
+        write_line(stream.target, prefix + line + b"\n")
 
 
-def _write_all(target: int, data: bytes) -> None:
+_unread: set[int] = set()
+"""Descriptors whose reader has not read for a while."""
+
+
+def write_line(target: int, data: bytes) -> None:
+    """Write to a descriptor whose reader may be gone or asleep: what it does not take within seconds is dropped.
+
+    Training goes on, and signals are heard, although nobody reads: a pager at its first page, a stopped terminal.
+    """
     while data:
         try:
-            data = data[os.write(target, data) :]
-        except OSError:
+            patience = 0.0 if target in _unread else _UNREAD_SECONDS
+            if not select.select([], [target], [], patience)[1]:
+                _unread.add(target)
+                return
+            _unread.discard(target)
+            # A pipe that can be written to takes that much without blocking.
+            data = data[os.write(target, data[: select.PIPE_BUF]) :]
+        except (OSError, ValueError):
             return

@@ -34,6 +34,7 @@ from megadeberta.launcher.hosts.pdsh import (
     ssh_environment,
 )
 from megadeberta.launcher.hosts.verdict import HostExit, judge_hosts
+from megadeberta.launcher.relay import write_line
 from megadeberta.launcher.signals import SignalInbox, listening
 from megadeberta.launcher.verdict import Verdict
 from megadeberta.launcher.watch import Supervised, Watch
@@ -208,8 +209,7 @@ class _HostsJob:
             return
         ended = parse_exit(text)
         if ended is None or ended[0] not in self._labels:
-            with suppress(OSError):
-                os.write(2, line + b"\n")
+            write_line(2, line + b"\n")
             return
         host, code = self._labels[ended[0]], ended[1]
         self._exits.append(HostExit(host, code, ended_by_launcher=host in self._ended_by_us))
@@ -301,8 +301,7 @@ def _start(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.Pop
 
 
 def _say(line: str) -> None:
-    with suppress(OSError):
-        os.write(2, f"{line}\n".encode())
+    write_line(2, f"{line}\n".encode())
 
 
 def _kill_group(leader: int) -> None:

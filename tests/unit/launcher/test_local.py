@@ -214,6 +214,24 @@ def test_closed_output_does_not_stop_the_ranks(tmp_path: Path) -> None:
     assert (tmp_path / "done.1").exists()
 
 
+def test_output_that_nobody_reads_stops_neither_ranks_nor_signals(tmp_path: Path) -> None:
+    program = """
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+for line in range(4000):
+    print("a line of output " * 8, file=sys.stderr, flush=True)
+note("ready")
+while not told:
+    time.sleep(0.01)
+sys.exit(75)
+"""
+    job = _launch(tmp_path, 2, program)
+    _wait_for(*(tmp_path / f"ready.{rank}" for rank in range(2)))
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=20) == EXIT_PREEMPTED
+    job.communicate()
+
+
 def test_exit_codes_are_seen_although_the_parent_ignores_its_children(tmp_path: Path) -> None:
     ignoring = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n" + LAUNCH
     command = [sys.executable, "-c", ignoring, "2", PREAMBLE + "sys.exit(rank * 7)"]
