@@ -12,6 +12,7 @@ from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.layers.objectives import list_layers
 from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm
+from megadeberta.model.compiled_layers import select_compile
 from megadeberta.model.whole import WholeModel
 from megadeberta.ops.recycled_buffer import RecycledBuffer
 
@@ -28,6 +29,7 @@ def kept_bytes(
     length: int = LENGTH,
     recompute: bool = False,
     selective: bool = False,
+    compiled: bool = False,
     shard: Callable[[WholeModel], None] = lambda _: None,
 ) -> int:
     """Of one training pass in fp32 with all targets filled.
@@ -42,6 +44,8 @@ def kept_bytes(
     select_attention(whole, backend, torch.device("cpu"))
     select_residual_norm(whole, "auto", torch.device("cpu"), attention=backend)
     select_recompute(whole, selective)
+    if compiled:
+        select_compile(whole, "layers", torch.device("cpu"))
     whole.train()
     inputs = _inputs(model, batch, length, targets)
     # A buffer that is taken again is not allocated again.

@@ -51,9 +51,13 @@ class EncoderLayer(Layer, kind="layer"):
         """Per token: projections, feed-forward, content scores and values, position scores; and the convolution."""
         model = self.model
         token = key_products(model) + query_products(model, batch.length) + key_position_products(model, batch.length)
-        if self.convolution:
-            token += model.conv_kernel_size * model.hidden_size**2 // model.conv_groups
-        return batch.tokens * token
+        return batch.tokens * token + self.whole_multiply_adds(batch)
+
+    def whole_multiply_adds(self, batch: MicroBatch) -> float:
+        """The convolution."""
+        model = self.model
+        per_token = model.conv_kernel_size * model.hidden_size**2 // model.conv_groups
+        return batch.tokens * per_token if self.convolution else 0
 
     def table_multiply_adds(self, batch: MicroBatch) -> float:
         """The projections of the relative table."""
@@ -64,6 +68,9 @@ class EncoderLayer(Layer, kind="layer"):
         model, own = self.model, batch.own_tokens
         kept = self.checkpointed_bytes(batch) + positions_kept(model, batch) + keys_kept(model, batch)
         kept += stream_kept(model, batch, batch.length, own=own)
+        if batch.compiled:
+            # torch.compile keeps what the second linear map reads too, where our code recomputes the gelu.
+            kept += batch.tokens * model.intermediate_size // batch.tensor * batch.element_bytes
         if self.convolution:
             # Input of the gelu and of the LayerNorm; the output of layer 0 is not the input of layer 1 any more.
             vectors = 3 if batch.sequence_parallel else 2  # its own input is gathered then

@@ -46,6 +46,10 @@ class MlmHead(Layer, kind="mlm_head"):
         """The dense layer and the projection onto the vocabulary or the classes."""
         return rows * self.model.embedding_width * (self.model.hidden_size + self.model.vocab_size)
 
+    def whole_multiply_adds(self, batch: MicroBatch) -> float:
+        """The dense layer."""
+        return batch.rows * self.model.embedding_width * self.model.hidden_size
+
     def kept_bytes(self, batch: MicroBatch) -> int:
         """Four vectors per target row."""
         model = self.model

@@ -132,6 +132,17 @@ class Layer:
         products = self.multiply_adds(batch, rows=batch.rows) + self.table_multiply_adds(batch)
         return passes * (products + self.repeated_multiply_adds(batch)) + self.extra_operations(batch)
 
+    def whole_multiply_adds(self, batch: MicroBatch) -> float:
+        """Those of ``multiply_adds`` that every tensor-parallel rank computes whole: all, if nothing is cut."""
+        return 0.0 if self.cuts else self.multiply_adds(batch, rows=batch.rows)
+
+    def rank_operations(self, batch: MicroBatch) -> float:
+        """``operations`` of one of ``batch.tensor`` ranks, which repeat ``whole_multiply_adds``."""
+        repeats = self.is_encoder and batch.activation_checkpointing
+        passes = TRAINING_OPERATIONS + (FORWARD_OPERATIONS if repeats else 0)
+        repeated = passes * self.whole_multiply_adds(batch) * (batch.tensor - 1)
+        return (self.operations(batch) + repeated) / batch.tensor
+
     def kept_bytes(self, batch: MicroBatch) -> int:
         """What autograd keeps for the backward pass, without logits over the vocabulary."""
         return 0

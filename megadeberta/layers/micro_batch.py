@@ -36,6 +36,8 @@ class MicroBatch:
     """Encoder layers keep only their input and run forward twice."""
     selective_recompute: bool = False
     """Queries, keys, values and the input of the gelu are recomputed in the backward pass."""
+    compiled: bool = False
+    """Encoder layers run as programs of torch.compile (``training.compile``)."""
     targets: tuple[int, ...] | None = None
     """Rows that the decoder over the vocabulary computes for each of its losses. None = every slot, as on a GPU; on a
     CPU only the filled ones are computed."""

@@ -29,6 +29,7 @@ def micro_batch_of(config: RunConfig, *, attention: str = "reference") -> MicroB
         sequence_parallel=parallel.sequence_parallel and parallel.tensor > 1,
         activation_checkpointing=parallel.activation_checkpointing,
         selective_recompute=config.training.selective_recompute,
+        compiled=config.training.compile == "layers",
     )
 
 

@@ -1,5 +1,6 @@
 """A search as tables for people and as plain values for programs."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,38 +9,46 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from megadeberta.config.run import RunConfig
 from megadeberta.config.terminal import fitting_table
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, memory_of_stages
+from megadeberta.plan.run_cost import RunCost
 from megadeberta.plan.search import CLOSE, Candidate, Search
 from megadeberta.plan.stages import Recipe, count_local
 
 _GIB, _GB = 2**30, 10**9
 
 
-def layouts_table(candidates: Sequence[Candidate], console: Console) -> Table:
-    """One row a layout; memory by what it is for and traffic by degree, where there is room for them."""
+def layouts_table(candidates: Sequence[Candidate], steps: int, console: Console) -> Table:
+    """One row per layout; memory by what it is for and traffic by degree, where there is room for them.
+
+    Args:
+        steps: of a run, for its days.
+    """
     names = ("t x p x d", "ZeRO", "micro x acc", "with")
+    short = ("t x p x d", "Z", "micro x acc", "with")
     memory = ("params", "grads", "optim", "activ", "logits", "other")
     return fitting_table(
         console,
-        [_layout_row(candidate) for candidate in candidates],
+        [_layout_row(candidate, steps) for candidate in candidates],
         choices=[
+            (*names, "GiB", *memory, "bubble", "TP", "PP", "DP", "step", "days"),
             (*names, "GiB", *memory, "bubble", "TP", "PP", "DP", "step"),
-            (*names, "GiB", "optim", "activ", "bubble", "TP", "PP", "DP", "step"),
-            (*names, "GiB", "bubble", "step"),
+            (*names, "GiB", "optim", "activ", "bubble", "TP", "PP", "DP", "step", "days"),
+            (*names, "GiB", "bubble", "step", "days"),
+            (*short, "GiB", "step", "days"),
+            ("t x p x d", "Z", "micro x acc", "GiB", "step"),
         ],
         text=names,
         title="GiB of the fullest rank; bubble of the pipeline; GB that a rank sends in a step (TP, PP, DP); "
-        "estimated seconds",
+        "estimated seconds per step; days of all steps",
         caption="t x p x d: tensor x pipeline x data; seq: sequence parallel; ckpt: activation checkpointing",
         dim=[number for number, candidate in enumerate(candidates) if not candidate.fits],
     )
 
 
-def _layout_row(candidate: Candidate) -> dict[str, str]:
+def _layout_row(candidate: Candidate, steps: int) -> dict[str, str]:
     layout, memory, sent = candidate.layout, candidate.memory, candidate.traffic
     sizes = {
         "GiB": memory.device,
@@ -54,12 +63,14 @@ def _layout_row(candidate: Candidate) -> dict[str, str]:
     return {
         "t x p x d": f"{layout.tensor} x {layout.pipeline} x {layout.data}",
         "ZeRO": str(layout.zero_stage),
+        "Z": str(layout.zero_stage),
         "micro x acc": f"{layout.micro_batch} x {layout.accumulation}",
         "with": _options(layout, short=True),
         **{name: gib(size) for name, size in sizes.items()},
         "bubble": f"{layout.bubble:.0%}",
-        **{name: f"{size / _GB:.2f}" for name, size in traffic.items()},
-        "step": f"{candidate.time.total:.2f}",
+        **{name: short_seconds(size / _GB) for name, size in traffic.items()},
+        "step": short_seconds(candidate.time.total),
+        "days": short_seconds(candidate.time.total * steps / 86400),
     }
 
 
@@ -116,7 +127,10 @@ def reason(search: Search, cluster: Cluster) -> str:
     if chosen is None:
         return _what_is_missing(search.nearest, cluster)
     fastest = search.fitting[0]
-    words = [f"{chosen.time.total:.2f} s a step and {gib(chosen.memory.device)} of {gib(cluster.usable_bytes)} GiB"]
+    words = [
+        f"{short_seconds(chosen.time.total)} s a step and {gib(chosen.memory.device)} of "
+        f"{gib(cluster.usable_bytes)} GiB"
+    ]
     if chosen is fastest:
         words.append(f"the fastest of {len(search.fitting)} layouts that fit")
     else:
@@ -124,12 +138,23 @@ def reason(search: Search, cluster: Cluster) -> str:
             f"within {CLOSE - 1:.0%} of the fastest of {len(search.fitting)} layouts that fit "
             f"({describe_layout(fastest.layout)}), and the simplest of those"
         )
-    largest = max(("bubble", "tensor", "data"), key=lambda name: getattr(chosen.time, name))
-    lost = getattr(chosen.time, largest)
-    if lost > 0.02 * chosen.time.total:
-        names = {"bubble": "the pipeline's bubble", "tensor": "tensor parallelism", "data": "reducing gradients"}
-        words.append(f"{names[largest]} takes {lost / chosen.time.total:.0%} of the step")
+    words += _largest_loss(chosen)
     return "; ".join(words)
+
+
+def _largest_loss(chosen: Candidate) -> list[str]:
+    """What takes most of the step besides computation, if that is much."""
+    names = {
+        "host": "waiting for the host (a larger batch, fewer GPUs or training.compile would help)",
+        "bubble": "the pipeline's bubble",
+        "tensor": "tensor parallelism",
+        "pipeline": "sending between stages",
+        "data": "reducing gradients",
+        "offload": "the offloaded optimizer",
+    }
+    largest = max(names, key=lambda name: getattr(chosen.time, name))
+    fraction = getattr(chosen.time, largest) / chosen.time.total
+    return [f"{names[largest]} takes {fraction:.0%} of the step"] if fraction > 0.02 else []
 
 
 def launch_command(recipe: str, overrides: Sequence[str], cluster: Cluster) -> str:
@@ -148,19 +173,34 @@ def describe_layout(layout: Layout) -> str:
     )
 
 
-def search_values(search: Search, config: RunConfig, cluster: Cluster, *, recipe: str) -> dict[str, Any]:
-    """Everything, for ``--json``."""
+def search_values(
+    search: Search, cluster: Cluster, *, recipe: str, overrides: Sequence[str], cost: RunCost | None
+) -> dict[str, Any]:
+    """Everything, for ``--json``.
+
+    Args:
+        overrides: that turn the recipe into the recommended layout.
+        cost: of a run in that layout.
+    """
     chosen = search.recommended
-    overrides = [] if chosen is None else chosen.layout.overrides(config)
     return {
         "recipe": recipe,
         "cluster": asdict(cluster),
         "layouts": [candidate_values(candidate) for candidate in search.candidates],
         "refused": list(search.refused),
         "recommended": None if chosen is None else candidate_values(chosen),
+        "run": None if cost is None else _cost_values(cost),
         "reason": reason(search, cluster),
-        "overrides": overrides,
+        "overrides": list(overrides),
         "command": None if chosen is None else launch_command(recipe, overrides, cluster),
+    }
+
+
+def _cost_values(cost: RunCost) -> dict[str, Any]:
+    days = cost.days_with_failures
+    return asdict(cost) | {
+        "days_with_failures": days if math.isfinite(days) else None,
+        "gpu_hours": cost.gpu_hours if math.isfinite(days) else None,
     }
 
 
@@ -179,6 +219,11 @@ def candidate_values(candidate: Candidate) -> dict[str, Any]:
 def memory_values(memory: RankMemory) -> dict[str, int]:
     """Bytes by name, and their sum on the device."""
     return asdict(memory) | {"device": memory.device}
+
+
+def short_seconds(value: float) -> str:
+    """Seconds, days or GB with three digits, at most five characters below 100 000: ``0.143``, ``14.3``, ``1430``."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}" if value >= 0.01 else f"{value:.2f}"
 
 
 def gib(size: float) -> str:

@@ -8,6 +8,8 @@ from megadeberta.errors import ConfigError, ParallelError
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages
+from megadeberta.plan.possible import divisors, why_impossible
+from megadeberta.plan.rates import Assumptions
 from megadeberta.plan.stages import Recipe
 from megadeberta.plan.timing import StepTime, step_time
 from megadeberta.plan.traffic import StepTraffic, traffic_of_stages
@@ -42,7 +44,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Search:
-    """All candidates, fastest first, one micro batch for each: the fastest that fits, or the smallest."""
+    """All candidates, fastest first, with one micro batch each: of those that fit and are about as fast as the fastest,
+    the smallest; or if none fits, the smallest."""
 
     candidates: tuple[Candidate, ...]
     refused: tuple[str, ...]
@@ -68,7 +71,9 @@ class Search:
         return min(self.candidates, key=lambda candidate: candidate.memory.device)
 
 
-def search_layouts(config: RunConfig, cluster: Cluster, attention: str, *, source: str) -> Search:
+def search_layouts(
+    config: RunConfig, cluster: Cluster, attention: str, *, source: str, assumed: Assumptions = Assumptions()
+) -> Search:
     """Try every layout that divides the cluster.
 
     Raises:
@@ -79,30 +84,34 @@ def search_layouts(config: RunConfig, cluster: Cluster, attention: str, *, sourc
     for family in _families(config, cluster):
         layouts = list(_micro_batches(family, config.engine.global_batch))
         try:
-            candidate = _best(recipe, layouts, cluster, attention, source=source)
+            candidate = _best(recipe, layouts, cluster, attention, source=source, assumed=assumed)
         except (ConfigError, ParallelError) as error:
             refused.append(str(error))
             continue
         if candidate is not None:
             found.append(candidate)
     if not found:
-        reason = refused[0] if refused else f"no data-parallel degree divides train_batch_size on {cluster.world_size}"
+        reason = why_impossible(config, cluster, refused)
         raise ConfigError(f"{source}: no layout is possible on {cluster.world_size} ranks: {reason}")
     found.sort(key=lambda candidate: (candidate.time.total, candidate.complexity))
     return Search(tuple(found), tuple(dict.fromkeys(refused)))
 
 
-def as_it_is(config: RunConfig, cluster: Cluster, attention: str, *, source: str) -> Candidate:
+def as_it_is(
+    config: RunConfig, cluster: Cluster, attention: str, *, source: str, assumed: Assumptions = Assumptions()
+) -> Candidate:
     """The layout that the recipe asks for itself.
 
     Raises:
         ConfigError: it cannot run on this many ranks.
     """
     algebra, topology = validate_run(config, world_size=cluster.world_size, source=source)
-    return assess(Recipe(config), Layout.of_run(config, algebra, topology), cluster, attention)
+    return assess(Recipe(config), Layout.of_run(config, algebra, topology), cluster, attention, assumed)
 
 
-def assess(recipe: Recipe, layout: Layout, cluster: Cluster, attention: str) -> Candidate:
+def assess(
+    recipe: Recipe, layout: Layout, cluster: Cluster, attention: str, assumed: Assumptions = Assumptions()
+) -> Candidate:
     """Memory, traffic and time of one layout."""
     memory = fullest(memory_of_stages(recipe, layout, attention))
     traffic = traffic_of_stages(recipe, layout, layout.micro_batch_of(recipe.config))
@@ -110,31 +119,41 @@ def assess(recipe: Recipe, layout: Layout, cluster: Cluster, attention: str) -> 
         layout,
         memory,
         max(traffic, key=lambda sent: sent.total),
-        step_time(layout, cluster, recipe.stages(layout), traffic),
+        step_time(recipe, layout, cluster, traffic, assumed),
         fits=memory.device <= cluster.usable_bytes,
     )
 
 
 def _best(
-    recipe: Recipe, layouts: Sequence[Layout], cluster: Cluster, attention: str, *, source: str
+    recipe: Recipe,
+    layouts: Sequence[Layout],
+    cluster: Cluster,
+    attention: str,
+    *,
+    source: str,
+    assumed: Assumptions,
 ) -> Candidate | None:
-    """The fastest that fits of layouts with rising micro batches; the first if none fits."""
+    """Of layouts with rising micro batches the first that fits and is about as fast as the fastest that fits; the first
+    of all if none fits."""
     tried: list[Candidate] = []
     for layout in layouts:
         if not tried:  # what may be refused does not depend on the micro batch
             validate_run(layout.applied_to(recipe.config), world_size=cluster.world_size, source=source)
-        tried.append(assess(recipe, layout, cluster, attention))
+        tried.append(assess(recipe, layout, cluster, attention, assumed))
         if not tried[-1].fits:
             break
     fitting = [candidate for candidate in tried if candidate.fits]
-    return min(fitting, key=lambda candidate: candidate.time.total) if fitting else next(iter(tried), None)
+    if not fitting:
+        return next(iter(tried), None)
+    fastest = min(candidate.time.total for candidate in fitting)
+    return next(candidate for candidate in fitting if candidate.time.total <= CLOSE * fastest)
 
 
 def _families(config: RunConfig, cluster: Cluster) -> Iterator[Layout]:
     """Layouts with a micro batch of one."""
     world = cluster.world_size
-    for tensor in _divisors(config.model.num_attention_heads):
-        for pipeline in _divisors(world):
+    for tensor in divisors(config.model.num_attention_heads):
+        for pipeline in divisors(world):
             if world % (tensor * pipeline) or cluster.gpus % tensor:  # a tensor group stays inside one node
                 continue
             plain = Layout(tensor, pipeline, world // (tensor * pipeline), 1, 1, 1)
@@ -154,9 +173,5 @@ def _micro_batches(family: Layout, global_batch: int) -> Iterator[Layout]:
     share, rest = divmod(global_batch, family.data)
     if rest:
         return
-    for size in _divisors(share):
+    for size in divisors(share):
         yield replace(family, micro_batch=size, accumulation=share // size)
-
-
-def _divisors(number: int) -> Sequence[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]

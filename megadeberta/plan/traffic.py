@@ -21,6 +21,8 @@ class StepTraffic:
     tensor: int
     pipeline: int
     data: int
+    gathered: int = 0
+    """Of ``data``, the parameters that ZeRO 1 and 2 gather after the update."""
 
     @property
     def total(self) -> int:
@@ -53,6 +55,7 @@ def traffic_of_stages(recipe: Recipe, layout: Layout, batch: MicroBatch) -> list
                 # The hidden state forwards or its gradient back to each neighbour; gradients of copied tables once.
                 pipeline=hidden * neighbours * layout.accumulation + 2 * copied * batch.element_bytes,
                 data=round(zero_bytes(count, layout, recipe.settings(layout))),
+                gathered=round(gathered_bytes(count, layout, recipe.settings(layout))),
             )
         )
     return found
@@ -76,6 +79,13 @@ def zero_bytes(count: int, layout: Layout, settings: EngineSettings) -> float:
     reuse = settings.max_reuse_distance // 2
     again = gather * max(0.0, 1 - reuse / max(1, count))
     return (gather + again + ring_all_gather(gradients, ranks)) * layout.accumulation
+
+
+def gathered_bytes(count: int, layout: Layout, settings: EngineSettings) -> float:
+    """Those of ``zero_bytes`` that ZeRO 1 and 2 send after the update: the new parameters."""
+    if settings.zero_stage not in (1, 2):
+        return 0.0
+    return ring_all_gather(count * settings.element_bytes, layout.data)
 
 
 def tensor_bytes(stage: StagePlan, batch: MicroBatch) -> float:

@@ -36,7 +36,7 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.rank": CONFIG,
     "megadeberta.doctor": CONFIG | {"megadeberta.rank", BACKENDS, "megadeberta.ops"},
     "megadeberta.preflight": LAYERS | {f"megadeberta.{room}" for room in ("data", "rank", "checkpoint")},
-    "megadeberta.plan": LAYERS | {f"megadeberta.{room}" for room in ("preflight", "rank")},
+    "megadeberta.plan": LAYERS | {f"megadeberta.{room}" for room in ("preflight", "rank", "observability")},
     "megadeberta.engine": LAYERS | {"megadeberta.batch", "megadeberta.checkpoint"},
     "megadeberta.weights": LAYERS | {"megadeberta.model", "megadeberta.data", "megadeberta.checkpoint"},
     "megadeberta.convert": LAYERS

@@ -1,6 +1,7 @@
 """``megadeberta plan`` on the command line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,11 @@ def test_json_holds_every_layout_and_the_stages() -> None:
     chosen = values["recommended"]
     assert chosen in values["layouts"]
     assert chosen["memory"]["device"] <= 74.2 * 2**30
-    assert sum(
-        chosen["seconds"][name] for name in ("compute", "tensor", "bubble", "pipeline", "data")
-    ) == pytest.approx(chosen["seconds"]["total"])
+    seconds = chosen["seconds"]
+    assert sum(value for name, value in seconds.items() if name != "total") == pytest.approx(seconds["total"])
+    assert set(seconds) == {"compute", "host", "tensor", "bubble", "pipeline", "data", "offload", "total"}
+    assert values["run"]["days"] > 0
+    assert values["overrides"][0] == set_stages[1]
     own = [stage["parameters"] for stage in values["stages"]]
     assert len(own) == chosen["layout"]["pipeline"]
     assert sum(own) >= 1_567_828_068  # copies of the tied tables come on top
@@ -67,3 +70,42 @@ def test_a_reserve_of_all_memory_is_refused() -> None:
 def test_ranks_without_dry_run_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"--ranks 2 goes with --dry-run; `megadeberta launch .*--ranks 2`"):
         CliRunner().invoke(app, ["train", LARGE, "--ranks", "2"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("nodes", [4, 128])
+def test_no_column_is_cut_and_a_row_is_whole_in_a_narrow_terminal(columns: int, nodes: int) -> None:
+    wide = ("--set", "model.hidden_size=4096", "--set", "model.num_attention_heads=64")
+    done = CliRunner().invoke(
+        app,
+        ["plan", BIG, "--nodes", str(nodes), "--gpus", "8", "--gpu", "h100", "--limit", "40", *wide],
+        env={"COLUMNS": str(columns)},
+    )
+    assert done.exit_code == 0, done.output
+    *table, _command = done.output.splitlines()
+    assert all(len(line) <= columns for line in table)
+    assert "…" not in done.output
+    head = next(line for line in table if line.split()[:1] == ["t"])
+    seconds = head.split().index("step") - len(head.split())
+    rows = [line for line in table if re.match(r" *\d+ x \d+ x \d+ +[0-3] +\d+ x \d+ ", line)]
+    assert len(rows) == 40
+    assert all(float(row.split()[seconds]) > 0 for row in rows)
+
+
+def test_the_gpu_fills_in_memory_rates_and_peak_and_options_win() -> None:
+    values = json.loads(_plan(LARGE, "--gpus", "8", "--gpu", "a100-40", "--tflops", "99", "--json"))
+    assert values["cluster"]["memory_gib"] == 40
+    assert (values["cluster"]["tflops"], values["cluster"]["peak_tflops"]) == (99, 312)
+    assert 0 < values["run"]["mfu"] < 1
+
+
+def test_the_command_asks_for_what_was_planned_with() -> None:
+    text = _plan(LARGE, "--gpus", "8", "--gpu", "h100", "--overlap", "data", "--set", "training.steps=50000")
+    assert "attention triton (auto takes it if its trial passes)" in text
+    assert "a run: " in text
+    assert "--set training.steps=50000 --set deepspeed.zero_optimization.overlap_comm=true" in text
+
+
+def test_neither_gpu_nor_memory_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"needs --gpu TYPE \(v100-16, .*\) or --memory GIB"):
+        CliRunner().invoke(app, ["plan", LARGE, "--gpus", "8"], catch_exceptions=False)

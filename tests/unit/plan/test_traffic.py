@@ -101,4 +101,3 @@ def test_rings_that_leave_a_node_have_the_links_of_their_members() -> None:
     assert cluster.group_bandwidth(size=32, stride=1) == 300e9  # eight links of 40 are more than 300
     assert cluster.group_bandwidth(size=8, stride=4) == 80e9
     assert cluster.group_bandwidth(size=4, stride=8) == 40e9
-    assert (cluster.neighbour_bandwidth(4), cluster.neighbour_bandwidth(8)) == (300e9, 40e9)
