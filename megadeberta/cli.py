@@ -37,6 +37,7 @@ COMMANDS = {
     "recipes": (TRAINING, "megadeberta.config.cli", "recipes"),
     "launch": (TRAINING, "megadeberta.launcher.cli", "launch"),
     "train": (TRAINING, "megadeberta.train_cli", "train"),
+    "cooldown": (TRAINING, "megadeberta.stages.cli", "cooldown"),
     "report": (TRAINING, "megadeberta.observability.cli", "report"),
     "plan": (TRAINING, "megadeberta.plan.cli", "plan"),
     "kernels": (TRAINING, "megadeberta.model.kernel_choice.cli", "kernels"),

@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 
 from megadeberta.assembly import assemble
 from megadeberta.checkpoint.lock import SharedOutputLock
-from megadeberta.checkpoint.manifest import RunRecord
+from megadeberta.checkpoint.manifest import Origin, RunRecord
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.run import RunConfig
 from megadeberta.config.training import OptimizerConfig, ScheduleConfig
@@ -107,7 +107,7 @@ class _Run:
         )
         with Waiting("looking for a checkpoint, reading it", quiet=self._quiet):
             self.done = self.checkpoints.resume()  # optimizer steps done
-        if self.checkpoints.resumed is None:
+        if self.checkpoints.begins:
             self._refuse_lost_checkpoints(TorchCollectives(device))
         self.journal = self._open_journal(ranks, device)
         if ranks.rank == 0:
@@ -121,7 +121,8 @@ class _Run:
         """Stop where the log says that there must be a checkpoint and none is there: starting anew would erase it."""
         output = self.config.training.output_dir
         records = read_metrics(output / METRICS_FILE) if collectives.rank == 0 else []
-        problem = lost_checkpoints(records, interval=self.config.checkpoint.interval, output=output)
+        interval = self.config.checkpoint.interval
+        problem = lost_checkpoints(records, interval=interval, output=output, begun=self.done)
         if text := collectives.broadcast_text(problem):
             raise CheckpointError(text)
 
@@ -268,7 +269,7 @@ class _Run:
     def _tell_kernels_and_blend(self) -> None:
         attention = self.assembly.attention
         self.journal.note(attention.line)
-        for line in _describe_blend(self.config, self.checkpoints.blend):
+        for line in [*_describe_origin(self.checkpoints.origin), *_describe_blend(self.config, self.checkpoints.blend)]:
             self.journal.note(line)
         self.journal.kernels(attention.taken, resumed=self.done > 0)
 
@@ -278,7 +279,9 @@ class _Run:
         if point is None:
             return
         config, saved = self.config, point.manifest.run.config
-        records = read_metrics(config.training.output_dir / METRICS_FILE)
+        # A run's folder is the one above its checkpoints.
+        output = point.folder.parents[1] if self.checkpoints.begins else config.training.output_dir
+        records = [record for record in read_metrics(output / METRICS_FILE) if record["step"] <= point.step]
         for line in resume_lines(
             point.folder,
             step=point.step,
@@ -320,6 +323,14 @@ def _learning_rate_jump(config: RunConfig, saved: Mapping[str, Any], step: int) 
     planned = before * learning_rate_factor(schedule, step=step, total_steps=steps) if step < steps else last
     factor = learning_rate_factor(config.schedule, step=step, total_steps=config.training.steps)
     return learning_rate_jump(last, planned, config.optimizer.lr * factor)
+
+
+def _describe_origin(origin: Origin | None) -> list[str]:
+    """The checkpoint of another run that this one began with, and what is not the same since then."""
+    if origin is None:
+        return []
+    changed = "".join(f"; {key} was {value}" for key, value in origin.changed.items())
+    return [f"this run began with {origin.checkpoint}, step {origin.step} (sha256 {origin.manifest_sha256}){changed}"]
 
 
 def _describe_blend(config: RunConfig, segments: Sequence[BlendSegment]) -> list[str]:

@@ -43,6 +43,16 @@ class WorldLayout(Section):
     precision: str
 
 
+class Origin(Section):
+    """The checkpoint of another run that a run began with."""
+
+    checkpoint: str
+    """Its folder, as the recipe named it."""
+    step: int = Field(ge=0)
+    manifest_sha256: str
+    changed: dict[str, str] = Field(description="lines of the fingerprint that are other ones: what they were")
+
+
 class RunRecord(Section):
     """What a checkpoint must share with the run that resumes it, and what is good to know about the one that wrote it.
 
@@ -58,6 +68,7 @@ class RunRecord(Section):
     blend: tuple[BlendSegment, ...] = Field(
         (), description="of several sources of training data: which were mixed how, from which sample on"
     )
+    origin: Origin | None = Field(None, description="of a run that began with a checkpoint of another one")
 
 
 class Manifest(Section):

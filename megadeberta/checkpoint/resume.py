@@ -6,20 +6,24 @@ raise the same error.
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from megadeberta.checkpoint.collectives import Collectives
 from megadeberta.checkpoint.folder import CheckpointName, checkpoint_path, list_checkpoints, read_pointer
-from megadeberta.checkpoint.manifest import Manifest, RunRecord, read_manifest
+from megadeberta.checkpoint.manifest import Manifest, Origin, RunRecord, manifest_digest, read_manifest
 from megadeberta.checkpoint.verify import verify_together
 from megadeberta.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
 _SHOWN_REASONS = 5
+_MASKING = ("mask_rate", "mask_token_prob", "random_token_prob", "max_gram", "whole_word")
+MAY_CHANGE = frozenset({"data.train", "data.packing", *(f"objective.{name}" for name in _MASKING)})
+"""Lines of a fingerprint that may be other ones in a new run that goes on from a checkpoint: what it learns from. The
+step goes on, so the batch and the length stay: samples would come twice or never."""
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -88,23 +92,52 @@ def _none_is_sound(root: Path, complaints: list[str]) -> CheckpointError:
     )
 
 
+def begin_from(folder: Path, *, collectives: Collectives, run: RunRecord) -> tuple[ResumePoint, Origin]:
+    """Verify the checkpoint of another run that this one begins with. Broadcasts and all-gathers text.
+
+    Raises:
+        CheckpointError: it is not sound, or differs in more than a new run may change.
+    """
+    manifest = verify_together(folder.parent, folder.name, collectives)
+    different = _differences(manifest.run, run)
+    if forbidden := [key for key in different if key not in MAY_CHANGE]:
+        raise CheckpointError(
+            f"training.continue_from={folder}: {_described(different, forbidden)}. A run that begins with another "
+            f"one's optimizer state may change {', '.join(sorted(MAY_CHANGE))}; `megadeberta extend` takes the weights "
+            "alone to longer sequences, and training.init_from to everything else"
+        )
+    changed = {key: there for key, (_, there) in different.items()}
+    origin = Origin(
+        checkpoint=str(folder),
+        step=manifest.step,
+        manifest_sha256=manifest_digest(manifest).sha256,
+        changed=changed,
+    )
+    return ResumePoint(folder, manifest), origin
+
+
 def check_same_run(name: str, saved: RunRecord, current: RunRecord) -> None:
     """Refuse a checkpoint of another model, tokenizer or data set; the layout may be another one.
 
     Raises:
         CheckpointError: the fields that differ, with both values.
     """
-    keys = sorted(saved.fingerprint.keys() | current.fingerprint.keys())
-    different = [
-        f"{key} is {current.fingerprint.get(key, 'absent')!r} here and {saved.fingerprint.get(key, 'absent')!r} there"
-        for key in keys
-        if saved.fingerprint.get(key) != current.fingerprint.get(key)
-    ]
-    if different:
+    if different := _differences(saved, current):
         raise CheckpointError(
-            f"checkpoint {name} is of another run: {'; '.join(different)}. "
+            f"checkpoint {name} is of another run: {_described(different, different)}. "
             "Change the recipe back, or choose another training.output_dir"
         )
+
+
+def _differences(saved: RunRecord, current: RunRecord) -> dict[str, tuple[str, str]]:
+    """Lines of the fingerprint that are not alike: what is here, and what is there."""
+    keys = sorted(saved.fingerprint.keys() | current.fingerprint.keys())
+    both = {key: (current.fingerprint.get(key, "absent"), saved.fingerprint.get(key, "absent")) for key in keys}
+    return {key: (here, there) for key, (here, there) in both.items() if here != there}
+
+
+def _described(different: Mapping[str, tuple[str, str]], keys: Iterable[str]) -> str:
+    return "; ".join(f"{key} is {different[key][0]!r} here and {different[key][1]!r} there" for key in keys)
 
 
 def _note_changes(name: str, saved: RunRecord, current: RunRecord) -> None:

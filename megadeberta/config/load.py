@@ -36,12 +36,21 @@ def load_run_config(
         DataError: the tokenizer of an automatic vocabulary size cannot be read.
     """
     merged = read_recipe(recipe)
-    _check_folder_overrides(overrides)
-    for override in overrides:
-        _apply_override(merged, override)
+    apply_overrides(merged, overrides)
     if vocabulary_size is not None:
         _fill_vocabulary_size(merged, vocabulary_size, source=str(recipe))
     return parse_run_config(merged, source=str(recipe))
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set ``section.key=value`` in the values of a recipe, in place and in order.
+
+    Raises:
+        ConfigError: one is not of that form, or goes below a value.
+    """
+    _check_folder_overrides(overrides)
+    for override in overrides:
+        _apply_override(values, override)
 
 
 def parse_run_config(values: Mapping[str, Any], *, source: str) -> RunConfig:

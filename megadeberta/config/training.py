@@ -49,6 +49,11 @@ class TrainingConfig(Section):
     init_from: Path | None = Field(
         None, description="weights to start from: what `megadeberta convert import` wrote, or takes (OWNER/MODEL too)"
     )
+    continue_from: Path | None = Field(
+        None,
+        description="a step-N folder of another run, whose weights, optimizer state and place in the data this run "
+        "begins with; see docs/stages.md",
+    )
     eval_interval: int = Field(1000, gt=0, description="steps between validations; the last step validates too")
     attention: str = Field(
         "auto", description="a backend of docs/kernels.md, same results by all; auto = the fastest here"

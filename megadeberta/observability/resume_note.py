@@ -62,16 +62,17 @@ def learning_rate_jump(last: float, planned: float, now: float) -> str:
     )
 
 
-def lost_checkpoints(records: Sequence[Record], *, interval: int, output: Path) -> str:
+def lost_checkpoints(records: Sequence[Record], *, interval: int, output: Path, begun: int = 0) -> str:
     """Why a run without any checkpoint is not one that is just beginning; empty if it may be.
 
     Args:
         records: of metrics.jsonl.
         interval: steps between two checkpoints.
         output: the run's folder.
+        begun: step of the checkpoint of another run that this one begins with.
     """
     last = max((record["step"] for record in records), default=0)
-    if last <= interval:  # a save may not have been finished
+    if last - begun <= interval:  # a save may not have been finished
         return ""
     return (
         f"{output}: the log has {last} steps, so there was a checkpoint, and there is none now. Put it back; "

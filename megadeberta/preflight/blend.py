@@ -60,10 +60,13 @@ def plan_sources(config: RunConfig, facts: Facts, segments: Sequence[BlendSegmen
 
 
 def _newest(config: RunConfig) -> tuple[Sequence[BlendSegment], int]:
-    root = config.training.output_dir / CHECKPOINTS_FOLDER
+    root, source = config.training.output_dir / CHECKPOINTS_FOLDER, config.training.continue_from
     try:
-        name = read_pointer(root) or str(list_checkpoints(root)[0])
-        manifest = read_manifest(checkpoint_path(root, name))
+        if source is not None and not list_checkpoints(root):
+            manifest = read_manifest(source)
+        else:
+            name = read_pointer(root) or str(list_checkpoints(root)[0])
+            manifest = read_manifest(checkpoint_path(root, name))
     except (CheckpointError, OSError, IndexError):
         return (), 0  # none, or a damaged one: what is wrong with it, resuming says
     return manifest.run.blend, manifest.step

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints
+from megadeberta.checkpoint.manifest import read_manifest
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.load import load_run_config
@@ -84,6 +85,15 @@ def _check_resumable(config: RunConfig) -> None:
     root = config.training.output_dir / CHECKPOINTS_FOLDER
     if config.checkpoint.resume == "required" and not list_checkpoints(root):
         raise CheckpointError(f"{root}: there is no checkpoint to resume from; start with checkpoint.resume=auto")
+    source = config.training.continue_from
+    if source is None or list_checkpoints(root):
+        return
+    step = read_manifest(source).step
+    if step >= config.training.steps:
+        raise ConfigError(
+            f"training.continue_from={source} is of step {step}, and training.steps={config.training.steps} counts "
+            "from the beginning of that run: set it above"
+        )
 
 
 def _check_trackers(names: Sequence[TrackerName]) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from megadeberta.checkpoint.content import CheckpointContent
-from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints, read_pointer
 from megadeberta.checkpoint.manifest import MANIFEST_NAME, Manifest
-from megadeberta.checkpoint.verify import verify_checkpoint
+from megadeberta.checkpoint.newest import checkpoint_at
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig
 from megadeberta.config.section import Section
@@ -29,8 +27,6 @@ from megadeberta.weights.parts import split_parts
 from megadeberta.weights.shapes import compare_shapes, shapes_of
 from megadeberta.weights.tensor_file import SAFETENSORS, check_finite, read_tensor_file
 from megadeberta.weights.vocabulary import check_tokenizer_fits
-
-log = logging.getLogger(__name__)
 
 _Section = TypeVar("_Section", bound=Section)
 
@@ -146,41 +142,13 @@ def load_weights(path: Path) -> ModelSource:
         objective = _imported_objective(path / OBJECTIVE_JSON)
         config, weights = _read_json(path / MODEL_JSON, ModelConfig), _imported_weights(path / SAFETENSORS)
         return _complete(path, config, objective, weights=weights, run={})
-    folder, manifest = (path, verify_checkpoint(path)) if (path / MANIFEST_NAME).is_file() else _newest_sound(path)
+    folder, manifest = checkpoint_at(path)
     config, objective = _sections_of(manifest, folder)
     record = manifest.run
     run = {"step": manifest.step, "config": record.config, "hardware": record.hardware}
     run["world"] = record.world.model_dump(mode="json")
     weights = {name: torch.from_numpy(values) for name, values in CheckpointContent(folder).whole()}
     return _complete(folder, config, objective, weights=weights, run=run)
-
-
-def _newest_sound(output_dir: Path) -> tuple[Path, Manifest]:
-    root = output_dir / CHECKPOINTS_FOLDER
-    names = [str(name) for name in list_checkpoints(root)]
-    if not names:
-        raise CheckpointError(
-            f"{output_dir}: holds no checkpoint; give the training.output_dir of a run, one of its "
-            f"{CHECKPOINTS_FOLDER}/step-N folders, or a folder made by `megadeberta convert import`"
-        )
-    try:
-        pointed = read_pointer(root)
-    except CheckpointError as error:
-        log.warning("%s", error)
-        pointed = None
-    if pointed in names:
-        names.insert(0, names.pop(names.index(pointed)))
-    problems = []
-    for name in names:
-        try:
-            manifest = verify_checkpoint(root / name)
-        except CheckpointError as error:
-            log.warning("%s", error)
-            problems.append(str(error))
-            continue
-        log.info("using %s, verified", root / name)
-        return root / name, manifest
-    raise CheckpointError(f"{root}: none of {len(names)} checkpoints is sound, the newest: {problems[0]}")
 
 
 def _sections_of(manifest: Manifest, folder: Path) -> tuple[ModelConfig, ObjectiveConfig]:

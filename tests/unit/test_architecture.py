@@ -46,6 +46,8 @@ DIRECTIONS: dict[str, set[str] | None] = {
     | {f"megadeberta.{room}" for room in ("batch", "model", "data", "checkpoint", "weights", "convert")},
     "megadeberta.finetune": LAYERS
     | {f"megadeberta.{room}" for room in ("convert", "data", "weights", "checkpoint", "hf")},
+    "megadeberta.stages": LAYERS
+    | {f"megadeberta.{room}" for room in ("ops", "checkpoint", "engine", "observability", "weights", "convert")},
     "megadeberta.train_cli": LAYERS | {f"megadeberta.{room}" for room in ("preflight", "plan", "train", "rank")},
     "megadeberta.assembly": None,
     "megadeberta.train": None,

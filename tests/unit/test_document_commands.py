@@ -22,7 +22,7 @@ OTHER_PROGRAMS = set("apptainer apt-get deepspeed docker for hf mlflow mpiexec p
     *"ssh-copy-id ssh-keygen tensorboard torchrun wandb . cd pre-commit megadeberta make".split()
 }
 """What a reader may be told to start; anything else is a slip of the pen."""
-OF_THE_READER = re.compile(r"[A-Z]+|[\w-]+\.(json|yaml)")
+OF_THE_READER = re.compile(r"[A-Z]+|([\w-]+/)*[\w-]+\.(json|yaml)")
 """Recipes that no package holds: a word for one, or a file."""
 ANY_RECIPE = "deberta-v3-base"
 STAND_FOR = {"N": "2", "I/N": "1/2", "...": ""}

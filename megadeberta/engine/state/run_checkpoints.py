@@ -10,8 +10,8 @@ import megadeberta
 from megadeberta.checkpoint.collectives import Collectives
 from megadeberta.checkpoint.durable import Digest, write_new_file
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER
-from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
-from megadeberta.checkpoint.resume import ResumePoint, find_resumable
+from megadeberta.checkpoint.manifest import Origin, RunRecord, WorldLayout
+from megadeberta.checkpoint.resume import ResumePoint, begin_from, find_resumable
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.redact import redact
@@ -26,6 +26,7 @@ from megadeberta.engine.state.save_load import (
     refuse_unsaved_state,
     save_checkpoint,
 )
+from megadeberta.errors import CheckpointError
 from megadeberta.topology import Topology
 
 ContinueBlend = Callable[[Sequence[BlendSegment], int], tuple[BlendSegment, ...]]
@@ -71,7 +72,10 @@ class RunCheckpoints:
         self._run = run
         self._saved_step = -1
         self.resumed: ResumePoint | None = None
-        """The checkpoint that the run went on from; known after ``resume``."""
+        """The checkpoint that the run went on from, its own or that of ``training.continue_from``; known after
+        ``resume``."""
+        self.begins = True
+        """Whether it had none of its own; known after ``resume``."""
         self._continue_blend = continue_blend
 
     @property
@@ -79,8 +83,14 @@ class RunCheckpoints:
         """Of the training data, from the first sample on; known after ``resume``."""
         return self._run.blend
 
+    @property
+    def origin(self) -> Origin | None:
+        """The checkpoint of another run that this one began with, if any; known after ``resume``."""
+        return self._run.origin
+
     def resume(self) -> int:
-        """Load the newest sound checkpoint, if there is any; the number of optimizer steps done.
+        """Load the newest sound checkpoint, if there is any, else that of ``training.continue_from``; the number of
+        optimizer steps done.
 
         Raises:
             CheckpointError: there are checkpoints but no sound one, or it is of another run; or there is none and
@@ -89,14 +99,28 @@ class RunCheckpoints:
         """
         required = self._config.checkpoint.resume == "required"
         point = self._find_and_load(required=required)
+        self.begins = point is None
+        source = self._config.training.continue_from
+        origin = None if point is None else point.manifest.run.origin
+        if point is None and source is not None:
+            point, origin = self._begin_from(source)
         saved, step = ((), 0) if point is None else (point.manifest.run.blend, point.step)
-        self._run = self._run.model_copy(update={"blend": self._continue_blend(saved, step)})
+        self._run = self._run.model_copy(update={"blend": self._continue_blend(saved, step), "origin": origin})
         self.resumed = point
         if point is None:
             return 0
-        self._store.damaged = point.damaged
-        self._saved_step = point.step
+        if not self.begins:
+            self._store.damaged = point.damaged
+            self._saved_step = point.step
         return point.step
+
+    def _begin_from(self, folder: Path) -> tuple[ResumePoint, Origin]:
+        ranks = self._collectives
+        point, origin = begin_from(folder, collectives=ranks, run=self._run)
+        load_checkpoint(self._state, point, collectives=ranks)
+        if bad := find_not_finite(self._state, ranks):
+            raise CheckpointError(f"training.continue_from={folder}: {bad}; give an older checkpoint")
+        return point, origin
 
     def _find_and_load(self, *, required: bool) -> ResumePoint | None:
         """The newest checkpoint that is sound and holds finite values alone."""

@@ -1,0 +1,100 @@
+"""A cool-down through the real command line: it equals, bit for bit, the run that was planned with this decay."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megadeberta.checkpoint.manifest import read_manifest
+from tests.e2e.tiny_run import finish, losses, start, write_recipe
+
+HALF, WHOLE = 6, 12
+CONSTANT = {
+    "schedule__name": "constant",
+    "schedule__warmup_steps": 2,
+    "training__eval_interval": WHOLE,
+    "checkpoint__interval": 3,
+    "checkpoint__keep_last": 1,
+    "checkpoint__keep_every": HALF,
+}
+
+
+def _run(folder: Path, prepared: Path, *arguments: str, ranks: int = 1, **changes: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    output = _launch(write_recipe(folder, prepared, **CONSTANT, **changes), *arguments, ranks=ranks)
+    assert f"done after step {WHOLE}" in output
+    return folder / "run"
+
+
+def _launch(recipe: Path, *arguments: str, ranks: int = 1) -> str:
+    process = start(recipe, *arguments, ranks=ranks)
+    output = " ".join(finish(process).split())
+    assert process.returncode == 0, output
+    return output
+
+
+def _cool(checkpoint: Path, output: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "megadeberta", "cooldown", str(checkpoint), "--output", str(output)]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def constant(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
+    """A run with a constant rate, with the checkpoint of its half."""
+    return _run(tmp_path_factory.mktemp("constant"), prepared, training__steps=WHOLE)
+
+
+def test_a_cooldown_equals_the_run_that_was_planned_so_also_resumed_under_another_layout(
+    tmp_path: Path, prepared: Path, constant: Path
+) -> None:
+    schedule = {"name": "wsd", "warmup_steps": 2, "decay_steps": WHOLE - HALF, "decay_shape": "1-sqrt"}
+    planned = _run(tmp_path / "planned", prepared, training__steps=WHOLE, schedule=schedule)
+    assert losses(planned)[:HALF] == losses(constant)[:HALF]
+
+    checkpoint, cooled = constant / "checkpoints" / f"step-{HALF}", tmp_path / "cooled"
+    done = _cool(checkpoint, cooled, "--steps", str(WHOLE - HALF))
+    assert done.returncode == 0, done.stderr
+    output = _launch(cooled / "cooldown.json", "--set", "checkpoint.keep_last=9")
+    assert f"this run began with {checkpoint}, step {HALF} (sha256 " in output
+    assert losses(cooled) == losses(planned)[HALF:]
+    origin = read_manifest(cooled / "checkpoints" / f"step-{WHOLE}").run.origin
+    assert origin is not None
+    assert (origin.checkpoint, origin.step, origin.changed) == (str(checkpoint), HALF, {})
+
+    # Its end again, on two ranks that share the tensors; what it began with is not needed any more.
+    whole = _metrics(cooled)
+    shutil.rmtree(cooled / "checkpoints" / f"step-{WHOLE}")
+    (cooled / "checkpoints" / "latest").write_text("step-9\n")
+    checkpoint.rename(tmp_path / "away")
+    output = _launch(cooled / "cooldown.json", "--set", "parallel.tensor=2", ranks=2)
+    (tmp_path / "away").rename(checkpoint)
+    assert "going on with 2 ranks (tensor 2 x pipeline 1 x data 1)" in output
+    assert f"this run began with {checkpoint}" in output
+    for row, wanted in zip(_metrics(cooled), whole, strict=True):
+        assert row == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.campaign
+def test_a_cooldown_on_other_data_is_recorded(tmp_path: Path, prepared: Path, constant: Path) -> None:
+    checkpoint, cooled = constant / "checkpoints" / f"step-{HALF}", tmp_path / "cooled"
+    changes = ("--set", f"data.train={prepared / 'valid'}", "--set", "objective.mask_rate=0.3")
+    done = _cool(checkpoint, cooled, "--steps", "2", *changes)
+    assert done.returncode == 0, done.stderr
+    output = _launch(cooled / "cooldown.json")
+    assert "objective.mask_rate was 0.15" in output
+    origin = read_manifest(cooled / "checkpoints" / f"step-{HALF + 2}").run.origin
+    assert origin is not None and origin.changed.keys() == {"data.train", "objective.mask_rate"}
+
+    done = _cool(cooled, tmp_path / "again", "--steps", "2")
+    assert done.returncode == 2
+    assert "a decay from 0.001 would begin with a jump" in done.stderr
+    done = _cool(checkpoint, cooled, "--steps", "2")
+    assert done.returncode == 2 and "holds a run already" in done.stderr
+
+
+def _metrics(run: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in ("step", "loss", "grad_norm", "valid_loss") if key in row} for row in rows]
