@@ -38,6 +38,7 @@ COMMANDS = {
     "launch": (TRAINING, "megadeberta.launcher.cli", "launch"),
     "train": (TRAINING, "megadeberta.train_cli", "train"),
     "cooldown": (TRAINING, "megadeberta.stages.cli", "cooldown"),
+    "extend": (TRAINING, "megadeberta.stages.cli", "extend"),
     "report": (TRAINING, "megadeberta.observability.cli", "report"),
     "plan": (TRAINING, "megadeberta.plan.cli", "plan"),
     "kernels": (TRAINING, "megadeberta.model.kernel_choice.cli", "kernels"),

@@ -1,4 +1,4 @@
-"""``megadeberta cooldown``. What reads a checkpoint is imported after the arguments."""
+"""``megadeberta cooldown`` and ``extend``. What reads a checkpoint is imported after the arguments."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -54,4 +54,39 @@ def cooldown(
         )
     last = stage.config.training.steps
     typer.echo(f"{stage.recipe} is written: steps {stage.step + 1} to {last} after {stage.parent}")
+    typer.echo(f"start it with: megadeberta launch {stage.recipe}")
+
+
+def extend(
+    checkpoint: Start,
+    output: Output,
+    length: Annotated[int, typer.Option(min=8, help="Tokens per sequence of the new run", show_default=False)],
+    steps: Steps,
+    warmup_steps: Annotated[
+        int | None, typer.Option(min=0, help="Of the new run; default: as the old one's", show_default=False)
+    ] = None,
+    set_: Overrides = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Write weights and recipe of a run that goes on with longer sequences, from the weights of a checkpoint.
+
+    At the old length the weights compute what they did. Optimizer state and steps begin anew. `megadeberta launch`
+    trains it.
+
+    Example: megadeberta extend runs/base --output runs/base-1024 --length 1024 --steps 17000 --warmup-steps 1000
+    """
+    with Waiting(f"reading {checkpoint}, writing {output}"):
+        from megadeberta.stages.extend import write_extension
+
+        stage = write_extension(
+            checkpoint,
+            output,
+            length=length,
+            steps=steps,
+            warmup_steps=warmup_steps,
+            overrides=set_ or (),
+            plugins=plugin or (),
+        )
+    tokens = stage.config.engine.global_batch * length
+    typer.echo(f"{stage.recipe} is written: {steps} steps of {tokens:,} tokens from {stage.parent}")
     typer.echo(f"start it with: megadeberta launch {stage.recipe}")

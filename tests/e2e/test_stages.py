@@ -1,4 +1,7 @@
-"""A cool-down through the real command line: it equals, bit for bit, the run that was planned with this decay."""
+"""Stages through the real command line: a cool-down equals, bit for bit, the run that was planned with this decay.
+
+An extension scores as before at the old length.
+"""
 
 import json
 import shutil
@@ -9,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from megadeberta.checkpoint.manifest import read_manifest
+from megadeberta.errors import ConfigError
+from megadeberta.evaluate.run import evaluate
+from megadeberta.stages.extend import write_extension
 from tests.e2e.tiny_run import finish, losses, start, write_recipe
 
 HALF, WHOLE = 6, 12
@@ -98,3 +104,20 @@ def test_a_cooldown_on_other_data_is_recorded(tmp_path: Path, prepared: Path, co
 def _metrics(run: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: row[key] for key in ("step", "loss", "grad_norm", "valid_loss") if key in row} for row in rows]
+
+
+def test_an_extension_scores_as_before_at_the_old_length_and_trains_at_the_new_one(
+    tmp_path: Path, prepared: Path, constant: Path
+) -> None:
+    checkpoint, longer = constant / "checkpoints" / f"step-{HALF}", tmp_path / "longer"
+    stage = write_extension(checkpoint, longer, length=128, steps=2, warmup_steps=1)
+    before, after = (
+        evaluate(folder, shard=prepared / "valid", sequences=8, length=48) for folder in (checkpoint, longer / "start")
+    )
+    assert before["mlm_loss"] == pytest.approx(after["mlm_loss"], abs=1e-5)
+    assert stage.config.model.relative_span == 64
+
+    output = _launch(stage.recipe)
+    assert "done after step 2" in output
+    with pytest.raises(ConfigError, match=r"--length 48: the run was trained on 48 tokens per sequence; give more"):
+        write_extension(checkpoint, tmp_path / "no", length=48, steps=2)
