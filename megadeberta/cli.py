@@ -42,7 +42,7 @@ COMMANDS = {
     "report": (TRAINING, "megadeberta.observability.cli", "report"),
     "plan": (TRAINING, "megadeberta.plan.cli", "plan"),
     "kernels": (TRAINING, "megadeberta.model.kernel_choice.cli", "kernels"),
-    "checkpoint": (AFTERWARDS, "megadeberta.checkpoint.cli", "app"),
+    "checkpoint": (AFTERWARDS, "megadeberta.stages.checkpoint_cli", "app"),
     "convert": (AFTERWARDS, "megadeberta.convert.cli", "app"),
     "finetune": (AFTERWARDS, "megadeberta.finetune.cli", "finetune"),
     "evaluate": (AFTERWARDS, "megadeberta.evaluate.cli", "evaluate"),

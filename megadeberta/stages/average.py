@@ -1,0 +1,97 @@
+"""``megadeberta checkpoint average``: the mean of the weights of several checkpoints of a run, as a folder of weights.
+
+Averages over the last checkpoints of a constant rate come near what a decay would give (Hägele et al. 2024).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megadeberta.checkpoint.content import WEIGHT, CheckpointContent
+from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints
+from megadeberta.checkpoint.fragments import Fragment
+from megadeberta.checkpoint.verify import verify_checkpoint
+from megadeberta.config.set_files import TOKENIZER_FILE
+from megadeberta.convert.formats.read_folder import ReportLine
+from megadeberta.convert.import_folder import write_import
+from megadeberta.errors import CheckpointError, ConfigError
+from megadeberta.weights.source import load_weights
+
+
+def average_checkpoints(
+    run: Path, out: Path, *, last: int | None = None, ema: float | None = None, overwrite: bool = False
+) -> dict[Path, float]:
+    """Write the average of a run's checkpoints, each verified, to ``out``: as `megadeberta convert import` does.
+
+    Args:
+        run: training.output_dir.
+        last: how many of the newest; all if not given.
+        ema: decay of an exponential average that begins with the oldest; None = the plain mean.
+
+    Returns:
+        The checkpoints, oldest first, and their fractions of the average.
+
+    Raises:
+        CheckpointError: one is not sound, they are of different models, or there are fewer.
+        ConfigError: ``out`` exists.
+    """
+    folders = _checkpoints(run, last)
+    fractions = average_fractions(len(folders), ema)
+    newest = load_weights(folders[-1])
+    contents = [CheckpointContent(folder) for folder in folders]
+    weights = {name: _mean(name, tensor.shape, contents, fractions) for name, tensor in newest.weights.items()}
+    reason = f"average of {', '.join(folder.name for folder in folders)}"
+    write_import(
+        out,
+        newest.config,
+        weights,
+        [ReportLine("taken", name, name, reason) for name in weights],
+        spm=newest.tokenizer or folders[-1] / TOKENIZER_FILE,
+        objective=newest.objective,
+        overwrite=overwrite,
+    )
+    return dict(zip(folders, fractions, strict=True))
+
+
+def _mean(name: str, shape: torch.Size, contents: Sequence[CheckpointContent], fractions: Sequence[float]) -> Tensor:
+    """One parameter's average, summed in float64."""
+    total = np.zeros(shape.numel(), dtype=np.float64)
+    part = np.empty(shape.numel(), dtype=np.float32)
+    whole = Fragment(name=name, shape=tuple(shape), start=0, stop=part.size)
+    for content, fraction in zip(contents, fractions, strict=True):
+        content.read(WEIGHT, whole, part)
+        total += fraction * part.astype(np.float64)
+    return torch.from_numpy(total.astype(np.float32)).view(shape)
+
+
+def average_fractions(count: int, ema: float | None) -> Sequence[float]:
+    """Of ``count`` checkpoints, oldest first; they add up to 1.
+
+    Raises:
+        ConfigError: the decay is not between 0 and 1.
+    """
+    if ema is None:
+        return [1 / count] * count
+    if not 0 < ema < 1:
+        raise ConfigError(f"--ema {ema:g}: is the decay per checkpoint, between 0 and 1, such as 0.8")
+    return [ema ** (count - 1), *((1 - ema) * ema ** (count - 1 - place) for place in range(1, count))]
+
+
+def _checkpoints(run: Path, last: int | None) -> list[Path]:
+    """The newest of each step, oldest first, verified."""
+    root = run / CHECKPOINTS_FOLDER
+    newest = {name.step: name for name in reversed(list_checkpoints(root))}
+    found = sorted(newest.values())
+    wanted = len(found) if last is None else last
+    if len(found) < max(wanted, 2):
+        raise CheckpointError(
+            f"{root}: has {len(found)} checkpoints, an average needs {max(wanted, 2)}; checkpoint.keep_last and "
+            "keep_every say how many a run keeps"
+        )
+    folders = [root / str(name) for name in found[-wanted:]]
+    for folder in folders:
+        verify_checkpoint(folder)
+    return folders

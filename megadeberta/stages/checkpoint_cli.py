@@ -1,0 +1,38 @@
+"""``megadeberta checkpoint`` with the command that knows what a checkpoint's weights are."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megadeberta.checkpoint.cli import OutputDir, app
+from megadeberta.config.plugins import PluginOption
+from megadeberta.config.waiting import Waiting
+
+__all__ = ["app"]
+
+
+@app.command("average")
+def average_command(
+    output_dir: OutputDir,
+    out: Annotated[Path, typer.Argument(help="new folder of weights, for export and evaluate", show_default=False)],
+    last: Annotated[
+        int | None, typer.Option(min=2, help="How many of the newest; default: all that are kept", show_default=False)
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(help="Exponential average with this decay per checkpoint; default: the mean", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what this command wrote to OUT")] = False,
+    plugin: PluginOption = None,
+) -> None:
+    """Average the weights of a run's checkpoints, every byte verified, into a folder that `convert export` takes.
+
+    Example: megadeberta checkpoint average runs/base averaged --last 5
+    """
+    with Waiting(f"averaging checkpoints of {output_dir}"):
+        from megadeberta.stages.average import average_checkpoints
+
+        fractions = average_checkpoints(output_dir, out, last=last, ema=ema, overwrite=overwrite)
+    shown = ", ".join(f"{folder.name} {fraction:.4f}" for folder, fraction in fractions.items())
+    typer.echo(f"{out} is written: {shown}")
