@@ -1,5 +1,6 @@
 """What is wrong with values from a file, as one sentence for an error message."""
 
+import json
 from collections.abc import Iterable
 
 from pydantic import ValidationError
@@ -31,4 +32,9 @@ def first_problem(error: ValidationError, *, show_value: bool = False) -> str:
         return str(first["ctx"]["error"])
     where = dotted(first["loc"])
     found = f"={first['input']!r}" if show_value else ""
-    return f"{where}{found}: {first['msg']}" if where else first["msg"]
+    message = (
+        f"must be a list, such as [{json.dumps(first['input'], default=str)}]"
+        if first["type"] == "tuple_type"
+        else first["msg"]
+    )
+    return f"{where}{found}: {message}" if where else message

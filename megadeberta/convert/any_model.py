@@ -9,8 +9,8 @@ from megadeberta.convert.formats.read_folder import read_hf_folder
 from megadeberta.convert.import_parts import import_parts
 from megadeberta.data.tokenizer import find_tokenizer
 from megadeberta.errors import CheckpointError
-from megadeberta.weights.hub import find_model
-from megadeberta.weights.source import MODEL_JSON, ModelSource, load_weights
+from megadeberta.weights.hub import MODEL_JSON, find_model
+from megadeberta.weights.source import ModelSource, load_weights
 
 
 def load_model(place: Path, *, parts: bool = True) -> ModelSource:

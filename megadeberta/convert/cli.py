@@ -187,13 +187,13 @@ def import_command(
     Example: megadeberta convert import exported start-here
     """
     from megadeberta.errors import ConfigError
-    from megadeberta.weights.hub import find_model
+    from megadeberta.weights.hub import check_foreign, find_model
 
     if (generator is not None) + new_generator + no_generator > 1:
         raise ConfigError("--generator, --new-generator and --no-generator exclude each other: choose one")
-    with Waiting(f"looking for {model}"):
-        place = find_model(model)
-        given = None if generator is None else find_model(generator)
+    place = find_model(model)
+    given = None if generator is None else find_model(generator)
+    check_foreign(place)
 
     # Torch comes after the names: a mistake in one is said at once.
     with Waiting("loading torch"):
@@ -243,10 +243,13 @@ def fill_mask(
 
     Example: megadeberta fill-mask runs/quickstart "The President of the [MASK] States."
     """
+    from megadeberta.weights.hub import find_model
+
+    place = find_model(path)
     with Waiting("loading torch and transformers"):
         from megadeberta.convert.fill_mask import predict_masks
     with Waiting(f"reading {path}"):
-        masks = predict_masks(path, text, top_k=top_k)
+        masks = predict_masks(place, text, top_k=top_k)
     table = Table("mask", "piece", "probability", "text")
     for number, guesses in enumerate(masks, start=1):
         for rank, guess in enumerate(guesses):

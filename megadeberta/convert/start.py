@@ -12,8 +12,7 @@ from megadeberta.convert.import_folder import import_folder
 from megadeberta.convert.import_parts import import_parts
 from megadeberta.errors import CheckpointError, MegadebertaError
 from megadeberta.layers.objectives import objective_of
-from megadeberta.weights.hub import find_model
-from megadeberta.weights.source import MODEL_JSON
+from megadeberta.weights.hub import MODEL_JSON, find_model
 
 log = logging.getLogger(__name__)
 

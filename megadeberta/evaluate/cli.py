@@ -58,20 +58,26 @@ def evaluate(
     if blimp is not None:
         if data is not None or text is not None:
             raise ConfigError("--blimp is scored alone; leave --data and --text to a second command")
-        return _score_pairs(path, blimp, most=pairs, batch_size=batch_size, as_json=as_json)
+        _score_pairs(path, blimp, most=pairs, batch_size=batch_size, as_json=as_json)
+        return
+    from megadeberta.weights.hub import find_model
+
+    place = find_model(path)
     with Waiting("loading torch"):
         from megadeberta.convert.any_model import load_model
         from megadeberta.evaluate.run import score
     with Waiting(f"scoring {path}"):
-        source = load_model(path)
+        source = load_model(place)
         scores = score(source, shard=data, text=text, sequences=sequences, length=length, batch_size=batch_size)
     if as_json:
-        known = {name: None if math.isnan(value) else value for name, value in scores.items()}
-        typer.echo(
-            json.dumps({"weights": str(source.folder), "step": source.run.get("step"), "scores": known}, indent=2)
-        )
-        return None
-    return _show(scores, f"{source.folder}" + (f", step {source.run['step']:,}" if source.run else ""))
+        _print_json(scores, str(source.folder), source.run.get("step"))
+    else:
+        _show(scores, f"{source.folder}" + (f", step {source.run['step']:,}" if source.run else ""))
+
+
+def _print_json(scores: Mapping[str, float], weights: str, step: int | None) -> None:
+    known = {name: None if math.isnan(value) else value for name, value in scores.items()}
+    typer.echo(json.dumps({"weights": weights, "step": step, "scores": known}, indent=2))
 
 
 def _score_pairs(path: Path, blimp: Path, *, most: int | None, batch_size: int, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megadeberta.config.plugins import PluginOption
+from megadeberta.errors import ConfigError
 from megadeberta.storage import write_file
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def report(
     from megadeberta.observability.html_report import html_report, read_run
     from megadeberta.observability.report import print_report
 
+    if page is not None and (page.is_dir() or not page.parent.is_dir()):
+        raise ConfigError(f"--html={page}: is a folder, or lies in one that does not exist; give a file to write")
     runs = [read_run(folder) for folder in output_dirs]
     if len(runs) == 1:
         print_report(output_dirs[0], Console())

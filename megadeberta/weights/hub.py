@@ -6,10 +6,18 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER
+from megadeberta.checkpoint.manifest import MANIFEST_NAME
+from megadeberta.config.waiting import Waiting
 from megadeberta.errors import CheckpointError
 
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 """OWNER/MODEL, with a branch, tag or commit behind an @."""
+_ADDRESS = re.compile(r"(?:huggingface\.co/|hf:/+)(?:models/)?(?P<repo>[\w.-]+/[\w.-]+)")
+"""As copied from a browser; a path has lost one of two slashes."""
+MODEL_JSON = "model.json"
+"""In a folder that ``convert import`` wrote: the dump of its ModelConfig."""
+_WEIGHT_ENDS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 _CONFIGS = ("config.json", "generator_config.json", "model_config.json", "README.md")
 _TOKENIZERS = ("spm.model", "*.spm", "tokenizer*.json", "*tokens*.json", "vocab.*", "merges.txt")
 _WEIGHTS = (
@@ -31,14 +39,45 @@ def find_model(place: Path) -> Path:
         place: a path, or OWNER/MODEL of the hub, perhaps with @REVISION. What exists here is never asked for there.
 
     Raises:
-        CheckpointError: there is no such path, and it names no model of the hub, or the hub cannot be reached.
+        CheckpointError: there is no such path, and it names no model of the hub, or the hub cannot be reached; or it is
+            a file that can hold no weights.
     """
     if place.exists():
+        check_weights_file(place)
         return place
     named = _NAME.fullmatch(str(place))
+    address = _ADDRESS.search(str(place))
+    if address is not None:
+        raise CheckpointError(f"{place}: no such folder or file; write the model of the hub as {address['repo']}")
     if named is None:
         raise CheckpointError(f"{place}: no such folder or file; give one, or a model of the hub as OWNER/MODEL")
-    return _fetch(named["repo"], named["revision"])
+    with Waiting(f"fetching {place} from the hub"):
+        return _fetch(named["repo"], named["revision"])
+
+
+def check_weights_file(place: Path) -> None:
+    """Refuse a file that is none of weights, by its name; a folder is none of them.
+
+    Raises:
+        CheckpointError: another file.
+    """
+    if place.is_file() and not place.name.endswith(_WEIGHT_ENDS):
+        raise CheckpointError(f"{place}: is no file of weights; give a folder, or its .safetensors or .bin")
+
+
+def check_foreign(place: Path) -> None:
+    """Refuse what is ours already, where a model of others is to be read.
+
+    Raises:
+        CheckpointError: a run, a checkpoint, or an imported folder.
+    """
+    if (place / MODEL_JSON).is_file():
+        raise CheckpointError(f"{place}: is an imported folder already; training.init_from takes it as it is")
+    if (place / CHECKPOINTS_FOLDER).is_dir() or (place / MANIFEST_NAME).is_file():
+        raise CheckpointError(
+            f"{place}: is a run of ours, or a checkpoint of one, and not a model of transformers or microsoft/DeBERTa; "
+            "`megadeberta convert export` makes one of it, and `megadeberta train` goes on with a run by itself"
+        )
 
 
 def _fetch(repo: str, revision: str | None) -> Path:

@@ -23,6 +23,7 @@ from megadeberta.layers.heads import MlmHead
 from megadeberta.layers.layer import Layer
 from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.layers.shapes import parameter_shapes
+from megadeberta.weights.hub import MODEL_JSON
 from megadeberta.weights.parts import split_parts
 from megadeberta.weights.shapes import compare_shapes, shapes_of
 from megadeberta.weights.tensor_file import SAFETENSORS, check_finite, read_tensor_file
@@ -30,10 +31,8 @@ from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 _Section = TypeVar("_Section", bound=Section)
 
-MODEL_JSON = "model.json"
-"""In an imported folder: the dump of its ModelConfig."""
 OBJECTIVE_JSON = "objective.json"
-"""Beside it, if the weights have two parts: the dump of the ObjectiveConfig that says how they share tables."""
+"""In an imported folder of two parts: the dump of the ObjectiveConfig that says how they share tables."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,8 @@ def load_weights(path: Path) -> ModelSource:
         CheckpointError: nothing there, not sound, or the weights do not fit the configuration beside them.
     """
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder; give the output folder of a run, or one of its step-N folders")
+        what = "is a file" if path.exists() else "no such folder"
+        raise CheckpointError(f"{path}: {what}; give the output folder of a run, or one of its step-N folders")
     if (path / MODEL_JSON).is_file():
         objective = _imported_objective(path / OBJECTIVE_JSON)
         config, weights = _read_json(path / MODEL_JSON, ModelConfig), _imported_weights(path / SAFETENSORS)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from megadeberta.errors import CheckpointError
+from megadeberta.weights.hub import check_weights_file
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
@@ -29,8 +30,7 @@ def read_model_tensors(place: Path) -> tuple[dict[str, Tensor], Path]:
     path = place if place.is_file() else place / _weights_name(place)
     if path.name.endswith(".index.json"):
         return _read_indexed(path), path
-    if path.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
-        raise CheckpointError(f"{path}: is no file of weights; give a folder, or its .safetensors or .bin")
+    check_weights_file(path)
     return read_tensor_file(path), path
 
 

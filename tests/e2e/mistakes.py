@@ -50,6 +50,31 @@ def _text(content: str, *, name: str = "recipe.json") -> Case:
     return case
 
 
+def _import(*names: str) -> Case:
+    """Of a folder with these empty files."""
+
+    def case(folder: Path, prepared: Path) -> list[str]:
+        place = folder / "model"
+        place.mkdir()
+        for name in names:
+            (place / name).parent.mkdir(exist_ok=True)
+            (place / name).touch()
+        return ["convert", "import", str(place), str(folder / "out")]
+
+    return case
+
+
+def _run_with(*words: str) -> Case:
+    """A command on the folder of a run of one step."""
+
+    def case(folder: Path, prepared: Path) -> list[str]:
+        (folder / "done").mkdir()
+        (folder / "done" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+        return [word.replace("RUN", str(folder / "done")) for word in words]
+
+    return case
+
+
 def _words(line: str) -> Case:
     return lambda folder, prepared: line.split()
 
@@ -241,6 +266,45 @@ MISTAKES: dict[str, tuple[Case, str]] = {
     "recipe for raw text": (lambda f, p: ["init", "--data", str(f)], r"holds no train.bin.*run `megadeberta prep"),
     "recipe for nothing": (_words("init --data nowhere"), r"nowhere does not exist; give the --output folder"),
     "report of no run": (lambda f, p: ["report", str(f)], r"holds no metrics.jsonl with training steps"),
+    "report of a file": (_run_with("report", "RUN/metrics.jsonl"), r"metrics.jsonl is a file; give a run's"),
+    "report of nothing": (_words("report nowhere"), r"nowhere does not exist; give a run's"),
+    "page that is a folder": (_run_with("report", "RUN", "--html", "."), r"--html=\.: is a folder, .*give a file"),
+    "page in no folder": (_run_with("report", "RUN", "--html", "no/such.html"), r"lies in one that does not exist"),
+    "tracker that is not known": (override('logging.trackers=["comet"]'), r"trackers.0='comet': .*'wandb' or 'mlflow'"),
+    "tracker that is no list": (override("logging.trackers=wandb"), r"must be a list, such as \[\"wandb\"\]"),
+    "profile that is no window": (override("logging.profile_steps=[9,3]"), r"\[9, 3\] must be \[first, last\]"),
+    "key twice in YAML": (_text("extends: quickstart\nname: x\nname: y\n", name="r.yaml"), r"r.yaml:3: .*given twice"),
+    "list in YAML": (_text("- extends: quickstart\n", name="r.yaml"), r"is one YAML mapping, found list"),
+    "evaluation of a recipe": (
+        lambda f, p: ["evaluate", str(write_recipe(f, p))],
+        r"recipe.json: is no file of weights; give a folder, or its .safetensors or .bin",
+    ),
+    "evaluation of nothing": (_words("evaluate nowhere"), r"nowhere: no such folder or file; .* OWNER/MODEL"),
+    "model by its address": (
+        _words("convert import https://huggingface.co/microsoft/deberta-v3-base out"),
+        r"write the model of the hub as microsoft/deberta-v3-base",
+    ),
+    "import of a text": (
+        lambda f, p: ["convert", "import", str(SOTU), str(f / "out")],
+        r"sotu.txt: is no file of weights",
+    ),
+    "import of a run": (_import("checkpoints/latest"), r"is a run of ours.*`megadeberta convert export`"),
+    "import of an import": (_import("model.json"), r"is an imported folder already; training.init_from takes it"),
+    "weights without their configuration": (
+        lambda f, p: [*_import("pytorch_model.bin")(f, p)[:2], str(f / "model" / "pytorch_model.bin"), str(f / "out")],
+        r"model/config.json: is missing; give a folder of transformers or microsoft/DeBERTa",
+    ),
+    "Microsoft's pickled vocabulary": (
+        lambda f, p: [
+            "prep",
+            str(SOTU),
+            "--output",
+            str(f / "o"),
+            "--tokenizer",
+            _import("bpe_encoder.bin")(f, p)[2] + "/bpe_encoder.bin",
+        ],
+        r"bpe_encoder.bin: is Microsoft's pickle .*`hf download microsoft/deberta-base vocab.json merges.txt",
+    ),
     "checkpoints of no run": (lambda f, p: ["checkpoint", "list", str(f)], r"holds no checkpoints"),
     "corpus that is not known": (_words("fetch wikitext3"), r"no corpus named 'wikitext3'; known: wikitext2"),
     "output of prep that is a file": (
@@ -255,6 +319,8 @@ MISTAKES: dict[str, tuple[Case, str]] = {
 IN_A_PROCESS = {
     "weights that are not numbers",  # these two come as far as torch and process groups
     "weights that do not exist",
+    "evaluation of nothing",
+    "import of a run",
     "line of 40 MB",
     "recipe that does not exist",
     "no such option",

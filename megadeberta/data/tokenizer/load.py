@@ -13,6 +13,7 @@ from megadeberta.errors import DataError
 
 VOCAB_JSON, MERGES, VOCAB_TXT = "vocab.json", "merges.txt", "vocab.txt"
 _OTHERS = (VOCAB_JSON, VOCAB_TXT)
+_MICROSOFT_BPE = "bpe_encoder.bin"
 READABLE = f"{TOKENIZER_FILE}, {TOKENIZER_JSON}, {VOCAB_JSON} with {MERGES}, or {VOCAB_TXT}"
 
 
@@ -29,6 +30,8 @@ def load_tokenizer(path: Path, *, expected_sha256: str | None = None) -> Vocabul
     """
     if path.is_dir():
         path = _in_folder(path)
+    if path.name == _MICROSOFT_BPE:
+        raise DataError(_of_microsoft(path))
     if path.name == VOCAB_TXT:
         found: VocabularyTokenizer = _wordpiece(path)
     elif path.name == VOCAB_JSON and (path.parent / MERGES).is_file():
@@ -55,9 +58,23 @@ def sequence_marks(path: Path) -> tuple[int, int]:
 
 
 def find_tokenizer(folder: Path) -> Path | None:
-    """The tokenizer in a folder of weights, published or ours; None where it has none."""
+    """The tokenizer in a folder of weights, published or ours; None where it has none.
+
+    Raises:
+        DataError: the only one is Microsoft's pickle, which is not read.
+    """
     names = (TOKENIZER_FILE, TOKENIZER_JSON, *_OTHERS)
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None and (folder / _MICROSOFT_BPE).is_file():
+        raise DataError(_of_microsoft(folder / _MICROSOFT_BPE))
+    return found
+
+
+def _of_microsoft(path: Path) -> str:
+    return (
+        f"{path}: is Microsoft's pickle of GPT-2's vocabulary, which is not read; put {VOCAB_JSON} and {MERGES} of the "
+        f"same model beside it: `hf download microsoft/deberta-base {VOCAB_JSON} {MERGES} --local-dir {path.parent}`"
+    )
 
 
 def _in_folder(folder: Path) -> Path:

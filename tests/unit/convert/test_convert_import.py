@@ -18,16 +18,16 @@ from megadeberta.convert.formats.config_json import to_config_json
 from megadeberta.convert.formats.deberta_v2 import DebertaV2
 from megadeberta.convert.formats.export_tensors import export_tensors
 from megadeberta.convert.formats.families import choose_target
-from megadeberta.convert.formats.family import ExportTarget, ModelKind
+from megadeberta.convert.formats.family import ExportTarget, FileFormat, ModelKind
 from megadeberta.convert.formats.names import LEGACY_MLM_HEAD, MLM_HEAD
 from megadeberta.convert.formats.read_folder import ReportLine, read_hf_folder
 from megadeberta.convert.import_folder import import_folder
-from megadeberta.errors import CheckpointError, ConfigError
+from megadeberta.errors import CheckpointError, ConfigError, DataError
 from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.initialize import give_storage, initialize
 from megadeberta.model.whole import WholeModel
 from megadeberta.weights.initial import initial_values
-from megadeberta.weights.source import load_weights
+from megadeberta.weights.source import ModelSource, load_weights
 from tests.unit.convert.small_models import (
     CASES,
     NO_MASK_DECODER,
@@ -352,3 +352,44 @@ def test_an_absent_key_has_the_default_of_the_code_base_not_ours(tmp_path: Path)
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=r"have no place .*first encoder\.rel_embeddings"):
         read_hf_folder(folder)
+
+
+def test_microsofts_release_of_v2_is_imported_as_folder_and_as_file(tmp_path: Path, spm: Path) -> None:
+    """The archives hold ``pytorch.model.bin``, ``model_config.json`` without model_type, and ``spm.model``."""
+    published, release = _release(tmp_path, spm)
+    shutil.copyfile(spm, release / "spm.model")
+    table = published.weights["relative.embedding.weight"]
+    table[0] = table[1]  # the one documented change of an export
+    for number, place in enumerate((release, release / "pytorch.model.bin")):
+        import_folder(place, tmp_path / f"out-{number}")
+        found = load_weights(tmp_path / f"out-{number}")
+        assert found.weights.keys() == published.weights.keys()
+        different = {n for n, tensor in found.weights.items() if not torch.equal(tensor, published.weights[n])}
+        assert different == set()
+        assert found.checked_tokenizer().read_bytes() == spm.read_bytes()
+
+
+def test_microsofts_release_of_v1_is_refused_until_its_vocabulary_can_be_read(tmp_path: Path, spm: Path) -> None:
+    _, release = _release(tmp_path, spm)
+    (release / "bpe_encoder.bin").write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(
+        DataError, match=r"bpe_encoder\.bin: is Microsoft's pickle .*vocab\.json merges\.txt --local-dir"
+    ):
+        import_folder(release, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    shutil.copyfile(spm, release / "spm.model")
+    import_folder(release, tmp_path / "out")
+
+
+def _release(tmp_path: Path, spm: Path) -> tuple[ModelSource, Path]:
+    """A model of ours, and the same as Microsoft's archives hold it, without tokenizer."""
+    config = small_config()
+    source = write_weights_folder(tmp_path / "source", small_model(config), config, spm)
+    export_checkpoint(source, tmp_path / "export", file_format=FileFormat.MICROSOFT)
+    release = tmp_path / "release"
+    release.mkdir()
+    shutil.copyfile(tmp_path / "export" / "pytorch_model.bin", release / "pytorch.model.bin")
+    values = json.loads((tmp_path / "export" / "model_config.json").read_text())
+    values.pop("model_type", None)
+    (release / "model_config.json").write_text(json.dumps(values))
+    return load_weights(source), release
