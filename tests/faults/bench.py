@@ -21,6 +21,7 @@ from tests.faults.poison import FAULT_SIGNAL, VARIABLE
 ROOT = Path(__file__).parents[2]
 PATIENT_SECONDS = 240.0
 POLL_SECONDS = 0.05
+_UNDISTURBED_SECONDS = 3600.0
 
 Losses = list[tuple[int, str, str]]
 
@@ -56,7 +57,7 @@ class Bench:
         key = json.dumps(changes, sort_keys=True)
         if key not in self._undisturbed:
             run = self.start("undisturbed", **changes)
-            code = run.wait()
+            code = run.wait(_UNDISTURBED_SECONDS)
             if code != 0:
                 raise RuntimeError(f"the undisturbed run ended with {code}:\n{run.tail()}")
             self._undisturbed[key] = losses(run.output)
