@@ -53,7 +53,7 @@ class Stragglers:
 
     def judge(self, beats: Mapping[int, Beat], now: float) -> list[Straggler]:
         """What there is to say now; call it with every rank's newest beat as often as you like."""
-        if self._from.keys() != beats.keys():
+        if not beats or self._from.keys() != beats.keys():  # ranks have ended, all of them perhaps
             self._from, self._since = dict(beats), now
             return []
         done = [beats[rank].steps - first.steps for rank, first in self._from.items()]

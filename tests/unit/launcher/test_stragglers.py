@@ -61,3 +61,10 @@ def test_rank_that_recovers_and_falls_behind_again_is_named_again() -> None:
 
 def test_ranks_without_a_clock_of_their_own_are_not_judged() -> None:
     assert _named(lambda rank, step: 0.0) == []
+
+
+def test_job_whose_ranks_have_all_ended_is_not_judged() -> None:
+    stragglers = Stragglers(lambda rank: 0)
+    beat = Beat(0, Phase.STEP, 1, 0.0, 1, 0.1, 0.0)
+    for number, beats in enumerate([{0: beat}, {}, {}, {0: beat}, {}]):
+        assert stragglers.judge(beats, float(number)) == []
