@@ -73,7 +73,10 @@ def _run(prepared: PreparedRun, ranks: RankEnvironment, heartbeat: Heartbeat) ->
     with Waiting("loading torch and DeepSpeed", quiet=ranks.rank != 0):  # which a wrong recipe should not wait for
         from megadeberta.train import train as run_training
     expect_group_threads()
-    return run_training(prepared, ranks, heartbeat)
+    try:
+        return run_training(prepared, ranks, heartbeat)
+    finally:
+        heartbeat.end()
 
 
 def _dry_run(recipe: Path, overrides: list[str], *, world_size: int, show_recipe: bool) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, TypeVar
@@ -96,16 +97,26 @@ class Heartbeat:
         self._compile_steps = 0
         self._busy_at: float | None = None
         self._clock: Clock | None = None
+        self._told = threading.Lock()
+        self._is_read = False
 
     def start(self, environ: Mapping[str, str]) -> None:
         """From the main thread, early: stacks on a signal, and lines if somebody reads them."""
         faulthandler.register(STACKS_SIGNAL, file=sys.__stderr__ or 2, all_threads=True)
-        if HEARTBEAT_VARIABLE in environ:
+        self._is_read = HEARTBEAT_VARIABLE in environ
+        if self._is_read:
             threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def measure(self, clock: "Clock | None", *, compile_steps: int) -> None:
         """Before the first step: what measures this rank's own work, and how many steps may compile something."""
         self._clock, self._compile_steps = clock, compile_steps
+
+    def end(self) -> None:
+        """The last line: from here on silence means nothing, however long the launcher takes to hear of the end."""
+        with self._told:
+            self._place = (Phase.END, self._place[1])
+            if self._is_read:
+                self._write(0.0)
 
     def worked(self, seconds: float) -> None:
         """What no clock of the host sees: work of this rank's device in a step."""
@@ -142,15 +153,17 @@ class Heartbeat:
         """Counted in pauses that passed here and not by a clock: a job that was suspended has not been idle."""
         last, pauses = None, 0
         while True:
-            place = self._place
-            pauses = pauses + 1 if place is last else 0
-            last = place
-            beat = Beat(self._rank, *place, pauses * self._pause, self._steps, self._busy, self._data)
-            try:
-                os.write(2, beat.encode().encode() + b"\n")
-            except OSError:  # nobody reads any more
-                return
+            with self._told:
+                place = self._place
+                pauses = pauses + 1 if place is last else 0
+                last = place
+                self._write(pauses * self._pause)
             time.sleep(self._pause)
+
+    def _write(self, seconds: float) -> None:
+        beat = Beat(self._rank, *self._place, seconds, self._steps, self._busy, self._data)
+        with suppress(OSError):  # nobody reads any more
+            os.write(2, beat.encode().encode() + b"\n")
 
 
 class Clock(Protocol):

@@ -95,6 +95,20 @@ os.kill(os.getpid(), STACKS_SIGNAL)
     assert 'File "<string>", line 8 in <module>' in done.stderr
 
 
+def test_last_line_says_that_the_rank_ends() -> None:
+    program = """
+from megadeberta.rank.heartbeat import Heartbeat, Phase
+heartbeat = Heartbeat(1, pause=60.0)
+heartbeat.start({"MEGADEBERTA_HEARTBEAT": "1"})
+heartbeat.enter(Phase.STEP, 7)
+heartbeat.end()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    last = Beat.parse(done.stderr.splitlines()[-1])
+    assert last is not None
+    assert (last.phase, last.step) == (Phase.END, 7)
+
+
 def test_nothing_is_written_where_nobody_reads() -> None:
     program = (
         "from megadeberta.rank.heartbeat import Heartbeat; h = Heartbeat(); h.start({}); import time; time.sleep(1.2)"
