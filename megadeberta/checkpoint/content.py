@@ -1,23 +1,23 @@
 """What a checkpoint holds, whatever the layout was: one safetensors file and one index of it for every rank.
 
 ``rank-R.safetensors`` has a flat float32 tensor ``STATE/NAME`` for every fragment and state; the fragments, and the
-counters of the run, are in ``rank-R.json``. A reader under another layout finds by name what overlaps with what it
-needs, and reads those bytes only.
+counters of the run, are in ``rank-R.json``, and those of all ranks once more in ``index.json``. A reader under another
+layout finds by name what overlaps with what it needs, and reads those bytes only.
 """
 
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from megadeberta.checkpoint.durable import Digest, HashingFile
-from megadeberta.checkpoint.folder import rank_file_name, tensor_file_name
+from megadeberta.checkpoint.folder import INDEX_NAME, rank_file_name, tensor_file_name
 from megadeberta.checkpoint.fragments import Fragment, overlaps
 from megadeberta.config.first_problem import first_problem
 from megadeberta.config.section import Section
@@ -25,6 +25,7 @@ from megadeberta.errors import CheckpointError
 
 WEIGHT = "weight"
 """The state of a parameter that every reader needs; what an optimizer keeps besides has the names that it gives."""
+_Content = TypeVar("_Content")
 _ITEM = np.dtype("<f4").itemsize
 _BLOCK = 4 << 20
 """Elements read at a time: bounds the memory of loading."""
@@ -86,12 +87,11 @@ class CheckpointContent:
         self.folder = folder
         self._where: dict[str, list[tuple[str, Fragment]]] = {}
         self._open: dict[str, Any] = {}
-        self._ranks: list[RankContent] = []
-        while (path := folder / rank_file_name(len(self._ranks))).exists() or not self._ranks:
-            content, file = _read_index(path), tensor_file_name(len(self._ranks))
+        ranks = _read_ranks(folder)
+        for number, content in enumerate(ranks):
             for fragment in content.fragments:
-                self._where.setdefault(fragment.name, []).append((file, fragment))
-            self._ranks.append(content)
+                self._where.setdefault(fragment.name, []).append((tensor_file_name(number), fragment))
+        self._first = ranks[0]
 
     @property
     def names(self) -> list[str]:
@@ -101,12 +101,12 @@ class CheckpointContent:
     @property
     def counters(self) -> dict[str, int | float]:
         """Of the engine that wrote it."""
-        return self._ranks[0].counters
+        return self._first.counters
 
     @property
     def scaler(self) -> dict[str, int | float]:
         """State of the fp16 loss scale; empty when it was written in another precision."""
-        return self._ranks[0].scaler
+        return self._first.scaler
 
     def updates(self, name: str) -> float | None:
         """How often the optimizer has updated the parameter; None when it has no state for it.
@@ -202,9 +202,23 @@ def _copy(source: Any, offset: int, stride: int, target: np.ndarray) -> None:
         part[:] = as_strided(block, part.shape, (stride * _ITEM, _ITEM))
 
 
-def _read_index(path: Path) -> RankContent:
+def _read_ranks(folder: Path) -> list[RankContent]:
+    """The indexes of all ranks: of one file, or in older checkpoints of a file of each."""
+    path = folder / INDEX_NAME
+    if path.exists():
+        found = _read_json(path, TypeAdapter(list[RankContent]))
+        if not found:
+            raise CheckpointError(f"{path}: is no index of tensors (of no rank); {_ADVICE}")
+        return found
+    one, ranks = TypeAdapter(RankContent), [_read_json(folder / rank_file_name(0), TypeAdapter(RankContent))]
+    while (path := folder / rank_file_name(len(ranks))).exists():
+        ranks.append(_read_json(path, one))
+    return ranks
+
+
+def _read_json(path: Path, kind: TypeAdapter[_Content]) -> _Content:
     try:
-        return RankContent.model_validate_json(path.read_bytes())
+        return kind.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         detail = error.strerror if isinstance(error, OSError) else first_problem(error)
         raise CheckpointError(f"{path}: is no index of tensors ({detail}); {_ADVICE}") from None

@@ -76,6 +76,10 @@ def rank_file_name(rank: int) -> str:
     return f"rank-{rank}.json"
 
 
+INDEX_NAME = "index.json"
+"""The files of ``rank_file_name`` of all ranks in one, a JSON list: a resume opens it instead of all of them."""
+
+
 def tensor_file_name(rank: int) -> str:
     """The file of a rank's tensors."""
     return f"rank-{rank}.safetensors"

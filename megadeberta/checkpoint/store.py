@@ -5,6 +5,7 @@ power cut at any instant leaves the pointer on a whole checkpoint. A rank whose 
 collective, so no rank waits for another that has given up.
 """
 
+import hashlib
 import itertools
 import json
 import logging
@@ -19,6 +20,7 @@ from typing import Any
 from megadeberta.checkpoint.collectives import Collectives
 from megadeberta.checkpoint.durable import Digest, format_bytes, remove_tree, write_new_file
 from megadeberta.checkpoint.folder import (
+    INDEX_NAME,
     TRASH_PREFIX,
     CheckpointName,
     list_checkpoints,
@@ -143,6 +145,7 @@ class CheckpointStore:
         """Rank 0 alone. Gives ``[problem, name]`` as JSON."""
         try:
             files = _merge_reports(folder, [json.loads(report) for report in reports])
+            files[INDEX_NAME] = _write_index(folder, files, len(reports))
             created = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = Manifest(format_version=FORMAT_VERSION, step=step, created=created, run=run, files=files)
             write_new_file(folder / MANIFEST_NAME, encode_manifest(manifest))
@@ -238,6 +241,21 @@ def _merge_reports(folder: Path, reports: list[dict[str, Any]]) -> dict[str, Fil
     if found:
         raise StorageError(f"{folder / min(found)}: was put into the unfinished checkpoint by something else")
     return files
+
+
+def _write_index(folder: Path, files: Mapping[str, FileRecord], world_size: int) -> FileRecord:
+    """What every rank wrote about its tensors, as one file: else every rank that resumes would open all of them."""
+    parts = []
+    for rank in range(world_size):
+        name = rank_file_name(rank)
+        text = (folder / name).read_bytes()
+        if hashlib.sha256(text).hexdigest() != files[name].sha256:
+            raise StorageError(
+                f"rank 0 reads another {folder / name} than rank {rank} wrote; the disk or its cache is bad"
+            )
+        parts.append(text)
+    size, sha256 = write_new_file(folder / INDEX_NAME, b"[" + b",\n".join(parts) + b"]\n")
+    return FileRecord(bytes=size, sha256=sha256, rank=0)
 
 
 def _size_of(root: Path, name: CheckpointName | None) -> int:

@@ -144,7 +144,7 @@ def root(made: tuple[Path, list[list[str]]], tmp_path: Path) -> Path:
 def test_single_bit_flips_over_all_files_are_all_found(root: Path, flips: int) -> None:
     generator = random.Random(17)
     names = sorted(path.name for path in (root / "step-3").iterdir())
-    assert len(names) == 5  # tensors and index of each rank, manifest
+    assert len(names) == 6  # tensors and index of each rank, index of all, manifest
     for index in range(flips):
         path = root / "step-3" / names[index % len(names)]
         whole = path.read_bytes()

@@ -25,7 +25,7 @@ def test_list_shows_size_layout_and_the_latest(output_dir: Path) -> None:
     newest = next(line for line in result.output.splitlines() if "step-200" in line)
     files = [path for path in (output_dir / "checkpoints/step-200").iterdir() if path.name != "manifest.json"]
     size = f"{sum(path.stat().st_size for path in files) / 1000:.1f} kB"
-    assert newest.split()[:8] == ["step-200", "200", *size.split(), "5", "2", "1", "fp32"]
+    assert newest.split()[:8] == ["step-200", "200", *size.split(), "6", "2", "1", "fp32"]
     assert "latest" in newest
     assert "step-100" in result.output
 
@@ -43,8 +43,8 @@ def test_verify_says_sound_for_each(output_dir: Path) -> None:
     result = CliRunner().invoke(app, ["verify", str(output_dir)])
     assert result.exit_code == 0
     lines = result.output.splitlines()
-    assert lines[0].startswith("step-200: sound, 5 files, ")
-    assert lines[1].startswith("step-100: sound, 5 files, ")
+    assert lines[0].startswith("step-200: sound, 6 files, ")
+    assert lines[1].startswith("step-100: sound, 6 files, ")
     assert lines[2] == "latest: step-200"
 
 

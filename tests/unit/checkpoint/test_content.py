@@ -1,6 +1,8 @@
 """Tensors written under one layout and read under another; and files that are not what their index says."""
 
 import json
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +138,44 @@ def test_an_index_that_is_none_is_refused(folder: Path, index: bytes) -> None:
     (folder / "rank-0.json").unlink()
     with pytest.raises(CheckpointError, match=r"rank-0\.json: is no index of tensors \(No such file"):
         CheckpointContent(folder)
+
+
+@pytest.mark.parametrize("ranks", [1024, 4096])
+def test_a_rank_of_many_opens_one_index_within_a_second_and_100_mb(
+    tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ZeRO 1 cuts 1.5B parameters: about one fragment per rank."""
+    each = 1_567_828_068 // ranks
+    for rank in range(ranks):
+        piece = Fragment(
+            name=f"layer.{rank % 784}.weight", shape=(ranks * each,), start=rank * each, stop=(rank + 1) * each
+        )
+        index = RankContent(fragments=(piece,), counters={"global_steps": 3}, scaler={})
+        (tmp_path / f"rank-{rank}.json").write_text(index.model_dump_json())
+    parts = [(tmp_path / f"rank-{rank}.json").read_text() for rank in range(ranks)]
+    (tmp_path / "index.json").write_text("[" + ",".join(parts) + "]")
+    opened: list[str] = []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (opened.append(path.name), read(path))[1])
+    tracemalloc.start()
+    started = time.process_time()
+    merged = CheckpointContent(tmp_path)
+    seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert opened == ["index.json"]
+    assert seconds < 1
+    assert peak < 100 * 10**6
+    (tmp_path / "index.json").unlink()
+    opened.clear()
+    older = CheckpointContent(tmp_path)
+    assert len(opened) == ranks
+    assert older.names == merged.names
+    assert older.counters == merged.counters
+
+
+def test_an_index_of_all_ranks_that_is_none_is_refused(tmp_path: Path) -> None:
+    folder = _write(tmp_path, _layout(1, 1, 2))
+    for text in ("[]", "{}", "[{}]", ""):
+        (folder / "index.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"index\.json: is no index of tensors .*the checkpoint is damaged"):
+            CheckpointContent(folder)

@@ -46,7 +46,7 @@ def test_a_hundred_single_bit_flips_are_all_found(root: Path) -> None:
     random.seed(7)
     target = root / "step-300"
     names = sorted(path.name for path in target.iterdir())
-    assert len(names) == 6  # the manifest is one of them
+    assert len(names) == 7  # the manifest is one of them
     for index in range(100):
         path = target / names[index % len(names)]
         whole = path.read_bytes()
@@ -134,7 +134,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], int, str]] = {
         r"optim-1\.pt: 100 bytes, the manifest says 4\d\d\d \(written by rank 1 at step 300\)",
     ),
     "file empty": (lambda root: _zero(root / "step-300/weights.pt", 0), 200, r"weights\.pt: 0 bytes, the manifest"),
-    "files swapped between ranks": (_swap, 200, r"optim-0\.pt: sha256 [0-9a-f]{12}…, the manifest says [0-9a-f]{12}…"),
+    "files swapped between ranks": (_swap, 200, r"optim-[01]\.pt: sha256 [0-9a-f]{12}…, the manifest says"),
     "file of another step": (
         lambda root: shutil.copy(root / "step-200/weights.pt", root / "step-300/weights.pt"),
         200,

@@ -1,9 +1,11 @@
 """What the store promises: whole or invisible, whatever fails, and never the last one lost."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -33,12 +35,14 @@ def test_a_commit_holds_the_files_of_all_ranks_and_the_pointer_names_it(tmp_path
         "weights.pt": 0,
         "rank-0.json": 0,
         "rank-1.json": 1,
+        "index.json": 0,
     }
     assert manifest.step == 7
     assert manifest.run == run_record()
     assert (root / "latest").read_text() == "step-7\n"
     assert (root / "step-7" / "optim-1.pt").read_bytes() == content(7, "optim-1.pt")
     assert json.loads((root / "step-7" / "rank-1.json").read_bytes()) == {"step": 7}
+    assert json.loads((root / "step-7" / "index.json").read_bytes()) == [{"step": 7}, {"step": 7}]
     assert _names(root) == ["latest", "step-7"]
 
 
@@ -52,7 +56,9 @@ def test_everything_is_on_the_disk_before_the_name_that_shows_it(
     store.save(1, write_files(0, 1), run=run_record(1), rank_state={})
     monkeypatch.undo()
     hidden = ".tmp-step-1"
-    written = [f"{hidden}/{name}" for name in ("optim-0.pt", "weights.pt", "rank-0.json", "manifest.json")]
+    written = [
+        f"{hidden}/{name}" for name in ("optim-0.pt", "weights.pt", "rank-0.json", "index.json", "manifest.json")
+    ]
     expected = ["fsync ."]  # the new hidden folder
     expected += [event for path in written for event in (f"write {path}", f"fsync {path}")]
     expected += [f"fsync {hidden}", f"rename {hidden} step-1", "fsync ."]
@@ -322,3 +328,50 @@ def test_a_damaged_checkpoint_is_not_kept_in_place_of_a_sound_one(tmp_path: Path
     store.damaged = frozenset({"step-3"})
     store.save(3, write_files(0, 3), run=run_record(1), rank_state={})
     assert _names(tmp_path) == ["latest", "step-2", "step-3-2"]
+
+
+class _FirstOfMany(SingleProcess):
+    """Rank 0 of a job whose other ranks have written their files already."""
+
+    def __init__(self, root: Path, ranks: int) -> None:
+        self.root, self.ranks, self.seconds = root, ranks, 0.0
+
+    def all_gather_text(self, text: str) -> list[str]:
+        (folder,) = self.root.glob(".tmp-*")
+        reports = [text]
+        for rank in range(1, self.ranks):
+            data = json.dumps({"fragments": [f"layer.{rank}.weight"] * 4, "step": 7}).encode()
+            (folder / f"rank-{rank}.json").write_bytes(data)
+            (folder / f"rank-{rank}.safetensors").write_bytes(b"")
+            files = {
+                f"rank-{rank}.json": (len(data), hashlib.sha256(data).hexdigest()),
+                f"rank-{rank}.safetensors": (0, hashlib.sha256(b"").hexdigest()),
+            }
+            reports.append(json.dumps({"files": files, "problem": ""}))
+        self.seconds = -time.process_time()
+        return reports
+
+    def broadcast_text(self, text: str | None) -> str:
+        if self.seconds < 0:
+            self.seconds += time.process_time()
+        return super().broadcast_text(text)
+
+
+@pytest.mark.parametrize("ranks", [1024, 4096])
+def test_a_commit_of_many_ranks_takes_rank_0_half_a_second_at_most(tmp_path: Path, ranks: int) -> None:
+    many = _FirstOfMany(tmp_path, ranks)
+    store = CheckpointStore(tmp_path, collectives=many, keep_last=1)
+    assert store.save(7, write_files(0, 7), run=run_record(1), rank_state={"step": 7}) == tmp_path / "step-7"
+    assert 0 < many.seconds < 0.5
+    assert len(json.loads((tmp_path / "step-7" / "index.json").read_bytes())) == ranks
+
+
+def test_an_index_that_rank_0_reads_otherwise_than_it_was_written_fails_the_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: real(path) + b" " * (path.name == "rank-0.json"))
+    store = CheckpointStore(tmp_path, collectives=SingleProcess(), keep_last=1)
+    with pytest.raises(StorageError, match=r"rank 0 reads another .*rank-0\.json than rank 0 wrote"):
+        store.save(1, write_files(0, 1), run=run_record(1), rank_state={}, required=True)
+    assert not list(tmp_path.glob("step-*"))
