@@ -19,9 +19,7 @@ def start_process_group(timeout_seconds: float) -> torch.device:
         ParallelError: the rendezvous failed (port in use, unreachable master, peers missing), or there are more ranks
             than devices on this machine.
     """
-    # On a CPU DeepSpeed compiles a shared-memory all-reduce at the first start. It is not used here: its collectives
-    # spin without a timeout, so one dead rank would hang the others forever.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    leave_out_shared_memory()
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
         accelerator.set_device(device_index(os.environ, visible=accelerator.device_count()))
@@ -40,6 +38,14 @@ def start_process_group(timeout_seconds: float) -> torch.device:
             "set MASTER_PORT to a free one; if ranks are missing, check that all were started"
         ) from error
     return torch.device(accelerator.current_device_name())
+
+
+def leave_out_shared_memory() -> None:
+    """Let DeepSpeed start without the shared-memory all-reduce that it compiles on a CPU at the first start.
+
+    Its collectives spin without a timeout, so one dead rank would hang the others forever.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def device_index(environ: Mapping[str, str], *, visible: int) -> int:

@@ -171,6 +171,7 @@ def _arguments(point: Point, settings: Settings, kind: Kind, *, seed: int, scrat
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
         label_names=list(kind.label_names),
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         **OPTIMIZER,
     )
@@ -198,7 +199,10 @@ def world_size() -> int:
 
 
 def _deepspeed(settings: Settings) -> dict[str, Any]:
-    """The configuration of DeepSpeed; "auto" is filled in by transformers."""
+    """The configuration of DeepSpeed, which Trainer starts; "auto" is filled in by transformers."""
+    from megadeberta.engine.process_group import leave_out_shared_memory
+
+    leave_out_shared_memory()
     return {
         "zero_optimization": {"stage": settings.zero},
         "bf16": {"enabled": settings.precision == "bf16"},

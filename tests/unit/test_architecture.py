@@ -45,7 +45,7 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.evaluate": LAYERS
     | {f"megadeberta.{room}" for room in ("batch", "model", "data", "checkpoint", "weights", "convert")},
     "megadeberta.finetune": LAYERS
-    | {f"megadeberta.{room}" for room in ("convert", "data", "weights", "checkpoint", "hf")},
+    | {f"megadeberta.{room}" for room in ("convert", "data", "weights", "checkpoint", "hf", "engine")},
     "megadeberta.stages": LAYERS
     | {f"megadeberta.{room}" for room in ("ops", "checkpoint", "engine", "observability", "weights", "convert")},
     "megadeberta.train_cli": LAYERS | {f"megadeberta.{room}" for room in ("preflight", "plan", "train", "rank")},
