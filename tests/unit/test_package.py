@@ -134,3 +134,15 @@ def test_running_needs_no_triton() -> None:
     dependencies, extras = _project()
     assert "triton" not in {requirement.name for requirement in dependencies}
     assert [name for name, found in extras.items() if "triton" in {one.name for one in found}] == ["gpu"]
+
+
+def test_the_dockerfile_installs_as_the_makefile_does() -> None:
+    """docker itself is not everywhere: what it would run is compared."""
+    image, make = (ROOT / "Dockerfile").read_text(encoding="utf-8"), (ROOT / "Makefile").read_text(encoding="utf-8")
+    of_image = re.findall(r"pip install --no-cache-dir -c constraints\.txt (.+?)(?: \\)?$", image, re.MULTILINE)
+    of_make = re.findall(r"^\t\$\(PIP\) (.+)$", make.split("$(TEST_STAMP)")[0], re.MULTILINE)
+    assert [re.sub(r"'?\.\[.+?\]'?$", ".", line) for line in of_image] == [
+        line.replace("--editable ", "") for line in of_make
+    ]
+    assert "python:3.12-slim" in image and "Python :: 3.12" in (ROOT / "pyproject.toml").read_text()
+    assert 'ENTRYPOINT ["megadeberta"]' in image
