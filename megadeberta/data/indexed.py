@@ -63,7 +63,7 @@ class TokenShard:
         self._prefix = prefix
         self._cache = cache
         self._path = tokens.path
-        self._bin = tokens
+        self.token_bytes = tokens
         self._sums = sums
         self.manifest = manifest
         self.dtype = np.dtype(manifest.dtype)
@@ -166,7 +166,7 @@ class TokenShard:
 
     def close(self) -> None:
         """Release the file; harmless when already closed."""
-        self._bin.close()
+        self.token_bytes.close()
         if self._sums is not None:
             self._sums.close()
 
@@ -185,12 +185,12 @@ class TokenShard:
     def read_ahead(self, runs: Sequence[tuple[int, int]]) -> None:
         """Say which runs ``read_runs`` will be asked for soon: of a remote shard they are fetched meanwhile."""
         if self.is_remote:
-            self._bin.ahead([(offset, length) for _, _, offset, length in self._places(runs)])
+            self.token_bytes.ahead([(offset, length) for _, _, offset, length in self._places(runs)])
 
     @property
     def is_remote(self) -> bool:
         """Whether the tokens are behind an address."""
-        return isinstance(self._bin, RemoteBytes)
+        return isinstance(self.token_bytes, RemoteBytes)
 
     @property
     def plan_place(self) -> tuple[Path, Path]:
@@ -218,12 +218,12 @@ class TokenShard:
         begins = (np.cumsum((0, *counts[:-1])) * BLOCK_BYTES).tolist()
         flat = blocks.reshape(-1)
         targets = [flat[begin : begin + length] for begin, length in zip(begins, lengths, strict=True)]
-        self._bin.fill_all(targets, offsets)
+        self.token_bytes.fill_all(targets, offsets)
         if self._sums is not None and not self._are_written(blocks, firsts, counts):
             # A copy of remote blocks may be what is damaged.
             for offset, length in zip(offsets, lengths, strict=True):
-                self._bin.forget(offset, length)
-            self._bin.fill_all(targets, offsets)
+                self.token_bytes.forget(offset, length)
+            self.token_bytes.fill_all(targets, offsets)
             self._check_blocks(blocks, firsts, counts)
         found = []
         for (start, stop), first, place in zip(runs, firsts, begins, strict=True):
@@ -250,7 +250,7 @@ class TokenShard:
             wrong = int(numbers[np.flatnonzero(is_wrong)[0]])
             raise DataError(
                 f"{self._path}: bytes [{wrong * BLOCK_BYTES}, {(wrong + 1) * BLOCK_BYTES}) are not those that were "
-                f"written: {self._bin.advice}"
+                f"written: {self.token_bytes.advice}"
             )
 
     def _check_ids(self, found: list[np.ndarray], runs: Sequence[tuple[int, int]]) -> None:
@@ -274,7 +274,7 @@ class TokenShard:
         step = _HASH_BLOCK // self.dtype.itemsize
         for start in range(0, self.num_tokens, step):
             tokens = np.empty(min(step, self.num_tokens - start), dtype=self.dtype)
-            self._bin.fill(tokens, start * self.dtype.itemsize)
+            self.token_bytes.fill(tokens, start * self.dtype.itemsize)
             digest.update(tokens.data.cast("B"))
             largest = max(largest, largest_id(tokens))
         if digest.hexdigest() != self.manifest.bin_sha256:

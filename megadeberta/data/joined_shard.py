@@ -35,7 +35,7 @@ class JoinedShard(TokenShard):
             self.close()
             raise
         size = np.dtype(manifest.dtype).itemsize
-        joined = _JoinedBytes(shard_file(prefix, "bin"), [part._bin for part in self._parts], self._starts, size)
+        joined = _JoinedBytes(shard_file(prefix, "bin"), [part.token_bytes for part in self._parts], self._starts, size)
         super().__init__(prefix, manifest=manifest, tokens=joined, sums=None, cache=cache)
 
     @functools.cached_property
