@@ -30,7 +30,7 @@ def _log_of_its_own() -> Iterator[None]:
     before, level = list(root.handlers), root.level
     yield
     for handler in [handler for handler in root.handlers if handler not in before]:
-        if type(handler) is logging.StreamHandler:
+        if not type(handler).__module__.startswith("_pytest."):
             root.removeHandler(handler)
     root.setLevel(level)
 

@@ -152,7 +152,7 @@ def test_without_packing_nothing_asks_where_documents_are(data: DataConfig, monk
     def refuse(*_: object) -> None:
         raise AssertionError("the index was read")
 
-    monkeypatch.setattr("megadeberta.data.indexed._open_index", refuse)
+    monkeypatch.setattr("megadeberta.data.indexed.open_index", refuse)
     assert check_data(data, 512).train_chunks == CHUNKS
     with open_steps(data, layout(1, GLOBAL_BATCH)) as steps:
         next(steps)
