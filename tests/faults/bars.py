@@ -59,7 +59,7 @@ _BARS = (
     Bar("H1", "damaged token files: none silent", tests=("tests/unit/data/test_indexed_damage.py",)),
     Bar("H3", "hostile texts: counted or refused", tests=("tests/unit/data_prep/test_hostile.py",)),
     Bar("H4", "pickles in checkpoints: none runs", tests=(
-        f"{_CHECKPOINTS}test_a_payload_in_any_file_is_refused_by_all_ranks_and_executed_by_none",)),
+        f"{_CHECKPOINTS}test_a_payload_in_any_file_is_executed_by_no_rank_and_refused_where_it_is_read",)),
     Bar("H6", "hostile hostfiles, words and variables: none runs", tests=(
         "tests/unit/launcher/hosts/test_hostfile.py", "tests/unit/launcher/hosts/test_environment.py")),
     Bar("H8", "500 mutated recipes: typed errors", tests=("tests/unit/config/test_load.py",)),
