@@ -3,8 +3,7 @@
 Shapes: B batch · L length · V vocabulary.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from megadeberta.config.set_files import TOKENIZER_JSON, tokenizer_in
 from megadeberta.convert.formats.config_json import MICROSOFT_CONFIG
 from megadeberta.convert.formats.family import ExportTarget, Family, ModelKind, OptIn
 from megadeberta.convert.formats.read_folder import ImportedModel, read_hf_folder
+from megadeberta.convert.quiet import quiet_transformers
 from megadeberta.convert.tokenizer.same_ids import ODD_TEXTS, check_same_ids
 from megadeberta.data.tokenizer import load_tokenizer
 from megadeberta.errors import CheckpointError
@@ -116,7 +116,7 @@ def _load(model_class: Any, folder: Path, *, encoder_of: Family | None = None) -
     Args:
         encoder_of: the class is this family's encoder, which has no use for heads and may have tensors of its own.
     """
-    with _quiet():
+    with quiet_transformers():
         try:
             model, info = model_class.from_pretrained(
                 folder, output_loading_info=True, local_files_only=True, trust_remote_code=False, dtype=torch.float32
@@ -164,22 +164,9 @@ def _compare(ours: Tensor, theirs: Tensor, mask: Tensor, what: str, folder: Path
 
 def _check_tokenizer(folder: Path, texts: Sequence[str]) -> Finding:
     reference = load_tokenizer(tokenizer_in(folder))
-    with _quiet():
+    with quiet_transformers():
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         exceptions = check_same_ids(reference, tokenizer, texts, str(folder))
     of_run = f" and {len(texts)} documents of the run" if texts else ""
     detail = f"ids of {reference.path.name} on {len(ODD_TEXTS)} odd texts{of_run}{exceptions}"
     return Finding(f"AutoTokenizer ({type(tokenizer).__name__})", detail)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers reports loading on stderr in its own words; ours follow."""
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(level)
-        transformers.logging.enable_progress_bar()

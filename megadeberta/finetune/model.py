@@ -1,8 +1,7 @@
 """transformers' model of a kind, with a fresh head, and its tokenizer."""
 
-import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 import transformers
 from torch import nn
 
+from megadeberta.convert.quiet import quiet_transformers
 from megadeberta.errors import CheckpointError, ConfigError
 from megadeberta.finetune.kinds.kind import Kind
 from megadeberta.finetune.settings import Point, Settings
@@ -25,7 +25,7 @@ def load_tokenizer(start: Start) -> Any:
     Raises:
         CheckpointError: transformers cannot load it, or it is slow and cannot say where tokens lie in a text.
     """
-    with quiet():
+    with quiet_transformers():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(start.folder, local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -55,7 +55,7 @@ def load_model(start: Start, kind: Kind, labels: Sequence[str], *, point: Point,
 
 
 def _load(folder: Path, kind: Kind, *, name: str, **changes: Any) -> Any:
-    with quiet():
+    with quiet_transformers():
         try:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             config.update(changes)
@@ -101,19 +101,6 @@ def check_length(start: Start, length: int) -> None:
     if length < 8 or (longest is not None and length > longest):
         most = f"{longest}, the absolute positions of {start.name}" if longest else "any number"
         raise ConfigError(f"--length {length} is not between 8 and {most}")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """transformers tells at length that a head is fresh, which is what was asked for."""
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(level)
-        transformers.logging.enable_progress_bar()
 
 
 def _line(error: Exception) -> str:

@@ -15,10 +15,11 @@ import transformers
 from torch import Tensor
 
 from megadeberta.convert.published_folder import publish_folder
+from megadeberta.convert.quiet import quiet_transformers
 from megadeberta.finetune.kinds.kind import Feature, Kind
 from megadeberta.finetune.kinds.table import KINDS
 from megadeberta.finetune.loop import BestEpoch, Trainer, build_trainer, divide_batch, world_size
-from megadeberta.finetune.model import check_length, check_saved, load_model, load_tokenizer, quiet
+from megadeberta.finetune.model import check_length, check_saved, load_model, load_tokenizer
 from megadeberta.finetune.packages import check_packages
 from megadeberta.finetune.progress import Progress
 from megadeberta.finetune.results import Metrics, PointRuns, Results, Run, write_results
@@ -191,7 +192,7 @@ def _predict_all(job: Job, trainer: Trainer) -> _Predictions:
 def _save(folder: Path, job: Job, kept: _Kept) -> None:
     """The model and its tokenizer, loaded again and compared."""
     kept.model.load_state_dict(kept.weights)
-    with quiet():
+    with quiet_transformers():
         kept.model.save_pretrained(folder)
         transformers.AutoTokenizer.from_pretrained(job.start.folder, local_files_only=True).save_pretrained(folder)
     if (job.start.folder / "spm.model").is_file():
