@@ -14,9 +14,11 @@ from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.options import (
     DEFAULT_FAILURES,
     GpuOption,
+    GpusOption,
     HostOption,
     InterOption,
     IntraOption,
+    Machine,
     MemoryOption,
     MtbfOption,
     OverlapOption,
@@ -27,7 +29,7 @@ from megadeberta.plan.options import (
     assumptions_of,
     attention_of,
     cluster_of,
-    gpu_of,
+    machine_of,
     overlap_settings,
 )
 from megadeberta.plan.rates import Assumptions
@@ -56,6 +58,7 @@ class _Question:
     settings: tuple[str, ...]
     """Overrides of the recipe that the options come to."""
     config: RunConfig
+    machine: Machine
     cluster: Cluster
     attention: str
     assumed: Assumptions
@@ -79,7 +82,7 @@ def plan(
     recipe: RecipeArgument,
     *,
     nodes: Annotated[int, typer.Option(min=1, help="number of machines")] = 1,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs per machine")],
+    gpus: GpusOption = None,
     gpu: GpuOption = None,
     memory: MemoryOption = None,
     reserve: ReserveOption = None,
@@ -103,16 +106,19 @@ def plan(
 
     Examples:
 
+        megadeberta plan deberta-v3-base
+
         megadeberta plan deberta-v2-xxlarge --nodes 8 --gpus 8 --gpu h100
 
         megadeberta plan deberta-base --nodes 4 --gpus 16 --memory 32 --tflops 40 --bandwidth-intra 120
     """
-    kind, settings = gpu_of(gpu), (*(set_ or ()), *overlap_settings(overlap))
+    machine, settings = machine_of(gpus, gpu, memory), (*(set_ or ()), *overlap_settings(overlap))
     config = load_recipe(recipe, settings)
     rates = {"bandwidth_intra": bandwidth_intra, "bandwidth_inter": bandwidth_inter, "tflops": tflops}
-    cluster = cluster_of(kind, nodes, gpus, memory=memory, reserve=reserve, **rates)
+    cluster = cluster_of(machine, nodes, reserve=reserve, **rates)
     assumed, failures = assumptions_of(overlap, host_ms), Failures(mtbf, restart, save_rate)
-    asked = _Question(str(recipe), settings, config, cluster, attention_of(config, kind), assumed, failures)
+    attention = attention_of(config, machine.gpu)
+    asked = _Question(str(recipe), settings, config, machine, cluster, attention, assumed, failures)
     search = asked.search(config)
     if as_json:
         _print_json(asked, search, stages=stages)
@@ -125,6 +131,7 @@ def plan(
 def _print_json(asked: _Question, search: Search, *, stages: bool) -> None:
     overrides, cost = asked.overrides(search), asked.cost(search)
     values = search_values(search, asked.cluster, recipe=asked.recipe, overrides=overrides, cost=cost)
+    values["assumed"] = asked.machine.assumed
     if stages and search.recommended is not None:
         values["stages"] = stage_rows(Recipe(asked.config), search.recommended.layout, asked.attention)
     typer.echo(json.dumps(values, indent=2))
@@ -142,6 +149,8 @@ def _print_tables(asked: _Question, search: Search, *, limit: int, stages: bool)
         f"{asked.cluster.describe()}",
         highlight=False,
     )
+    if asked.machine.assumed is not None:
+        console.print(asked.machine.assumed, highlight=False)
     shown = search.fitting or search.candidates
     console.print(layouts_table(shown[:limit], config.training.steps, console))
     hidden = len(search.candidates) - len(search.fitting)

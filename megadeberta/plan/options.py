@@ -1,5 +1,7 @@
 """The options of ``megadeberta plan`` that describe the machine, and what they come to."""
 
+import os
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
@@ -13,6 +15,10 @@ from megadeberta.plan.cluster import Cluster, usual_reserve
 from megadeberta.plan.gpus import GPUS, Gpu, find_gpu
 from megadeberta.plan.rates import Assumptions
 from megadeberta.plan.run_cost import Failures
+from megadeberta.rank.devices import count_local_devices, smallest_device_gib
+
+ASSUMED_TYPE, ASSUMED_GPUS = "a100-80", 8
+"""What a plan is made for where neither the options nor this machine say it: a DGX A100."""
 
 
 class Overlap(StrEnum):
@@ -29,11 +35,18 @@ def _positive(help_: str, unit: str | None = None) -> typer.models.OptionInfo:
     return option
 
 
+GpusOption = Annotated[
+    int | None, typer.Option(min=1, help=f"GPUs per machine  [default: {ASSUMED_GPUS}, or those here; see --gpu]")
+]
 GpuOption = Annotated[
     str | None,
-    typer.Option(metavar="TYPE", help=f"{', '.join(GPUS)}: fills in what the options below leave out"),
+    typer.Option(
+        metavar="TYPE",
+        help=f"{', '.join(GPUS)}: fills in what the options below leave out  [default without --memory: the GPUs "
+        f"of this machine, or {ASSUMED_TYPE}]",
+    ),
 ]
-MemoryOption = Annotated[float | None, _positive("memory per GPU", "GIB")]
+MemoryOption = Annotated[float | None, _positive("memory per GPU  [default: of --gpu]", "GIB")]
 ReserveOption = Annotated[
     float | None,
     typer.Option(min=0, metavar="GIB", help="set aside for CUDA, NCCL and memory fragmentation [default: 1 + 6 %]"),
@@ -54,44 +67,72 @@ RestartOption = Annotated[float, typer.Option(min=0, metavar="S", help="from a f
 SaveOption = Annotated[float, _positive("that each rank writes of a checkpoint", "GB/S")]
 
 
-def cluster_of(
-    gpu: Gpu | None, nodes: int, gpus: int, *, memory: float | None, reserve: float | None, **rates: float | None
-) -> Cluster:
-    """The machine: what is said, then what the type of GPU has, then the defaults.
+@dataclass(frozen=True)
+class Machine:
+    """The GPUs of one machine."""
+
+    gpus: int
+    gpu: Gpu | None
+    memory_gib: float
+    """Of each GPU."""
+    assumed: str | None
+    """What is assumed because neither the options nor this machine say it, as one line."""
+
+
+def machine_of(gpus: int | None, type_name: str | None, memory: float | None) -> Machine:
+    """What the options say; where they name no GPU, those of this machine; else eight of a common type.
+
+    Raises:
+        ConfigError: there is no such type of GPU.
+    """
+    assumed = []
+    if type_name is None and memory is None:
+        here = count_local_devices(os.environ)
+        memory = smallest_device_gib() if here else None
+        if memory is not None:
+            return Machine(gpus or here, None, memory, None)
+        type_name = ASSUMED_TYPE
+        assumed.append(f"GPUs of type {ASSUMED_TYPE}")
+    if gpus is None:
+        assumed.insert(0, f"{ASSUMED_GPUS} GPUs a machine")
+    gpu = None if type_name is None else find_gpu(type_name)
+    if memory is None and gpu is not None:
+        memory = gpu.memory_gib
+    assert memory is not None  # of the option, or of a type
+    line = f"assumed: {', '.join(assumed)}; --gpus, --gpu and --memory say what you have" if assumed else None
+    return Machine(gpus or ASSUMED_GPUS, gpu, memory, line)
+
+
+def cluster_of(machine: Machine, nodes: int, *, reserve: float | None, **rates: float | None) -> Cluster:
+    """The cluster: what is said, then what the type of GPU has, then the defaults.
 
     Args:
         rates: bandwidth_intra, bandwidth_inter, tflops.
 
     Raises:
-        ConfigError: neither type nor memory is given, or nothing of the memory is left.
+        ConfigError: nothing of the memory is left.
     """
     of_type: dict[str, float | None] = {}
-    if gpu is not None:
-        memory = gpu.memory_gib if memory is None else memory
-        peak = device_peak_flops(gpu.device)
+    if machine.gpu is not None:
+        peak = device_peak_flops(machine.gpu.device)
         of_type = {
-            "bandwidth_intra": gpu.intra,
-            "bandwidth_inter": gpu.inter,
-            "tflops": gpu.tflops,
-            "memory_bandwidth": gpu.memory_bandwidth,
+            "bandwidth_intra": machine.gpu.intra,
+            "bandwidth_inter": machine.gpu.inter,
+            "tflops": machine.gpu.tflops,
+            "memory_bandwidth": machine.gpu.memory_bandwidth,
             "peak_tflops": None if peak is None else peak / 1e12,
         }
-    if memory is None:
-        raise ConfigError(f"a plan needs --gpu TYPE ({', '.join(GPUS)}) or --memory GIB; give one of them")
-    kept_free = usual_reserve(memory) if reserve is None else reserve
-    if kept_free >= memory:
-        raise ConfigError(f"--reserve {kept_free:g} leaves nothing of --memory {memory:g}; reserve less")
+    kept_free = usual_reserve(machine.memory_gib) if reserve is None else reserve
+    if kept_free >= machine.memory_gib:
+        raise ConfigError(
+            f"--reserve {kept_free:g} leaves nothing of the {machine.memory_gib:g} GiB of a GPU; reserve less"
+        )
     said = {name: value for name, value in (of_type | _given(rates)).items() if value is not None}
-    return Cluster(nodes, gpus, memory, kept_free, **said)
+    return Cluster(nodes, machine.gpus, machine.memory_gib, kept_free, **said)
 
 
 def _given(values: dict[str, float | None]) -> dict[str, float | None]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def gpu_of(name: str | None) -> Gpu | None:
-    """The type of that name, if one is given."""
-    return None if name is None else find_gpu(name)
 
 
 def attention_of(config: RunConfig, gpu: Gpu | None) -> str:

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from megadeberta.cli import app
 from megadeberta.errors import ConfigError
+from megadeberta.plan import options
 
 RECIPES = Path(__file__).parents[3] / "ds_configs"
 LARGE = str(RECIPES / "deberta-large.json")
@@ -61,7 +62,7 @@ def test_nothing_fits_is_an_error_with_the_smallest_layout_and_a_way_out() -> No
 
 
 def test_a_reserve_of_all_memory_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--reserve 40 leaves nothing of --memory 32"):
+    with pytest.raises(ConfigError, match=r"--reserve 40 leaves nothing of the 32 GiB of a GPU"):
         CliRunner().invoke(
             app, ["plan", LARGE, "--gpus", "8", "--memory", "32", "--reserve", "40"], catch_exceptions=False
         )
@@ -106,6 +107,25 @@ def test_the_command_asks_for_what_was_planned_with() -> None:
     assert "--set training.steps=50000 --set deepspeed.zero_optimization.overlap_comm=true" in text
 
 
-def test_neither_gpu_nor_memory_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"needs --gpu TYPE \(v100-16, .*\) or --memory GIB"):
-        CliRunner().invoke(app, ["plan", LARGE, "--gpus", "8"], catch_exceptions=False)
+def _shown_cluster(*arguments: str) -> dict:
+    return json.loads(_plan(LARGE, "--json", *arguments))
+
+
+def test_where_nothing_is_said_a_common_machine_is_assumed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "count_local_devices", lambda environ: 0)
+    assert "assumed: 8 GPUs a machine, GPUs of type a100-80; --gpus, --gpu and --memory say" in _plan(LARGE)
+    values = _shown_cluster("--gpus", "4")
+    assert values["assumed"] == "assumed: GPUs of type a100-80; --gpus, --gpu and --memory say what you have"
+    assert (values["cluster"]["gpus"], values["cluster"]["memory_gib"]) == (4, 80)
+    values = _shown_cluster("--memory", "48")
+    assert values["assumed"] == "assumed: 8 GPUs a machine; --gpus, --gpu and --memory say what you have"
+    assert (values["cluster"]["gpus"], values["cluster"]["memory_gib"]) == (8, 48)
+
+
+def test_the_gpus_of_this_machine_come_before_assumptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "count_local_devices", lambda environ: 2)
+    monkeypatch.setattr(options, "smallest_device_gib", lambda: 44.0)
+    values = _shown_cluster()
+    assert values["assumed"] is None
+    assert (values["cluster"]["gpus"], values["cluster"]["memory_gib"]) == (2, 44)
+    assert _shown_cluster("--gpu", "h100", "--gpus", "8")["cluster"]["memory_gib"] == 80
