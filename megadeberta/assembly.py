@@ -32,7 +32,7 @@ from megadeberta.model.apex_switch import select_apex
 from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm
 from megadeberta.model.compiled_layers import select_compile
 from megadeberta.model.dropout import set_sites
-from megadeberta.model.initialize import fill_parameter, give_storage
+from megadeberta.model.initialize import fill_parameter, give_storage, mark_unset
 from megadeberta.model.kernel_choice.cache import KernelCache
 from megadeberta.model.kernel_choice.choose import AttentionChoice, choose_attention
 from megadeberta.model.kernel_choice.facts import trial_facts
@@ -80,8 +80,13 @@ class Assembly:
         return self.groups.place.stage == 0
 
 
-def assemble(config: RunConfig, topology: Topology, device: torch.device) -> Assembly:
+def assemble(
+    config: RunConfig, topology: Topology, device: torch.device, *, loads_checkpoint: bool = False
+) -> Assembly:
     """Groups, model, engine and stepper of this rank. Collective over the world.
+
+    Args:
+        loads_checkpoint: all weights will come from a checkpoint, so none is drawn, and no import is read.
 
     Raises:
         ConfigError, CheckpointError: the same on every rank.
@@ -93,7 +98,7 @@ def assemble(config: RunConfig, topology: Topology, device: torch.device) -> Ass
             logger.info("%s", line)
     groups = make_groups(topology, timeout_seconds=timeout)
     shapes = parameter_shapes(config.model, config.objective)
-    fill = _filler(config, shapes, device)
+    fill = mark_unset if loads_checkpoint else _filler(config, shapes, device)
     build = _pipeline if topology.pipeline > 1 else _whole
     attention = _choose_attention(config, device)
     stepper = build(config, groups, fill, device, attention)
@@ -172,7 +177,9 @@ def _pipeline(
 def _make_real(
     model: nn.Module, config: RunConfig, groups: Groups, fill: Fill, device: torch.device, attention: AttentionChoice
 ) -> None:
-    """From the meta device to this rank's shard with its values; at no time is more than a parameter too much there.
+    """From the meta device to this rank's shard with its values, on its device and in the type that it computes with.
+
+    The master weights that DeepSpeed makes of them are those of the rounded values, whenever they are rounded.
 
     The order of the passes:
 
@@ -184,7 +191,7 @@ def _make_real(
     6. Storage last: on the meta device the passes before it cost nothing, a shard is cut before there is memory for the
        whole, and under ZeRO-3 a parameter is partitioned as soon as it has its values and must stay from then on.
     """
-    training = config.training
+    training, dtype = config.training, working_type(config.engine.precision)
     passes: tuple[Callable[[nn.Module], str | None], ...] = (
         partial(_shard, config=config, groups=groups),
         partial(select_attention, backend=attention.backend, device=device, rows=attention.rows_backend),
@@ -193,14 +200,14 @@ def _make_real(
             select_logits,
             setting=training.logits,
             device=device,
-            dtype=working_type(config.engine.precision),
+            dtype=dtype,
             agree=partial(_largest, device),
         ),
         partial(select_recompute, selective=training.selective_recompute),
         partial(select_apex, switch=training.apex, device=device, agree=partial(_largest, device)),
         lambda module: set_sites(module.named_modules(), seed=training.seed),
         partial(select_compile, switch=training.compile, device=device, agree=partial(_largest, device)),
-        partial(give_storage, fill=fill),
+        partial(give_storage, fill=fill, device=device, dtype=dtype),
     )
     for run_pass in passes:
         line = run_pass(model)

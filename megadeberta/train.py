@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from megadeberta.assembly import assemble
+from megadeberta.assembly import Assembly, assemble
 from megadeberta.checkpoint.lock import SharedOutputLock
 from megadeberta.checkpoint.manifest import Origin, RunRecord
+from megadeberta.checkpoint.resume import ResumePoint
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.run import RunConfig
 from megadeberta.config.training import OptimizerConfig, ScheduleConfig
@@ -37,7 +38,7 @@ from megadeberta.engine.profile import StepProfile
 from megadeberta.engine.same_start import check_same_start
 from megadeberta.engine.schedule import learning_rate_factor
 from megadeberta.engine.signals import StopFlag
-from megadeberta.engine.state.run_checkpoints import RunCheckpoints, run_record
+from megadeberta.engine.state.run_checkpoints import RunCheckpoints, find_own_checkpoint, run_record
 from megadeberta.errors import EXIT_PREEMPTED, CheckpointError
 from megadeberta.observability.journal import Journal, open_journal
 from megadeberta.observability.logs import set_up_logging
@@ -94,8 +95,8 @@ class _Run:
         self.profile = StepProfile(
             config.logging.profile_steps, output=config.training.output_dir, rank=ranks.rank, device=device
         )
-        with Waiting("building the model, trying kernels", quiet=self._quiet):
-            assembly = self.assembly = assemble(config, prepared.topology, device)
+        found = self._find_checkpoint(record)
+        assembly = self.assembly = self._assemble(found)
         self.stepper = assembly.stepper
         self.checkpoints = RunCheckpoints(
             assembly.stepper.engine,
@@ -105,8 +106,8 @@ class _Run:
             parameters=assembly.parameters,
             continue_blend=partial(continued_blend, config, prepared.data.train),
         )
-        with Waiting("looking for a checkpoint, reading it", quiet=self._quiet):
-            self.done = self.checkpoints.resume()  # optimizer steps done
+        with Waiting("reading the checkpoint, if there is one", quiet=self._quiet):
+            self.done = self.checkpoints.resume(found)  # optimizer steps done
         if self.checkpoints.begins:
             self._refuse_lost_checkpoints(TorchCollectives(device))
         self.journal = self._open_journal(ranks, device)
@@ -116,6 +117,16 @@ class _Run:
         self.held_out = self._validation_batches()
         self._under_way: tuple[int, LaunchedStep, float] | None = None  # number of the step, and its learning rate
         self._started = time.monotonic()
+
+    def _find_checkpoint(self, record: RunRecord) -> ResumePoint | None:
+        with Waiting("looking for a checkpoint, verifying it", quiet=self._quiet):
+            return find_own_checkpoint(self.config, run=record, collectives=TorchCollectives(self._device))
+
+    def _assemble(self, found: ResumePoint | None) -> Assembly:
+        """``found``: the checkpoint that will be loaded, so that no weight is drawn."""
+        loads = found is not None or self.config.training.continue_from is not None
+        with Waiting("building the model, trying kernels", quiet=self._quiet):
+            return assemble(self.config, self.prepared.topology, self._device, loads_checkpoint=loads)
 
     def _refuse_lost_checkpoints(self, collectives: TorchCollectives) -> None:
         """Stop where the log says that there must be a checkpoint and none is there: starting anew would erase it."""

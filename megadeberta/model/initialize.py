@@ -23,6 +23,7 @@ def fill_parameter(name: str, parameter: nn.Parameter, *, seed: int, std: float)
     """Matrices normal(0, std), LayerNorm weights 1, biases and shared tables' differences 0; in place.
 
     Of a parameter with a ``shard`` only what it holds is written, and only the blocks of rows that it has are drawn.
+    The host holds one block at a time, in fp32; the parameter may be on another device and of a type that rounds.
 
     As microsoft/DeBERTa: the padding row of the word table is drawn like the others (it is trained through the tied
     decoder). Unlike it, the convolution is drawn like every other matrix, as transformers does.
@@ -45,20 +46,32 @@ def fill_parameter(name: str, parameter: nn.Parameter, *, seed: int, std: float)
         parameter[begin - start : end - start].copy_(rows)
 
 
+@torch.no_grad()
+def mark_unset(name: str, parameter: nn.Parameter) -> None:
+    """NaN everywhere, in place: of a parameter whose values a checkpoint gives. One that it leaves out is noticed."""
+    parameter.fill_(torch.nan)
+
+
 def give_storage(
-    model: nn.Module, fill: Callable[[str, nn.Parameter], None], *, device: torch.device | str = "cpu"
+    model: nn.Module,
+    fill: Callable[[str, nn.Parameter], None],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Turn a model on the meta device into a real one, a parameter at a time; one that two modules share stays one.
 
     Args:
         fill: gets each parameter under its name, to give it its values. It may also part with some of the memory (ZeRO
             stage 3) before the next parameter is made.
+        dtype: of the parameters; None: as the model has them.
     """
     made: dict[int, nn.Parameter] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             if id(parameter) not in made:
-                real = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=parameter.requires_grad)
+                storage = torch.empty_like(parameter, device=device, dtype=dtype)
+                real = nn.Parameter(storage, requires_grad=parameter.requires_grad)
                 real.__dict__.update(parameter.__dict__)
                 fill(f"{path}.{name}", real)
                 made[id(parameter)] = real

@@ -1,7 +1,9 @@
 """Initial weights from a folder that `megadeberta convert import` wrote."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -13,6 +15,9 @@ from megadeberta.errors import CheckpointError
 from megadeberta.weights.shapes import compare_shapes
 from megadeberta.weights.tensor_file import SAFETENSORS
 
+_BLOCK = 4 << 20
+"""Elements read at a time."""
+
 
 def initial_values(
     shapes: Mapping[str, Sequence[int]], folder: Path, *, tokenizer: Path | None = None
@@ -20,7 +25,8 @@ def initial_values(
     """A function that fills each parameter of a model from ``folder/model.safetensors``, as `megadeberta convert
     import` writes it. A parameter with a ``shard`` gets that slice, and no more is read.
 
-    The checks read every tensor once, one at a time, so that all ranks agree about an error.
+    The checks read every tensor once, some rows at a time, so that all ranks agree about an error. The host holds no
+    more than these rows.
 
     Args:
         shapes: of all parameters of the recipe's model, whole, by name; a pipeline stage fills only its own.
@@ -36,10 +42,12 @@ def initial_values(
     @torch.no_grad()
     def fill(name: str, parameter: nn.Parameter) -> None:
         whole, shard = weights.get_slice(name), getattr(parameter, "shard", None)
-        if shard is None:
-            parameter.copy_(whole[:])
-        else:
-            parameter.copy_(whole[(*[slice(None)] * shard.dim, slice(shard.start, shard.stop))])
+        first, columns = 0, tuple[slice, ...]()
+        if shard is not None:
+            first = shard.start if shard.dim == 0 else 0
+            columns = (slice(shard.start, shard.stop),) if shard.dim == 1 else ()
+        for rows in _row_blocks(first, first + parameter.size(0), whole.get_shape()):
+            parameter[rows.start - first : rows.stop - first].copy_(whole[(rows, *columns)])
 
     return fill
 
@@ -62,10 +70,21 @@ def _open_checked(folder: Path, shapes: dict[str, tuple[int, ...]]) -> safetenso
         remedy="; use the model section that the folder's model.json shows, and the objective of its objective.json "
         "if it has one",
     )
-    bad = next((name for name in found if not weights.get_tensor(name).isfinite().all()), None)
+    bad = next((name for name, shape in found.items() if not _is_finite(weights.get_slice(name), shape)), None)
     if bad is not None:
         raise CheckpointError(f"{path}: {bad} holds values that are not finite; the weights are damaged, use others")
     return weights
+
+
+def _is_finite(tensor: Any, shape: Sequence[int]) -> bool:
+    """``tensor``: a slice of safetensors."""
+    return all(tensor[rows].isfinite().all() for rows in _row_blocks(0, shape[0], shape))
+
+
+def _row_blocks(start: int, stop: int, shape: Sequence[int]) -> Iterator[slice]:
+    """The rows from ``start`` to ``stop`` of a tensor, ``_BLOCK`` of its elements at a time."""
+    together = max(1, _BLOCK // math.prod(shape[1:]))
+    return (slice(first, min(stop, first + together)) for first in range(start, stop, together))
 
 
 def _check_vocabulary(own: Path, tokenizer: Path | None) -> None:

@@ -227,9 +227,10 @@ def train_steps(assembly: Assembly, layout: Layout, steps: Iterable[int]) -> lis
     return trace
 
 
-def build(layout: Layout) -> Assembly:
+def build(layout: Layout, *, loads_checkpoint: bool = False) -> Assembly:
     """What `megadeberta train` assembles for this rank."""
-    return assemble(layout.config, layout.topology, start_process_group(60.0))
+    device = start_process_group(60.0)
+    return assemble(layout.config, layout.topology, device, loads_checkpoint=loads_checkpoint)
 
 
 def local_parameters(stepper: Stepper) -> dict[str, tuple[ShardSlice | None, Tensor]]:

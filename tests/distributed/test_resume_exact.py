@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from megadeberta.assembly import Assembly
+from megadeberta.checkpoint.resume import ResumePoint
+from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.state import save_load
-from megadeberta.engine.state.run_checkpoints import RunCheckpoints, run_record
+from megadeberta.engine.state.run_checkpoints import RunCheckpoints, find_own_checkpoint, run_record
 from megadeberta.errors import CheckpointError, DivergenceError
 from tests.distributed.checkpoint_toy import collectives
 from tests.distributed.full_weights import gather_weights
@@ -18,8 +20,12 @@ STEPS, STOP = 8, 4
 BF16 = (("bf16", {"enabled": True}),)
 
 
-def _checkpoints(assembly: Assembly, layout: Layout, folder: Path, **model: object) -> RunCheckpoints:
-    """Those of a run into ``folder``; ``model``: what its recipe says otherwise than the run."""
+def _checkpoints(layout: Layout, folder: Path, **model: object) -> tuple[Assembly, RunCheckpoints, ResumePoint | None]:
+    """A rank of a run into ``folder`` as `megadeberta train` builds it, its checkpoints and the newest of them.
+
+    ``model``: what its recipe says otherwise than the layout.
+    """
+    start_process_group(60.0)
     tokenizer = folder / "spm.model"
     tokenizer.write_bytes(b"the engine copies it, nothing reads it")
     config = layout.config
@@ -29,20 +35,17 @@ def _checkpoints(assembly: Assembly, layout: Layout, folder: Path, **model: obje
         "training": config.training.model_copy(update={"output_dir": folder / "run"}),
     }
     config, ranks = config.model_copy(update=sections), collectives()
-    return RunCheckpoints(
-        assembly.stepper.engine,
-        config,
-        run=run_record(config, world_size=ranks.world_size, data_fingerprint={"shard": "toy"}),
-        collectives=ranks,
-        parameters=assembly.parameters,
-    )
+    run = run_record(config, world_size=ranks.world_size, data_fingerprint={"shard": "toy"})
+    found = find_own_checkpoint(config, run=run, collectives=ranks)
+    assembly = build(layout, loads_checkpoint=found is not None)
+    engine, parameters = assembly.stepper.engine, assembly.parameters
+    return assembly, RunCheckpoints(engine, config, run=run, collectives=ranks, parameters=parameters), found
 
 
 def _run(rank: int, world_size: int, folder: Path, layout: Layout, stops: list[int]) -> tuple[int, list, dict]:
     """Resume if there is something, save at each of ``stops``; (first step, losses, fp32 weights)."""
-    assembly = build(layout)
-    checkpoints = _checkpoints(assembly, layout, folder)
-    first = checkpoints.resume()
+    assembly, checkpoints, found = _checkpoints(layout, folder)
+    first = checkpoints.resume(found)
     trace = []
     for stop in stops:
         trace += train_steps(assembly, layout, range(first + len(trace), stop))
@@ -73,7 +76,8 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, layout: Layout
 
 
 def _resume_only(rank: int, world_size: int, folder: Path, layout: Layout, changes: dict[str, object]) -> int:
-    return _checkpoints(build(layout), layout, folder, **changes).resume()
+    _, checkpoints, found = _checkpoints(layout, folder, **changes)
+    return checkpoints.resume(found)
 
 
 def test_checkpoint_of_another_model_is_refused_with_the_fields_that_differ(tmp_path: Path) -> None:
@@ -87,8 +91,7 @@ def test_checkpoint_of_another_model_is_refused_with_the_fields_that_differ(tmp_
 
 def _poison(rank: int, world_size: int, folder: Path, layout: Layout) -> tuple[str, int, str]:
     """Save twice, then with a NaN in a weight of the last rank; resume where such a save went through."""
-    assembly = build(layout)
-    checkpoints = _checkpoints(assembly, layout, folder)
+    assembly, checkpoints, _ = _checkpoints(layout, folder)
     train_steps(assembly, layout, range(2))
     checkpoints.save(1, required=True)
     piece = checkpoints._state.owned()[-1]
@@ -103,8 +106,8 @@ def _poison(rank: int, world_size: int, folder: Path, layout: Layout) -> tuple[s
     with pytest.MonkeyPatch.context() as patch:  # as a version without the check saved it
         patch.setattr(save_load, "find_not_finite", lambda *_: "")
         checkpoints.save(2, required=True)
-    other = _checkpoints(assembly, layout, folder)
-    return refused, other.resume(), piece.local.name
+    _, other, found = _checkpoints(layout, folder)
+    return refused, other.resume(found), piece.local.name
 
 
 @pytest.mark.parametrize("layout", [Layout("v3", micro_batch=2), Layout("v3", data=2, zero=1, micro_batch=2)], ids=str)

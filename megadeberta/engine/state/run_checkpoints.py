@@ -88,17 +88,18 @@ class RunCheckpoints:
         """The checkpoint of another run that this one began with, if any; known after ``resume``."""
         return self._run.origin
 
-    def resume(self) -> int:
-        """Load the newest sound checkpoint, if there is any, else that of ``training.continue_from``; the number of
+    def resume(self, found: ResumePoint | None) -> int:
+        """Load what was found, if anything was, else the checkpoint of ``training.continue_from``; the number of
         optimizer steps done.
 
+        Args:
+            found: by ``find_own_checkpoint``. Where it holds values that are not finite, an older one is taken.
+
         Raises:
-            CheckpointError: there are checkpoints but no sound one, or it is of another run; or there is none and
-                checkpoint.resume is "required".
+            CheckpointError: no checkpoint is sound, or one cannot be read.
             ConfigError: the blend of the training data cannot go on as the recipe asks.
         """
-        required = self._config.checkpoint.resume == "required"
-        point = self._find_and_load(required=required)
+        point = self._load_finite(found)
         self.begins = point is None
         source = self._config.training.continue_from
         origin = None if point is None else point.manifest.run.origin
@@ -122,19 +123,18 @@ class RunCheckpoints:
             raise CheckpointError(f"training.continue_from={folder}: {bad}; give an older checkpoint")
         return point, origin
 
-    def _find_and_load(self, *, required: bool) -> ResumePoint | None:
-        """The newest checkpoint that is sound and holds finite values alone."""
+    def _load_finite(self, point: ResumePoint | None) -> ResumePoint | None:
+        """Load ``point``, or the newest one before it that is sound and holds finite values alone."""
         rejected: dict[str, str] = {}
         ranks = self._collectives
-        while True:
-            point = find_resumable(self._root, collectives=ranks, run=self._run, required=required, rejected=rejected)
-            if point is None:
-                return None
+        while point is not None:
             load_checkpoint(self._state, point, collectives=ranks)
             bad = find_not_finite(self._state, ranks)
             if not bad:
                 return point
             rejected[point.folder.name] = f"{point.folder}: {bad}"
+            point = find_own_checkpoint(self._config, run=self._run, collectives=ranks, rejected=rejected)
+        return None
 
     def save(self, step: int, *, required: bool) -> None:
         """Commit a checkpoint of ``step`` optimizer steps, unless that step is saved already.
@@ -163,6 +163,23 @@ class RunCheckpoints:
         content = self._config.data.tokenizer.read_bytes()
         name = tokenizer_name(content)
         return {name: write_new_file(folder / name, content)}
+
+
+def find_own_checkpoint(
+    config: RunConfig, *, run: RunRecord, collectives: Collectives, rejected: Mapping[str, str] | None = None
+) -> ResumePoint | None:
+    """The newest sound checkpoint of the run; None where it has none at all. Needs no model. Collective over all ranks.
+
+    Args:
+        rejected: names of those that are not to be tried, and why.
+
+    Raises:
+        CheckpointError: there are checkpoints but no sound one, or it is of another run; or there is none and
+            checkpoint.resume is "required".
+    """
+    root = config.training.output_dir / CHECKPOINTS_FOLDER
+    required = config.checkpoint.resume == "required"
+    return find_resumable(root, collectives=collectives, run=run, required=required, rejected=rejected or {})
 
 
 def run_record(config: RunConfig, *, world_size: int, data_fingerprint: Mapping[str, str]) -> RunRecord:
