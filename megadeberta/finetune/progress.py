@@ -1,11 +1,14 @@
 """One line per epoch on standard error, and a bar of the steps between them on a terminal."""
 
+import os
 import sys
 from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from megadeberta.config.terminal import line_width, wrap_items
 
 
 class Progress:
@@ -39,9 +42,9 @@ class Progress:
         """An epoch is done."""
         if self._quiet:
             return
-        scores = " ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        mark = " (best)" if best else ""
-        line = f"{self._name} epoch {number:g}/{self._epochs} loss {loss:.4f} {scores}{mark} {seconds:.0f} s"
+        scores = [f"{name} {value:.4f}" for name, value in metrics.items()]
+        items = [f"{self._name} epoch {number:g}/{self._epochs}", f"loss {loss:.4f}", *scores, *["(best)"] * best]
+        line = wrap_items([*items, f"{seconds:.0f} s"], line_width(os.environ))
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def stop(self) -> None:

@@ -134,6 +134,7 @@ class WritingJournal(Journal):
         self._unigram = unigram
         self._times = PhaseTimes()
         self._width = line_width(os.environ)
+        self._has_shown_a_step = False
 
     def step(self, step: int, facts: StepFacts, *, lr: float, seconds: float, memory: int | None = None) -> None:
         tokens = self._config.engine.global_batch * self._config.data.sequence_length
@@ -152,10 +153,14 @@ class WritingJournal(Journal):
         self._metrics.write(step, values)
         self._times.add_step(seconds, facts.phases)
         self._speedometer.add_step(seconds)
-        if step % self._config.logging.interval and step != self._config.training.steps:
+        is_due = step % self._config.logging.interval == 0 or step == self._config.training.steps
+        if not is_due and self._has_shown_a_step:
             return
+        self._has_shown_a_step = True  # the first one in any case: whoever waits sees that it runs, and for how long
         rates = self._speedometer.read()
         log.info("%s", self._progress_line(step, facts, lr, rates, values.get(MEMORY)))
+        if not is_due:
+            return
         beside = _baseline_values(_means(facts.terms), self._unigram)
         mfu = math.nan if rates.mfu is None else rates.mfu
         for tracker in self._trackers:

@@ -54,7 +54,8 @@ class Speedometer:
         self._done = done
         self._read_at = clock()
         self._steps, self._seconds = 0, 0.0
-        self._pace: float | None = None  # smoothed seconds a step, by the clock
+        self._readings = 0
+        self._pace = 0.0  # smoothed seconds a step, by the clock
 
     def add_step(self, seconds: float) -> None:
         """One more optimizer step, which took ``seconds``."""
@@ -66,8 +67,10 @@ class Speedometer:
         now = self._clock()
         tokens_per_second = self._steps * self._tokens_per_step / max(self._seconds, 1e-9)
         fresh = (now - self._read_at) / self._steps
-        # The newest reading weighs a tenth: slow first steps are forgotten soon, and a validation does not jerk it.
-        self._pace = fresh if self._pace is None else 0.9 * self._pace + 0.1 * fresh
+        # The newest reading weighs a tenth, so that a validation does not jerk it. The first one is forgotten at once:
+        # it holds what only a first step does.
+        self._readings += 1
+        self._pace = fresh if self._readings <= 2 else 0.9 * self._pace + 0.1 * fresh
         self._done += self._steps
         self._read_at, self._steps, self._seconds = now, 0, 0.0
         mfu = tokens_per_second * self._flops_per_token / self._peak_flops if self._peak_flops else None

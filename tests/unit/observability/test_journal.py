@@ -14,9 +14,12 @@ from megadeberta.observability.metrics import read_metrics
 from tests.models import run_config
 
 
-def _journal(folder: Path, *, is_writer: bool = True) -> Journal:
+def _journal(folder: Path, *, is_writer: bool = True, interval: int = 1) -> Journal:
     return open_journal(
-        run_config(training={"output_dir": str(folder), "steps": 10}, logging={"peak_tflops": 1.0, "plot": False}),
+        run_config(
+            training={"output_dir": str(folder), "steps": 10},
+            logging={"peak_tflops": 1.0, "plot": False, "interval": interval},
+        ),
         done=0,
         unigram=None,
         world_size=1,
@@ -135,3 +138,16 @@ def test_a_run_without_a_gpu_says_nothing_of_its_memory(tmp_path: Path, caplog: 
         journal.step(1, _Step(2.0, _Means({"mlm_loss": 2.0}, {"mlm_loss": 4})), lr=1e-3, seconds=1.0)
     assert "gpu_memory_gib" not in read_metrics(tmp_path / "metrics.jsonl")[0]
     assert "mem " not in caplog.text
+
+
+def test_the_first_step_of_a_start_is_shown_whatever_the_interval(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    caplog.set_level(logging.INFO)
+    means = _Means({"mlm_loss": 2.0}, {"mlm_loss": 4})
+    with _journal(tmp_path, interval=4) as journal:
+        for step in range(3, 11):  # a start that goes on after step 2
+            journal.step(step, _Step(2.0, means), lr=1e-3, seconds=1.0)
+    lines = [record.message.split() for record in caplog.records]
+    assert [words[1] for words in lines if words[0] == "step"] == ["3/10", "4/10", "8/10", "10/10"]
