@@ -67,7 +67,8 @@ def sound_text(span: Span, *, max_line_bytes: int) -> str | None:
     content = span.content
     if span.rest is not None or len(content) > max_line_bytes or b"\0" in content:
         return None
-    if content.startswith(BYTE_ORDER_MARK) or _MARKED_LINE in content:
+    # One byte is found ten times as fast as four, and most text has none of it.
+    if content.startswith(BYTE_ORDER_MARK) or (BYTE_ORDER_MARK[:1] in content and _MARKED_LINE in content):
         return None
     try:
         return content.decode()
