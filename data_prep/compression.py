@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Callable
@@ -102,16 +103,32 @@ def compression_of_ending(ending: str) -> str | None:
     return next((one.name for one in COMPRESSIONS.values() if ending.lower() in one.endings), None)
 
 
+def check_expansion(produced: int, consumed: int, most: int) -> None:
+    """Refuse what gives more than ``most`` times as much text as it has bytes.
+
+    Raises:
+        DamagedFile: it does, beyond ``BOMB_FLOOR``.
+    """
+    if produced > max(BOMB_FLOOR, most * consumed):
+        raise DamagedFile(
+            "decompression_bomb",
+            f"{consumed} bytes gave more than {most} times as much text; --max-expansion raises the limit",
+        )
+
+
 class UnpackedStream:
     """The plain bytes of one file, compressed or not.
 
     ``consumed`` and ``produced`` are the bytes on disk and the plain bytes so far.
     """
 
-    def __init__(self, path: FilePath, compression: str | None, *, max_expansion: int) -> None:
+    def __init__(
+        self, path: FilePath, compression: str | None, *, max_expansion: int, file: BinaryIO | None = None
+    ) -> None:
+        """``file``: what to read instead of opening ``path``, which then only names it in messages."""
         self._path = path
         self._max_expansion = max_expansion
-        self._file: BinaryIO = path.open("rb")
+        self._file: BinaryIO = path.open("rb") if file is None else file
         self._read: Read = COMPRESSIONS[compression].open(self._file) if compression else self._file.read
         self.produced = 0
 
@@ -137,12 +154,7 @@ class UnpackedStream:
                 raise self._damaged(error) from error
             raise DataError(f"{self._path}: reading failed ({error.strerror or error})") from error
         self.produced += len(chunk)
-        if self.produced > max(BOMB_FLOOR, self._max_expansion * self.consumed):
-            raise DamagedFile(
-                "decompression_bomb",
-                f"{self.consumed} bytes gave more than {self._max_expansion} times as much text; "
-                "--max-expansion raises the limit",
-            )
+        check_expansion(self.produced, self.consumed, self._max_expansion)
         return chunk
 
     def close(self) -> None:
@@ -154,3 +166,21 @@ class UnpackedStream:
         return DataError(
             f"{self._path}: the compressed data is damaged ({error}); fetch the file again or leave it out"
         )
+
+
+class RawUnpacked(io.RawIOBase):
+    """An ``UnpackedStream`` as the standard library wants it."""
+
+    def __init__(self, stream: UnpackedStream) -> None:
+        self._stream = stream
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        chunk = self._left or self._stream.read(len(buffer))
+        size = min(len(chunk), len(buffer))
+        buffer[:size] = chunk[:size]
+        self._left = chunk[size:]
+        return size

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 
 from megadeberta.data_prep.bad_lines import Tally
-from megadeberta.data_prep.compression import DamagedFile, UnpackedStream
+from megadeberta.data_prep.compression import DamagedFile, RawUnpacked, UnpackedStream, check_expansion
 from megadeberta.data_prep.formats.base import Format
 from megadeberta.data_prep.options import ReadOptions
 from megadeberta.errors import DataError
@@ -23,9 +23,10 @@ class ConvertedStream:
     ) -> None:
         """``tally``: counts what of the file cannot be used."""
         self._path = path
+        self._max_expansion = options.max_expansion
         self._unpacked = UnpackedStream(path, compression, max_expansion=options.max_expansion)
         # Tables are read from their end; a compressed one cannot be, and its reader says so.
-        self._file = path.open("rb") if compression is None else io.BufferedReader(_Raw(self._unpacked), 1 << 20)
+        self._file = path.open("rb") if compression is None else io.BufferedReader(RawUnpacked(self._unpacked), 1 << 20)
         self._is_compressed = compression is not None
         self._consumed = 0
         self._records = self._lines(file_format, options, tally)
@@ -59,6 +60,7 @@ class ConvertedStream:
                 raise
             self._damage = damage  # after what came before it
         self.produced += held
+        check_expansion(self.produced, self.consumed, self._max_expansion)  # a table may be packed in itself
         return b"".join(lines)
 
     def close(self) -> None:
@@ -74,21 +76,3 @@ class ConvertedStream:
             raise error if str(error).startswith(str(self._path)) else DataError(f"{self._path}: {error}") from error
         except MemoryError as error:
             raise DataError(f"{self._path}: one of its records does not fit into memory; leave it out") from error
-
-
-class _Raw(io.RawIOBase):
-    """An ``UnpackedStream`` as the standard library wants it."""
-
-    def __init__(self, stream: UnpackedStream) -> None:
-        self._stream = stream
-        self._left = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        chunk = self._left or self._stream.read(len(buffer))
-        size = min(len(chunk), len(buffer))
-        buffer[:size] = chunk[:size]
-        self._left = chunk[size:]
-        return size

@@ -5,22 +5,26 @@ import json
 import re
 from dataclasses import dataclass
 
+from megadeberta.data_prep.compression import compression_of
 from megadeberta.data_prep.formats.base import Format
 from megadeberta.data_prep.formats.columns import ARROW, PARQUET
 from megadeberta.data_prep.formats.json_lines import JSON_LINES
 from megadeberta.data_prep.formats.plain_text import TEXT
 from megadeberta.data_prep.formats.rows import CSV, TSV
 from megadeberta.data_prep.formats.table import format_of_ending
-from megadeberta.data_prep.formats.tar import TAR
+from megadeberta.data_prep.formats.tar import TAR, is_old_tar
 from megadeberta.data_prep.formats.warc import WARC
 from megadeberta.data_prep.formats.wikipedia import WIKIEXTRACTOR, WIKIPEDIA
+from megadeberta.data_prep.structured_text import has_old_line_ends, json_records, sample_lines, structure_of
 
 HEAD_BYTES = 64 << 10
 """Plain bytes that are looked at."""
 
 _MAGIC: dict[bytes, Format] = {b"PAR1": PARQUET, b"ARROW1": ARROW, b"WARC/": WARC}
 _ARROW_STREAM = re.compile(rb"\xff\xff\xff\xff..\x00\x00", re.DOTALL)  # a message's mark and its length
+LFS_POINTER = b"version https://git-lfs"
 _UNREADABLE = {
+    LFS_POINTER: ("a pointer of Git LFS and not the file itself", "fetch it: git lfs pull"),
     b"PK\x03\x04": ("a zip archive", "unpack it"),
     b"7z\xbc\xaf": ("a 7-zip archive", "unpack it"),
     b"Rar!": ("a rar archive", "unpack it"),
@@ -28,6 +32,9 @@ _UNREADABLE = {
     b"\xd0\xcf\x11\xe0": ("an old Office document", "save it as text"),
     b"SQLite format 3": ("an SQLite database", "write its text as JSON lines"),
     b"\x89HDF": ("HDF5", "write its text as JSON lines"),
+    b"\xff\xfe\0\0": ("UTF-32", "convert it: iconv -f UTF-32 -t UTF-8"),
+    b"Obj\x01": ("Avro", "write its text as JSON lines"),
+    b"\x04\x22\x4d\x18": ("compressed with lz4", "unpack it"),
     b"\xff\xfe": ("UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
     b"\xfe\xff": ("UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
     b"MMIDIDX": ("an index of token files", "it is prepared already"),
@@ -38,6 +45,7 @@ _USUALLY_BINARY = 0.1
 _FEW = 8
 """Control bytes that a short text may have."""
 _CONTROLS = bytes({*range(32), 127} - {7, 8, 9, 10, 11, 12, 13, 27})
+_COMMENTS = re.compile(r"\A(?:<!--.*?-->\s*)+", re.DOTALL)
 _RECORD = re.compile(r'\{\s*(?:"(?:[^"\\]|\\.)*"\s*:|\})')
 _ARRAY = re.compile(r'\[\s*(?:[\[{"\]]|-?\d)')
 
@@ -72,9 +80,19 @@ def detect(head: bytes, *, ending: str, text_keys: tuple[str, ...]) -> Format | 
     for magic, (what, remedy) in _UNREADABLE.items():
         if head.startswith(magic):
             return Refusal(what, remedy)
+    if packed := compression_of(head):
+        return Refusal(f"{packed} data within compressed data", "unpack it once")
+    if is_old_tar(head):
+        return TAR
     if binary := _binary(head):
         return binary
-    return _detect_text(head.decode("utf-8", "replace").lstrip("\ufeff").lstrip(), len(head), ending, text_keys)
+    text = head.decode("utf-8", "replace").lstrip("\ufeff").lstrip()
+    found = _detect_text(text, len(head), ending, text_keys)
+    if not isinstance(found, Refusal) and found.cuts is not None and has_old_line_ends(head):
+        return Refusal(
+            "text whose lines end in a carriage return alone", "convert it: tr '\\r' '\\n' < FILE", is_text=True
+        )
+    return found
 
 
 def _binary(head: bytes) -> Refusal | None:
@@ -91,12 +109,12 @@ def _binary(head: bytes) -> Refusal | None:
 
 
 def _detect_text(text: str, size: int, ending: str, text_keys: tuple[str, ...]) -> Format | Refusal:
-    opening = text[:2000].lower()
+    opening = _COMMENTS.sub("", text[:2000]).lower()
     if opening.startswith(("<!doctype html", "<html")):
         return Refusal("HTML", "extract its text first (trafilatura, datatrove)", is_text=True)
     if "<mediawiki" in opening and opening.startswith(("<mediawiki", "<?xml")):
         return WIKIPEDIA
-    if opening.startswith("<doc id="):
+    if text.startswith("<doc id="):
         return WIKIEXTRACTOR
     if opening.startswith(("<?xml", "<!doctype")):
         return Refusal("XML", "write its text as JSON lines or plain text", is_text=True)
@@ -110,7 +128,14 @@ def _detect_text(text: str, size: int, ending: str, text_keys: tuple[str, ...]) 
         return promised
     if promised is not None and promised.cuts is None:
         return Refusal(f"not {promised.summary}, although its name ends in {ending}", "fetch it again or rename it")
-    return _table_by_header(text, text_keys) or TEXT
+    if table := _table_by_header(text, text_keys):
+        return table
+    is_whole = size < HEAD_BYTES
+    if json_records(sample_lines(text, is_whole=is_whole)):
+        return JSON_LINES
+    if structure := structure_of(text, is_whole=is_whole):
+        return Refusal(*structure, is_text=True)
+    return TEXT
 
 
 def _detect_json(text: str, first: str, *, is_whole_line: bool) -> Format | Refusal | None:

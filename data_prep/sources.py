@@ -8,13 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megadeberta.data_prep.compression import (
-    COMPRESSIONS,
     DamagedFile,
     UnpackedStream,
     compression_of,
     compression_of_ending,
 )
-from megadeberta.data_prep.detect import HEAD_BYTES, Refusal, detect
+from megadeberta.data_prep.detect import HEAD_BYTES, LFS_POINTER, Refusal, detect
 from megadeberta.data_prep.formats.base import Format
 from megadeberta.data_prep.formats.table import FORMATS, check_format_name, format_of_ending, what_is_missing
 from megadeberta.data_prep.formats.tar import TAR
@@ -129,7 +128,8 @@ def _add_folder(
     has_records = any(not source.file_format.is_plain_text for source in sources)
     taken = 0
     for path, name, what in found:
-        if isinstance(what, Source) and has_records and _is_documentation(path):
+        is_text = isinstance(what, Source) or what.is_text
+        if is_text and has_records and _is_documentation(path):
             what = Refusal("documentation beside the data", "")
         if isinstance(what, Source):
             corpus.sources.append(what)
@@ -198,13 +198,13 @@ def text_ending(path: FilePath) -> str:
 def _describe(path: FilePath, *, name: str, split: str, options: ReadOptions) -> Source | Refusal:
     try:
         with path.open("rb") as file:
-            magic = file.read(max(len(one.magic) for one in COMPRESSIONS.values()))
+            magic = file.read(len(LFS_POINTER))  # more than any compression has
         status = path.stat()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     compression = compression_of(magic)
     promised = compression_of_ending(path.suffix)
-    if promised and not compression:
+    if promised and not compression and magic != LFS_POINTER:
         raise DataError(f"{path}: ends in {path.suffix} but holds no {promised} data; fetch it again or rename it")
     found = _format(path, compression, options)
     if isinstance(found, Refusal):

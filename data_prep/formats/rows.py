@@ -9,6 +9,7 @@ from typing import BinaryIO
 from megadeberta.data_prep.bad_lines import Tally
 from megadeberta.data_prep.cleaning import clean
 from megadeberta.data_prep.formats.base import Format, RowReport
+from megadeberta.data_prep.left_out import shorten
 from megadeberta.data_prep.lines import BadLine
 from megadeberta.data_prep.options import ReadOptions
 from megadeberta.data_prep.records import record_text
@@ -20,40 +21,78 @@ def _texts(file: BinaryIO, options: ReadOptions, tally: Tally, *, delimiter: str
     # Bytes that are not UTF-8 become halves of surrogate pairs, which the record's check counts and leaves out.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     try:
-        yield from _documents(csv.reader(text, delimiter=delimiter), options, tally)
+        yield from _documents(_Lines(text), options, tally, delimiter=delimiter)
     finally:
         text.detach()  # its owner closes the file
 
 
-def _documents(rows: Iterator[list[str]], options: ReadOptions, tally: Tally) -> Iterator[str]:
+class _Lines(Iterator[str]):
+    """Lines of a table, and what the present row took of them: a quote that is not closed takes all that follows."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self.begin_row()
+
+    def begin_row(self) -> None:
+        """Count anew."""
+        self.num_bytes = 0
+        self._quotes = 0
+        self._is_last = False
+
+    @property
+    def quote_is_open(self) -> bool:
+        """Whether the row ended with the file and not with its last quote."""
+        return self._is_last and self._quotes % 2 == 1
+
+    def __next__(self) -> str:
+        line = self._text.readline()
+        if not line:
+            self._is_last = True
+            raise StopIteration
+        self.num_bytes += len(line.encode(errors="surrogateescape"))
+        self._quotes += line.count('"')
+        return line
+
+
+def _documents(lines: _Lines, options: ReadOptions, tally: Tally, *, delimiter: str) -> Iterator[str]:
+    rows = csv.reader(lines, delimiter=delimiter)
     header = next(rows, [])
     missing = [key for key in options.text_keys if key not in header]
     if missing:
-        columns = ", ".join(map(repr, header[:20])) or "none"
+        columns = ", ".join(repr(shorten(name)) for name in header[:20]) or "none"
         raise DataError(
-            f"no column {missing[0]!r} in the header; --text-key names the column of the text, of {columns}"
+            f"no column {missing[0]!r} in the first line, which must be a header; --text-key names the column of the "
+            f"text, of {columns}{_other_delimiter(header)}"
         )
     report = RowReport(tally)
     while True:
         report.row += 1
+        lines.begin_row()
         try:
             row = next(rows, None)
+            if row is None:
+                return
+            if row:
+                yield clean(record_text(_record(header, row, lines), options.text_keys))
         except csv.Error as error:
-            report.reject("row_broken", str(error))
-            continue
-        if row is None:
-            return
-        if not row:
-            continue
-        if len(row) != len(header):
-            report.reject("row_broken", f"{len(row)} fields where the header has {len(header)}")
-            continue
-        try:
-            document = clean(record_text(dict(zip(header, row, strict=True)), options.text_keys))
+            report.reject("row_broken", str(error), num_bytes=lines.num_bytes)
         except BadLine as bad:
-            report.reject(bad.kind, bad.detail)
-            continue
-        yield document
+            report.reject(bad.kind, bad.detail, num_bytes=lines.num_bytes)
+
+
+def _record(header: list[str], row: list[str], lines: _Lines) -> dict[str, str]:
+    if lines.quote_is_open:
+        raise BadLine("row_broken", "a quote that is not closed before the end of the file")
+    if len(row) != len(header):
+        raise BadLine("row_broken", f"{len(row)} fields where the header has {len(header)}")
+    return dict(zip(header, row, strict=True))
+
+
+def _other_delimiter(header: list[str]) -> str:
+    found = next((mark for mark in ";|\t," if len(header) == 1 and mark in header[0]), "")
+    return (
+        f"; columns divided by {found!r} are not read as this format: use commas (csv) or tabs (tsv)" if found else ""
+    )
 
 
 CSV = Format(name="csv", summary="CSV with a header", endings=(".csv",), texts=partial(_texts, delimiter=","))

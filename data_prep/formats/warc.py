@@ -10,7 +10,7 @@ from megadeberta.data_prep.lines import BadLine, decode
 from megadeberta.data_prep.options import ReadOptions
 from megadeberta.errors import DataError
 
-_LONGEST_HEADER = 64 << 10
+_LONGEST_HEADER, _LONGEST_NUMBER, _MOST_FIELDS = 64 << 10, 18, 1000
 _TEXT_TYPES = {"conversion", "resource"}
 _WEB_TYPES = {"response", "request"}
 
@@ -19,9 +19,7 @@ def _texts(file: BinaryIO, options: ReadOptions, tally: Tally) -> Iterator[str]:
     report = RowReport(tally)
     while (header := _header(file)) is not None:
         report.row += 1
-        length = header.get("content-length", "")
-        if not length.isdigit():
-            raise DataError(f"record {report.row} has no Content-Length; the WARC file is damaged: fetch it again")
+        length = _length(header, report.row)
         kind = header.get("warc-type", "")
         if kind in _WEB_TYPES:
             raise DataError(
@@ -29,15 +27,15 @@ def _texts(file: BinaryIO, options: ReadOptions, tally: Tally) -> Iterator[str]:
                 "crawl, or extract the text first (trafilatura, datatrove)"
             )
         is_text = kind in _TEXT_TYPES and header.get("content-type", "").split(";")[0].strip() in ("text/plain", "")
-        if int(length) > options.max_line_bytes:
-            _skip(file, int(length))
+        if length > options.max_line_bytes:
+            _skip(file, length)
             if is_text:
-                report.reject("line_too_long", f"{length} bytes", num_bytes=int(length))
+                report.reject("line_too_long", f"{length} bytes", num_bytes=length)
             continue
-        raw = file.read(int(length))
+        raw = file.read(length)
         if not is_text:
             continue
-        if len(raw) < int(length):
+        if len(raw) < length:
             report.reject("truncated_record", f"{len(raw)} of {length} bytes", num_bytes=len(raw))
             return
         try:
@@ -46,6 +44,13 @@ def _texts(file: BinaryIO, options: ReadOptions, tally: Tally) -> Iterator[str]:
             report.reject(bad.kind, bad.detail, num_bytes=len(raw))
             continue
         yield document
+
+
+def _length(header: dict[str, str], row: int) -> int:
+    text = header.get("content-length", "")
+    if not (text.isascii() and text.isdecimal() and len(text) <= _LONGEST_NUMBER):
+        raise DataError(f"record {row} has no Content-Length; the WARC file is damaged: fetch it again")
+    return int(text)
 
 
 def _header(file: BinaryIO) -> dict[str, str] | None:
@@ -59,6 +64,8 @@ def _header(file: BinaryIO) -> dict[str, str] | None:
         raise DataError("a record does not begin with 'WARC/'; the WARC file is damaged: fetch it again")
     header: dict[str, str] = {}
     while (line := file.readline(_LONGEST_HEADER)).strip():
+        if len(header) == _MOST_FIELDS:
+            raise DataError(f"a record has more than {_MOST_FIELDS} fields; the WARC file is damaged: fetch it again")
         name, _, value = line.decode("utf-8", "replace").partition(":")
         header[name.strip().lower()] = value.strip()
     return header

@@ -34,7 +34,8 @@ def _dump_texts(file: BinaryIO, options: ReadOptions, tally: Tally) -> Iterator[
                 continue
             markup = page.findtext("{*}revision/{*}text") or ""
             if len(markup) > options.max_line_bytes:
-                report.reject("line_too_long", f"{page.findtext('{*}title')}: {len(markup)} characters")
+                detail = f"{page.findtext('{*}title')}: {len(markup)} characters"
+                report.reject("line_too_long", detail, num_bytes=len(markup.encode()))
                 continue
             yield clean(_plain(markup))
     except ElementTree.ParseError as error:

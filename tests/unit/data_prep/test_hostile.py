@@ -1,8 +1,10 @@
 """Inputs made to do harm: each gives a typed error or the right text, and memory stays below a gigabyte."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import random
 import subprocess
 import sys
@@ -10,13 +12,24 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
 import pytest
 import zstandard
 
-from tests.unit.data_prep.test_formats import as_parquet
+from megadeberta.data_prep.bad_lines import Tally
+from megadeberta.data_prep.formats.rows import CSV
+from megadeberta.data_prep.options import ReadOptions
+from megadeberta.data_prep.sources import find_sources
+from tests.unit.data_prep.test_formats import as_arrow, as_parquet, as_tar
 
 SCRIPT = Path(__file__).parent / "read_corpus.py"
 MOST_BYTES = 1 << 30
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+}
 LINE = b"a line of text that is repeated\n"
 
 
@@ -82,8 +95,93 @@ def test_a_tar_archive_writes_nothing_and_follows_no_link(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus"]
 
 
+def test_a_member_that_is_damaged_or_a_bomb_is_named_and_counted(tmp_path: Path) -> None:
+    text = random.Random(1).randbytes(40_000).hex().encode() + b"\n"
+    flipped = {name: bytearray(pack(text)) for name, pack in PACKERS.items()}
+    for packed in flipped.values():
+        packed[len(packed) // 2] ^= 0xFF
+    members = {f"flipped.{name}": bytes(packed) for name, packed in flipped.items()}
+    members |= {f"cut.{name}": pack(text)[:9000] for name, pack in PACKERS.items()}
+    members |= {"bomb.gz": bomb(gzip.compress), "bomb.zst": bomb(zstandard.compress)}
+    for name, payload in members.items():
+        (tmp_path / f"{name}.tar").write_bytes(as_tar({"first.txt": LINE, name: payload, "z.txt": LINE}))
+    found = read(tmp_path, "tar")
+    for name in members:
+        about = found[f"{name}.tar"]
+        if name.startswith("flipped"):
+            assert f"{name}: the compressed data is damaged" in about["error"], name
+        else:
+            kind = "decompression_bomb" if name.startswith("bomb") else "truncated_file"
+            assert about["counts"] == {kind: 1} and about["documents"] >= 1, name
+
+
+def test_an_archive_never_ends_before_its_last_member_unsaid(tmp_path: Path) -> None:
+    whole = as_tar({f"{name}.txt": LINE for name in "abc"})
+    (tmp_path / "whole.tar").write_bytes(whole)
+    (tmp_path / "joined.tar").write_bytes(whole + whole)
+    (tmp_path / "header.tar").write_bytes(whole[:1024] + b"x" + whole[1025:])
+    (tmp_path / "number.tar").write_bytes(pax_with(b"12 size=4x\n"))
+    (tmp_path / "long.tar").write_bytes(pax_with(b"%d comment=%b\n" % ((2 << 20) + 16, b"x" * (2 << 20))))
+    (tmp_path / "holes.tar").write_bytes(
+        pax_with(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n", b"1\n99999999\n1\n")
+    )
+    found = read(tmp_path, "tar")
+    assert (found["whole.tar"]["documents"], found["joined.tar"]["documents"]) == (3, 6)
+    assert "the tar archive is damaged (bad checksum at byte 1024)" in found["header.tar"]["error"]
+    assert "the tar archive is damaged" in found["number.tar"]["error"]
+    assert "the tar archive is damaged (a header of" in found["long.tar"]["error"]
+    assert "its member a.txt is stored with holes" in found["holes.tar"]["error"]
+
+
+def pax_with(header: bytes, body: bytes = b"") -> bytes:
+    """A member a.txt behind an extended header of these bytes."""
+    blocks = b""
+    for name, kind, content in (("pax", tarfile.XHDTYPE, header), ("a.txt", tarfile.REGTYPE, body or LINE)):
+        member = tarfile.TarInfo(name)
+        member.type, member.size = kind, len(content)
+        blocks += member.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+    return blocks + bytes(1024)
+
+
+def test_long_rows_and_bombs_of_tables_take_no_memory(tmp_path: Path) -> None:
+    text, long = LINE.decode() * (1 << 14), "x" * (3 << 20)
+    mixed = ["short", long, *["also short"] * 9]
+    (tmp_path / "bomb.parquet").write_bytes(as_parquet([text] * 40))
+    (tmp_path / "long.parquet").write_bytes(as_parquet([long]))
+    (tmp_path / "mixed.parquet").write_bytes(as_parquet(mixed))
+    (tmp_path / "mixed.arrow").write_bytes(as_arrow(mixed, open_writer=pyarrow.ipc.new_file))
+    found = read(tmp_path, str(1 << 20))
+    assert found["bomb.parquet"]["counts"] == {"decompression_bomb": 1}
+    assert "rows of " in found["long.parquet"]["error"] and "--max-line-bytes" in found["long.parquet"]["error"]
+    for name in ("mixed.parquet", "mixed.arrow"):
+        assert found[name]["counts"] == {"line_too_long": 1} and found[name]["documents"] == 10
+
+
+def test_a_row_that_swallows_others_counts_with_its_bytes(tmp_path: Path) -> None:
+    rows = [b"%d,a text of several words" % number for number in range(1000)]
+    rows[500] = b'500,"a quote that nobody closes'
+    (tmp_path / "open.csv").write_bytes(b"id,text\n" + b"\n".join(rows) + b"\n")
+    rows[900] = b'900,"again",and again'
+    (tmp_path / "closed.csv").write_bytes(b"id,text\n" + b"\n".join(rows) + b"\n")
+    corpus = find_sources([tmp_path], split="train", options=ReadOptions(), outside=tmp_path / "out")
+    for source in corpus.sources:
+        tally = Tally()
+        with source.path.open("rb") as file:
+            texts = list(CSV.texts(file, ReadOptions(), tally))
+        assert set(texts) == {"a text of several words"} and len(texts) >= 500
+        assert tally.counts == {"row_broken": 1} and tally.rejected_bytes > 10_000
+        assert ("not closed" in tally.examples["row_broken"].detail) == (source.path.name == "open.csv")
+
+
+@pytest.mark.parametrize("length", ["\u00b2", "9" * 5000, "-1", ""])
+def test_a_record_without_a_true_length_is_refused(tmp_path: Path, length: str) -> None:
+    record = "WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: {}\r\n\r\ntext\r\n\r\n"
+    (tmp_path / "a.wet").write_text(record.format(4) + record.format(length))
+    (about,) = read(tmp_path).values()
+    assert "record 2 has no Content-Length" in about["error"]
+
+
 def test_a_table_that_is_cut_off_is_refused_by_name(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
     whole = as_parquet([f"row {number}" for number in range(2000)])
     for size in (len(whole) // 2, len(whole) - 3, 100):
         (tmp_path / "a.parquet").write_bytes(whole[:size])

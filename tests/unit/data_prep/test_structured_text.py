@@ -1,0 +1,130 @@
+"""Text that is no prose, under names that do not say so: refused by what it is, or read as the records it holds."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import tarfile
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from megadeberta.data_prep.detect import HEAD_BYTES, Refusal, detect
+from megadeberta.data_prep.options import ReadOptions
+from megadeberta.data_prep.sources import find_sources
+from megadeberta.errors import DataError
+from tests.data_fixtures import SOTU
+
+SENTENCES = [
+    f"Sentence {number} of the report, which is prose; it has marks: a <b>, 3|4 and a tab." for number in range(40)
+]
+
+
+def lines(form: str) -> bytes:
+    return "".join(form.format(n=number, s=sentence) + "\n" for number, sentence in enumerate(SENTENCES)).encode()
+
+
+def old_tar() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        member = tarfile.TarInfo("a.txt")
+        member.size = 5
+        archive.addfile(member, io.BytesIO(b"text\n"))
+    header = bytearray(out.getvalue()[:512])
+    header[257:265] = bytes(8)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + out.getvalue()[512:]
+
+
+REFUSED = {
+    "json strings": (lines('"{s}"'), "a file of JSON values without keys"),
+    "python records": (lines("{{'id': {n}, 'text': '{s}'}}"), "a file of records as Python prints them"),
+    "fragments of HTML": (lines("<div class='post'><p>{s}</p></div>"), "HTML or XML without a head"),
+    "HTML after a comment": (b"<!-- saved -->\n<html>\n<p>text</p>\n", "HTML"),
+    "a part of a dump": (lines("<page>\n<title>T{n}</title>\n<text>{s}</text>\n</page>"), "HTML or XML without a head"),
+    "SGML of Gigaword": (lines('<DOC id="A{n}" type="story" >\n<P>\n{s}\n</P>\n</DOC>'), "HTML or XML without a head"),
+    "tabs without a header": (lines("{n}\tTitle {n}\t{s}"), "a table"),
+    "two columns": (lines("{n}\t{s}"), "a table"),
+    "CSV of other names": (b"id,title,body\n" + lines('{n},Title {n},"{s}"'), "a table"),
+    "CoNLL-U": (
+        lines("# sent_id = {n}\n1\tThe\tthe\tDET\n2\tend\tend\tNOUN\n3\tis\tbe\tVERB\n4\tit\tit\tPRON\n"),
+        "a table",
+    ),
+    "subtitles": (lines("{n}\n00:00:{n:02d},000 --> 00:00:{n:02d},900\n{s}\n"), "a file of subtitles"),
+    "WebVTT": (b"WEBVTT\n\n" + lines("00:{n:02d}.000 --> 00:{n:02d}.900\n{s}\n"), "a file of subtitles"),
+    "SQL": (b"CREATE TABLE t (id int);\n" + lines("INSERT INTO t VALUES ({n}, '{s}');"), "an SQL dump"),
+    "dump of PostgreSQL": (b"--\n-- PostgreSQL database dump\n--\n\nSET x = 0;\n", "an SQL dump"),
+    "a mailbox": (lines("From a@b Mon Jan  1 00:00:{n:02d} 2020\nSubject: {n}\n\n{s}\n"), "a mailbox"),
+    "RTF": (b"{\\rtf1\\ansi\n" + lines("{s}\\par"), "rich text"),
+    "PostScript": (b"%!PS-Adobe-3.0\n" + lines("({s}) show"), "PostScript"),
+    "ISO-2022": ("\u3059\u3079\u3066\u306e\u4eba\u9593".encode("iso2022_jp"), "ISO-2022 text"),
+    "UTF-32": ("text of it".encode("utf-32"), "UTF-32"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of Git LFS"),
+    "Avro": (b"Obj\x01\x04\x14avro.codec" + lines("{s}"), "Avro"),
+    "lz4": (b"\x04\x22\x4d\x18" + bytes(range(256)), "compressed with lz4"),
+    "packed twice": (gzip.compress(lines("{s}")), "gzip data within compressed data"),
+    "carriage returns": (lines("{s}").replace(b"\n", b"\r"), "text whose lines end in a carriage return alone"),
+    "records and carriage returns": (
+        lines('{{"text": "{s}"}}').replace(b"\n", b"\r"),
+        "text whose lines end in a carriage",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_prose_is_refused_by_name_with_a_remedy(kind: str) -> None:
+    head, what = REFUSED[kind]
+    found = detect(head, ending=".txt", text_keys=("text",))
+    assert isinstance(found, Refusal) and found.what.startswith(what) and found.remedy
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"# exported on Monday\n" + lines('{{"text": "{s}"}}'), "jsonl"),
+        (lines("{s}"), "text"),
+        (lines("<b>Note</b> {n}") + lines("{s}") * 2, "text"),  # prose with some markup
+        (lines("Apples {n}, pears, plums"), "text"),  # equally many commas, as prose writes them
+        (lines("\t{s}"), "text"),  # indented
+        (lines("First half of {n}\tsecond half {s}"), "text"),
+        (b"<unk> said\n" * 9, "text"),  # marks of a tokenizer, none of them closed
+        (lines("{n} a: <b>{s}"), "text"),
+        (b"id,text\r1,a\r2,b\r3,c\r", "csv"),
+        (b"", "text"),
+        (b"\n\n\n", "text"),
+        (b"one line\rwith a mark", "text"),
+        (SOTU.read_bytes()[:HEAD_BYTES], "text"),
+        (old_tar(), "tar"),
+    ],
+)
+def test_prose_and_known_formats_are_told_from_it(head: bytes, name: str) -> None:
+    found = detect(head, ending=".csv" if name == "csv" else ".txt", text_keys=("text",))
+    assert not isinstance(found, Refusal), found
+    assert found.name == name
+
+
+def test_documentation_with_markup_beside_records_does_not_stop(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(lines("<p>{s}</p>"))
+    (tmp_path / "a.jsonl").write_bytes(json.dumps({"text": "x"}).encode() + b"\n")
+    corpus = find_sources([tmp_path], split="train", options=ReadOptions(), outside=tmp_path / "out")
+    assert [source.format_name for source in corpus.sources] == ["jsonl"]
+    assert [file.reason for file in corpus.passed_over] == ["documentation beside the data"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.txt.gz"])
+def test_a_pointer_of_git_lfs_is_named_whatever_the_file_is_called(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(REFUSED["Git LFS"][0])
+    with pytest.raises(DataError, match=r"is a pointer of Git LFS and not the file itself; fetch it: git lfs pull"):
+        find_sources([tmp_path / name], split="train", options=ReadOptions(), outside=tmp_path / "out")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress, bz2.compress, lzma.compress])
+def test_a_table_under_a_compressed_name_is_refused_too(tmp_path: Path, pack: object) -> None:
+    (tmp_path / "a.txt.x").write_bytes(pack(lines("{n}\t{s}")))  # type: ignore[operator]
+    with pytest.raises(DataError, match=r"is a table without a column of the text's name; .* --format=text"):
+        find_sources([tmp_path / "a.txt.x"], split="train", options=ReadOptions(), outside=tmp_path / "out")
+    options = ReadOptions(input_format="text")
+    assert find_sources([tmp_path / "a.txt.x"], split="train", options=options, outside=tmp_path / "out").sources
