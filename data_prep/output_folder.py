@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints
 from megadeberta.config.set_files import (
     TOKENIZER_FILE,
     TOKENIZER_FOLDER,
@@ -48,10 +49,15 @@ class OutputFolder:
 
         Raises:
             StorageError: the folder cannot be made.
-            DataError: it is a file, or another run holds it.
+            DataError: it is a file or the output of a training, or another run holds it.
         """
         if self.path.exists() and not self.path.is_dir():
             raise DataError(f"--output={self.path} is a file; give a folder")
+        if list_checkpoints(self.path / CHECKPOINTS_FOLDER):
+            raise DataError(
+                f"--output={self.path} is the output of a training, with its checkpoints; give token files a folder of "
+                "their own, such as corpora/NAME"
+            )
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)

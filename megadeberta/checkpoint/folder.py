@@ -44,6 +44,21 @@ def list_checkpoints(root: Path) -> list[CheckpointName]:
     return sorted((name for name in names if name is not None), reverse=True)
 
 
+def checkpoints_of(output_dir: Path) -> list[CheckpointName]:
+    """Those of a run, newest first, sound or not.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    names = list_checkpoints(output_dir / CHECKPOINTS_FOLDER)
+    if not names:
+        raise CheckpointError(
+            f"{output_dir}: holds no checkpoint; give the training.output_dir of a run, one of its "
+            f"{CHECKPOINTS_FOLDER}/step-N folders, or a folder made by `megadeberta convert import`"
+        )
+    return names
+
+
 def list_leftovers(root: Path) -> list[Path]:
     """What an interrupted save or deletion left behind."""
     return [entry for entry in root.iterdir() if entry.name.startswith((TEMPORARY_PREFIX, TRASH_PREFIX))]

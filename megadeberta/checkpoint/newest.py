@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints, read_pointer
+from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, checkpoints_of, read_pointer
 from megadeberta.checkpoint.manifest import MANIFEST_NAME, Manifest
 from megadeberta.checkpoint.verify import verify_checkpoint
 from megadeberta.errors import CheckpointError
@@ -26,12 +26,7 @@ def checkpoint_at(path: Path) -> tuple[Path, Manifest]:
 
 def _newest_sound(output_dir: Path) -> tuple[Path, Manifest]:
     root = output_dir / CHECKPOINTS_FOLDER
-    names = [str(name) for name in list_checkpoints(root)]
-    if not names:
-        raise CheckpointError(
-            f"{output_dir}: holds no checkpoint; give the training.output_dir of a run, one of its "
-            f"{CHECKPOINTS_FOLDER}/step-N folders, or a folder made by `megadeberta convert import`"
-        )
+    names = [str(name) for name in checkpoints_of(output_dir)]
     try:
         pointed = read_pointer(root)
     except CheckpointError as error:

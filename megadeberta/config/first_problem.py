@@ -32,9 +32,9 @@ def first_problem(error: ValidationError, *, show_value: bool = False) -> str:
         return str(first["ctx"]["error"])
     where = dotted(first["loc"])
     found = f"={first['input']!r}" if show_value else ""
-    message = (
-        f"must be a list, such as [{json.dumps(first['input'], default=str)}]"
-        if first["type"] == "tuple_type"
-        else first["msg"]
-    )
+    message = first["msg"]
+    if first["type"] == "tuple_type":
+        message = f"must be a list, such as [{json.dumps(first['input'], default=str)}]"
+    elif first["type"] == "model_type" and where:
+        message = "must be a section with keys of its own" + ("; indent them" if first["input"] is None else "")
     return f"{where}{found}: {message}" if where else message

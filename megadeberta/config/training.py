@@ -120,6 +120,13 @@ class LoggingConfig(Section):
     )
     peak_tflops: float | None = Field(None, gt=0, description="device peak for MFU; null = table of GPUs, none on CPUs")
 
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _has_no_tensorboard(cls, value: object) -> object:
+        if isinstance(value, list | tuple) and "tensorboard" in value:
+            raise ValueError("logging.trackers=tensorboard: its place is logging.tensorboard, which is on by default")
+        return value
+
     @field_validator("profile_steps")
     @classmethod
     def _is_a_window(cls, value: tuple[int, ...]) -> tuple[int, ...]:

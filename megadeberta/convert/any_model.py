@@ -4,12 +4,12 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from megadeberta.convert.formats.places import config_path, folder_of, generator_beside
+from megadeberta.convert.formats.places import folder_of, generator_beside, is_ours
 from megadeberta.convert.formats.read_folder import read_hf_folder
 from megadeberta.convert.import_parts import import_parts
 from megadeberta.data.tokenizer import find_tokenizer
 from megadeberta.errors import CheckpointError
-from megadeberta.weights.hub import MODEL_JSON, find_model
+from megadeberta.weights.hub import find_model
 from megadeberta.weights.source import ModelSource, load_weights
 
 
@@ -24,8 +24,7 @@ def load_model(place: Path, *, parts: bool = True) -> ModelSource:
     Raises:
         CheckpointError: no sound weights there, or none that predict tokens.
     """
-    is_ours = place.is_dir() and ((place / MODEL_JSON).is_file() or not config_path(place).is_file())
-    if is_ours:
+    if is_ours(place):
         return load_weights(place)
     place = find_model(place)
     generator = generator_beside(place)

@@ -71,6 +71,12 @@ def export_command(
 
     Example: megadeberta convert export runs/quickstart exported
     """
+    from megadeberta.convert.published_folder import check_free
+    from megadeberta.weights.hub import check_ours
+
+    check_ours(checkpoint)
+    if not all_steps:
+        check_free(out, overwrite=overwrite)
     with Waiting("loading torch and transformers"):
         from megadeberta.convert.card_facts import CardFacts
         from megadeberta.convert.formats.family import FileFormat, ModelKind
@@ -123,6 +129,9 @@ def check_command(folder: Annotated[Path, typer.Argument(help="an export", show_
 
     Example: megadeberta convert check exported
     """
+    from megadeberta.convert.formats.families import check_family
+
+    check_family(folder)
     with Waiting("loading torch and transformers"):
         from megadeberta.convert.reload_check import check_export
     with Waiting(f"comparing {folder} with our model"):
@@ -186,14 +195,18 @@ def import_command(
 
     Example: megadeberta convert import exported start-here
     """
+    from megadeberta.convert.formats.families import check_family
+    from megadeberta.convert.published_folder import check_free
     from megadeberta.errors import ConfigError
-    from megadeberta.weights.hub import check_foreign, find_model
+    from megadeberta.weights.hub import MODEL_JSON, check_foreign, find_model
 
     if (generator is not None) + new_generator + no_generator > 1:
         raise ConfigError("--generator, --new-generator and --no-generator exclude each other: choose one")
     place = find_model(model)
     given = None if generator is None else find_model(generator)
     check_foreign(place)
+    check_family(place)
+    check_free(out, overwrite=overwrite, marker=MODEL_JSON)
 
     # Torch comes after the names: a mistake in one is said at once.
     with Waiting("loading torch"):
@@ -236,16 +249,18 @@ def fill_mask(
         Path, typer.Argument(help="run, checkpoint, imported folder or Hugging Face folder", show_default=False)
     ],
     text: Annotated[str, typer.Argument(help='e.g. "The [MASK] of the United States."', show_default=False)],
-    top_k: Annotated[int, typer.Option(help="Tokens to show for each mask")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="Tokens to show for each mask")] = 5,
     plugin: PluginOption = None,
 ) -> None:
     """Show the most likely tokens for every [MASK] in a text, predicted through the mask decoder.
 
     Example: megadeberta fill-mask runs/quickstart "The President of the [MASK] States."
     """
-    from megadeberta.weights.hub import find_model
+    from megadeberta.convert.find import find_any_model
+    from megadeberta.convert.mask_text import check_has_mask
 
-    place = find_model(path)
+    check_has_mask(text)
+    place = find_any_model(path)
     with Waiting("loading torch and transformers"):
         from megadeberta.convert.fill_mask import predict_masks
     with Waiting(f"reading {path}"):

@@ -8,11 +8,12 @@ import torch
 from megadeberta.checkpoint.manifest import MANIFEST_NAME
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR
 from megadeberta.convert.card_facts import CardFacts
-from megadeberta.convert.formats.config_json import HF_CONFIG, MICROSOFT_CONFIG, to_config_json, to_model_config_json
+from megadeberta.convert.formats.config_json import to_config_json, to_model_config_json
 from megadeberta.convert.formats.export_tensors import export_tensors, table_rows
 from megadeberta.convert.formats.families import choose_target
 from megadeberta.convert.formats.family import ExportTarget, FileFormat, ModelKind
 from megadeberta.convert.formats.names import RELATIVE_TABLE
+from megadeberta.convert.formats.places import HF_CONFIG, MICROSOFT_CONFIG
 from megadeberta.convert.formats.read_folder import read_discriminator, read_hf_folder
 from megadeberta.convert.model_card import describe_part, microsoft_decoder_note, write_model_card
 from megadeberta.convert.onnx_file import check_packages, write_onnx

@@ -28,7 +28,7 @@ def publish_folder(
         StorageError: the file system refused a write.
     """
     out = out.absolute()
-    _check_free(out, overwrite, marker)
+    check_free(out, overwrite=overwrite, marker=marker)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{out.name}-", dir=out.parent))
@@ -47,12 +47,12 @@ def publish_folder(
         remove_tree(temporary)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a file of a folder that is being filled."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def check_free(out: Path, *, overwrite: bool, marker: str = "config.json") -> None:
+    """Refuse a place where no folder may be published; the arguments are those of ``publish_folder``.
 
-
-def _check_free(out: Path, overwrite: bool, marker: str) -> None:
+    Raises:
+        ConfigError: ``out`` exists and may not be replaced.
+    """
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir() or out.is_symlink():
@@ -65,6 +65,11 @@ def _check_free(out: Path, overwrite: bool, marker: str) -> None:
         raise ConfigError(
             f"{out} holds no {marker}, so it is not something this command made; --overwrite does not delete it"
         )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file of a folder that is being filled."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _make_durable(folder: Path) -> None:

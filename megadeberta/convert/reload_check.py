@@ -14,8 +14,8 @@ from torch import Tensor
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.set_files import TOKENIZER_JSON, tokenizer_in
-from megadeberta.convert.formats.config_json import MICROSOFT_CONFIG
 from megadeberta.convert.formats.family import ExportTarget, Family, ModelKind, OptIn
+from megadeberta.convert.formats.places import MICROSOFT_CONFIG
 from megadeberta.convert.formats.read_folder import ImportedModel, read_hf_folder
 from megadeberta.convert.quiet import quiet_transformers
 from megadeberta.convert.tokenizer.same_ids import ODD_TEXTS, check_same_ids

@@ -52,6 +52,20 @@ def check_nothing_is_missing(data: DataConfig) -> None:
         raise DataError("; ".join(map(str, missing)) + "; `megadeberta prep` makes token files and tokenizer")
 
 
+def check_prefix(key: str, prefix: Path) -> None:
+    """Refuse a prefix without a token file, before anything heavy is loaded.
+
+    Args:
+        key: what named it, for the error.
+
+    Raises:
+        DataError: what is missing, and what was probably meant.
+    """
+    missing = _missing_shard(key, prefix, VALID_NAME)
+    if missing is not None:
+        raise DataError(f"{missing}; `megadeberta prep` makes token files")
+
+
 def suggest_path(path: Path) -> Path | None:
     """A file or folder of a similar path; every part of the path may have its own mistake."""
     if isinstance(path, RemotePath):
@@ -95,19 +109,27 @@ def _missing_shards(data: DataConfig) -> Iterator[Missing]:
         ("data.valid", VALID_NAME, data.valid_prefixes),
     ):
         for name, prefix in prefixes.items():
-            key = f"{section}.{name}" if name else section
-            files = [shard_file(prefix, suffix) for suffix in _NEEDED]
-            if files[-1].exists() and not any(file.exists() for file in files[:-1]):
-                files = _files_of_set(prefix)
-            gone = [file for file in files if not file.exists()]
-            if len(gone) == len(files):
-                what = f"{prefix.name}.bin, .idx and .json do not exist"
-                if prefix.is_dir() or prefix.is_file():
-                    what = "is a folder" if prefix.is_dir() else "is a file, and no prefix"
-                yield Missing(key, prefix, what, suggest_prefix(prefix, wanted))
-            elif gone:
-                names = " and ".join(file.name for file in gone)
-                yield Missing(key, prefix, f"{names} of it does not exist, prepare it again", None)
+            missing = _missing_shard(f"{section}.{name}" if name else section, prefix, wanted)
+            if missing is not None:
+                yield missing
+
+
+def _missing_shard(key: str, prefix: Path, wanted: str) -> Missing | None:
+    files = [shard_file(prefix, suffix) for suffix in _NEEDED]
+    if files[-1].exists() and not any(file.exists() for file in files[:-1]):
+        files = _files_of_set(prefix)
+    gone = [file for file in files if not file.exists()]
+    if len(gone) == len(files):
+        what = f"{prefix.name}.bin, .idx and .json do not exist"
+        if prefix.parent.is_file():
+            what = f"{prefix.parent} is a file and no folder that `megadeberta prep` wrote"
+        if prefix.is_dir() or prefix.is_file():
+            what = "is a folder" if prefix.is_dir() else "is a file, and no prefix"
+        return Missing(key, prefix, what, suggest_prefix(prefix, wanted))
+    if gone:
+        names = " and ".join(file.name for file in gone)
+        return Missing(key, prefix, f"{names} of it does not exist, prepare it again", None)
+    return None
 
 
 def _files_of_set(prefix: Path) -> list[Path]:

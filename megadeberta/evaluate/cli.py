@@ -60,9 +60,15 @@ def evaluate(
             raise ConfigError("--blimp is scored alone; leave --data and --text to a second command")
         _score_pairs(path, blimp, most=pairs, batch_size=batch_size, as_json=as_json)
         return
-    from megadeberta.weights.hub import find_model
+    from megadeberta.convert.find import find_any_model
+    from megadeberta.data.missing import check_prefix
+    from megadeberta.evaluate.inputs import read_text
 
-    place = find_model(path)
+    if text is not None:
+        read_text(text)
+    if data is not None:
+        check_prefix("--data", data)
+    place = find_any_model(path)
     with Waiting("loading torch"):
         from megadeberta.convert.any_model import load_model
         from megadeberta.evaluate.run import score
@@ -81,11 +87,14 @@ def _print_json(scores: Mapping[str, float], weights: str, step: int | None) -> 
 
 
 def _score_pairs(path: Path, blimp: Path, *, most: int | None, batch_size: int, as_json: bool) -> None:
-    with Waiting("loading torch"):
-        from megadeberta.evaluate.minimal_pairs import read_pairs, score_pairs
-        from megadeberta.evaluate.token_models import open_token_model
+    from megadeberta.convert.find import find_any_model
+    from megadeberta.evaluate.inputs import read_pairs
 
     pairs = read_pairs(blimp, most=most)
+    find_any_model(path, of_others=True)
+    with Waiting("loading torch"):
+        from megadeberta.evaluate.minimal_pairs import score_pairs
+        from megadeberta.evaluate.token_models import open_token_model
     with Waiting(f"scoring {len(pairs)} pairs"):
         model, weights, step = open_token_model(path)
         found = score_pairs(model, pairs, batch_size=batch_size)

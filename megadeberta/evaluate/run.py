@@ -12,6 +12,7 @@ from megadeberta.data.check import check_data
 from megadeberta.data.loader import validation_batches
 from megadeberta.data.tokenizer import VocabularyTokenizer, load_tokenizer
 from megadeberta.errors import ConfigError, DataError
+from megadeberta.evaluate.inputs import read_text
 from megadeberta.evaluate.sequences import Scores, score_by_mask_kind, score_terms
 from megadeberta.evaluate.texts import score_left_to_right, score_pseudo_perplexity
 from megadeberta.layers.objectives import list_layers, objective_of
@@ -151,12 +152,7 @@ def _model(source: ModelSource) -> WholeModel:
 
 
 def _read_text(path: Path, tokenizer: VocabularyTokenizer) -> tuple[str, list[int]]:
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: byte {error.start}: {error.reason}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    content = read_text(path)
     ids = tokenizer.encode(content)
     if not ids:
         raise DataError(f"{path}: holds no text; nothing can be scored")

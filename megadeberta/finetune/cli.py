@@ -12,11 +12,13 @@ import typer
 from megadeberta.config.plugins import PluginOption
 from megadeberta.config.terminal import fitting_table, table_console
 from megadeberta.config.waiting import Waiting
+from megadeberta.convert.published_folder import check_free
 from megadeberta.errors import ConfigError
 from megadeberta.finetune import options
 from megadeberta.finetune.packages import check_packages
 from megadeberta.finetune.settings import Point, Settings, default_lr, grid, parse_axes
 from megadeberta.finetune.sift_settings import SiftSettings
+from megadeberta.finetune.start_place import find_start
 from megadeberta.finetune.task import Task
 from megadeberta.finetune.tasks.table import TASKS, find_task
 
@@ -98,6 +100,9 @@ def _finetune(
     names = parse_axes(axes) if axes is not None else ()
     check_packages()
     splits = task.read(_existing(data), _columns(task, where.columns))
+    find_start(model)
+    target = where.output or Path("tuned") / task.name
+    check_free(target, overwrite=where.overwrite)
     with Waiting(f"loading {model}"):
         from megadeberta.finetune.run import finetune as finetune_all
         from megadeberta.finetune.source import open_start
@@ -107,7 +112,6 @@ def _finetune(
             **of_runs | {"epochs": of_runs["epochs"] or task.defaults.epochs, "length": of_runs["length"] or longest}
         )
         points = grid(_point(task, start, **of_point), names, hidden_size=start.hidden_size)
-        target = where.output or Path("tuned") / task.name
         runs: dict[str, Any] = {"points": points, "settings": settings, "data": data, "overwrite": where.overwrite}
         results = finetune_all(task, splits, start, target, **runs)
     _show(results, target, as_json=as_json)

@@ -20,6 +20,7 @@ from megadeberta.preflight.blend import planned_blend
 from megadeberta.preflight.validate import validate_run
 from megadeberta.rank.machine import check_compiler, check_writable
 from megadeberta.topology import Topology
+from megadeberta.weights.hub import check_start
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> P
     check_nothing_is_missing(config.data)
     facts = check_data(config.data, config.model.vocab_size)
     _check_resumable(config)
+    _check_start(config)
     blend = planned_blend(config, facts.train)
     _check_trackers(config.logging.trackers)
     check_compiler(config.engine.needs_compiler)
@@ -88,12 +90,29 @@ def _check_resumable(config: RunConfig) -> None:
     source = config.training.continue_from
     if source is None or list_checkpoints(root):
         return
+    inside = list_checkpoints(source / CHECKPOINTS_FOLDER)
+    if inside:
+        raise CheckpointError(
+            f"training.continue_from={source}: is a run; give one of its checkpoints, such as "
+            f"{source / CHECKPOINTS_FOLDER / str(inside[0])}"
+        )
     step = read_manifest(source).step
     if step >= config.training.steps:
         raise ConfigError(
             f"training.continue_from={source} is of step {step}, and training.steps={config.training.steps} counts "
             "from the beginning of that run: set it above"
         )
+
+
+def _check_start(config: RunConfig) -> None:
+    """Whether ``training.init_from`` names weights; a run that has checkpoints needs them no more."""
+    source = config.training.init_from
+    if source is None or list_checkpoints(config.training.output_dir / CHECKPOINTS_FOLDER):
+        return
+    try:
+        check_start(source)
+    except CheckpointError as error:
+        raise CheckpointError(f"training.init_from={source}: {error}") from None
 
 
 def _check_trackers(names: Sequence[TrackerName]) -> None:

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from megadeberta.checkpoint.content import WEIGHT, CheckpointContent
-from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints
 from megadeberta.checkpoint.fragments import Fragment
 from megadeberta.checkpoint.verify import verify_checkpoint
 from megadeberta.config.set_files import TOKENIZER_FILE
 from megadeberta.convert.formats.read_folder import ReportLine
 from megadeberta.convert.import_folder import write_import
-from megadeberta.errors import CheckpointError, ConfigError
+from megadeberta.stages.averaged import average_fractions, chosen_checkpoints
 from megadeberta.weights.source import load_weights
 
 
@@ -38,7 +37,9 @@ def average_checkpoints(
         CheckpointError: one is not sound, they are of different models, or there are fewer.
         ConfigError: ``out`` exists.
     """
-    folders = _checkpoints(run, last)
+    folders = chosen_checkpoints(run, last)
+    for folder in folders:
+        verify_checkpoint(folder)
     fractions = average_fractions(len(folders), ema)
     newest = load_weights(folders[-1])
     contents = [CheckpointContent(folder) for folder in folders]
@@ -65,33 +66,3 @@ def _mean(name: str, shape: torch.Size, contents: Sequence[CheckpointContent], f
         content.read(WEIGHT, whole, part)
         total += fraction * part.astype(np.float64)
     return torch.from_numpy(total.astype(np.float32)).view(shape)
-
-
-def average_fractions(count: int, ema: float | None) -> Sequence[float]:
-    """Of ``count`` checkpoints, oldest first; they add up to 1.
-
-    Raises:
-        ConfigError: the decay is not between 0 and 1.
-    """
-    if ema is None:
-        return [1 / count] * count
-    if not 0 < ema < 1:
-        raise ConfigError(f"--ema {ema:g}: is the decay per checkpoint, between 0 and 1, such as 0.8")
-    return [ema ** (count - 1), *((1 - ema) * ema ** (count - 1 - place) for place in range(1, count))]
-
-
-def _checkpoints(run: Path, last: int | None) -> list[Path]:
-    """The newest of each step, oldest first, verified."""
-    root = run / CHECKPOINTS_FOLDER
-    newest = {name.step: name for name in reversed(list_checkpoints(root))}
-    found = sorted(newest.values())
-    wanted = len(found) if last is None else last
-    if len(found) < max(wanted, 2):
-        raise CheckpointError(
-            f"{root}: has {len(found)} checkpoints, an average needs {max(wanted, 2)}; checkpoint.keep_last and "
-            "keep_every say how many a run keeps"
-        )
-    folders = [root / str(name) for name in found[-wanted:]]
-    for folder in folders:
-        verify_checkpoint(folder)
-    return folders

@@ -30,6 +30,12 @@ def average_command(
 
     Example: megadeberta checkpoint average runs/base averaged --last 5
     """
+    from megadeberta.convert.published_folder import check_free
+    from megadeberta.stages.averaged import average_fractions, chosen_checkpoints
+    from megadeberta.weights.hub import MODEL_JSON
+
+    average_fractions(len(chosen_checkpoints(output_dir, last)), ema)
+    check_free(out, overwrite=overwrite, marker=MODEL_JSON)
     with Waiting(f"averaging checkpoints of {output_dir}"):
         from megadeberta.stages.average import average_checkpoints
 

@@ -1,18 +1,17 @@
-"""``megadeberta extend``: weights and the recipe of a run that goes on with longer sequences."""
+"""``megadeberta extend``: weights and the recipe of a run that goes on with longer sequences.
+
+Torch is loaded for the weights, when the recipe is known to be one.
+"""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from megadeberta.config.model import ModelConfig
-from megadeberta.config.set_files import TOKENIZER_FILE
-from megadeberta.convert.formats.read_folder import ReportLine
-from megadeberta.convert.import_folder import write_import
 from megadeberta.errors import ConfigError
 from megadeberta.stages.cooldown import Stage
-from megadeberta.stages.longer import lengthen, longer_model
+from megadeberta.stages.longer_model import longer_model
 from megadeberta.stages.parent import Parent, Values, parse_values, stage_values, write_recipe
-from megadeberta.weights.source import load_weights
 
 EXTEND_RECIPE, START_FOLDER = "extend.json", "start"
 """In the folder of the new run: its recipe, and the weights that it starts from."""
@@ -52,7 +51,9 @@ def write_extension(
     config = parse_values(values, plugins, source=f"extension of {parent.folder}")
     if config.model != model or config.data.sequence_length != length:
         raise ConfigError("--set changes the model or its length; change them in a recipe of your own, or --length")
-    _write_start(parent, start, trained=trained, length=length)
+    from megadeberta.stages.extension_weights import write_extension_weights
+
+    write_extension_weights(parent, start, trained=trained, length=length)
     path = write_recipe(output, EXTEND_RECIPE, json.dumps(values, indent=2))
     return Stage(path, parent.folder, parent.step, config)
 
@@ -66,20 +67,3 @@ def _changes(parent: Parent, model: ModelConfig, start: Path, *, length: int, tr
         "data": {"sequence_length": length},
         "training": {"steps": steps, "init_from": str(start), "continue_from": None},
     }
-
-
-def _write_start(parent: Parent, start: Path, *, trained: int, length: int) -> None:
-    source = load_weights(parent.folder)
-    weights = dict(source.weights)
-    notes = lengthen(weights, source.config, source.objective, trained=trained, length=length)
-    lines = [ReportLine("taken", name, name, f"from {parent.folder}").with_note(notes) for name in weights]
-
-    write_import(
-        start,
-        longer_model(source.config, length),
-        weights,
-        lines,
-        spm=source.tokenizer or parent.folder / TOKENIZER_FILE,
-        objective=source.objective,
-        overwrite=True,
-    )

@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER
+from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, checkpoints_of, list_checkpoints
 from megadeberta.checkpoint.manifest import MANIFEST_NAME
 from megadeberta.config.waiting import Waiting
 from megadeberta.errors import CheckpointError
@@ -28,6 +28,7 @@ _WEIGHTS = (
 )
 """The first of which a repository has the first file is fetched: the others are the same tensors again."""
 _GENERATORS = (("model.generator.safetensors",), ("pytorch_model.generator.bin",))
+_WEIGHT_NAMES = {choice[0] for choice in (*_WEIGHTS, *_GENERATORS)}
 _SECONDS = 10.0
 _DOWNLOAD_HINT = "`hf download {repo} --local-dir {folder}` fetches it on a machine that can; give that folder then"
 
@@ -42,17 +43,25 @@ def find_model(place: Path) -> Path:
         CheckpointError: there is no such path, and it names no model of the hub, or the hub cannot be reached; or it is
             a file that can hold no weights.
     """
+    named = _named(place)
+    if named is None:
+        return place
+    with Waiting(f"fetching {place} from the hub"):
+        return _fetch(named["repo"], named["revision"])
+
+
+def _named(place: Path) -> re.Match[str] | None:
+    """The name of a model of the hub; None where ``place`` is a folder, or a file that can hold weights."""
     if place.exists():
         check_weights_file(place)
-        return place
+        return None
     named = _NAME.fullmatch(str(place))
     address = _ADDRESS.search(str(place))
     if address is not None:
         raise CheckpointError(f"{place}: no such folder or file; write the model of the hub as {address['repo']}")
     if named is None:
         raise CheckpointError(f"{place}: no such folder or file; give one, or a model of the hub as OWNER/MODEL")
-    with Waiting(f"fetching {place} from the hub"):
-        return _fetch(named["repo"], named["revision"])
+    return named
 
 
 def check_weights_file(place: Path) -> None:
@@ -63,6 +72,36 @@ def check_weights_file(place: Path) -> None:
     """
     if place.is_file() and not place.name.endswith(_WEIGHT_ENDS):
         raise CheckpointError(f"{place}: is no file of weights; give a folder, or its .safetensors or .bin")
+
+
+def check_start(place: Path) -> None:
+    """Refuse what `training.init_from` cannot start from, by the names of its files; the hub is not asked.
+
+    Raises:
+        CheckpointError: no such place, a run of ours, or a folder without weights.
+    """
+    if _named(place) is not None or place.is_file():
+        return
+    if list_checkpoints(place / CHECKPOINTS_FOLDER) or (place / MANIFEST_NAME).is_file():
+        raise CheckpointError(
+            "is a run of ours, or a checkpoint of one; training.continue_from takes a step-N folder with its optimizer "
+            "state, and what `megadeberta convert export` makes of it is weights to start from"
+        )
+    if not any(path.name in _WEIGHT_NAMES for path in place.iterdir()):
+        raise CheckpointError("holds no weights; give what `megadeberta convert import` wrote, or takes")
+
+
+def check_ours(place: Path) -> None:
+    """Refuse what can hold no weights of ours, by the names of its files.
+
+    Raises:
+        CheckpointError: neither a run with a checkpoint, nor a checkpoint, nor an imported folder.
+    """
+    if not place.is_dir():
+        what = "is a file" if place.exists() else "no such folder"
+        raise CheckpointError(f"{place}: {what}; give the output folder of a run, or one of its step-N folders")
+    if not (place / MODEL_JSON).is_file() and not (place / MANIFEST_NAME).is_file():
+        checkpoints_of(place)
 
 
 def check_foreign(place: Path) -> None:

@@ -23,7 +23,7 @@ from megadeberta.layers.heads import MlmHead
 from megadeberta.layers.layer import Layer
 from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.layers.shapes import parameter_shapes
-from megadeberta.weights.hub import MODEL_JSON
+from megadeberta.weights.hub import MODEL_JSON, check_ours
 from megadeberta.weights.parts import split_parts
 from megadeberta.weights.shapes import compare_shapes, shapes_of
 from megadeberta.weights.tensor_file import SAFETENSORS, check_finite, read_tensor_file
@@ -135,9 +135,7 @@ def load_weights(path: Path) -> ModelSource:
     Raises:
         CheckpointError: nothing there, not sound, or the weights do not fit the configuration beside them.
     """
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "no such folder"
-        raise CheckpointError(f"{path}: {what}; give the output folder of a run, or one of its step-N folders")
+    check_ours(path)
     if (path / MODEL_JSON).is_file():
         objective = _imported_objective(path / OBJECTIVE_JSON)
         config, weights = _read_json(path / MODEL_JSON, ModelConfig), _imported_weights(path / SAFETENSORS)

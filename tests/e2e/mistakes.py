@@ -42,7 +42,7 @@ def override(*overrides: str) -> Case:
     return case
 
 
-def _text(content: str, *, name: str = "recipe.json") -> Case:
+def as_recipe(content: str, *, name: str = "recipe.json") -> Case:
     def case(folder: Path, prepared: Path) -> list[str]:
         (folder / name).write_text(content)
         return ["train", str(folder / name)]
@@ -75,7 +75,7 @@ def _run_with(*words: str) -> Case:
     return case
 
 
-def _words(line: str) -> Case:
+def words(line: str) -> Case:
     return lambda folder, prepared: line.split()
 
 
@@ -125,11 +125,11 @@ MISTAKES: dict[str, tuple[Case, str]] = {
         lambda f, p: ["train", str(f / "quikstart.json")],
         r"recipe .*quikstart.json does not",
     ),
-    "recipe that is not JSON": (_text('{"name": "x",}'), r"recipe.json:1: not valid JSON"),
-    "recipe that is a list": (_text("[]"), r"one JSON object, found list"),
-    "key given twice": (_text('{"name": "a", "name": "b"}'), r"'name' is given twice"),
-    "recipe that extends itself": (_text('{"extends": "recipe.json"}'), r"forms a loop"),
-    "missing section": (_text('{"name": "x"}'), r"model is required and missing"),
+    "recipe that is not JSON": (as_recipe('{"name": "x",}'), r"recipe.json:1: not valid JSON"),
+    "recipe that is a list": (as_recipe("[]"), r"one JSON object, found list"),
+    "key given twice": (as_recipe('{"name": "a", "name": "b"}'), r"'name' is given twice"),
+    "recipe that extends itself": (as_recipe('{"extends": "recipe.json"}'), r"forms a loop"),
+    "missing section": (as_recipe('{"name": "x"}'), r"model is required and missing"),
     "unknown key": (override("model.num_heads=4"), r"unknown key model.num_heads; did you mean 'num_attention_heads'"),
     "unknown deepspeed key": (
         override('deepspeed.zero_optimisation={"stage":2}'),
@@ -179,16 +179,16 @@ MISTAKES: dict[str, tuple[Case, str]] = {
     "mask filling without a mask": (lambda f, p: ["fill-mask", str(f), "no mask here"], r"\[MASK\]|checkpoint|folder"),
     "no such command": (lambda f, p: ["trian"], r"trian"),
     "no such option": (lambda f, p: ["train", "x.json", "--step", "3"], r"--step"),
-    "shipped recipe with a mistake in its name": (_words("train quikstart"), r"did you mean quickstart\?"),
+    "shipped recipe with a mistake in its name": (words("train quikstart"), r"did you mean quickstart\?"),
     "recipe that is a folder": (lambda f, p: ["train", str(p)], r"is a folder; give a file in it"),
     "parent that does not exist": (
-        _text('{"extends": "quikstart", "name": "x"}'),
+        as_recipe('{"extends": "quikstart", "name": "x"}'),
         r"recipe.json: extends: recipe .*quikstart does not exist; did you mean quickstart",
     ),
-    "comment in JSON": (_text('{\n// mine\n"name": "x"}'), r"recipe.json:2: .*JSON has no comments"),
-    "tab in YAML": (_text("extends: quickstart\n\tname: x\n", name="r.yaml"), r"r.yaml:2: not valid YAML"),
-    "no recipe": (_words("train"), r"Missing argument 'RECIPE'"),
-    "two recipes": (_words("train a.json b.json"), r"unexpected extra argument"),
+    "comment in JSON": (as_recipe('{\n// mine\n"name": "x"}'), r"recipe.json:2: .*JSON has no comments"),
+    "tab in YAML": (as_recipe("extends: quickstart\n\tname: x\n", name="r.yaml"), r"r.yaml:2: not valid YAML"),
+    "no recipe": (words("train"), r"Missing argument 'RECIPE'"),
+    "two recipes": (words("train a.json b.json"), r"unexpected extra argument"),
     "folder and path of the data": (
         override("data.folder=x", "data.train=y"),
         r"data.folder=x and data.train=y are given",
@@ -254,34 +254,37 @@ MISTAKES: dict[str, tuple[Case, str]] = {
         override("training.init_from=nowhere"),
         r"init_from=nowhere: .*no such folder or file",
     ),
-    "ranks of a training": (_words("train quickstart --ranks 2"), r"`megadeberta launch quickstart --ranks 2`"),
-    "no ranks": (_words("launch quickstart --ranks 0"), r"--ranks.*greater than or equal to 1"),
-    "hostfile that does not exist": (_words("launch quickstart --hostfile nohosts"), r"nohosts cannot be read"),
-    "hostfile and ranks": (_words("launch quickstart --hostfile h --ranks 2"), r"leave --ranks and --slurm out"),
-    "plan without GPUs": (_words("plan quickstart"), r"Missing option '--gpus'"),
+    "ranks of a training": (words("train quickstart --ranks 2"), r"`megadeberta launch quickstart --ranks 2`"),
+    "no ranks": (words("launch quickstart --ranks 0"), r"--ranks.*greater than or equal to 1"),
+    "hostfile that does not exist": (words("launch quickstart --hostfile nohosts"), r"nohosts cannot be read"),
+    "hostfile and ranks": (words("launch quickstart --hostfile h --ranks 2"), r"leave --ranks and --slurm out"),
+    "plan without GPUs": (words("plan quickstart"), r"Missing option '--gpus'"),
     "plan that does not fit": (
-        _words("plan deberta-v2-xxlarge --gpus 1 --memory 8"),
+        words("plan deberta-v2-xxlarge --gpus 1 --memory 8"),
         r"nothing fits: .*use more GPUs or larger ones",
     ),
     "recipe for raw text": (lambda f, p: ["init", "--data", str(f)], r"holds no train.bin.*run `megadeberta prep"),
-    "recipe for nothing": (_words("init --data nowhere"), r"nowhere does not exist; give the --output folder"),
+    "recipe for nothing": (words("init --data nowhere"), r"nowhere does not exist; give the --output folder"),
     "report of no run": (lambda f, p: ["report", str(f)], r"holds no metrics.jsonl with training steps"),
     "report of a file": (_run_with("report", "RUN/metrics.jsonl"), r"metrics.jsonl is a file; give a run's"),
-    "report of nothing": (_words("report nowhere"), r"nowhere does not exist; give a run's"),
+    "report of nothing": (words("report nowhere"), r"nowhere does not exist; give a run's"),
     "page that is a folder": (_run_with("report", "RUN", "--html", "."), r"--html=\.: is a folder, .*give a file"),
     "page in no folder": (_run_with("report", "RUN", "--html", "no/such.html"), r"lies in one that does not exist"),
     "tracker that is not known": (override('logging.trackers=["comet"]'), r"trackers.0='comet': .*'wandb' or 'mlflow'"),
     "tracker that is no list": (override("logging.trackers=wandb"), r"must be a list, such as \[\"wandb\"\]"),
     "profile that is no window": (override("logging.profile_steps=[9,3]"), r"\[9, 3\] must be \[first, last\]"),
-    "key twice in YAML": (_text("extends: quickstart\nname: x\nname: y\n", name="r.yaml"), r"r.yaml:3: .*given twice"),
-    "list in YAML": (_text("- extends: quickstart\n", name="r.yaml"), r"is one YAML mapping, found list"),
+    "key twice in YAML": (
+        as_recipe("extends: quickstart\nname: x\nname: y\n", name="r.yaml"),
+        r"r.yaml:3: .*given twice",
+    ),
+    "list in YAML": (as_recipe("- extends: quickstart\n", name="r.yaml"), r"is one YAML mapping, found list"),
     "evaluation of a recipe": (
         lambda f, p: ["evaluate", str(write_recipe(f, p))],
         r"recipe.json: is no file of weights; give a folder, or its .safetensors or .bin",
     ),
-    "evaluation of nothing": (_words("evaluate nowhere"), r"nowhere: no such folder or file; .* OWNER/MODEL"),
+    "evaluation of nothing": (words("evaluate nowhere"), r"nowhere: no such folder or file; .* OWNER/MODEL"),
     "model by its address": (
-        _words("convert import https://huggingface.co/microsoft/deberta-v3-base out"),
+        words("convert import https://huggingface.co/microsoft/deberta-v3-base out"),
         r"write the model of the hub as microsoft/deberta-v3-base",
     ),
     "import of a text": (
@@ -306,7 +309,7 @@ MISTAKES: dict[str, tuple[Case, str]] = {
         r"bpe_encoder.bin: is Microsoft's pickle .*`hf download microsoft/deberta-base vocab.json merges.txt",
     ),
     "checkpoints of no run": (lambda f, p: ["checkpoint", "list", str(f)], r"holds no checkpoints"),
-    "corpus that is not known": (_words("fetch wikitext3"), r"no corpus named 'wikitext3'; known: wikitext2"),
+    "corpus that is not known": (words("fetch wikitext3"), r"no corpus named 'wikitext3'; known: wikitext2"),
     "output of prep that is a file": (
         lambda f, p: ["prep", str(SOTU), "--vocab-size", "300", "--output", str(SOTU)],
         r"--output=.*sotu.txt is a file; give a folder",
@@ -317,7 +320,7 @@ MISTAKES: dict[str, tuple[Case, str]] = {
     ),
 }
 IN_A_PROCESS = {
-    "weights that are not numbers",  # these two come as far as torch and process groups
+    "weights that are not numbers",  # comes as far as torch and process groups
     "weights that do not exist",
     "evaluation of nothing",
     "import of a run",

@@ -2,6 +2,7 @@
 nothing left that looks whole."""
 
 import fcntl
+import json
 import os
 import re
 import resource
@@ -16,7 +17,8 @@ import pytest
 
 from megadeberta import cli
 from megadeberta.errors import EXIT_DIVERGED, EXIT_STORAGE, EXIT_USAGE
-from tests.e2e.mistakes import IN_A_PROCESS, MISTAKES, override
+from tests.e2e.late_mistakes import ALL_MISTAKES
+from tests.e2e.mistakes import IN_A_PROCESS, override
 from tests.e2e.tiny_run import finish, start, write_recipe
 
 SECONDS_ALLOWED = 10.0
@@ -44,7 +46,7 @@ def _said(text: str) -> list[str]:
     return [line for line in text.splitlines() if not re.search(r", \d+ s \.\.\.$", line)]
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("name", ALL_MISTAKES)
 def test_mistake_gives_one_clear_line_and_exit_code_2(
     name: str,
     tmp_path: Path,
@@ -52,7 +54,7 @@ def test_mistake_gives_one_clear_line_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    case, expected = MISTAKES[name]
+    case, expected = ALL_MISTAKES[name]
     monkeypatch.chdir(tmp_path)
     arguments = case(tmp_path, prepared)
     if name in IN_A_PROCESS:
@@ -69,9 +71,41 @@ def test_mistake_gives_one_clear_line_and_exit_code_2(
     _nothing_looks_whole(tmp_path / "run")
 
 
+MAY_LOAD_TORCH = ("convert", "fill-mask", "evaluate", "finetune", "cooldown", "extend", "checkpoint")
+IN_ONE_PROCESS = """
+import contextlib, io, json, os, sys
+from megadeberta import cli
+for folder, arguments in json.load(sys.stdin):
+    os.chdir(folder)
+    sys.argv = ["megadeberta", *arguments]
+    with contextlib.redirect_stderr(io.StringIO()):
+        assert cli._run() == 2, arguments
+    assert not {"torch", "transformers"} & sys.modules.keys(), arguments
+"""
+
+
+def test_no_mistake_of_a_command_that_needs_torch_waits_for_it(
+    tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading it takes seconds; what names and files alone say is said before."""
+    typed = []
+    for number, (case, _) in enumerate(ALL_MISTAKES.values()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        arguments = case(folder, prepared)
+        if arguments[0] in MAY_LOAD_TORCH:
+            typed.append((str(folder), arguments))
+    assert len(typed) > 35
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ONE_PROCESS], input=json.dumps(typed), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_list_has_the_mistakes_of_a_first_hour() -> None:
-    assert len(MISTAKES) >= 60
-    assert MISTAKES.keys() >= IN_A_PROCESS
+    assert len(ALL_MISTAKES) >= 130
+    assert ALL_MISTAKES.keys() >= IN_A_PROCESS
 
 
 def _nothing_looks_whole(output: Path) -> None:

@@ -35,7 +35,7 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.checkpoint": CONFIG,
     "megadeberta.rank": CONFIG,
     "megadeberta.doctor": CONFIG | {"megadeberta.rank", BACKENDS, "megadeberta.ops"},
-    "megadeberta.preflight": LAYERS | {f"megadeberta.{room}" for room in ("data", "rank", "checkpoint")},
+    "megadeberta.preflight": LAYERS | {f"megadeberta.{room}" for room in ("data", "rank", "checkpoint", "weights")},
     "megadeberta.plan": LAYERS | {f"megadeberta.{room}" for room in ("preflight", "rank", "observability")},
     "megadeberta.engine": LAYERS | {"megadeberta.batch", "megadeberta.checkpoint"},
     "megadeberta.weights": LAYERS | {"megadeberta.model", "megadeberta.data", "megadeberta.checkpoint"},
@@ -54,7 +54,7 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.cli": None,
     "megadeberta.__main__": {"megadeberta.cli", "megadeberta.errors"},
     "megadeberta.launcher": CONFIG | {f"megadeberta.{room}" for room in ("preflight", "rank", "doctor", "checkpoint")},
-    "megadeberta.data_prep": CONFIG | {"megadeberta.data"},
+    "megadeberta.data_prep": CONFIG | {"megadeberta.data", "megadeberta.checkpoint"},
 }
 TORCH_FREE = (
     "megadeberta.config.load",
@@ -66,6 +66,15 @@ TORCH_FREE = (
     "megadeberta.plan.cli",
     "megadeberta.cli",
     "megadeberta.finetune.cli",
+    "megadeberta.finetune.start_place",
+    "megadeberta.convert.find",
+    "megadeberta.convert.mask_text",
+    "megadeberta.convert.published_folder",
+    "megadeberta.evaluate.inputs",
+    "megadeberta.preflight.run",
+    "megadeberta.stages.averaged",
+    "megadeberta.stages.cooldown",
+    "megadeberta.stages.extend",
     "megadeberta.finetune.tasks.table",
 )
 HEAVY = ("torch", "deepspeed", "transformers", "matplotlib")

@@ -12,8 +12,6 @@ from megadeberta.convert.formats.names import LEGACY_MLM_HEAD
 from megadeberta.convert.formats.score_scale import NO_TERMS, position_names, position_terms
 from megadeberta.errors import CheckpointError
 
-HF_CONFIG, MICROSOFT_CONFIG = "config.json", "model_config.json"
-"""transformers' name, and that of microsoft/DeBERTa (``cache_utils.py``)."""
 MASK_DECODER_KEY = "enhanced_mask_decoder"
 """Keys of ours in config.json: transformers keeps and ignores them, ``convert import`` reads them."""
 KEY_BIAS_KEY = "key_bias"

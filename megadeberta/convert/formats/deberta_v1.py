@@ -4,13 +4,14 @@ Shapes: N heads · H head size · D = N x H hidden size.
 """
 
 from collections.abc import Collection, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert.formats.family import Family
 from megadeberta.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SELF = "attention.self"
 QUERY, KEY, VALUE = (f"{_SELF}.{name}_proj" for name in ("query", "key", "value"))
@@ -53,7 +54,7 @@ class DebertaV1(Family):
         """All of them, terms or not."""
         return len(names)
 
-    def pack(self, backbone: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    def pack(self, backbone: "dict[str, Tensor]", config: ModelConfig) -> "dict[str, Tensor]":
         """Rename, and pack the content projections of every layer."""
         packed: dict[str, Tensor] = {}
         for name, tensor in backbone.items():
@@ -66,7 +67,7 @@ class DebertaV1(Family):
                 packed[target] = pack_projections(query, key, value, num_heads=config.num_attention_heads)
         return packed
 
-    def unpack(self, backbone: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    def unpack(self, backbone: "dict[str, Tensor]", config: ModelConfig) -> "dict[str, Tensor]":
         num_heads = config.num_attention_heads
         v2_names = {theirs: name for name, theirs in _RENAMED.items()}
         unpacked: dict[str, Tensor] = {}
@@ -94,13 +95,15 @@ class DebertaV1(Family):
         return layer + _RENAMED.get(own, own)
 
 
-def pack_projections(query: Tensor, key: Tensor, value: Tensor, *, num_heads: int) -> Tensor:
+def pack_projections(query: "Tensor", key: "Tensor", value: "Tensor", *, num_heads: int) -> "Tensor":
     """Three ``[D, D]`` weights -> ``[3D, D]``, rows per head: H of the query, H of the key, H of the value."""
+    import torch
+
     heads = [weight.unflatten(0, (num_heads, -1)) for weight in (query, key, value)]  # each [N, H, D]
     return torch.stack(heads, dim=1).flatten(0, 2)  # [N, 3, H, D] -> [3D, D]
 
 
-def unpack_projections(packed: Tensor, *, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def unpack_projections(packed: "Tensor", *, num_heads: int) -> "tuple[Tensor, Tensor, Tensor]":
     """``[3D, D]`` -> query, key and value weights ``[D, D]``."""
     query, key, value = packed.unflatten(0, (num_heads, 3, -1)).unbind(1)  # each [N, H, D]
     return query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)

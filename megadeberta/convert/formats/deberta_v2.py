@@ -1,12 +1,13 @@
 """DeBERTa v2 and v3: transformers' ``deberta-v2``, whose names are the v2 names of this package."""
 
 from collections.abc import Collection
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert.formats.family import Family, OptIn
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CONVOLUTION = ("conv_kernel_size", "conv_groups", "conv_act")
 
@@ -40,7 +41,7 @@ class DebertaV2(Family):
             values |= {name: getattr(config, name) for name in _CONVOLUTION}
         return values
 
-    def pack(self, backbone: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    def pack(self, backbone: "dict[str, Tensor]", config: ModelConfig) -> "dict[str, Tensor]":
         """transformers' class always has key biases; zero is what a model without them computes."""
         if config.key_bias:
             return backbone
@@ -51,6 +52,6 @@ class DebertaV2(Family):
         }
         return backbone | biases
 
-    def why_superfluous(self, name: str, tensor: Tensor, config: ModelConfig) -> str | None:
+    def why_superfluous(self, name: str, tensor: "Tensor", config: ModelConfig) -> str | None:
         is_padding = not config.key_bias and name.endswith("key_proj.bias") and not tensor.any()
         return "all zero: the model has no key biases" if is_padding else None

@@ -1,12 +1,14 @@
 """The model families that weights are exchanged with, and which of them a model or a folder belongs to."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert.formats.deberta_v1 import DebertaV1
 from megadeberta.convert.formats.deberta_v2 import DebertaV2
 from megadeberta.convert.formats.family import ExportTarget, Family, FileFormat, ModelKind
+from megadeberta.convert.formats.places import config_path, read_config
 from megadeberta.errors import CheckpointError, ConfigError
 
 FAMILIES: list[Family] = [DebertaV1(), DebertaV2()]
@@ -55,5 +57,21 @@ def family_of(values: Mapping[str, Any], tensor_names: Collection[str], source: 
     for family in FAMILIES:
         if family.model_type == model_type or (model_type is None and family.recognizes(tensor_names)):
             return family
+    raise _unknown_family(model_type, source)
+
+
+def check_family(place: Path) -> None:
+    """Refuse a model of no family here by its ``config.json`` alone, before its weights are read.
+
+    Raises:
+        CheckpointError: there is no configuration, or it is another model's.
+    """
+    path = config_path(place)
+    model_type = read_config(path).get("model_type")
+    if model_type is not None and all(family.model_type != model_type for family in FAMILIES):
+        raise _unknown_family(model_type, str(path))
+
+
+def _unknown_family(model_type: object, source: str) -> CheckpointError:
     known = " and ".join(f"{family.model_type!r} ({family.versions})" for family in FAMILIES)
-    raise CheckpointError(f"{source}: model_type is {model_type!r}; only {known} can be imported")
+    return CheckpointError(f"{source}: model_type is {model_type!r}; only {known} can be imported")

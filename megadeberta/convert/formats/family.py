@@ -13,13 +13,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
-from typing import Any, ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert.formats.names import BACKBONE_PREFIX, LEGACY_MLM_HEAD, MISSPELT_RTD_HEAD, MLM_HEAD, RTD_HEAD
 from megadeberta.convert.formats.score_scale import position_terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ModelKind(StrEnum):
@@ -116,11 +117,11 @@ class Family(ABC):
         """What ``config.json`` has beside the keys of every family."""
         return {name: getattr(config, name) for name in self.config_fields}
 
-    def pack(self, backbone: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    def pack(self, backbone: "dict[str, Tensor]", config: ModelConfig) -> "dict[str, Tensor]":
         """Backbone tensors by v2 names -> as this family stores them, without prefix."""
         return backbone
 
-    def unpack(self, backbone: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    def unpack(self, backbone: "dict[str, Tensor]", config: ModelConfig) -> "dict[str, Tensor]":
         """The inverse of ``pack``.
 
         Raises:
@@ -136,7 +137,7 @@ class Family(ABC):
         """Where this family stores the backbone tensor of this v2 name."""
         return name
 
-    def why_superfluous(self, name: str, tensor: Tensor, config: ModelConfig) -> str | None:
+    def why_superfluous(self, name: str, tensor: "Tensor", config: ModelConfig) -> str | None:
         """The reason if a file's tensor, by its v2 name, may be dropped although the model has no place for it."""
         return None
 

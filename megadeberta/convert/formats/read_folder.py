@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from megadeberta.convert.formats.names import (
     WORD_TABLE,
     backbone_names,
 )
-from megadeberta.convert.formats.places import config_path
+from megadeberta.convert.formats.places import config_path, read_config
 from megadeberta.convert.formats.score_scale import (
     WHY_SCALED,
     is_of_microsoft,
@@ -188,7 +187,7 @@ class _Contents:
 def _read(place: Path) -> _Contents:
     """The configuration is the one without mask decoder."""
     config_file = config_path(place)
-    values = _read_json(config_file)
+    values = read_config(config_file)
     tensors, path = read_model_tensors(place)
     family = family_of(values, tensors, str(config_file))
     config = from_config_json(values, family, mask_decoder=False, source=str(config_file))
@@ -221,15 +220,3 @@ def _creatable(config: ModelConfig) -> frozenset[str]:
     """What a published file may lack: it is not part of the backbone."""
     head = frozenset(MLM_HEAD)
     return head | {POSITION_TABLE_OF_DECODER} if config.enhanced_mask_decoder else head
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: is missing; give a folder of transformers or microsoft/DeBERTa") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds a {type(values).__name__}, expected a JSON object")
-    return values

@@ -89,7 +89,7 @@ def test_override_with_a_number_too_long_for_python_is_one_error(path: Path) -> 
         (recipe(model={"hidden_size": -1}), r"model\.hidden_size=-1: Input should be greater than 0"),
         (recipe(optimizer={"lr": float("nan")}), r"optimizer\.lr=nan: Input should be"),
         (recipe(name="a/b"), r"name='a/b': String should match pattern"),
-        (recipe(model=5), r"model=5: Input should be a valid dictionary"),
+        (recipe(model=5), r"model=5: must be a section with keys of its own"),
         (recipe(model={"pos_att_type": ["c2c"]}), r"model\.pos_att_type\.0='c2c': Input should be 'c2p' or 'p2c'"),
         (recipe(schedule={"name": "cosin"}), r"schedule\.name='cosin': Input should be 'linear', "),
         (

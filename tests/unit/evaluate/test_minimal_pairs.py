@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from megadeberta.cli import command_line
 from megadeberta.errors import CheckpointError, ConfigError, DataError
-from megadeberta.evaluate.minimal_pairs import Pair, Sentence, log_likelihoods, read_pairs, score_pairs
+from megadeberta.evaluate.inputs import Pair, read_pairs
+from megadeberta.evaluate.minimal_pairs import Sentence, log_likelihoods, score_pairs
 from megadeberta.evaluate.token_models import OwnModel, TransformersModel, open_token_model
 from megadeberta.weights.source import load_weights
 from tests.unit.convert.small_models import small_config, small_model, write_checkpoint

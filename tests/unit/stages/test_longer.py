@@ -7,7 +7,8 @@ from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.layers.objectives import list_layers
 from megadeberta.model.whole import WholeModel
-from megadeberta.stages.longer import lengthen, longer_model, repeat_positions, trained_rows
+from megadeberta.stages.longer import lengthen, repeat_positions, trained_rows
+from megadeberta.stages.longer_model import longer_model
 from tests.models import VARIANTS, masked_batch, random_model, tiny_rtd, tiny_v3
 
 TRAINED, LENGTH = 12, 30

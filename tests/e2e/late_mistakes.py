@@ -1,0 +1,148 @@
+"""More of ``mistakes.py``: what a user types who has a run, or means to start one from something that is none."""
+
+import json
+from pathlib import Path
+
+from tests.data_fixtures import SOTU
+from tests.e2e.mistakes import MISTAKES, Case, as_recipe, override, words
+from tests.e2e.tiny_run import write_recipe
+from tests.unit.convert.small_models import small_config, small_model, write_checkpoint
+
+STEP = 50
+
+
+def _checkpoint(folder: Path, prepared: Path, **sections: object) -> Path:
+    """A run's only checkpoint, without a training."""
+    config, spm = small_config(), prepared / "tokenizer" / "spm.model"
+    given = {
+        "data": {"folder": str(prepared), "sequence_length": 8},
+        "schedule": {"name": "constant", "warmup_steps": 10},
+        "training": {"steps": 1000, "seed": 7, "output_dir": str(folder / "done")},
+    }
+    return write_checkpoint(folder / "done", small_model(config), config, spm, step=STEP, **given | sections)
+
+
+def _done(line: str, **sections: object) -> Case:
+    """A command; RUN is the folder of a run, STEP that of its checkpoint, SET that of its token files."""
+
+    def case(folder: Path, prepared: Path) -> list[str]:
+        checkpoint = _checkpoint(folder, prepared, **sections)
+        names = {"RUN": str(folder / "done"), "STEP": str(checkpoint), "SET": str(prepared)}
+        return [names.get(word, word.replace("SET/", f"{prepared}/")) for word in line.split()]
+
+    return case
+
+
+def _with(files: dict[str, str], line: str) -> Case:
+    """A command in a folder with these files."""
+
+    def case(folder: Path, prepared: Path) -> list[str]:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(content)
+        return line.split()
+
+    return case
+
+
+def _start(line: str) -> Case:
+    """A training with this override, in which RUN is the folder of another run."""
+
+    def case(folder: Path, prepared: Path) -> list[str]:
+        checkpoint = _checkpoint(folder, prepared)
+        named = line.replace("RUN", str(checkpoint.parents[1])).replace("STEP", str(checkpoint))
+        return override(named)(folder, prepared)
+
+    return case
+
+
+_BERT = {"bert/config.json": json.dumps({"model_type": "bert"}), "bert/model.safetensors": ""}
+_TABLE = {"table/train.csv": "text,label\nfine,1\nbad,0\n", "table/dev.csv": "text,label\nfine,1\nbad,0\n"}
+
+LATE_MISTAKES: dict[str, tuple[Case, str]] = {
+    "task that does not exist": (words("finetune sst-3 --data d --model m"), r"no task 'sst-3'; did you mean sst-2"),
+    "task without data": (words("finetune sst-2 --model m"), r"finetune sst-2: give --data"),
+    "labelled data that do not exist": (words("finetune sst-2 --data nowhere --model m"), r"--data nowhere: no such"),
+    "model to tune that is no DeBERTa": (
+        _with(_TABLE | _BERT, "finetune classification --data table --model bert"),
+        r"model_type is 'bert', which is no DeBERTa",
+    ),
+    "model to tune that is a recipe": (
+        _with(_TABLE | {"recipe.json": "{}"}, "finetune classification --data table --model recipe.json"),
+        r"recipe.json: is no file of weights",
+    ),
+    "axis that does not exist": (words("finetune sst-2 --data d --model m --grid lrs"), r"'lrs' is none of lr, batch"),
+    "cool-down of nothing": (words("cooldown nowhere --output o --steps 5"), r"nowhere: holds no checkpoint"),
+    "cool-down without steps": (words("cooldown runs/x --output o"), r"Missing option '--steps'"),
+    "cool-down into its own run": (_done("cooldown RUN --output RUN --steps 5"), r"holds a run already; choose a new"),
+    "cool-down of a rate that decays already": (
+        _done("cooldown STEP --output o --steps 5", schedule={"name": "linear", "warmup_steps": 10}),
+        r"would begin with a jump; give a checkpoint of the constant part",
+    ),
+    "extension to fewer tokens": (
+        _done("extend RUN --output o --steps 5 --length 8"),
+        r"--length 8: the run was trained on 8 tokens per sequence; give more",
+    ),
+    "extension of token files": (_done("extend SET --output o --steps 5 --length 64"), r"holds no checkpoint"),
+    "average of one checkpoint": (
+        _done("checkpoint average RUN averaged"),
+        r"has 1 checkpoints, an average needs 2; checkpoint.keep_last and keep_every",
+    ),
+    "average of a checkpoint": (_done("checkpoint average STEP averaged"), r"has 0 checkpoints, an average needs 2"),
+    "pairs that do not exist": (_done("evaluate RUN --blimp nowhere.jsonl"), r"nowhere.jsonl: cannot be read"),
+    "pairs that are a text": (
+        lambda f, p: [*_done("evaluate RUN --blimp")(f, p), str(SOTU)],
+        r"sotu.txt: line 1: is no pair of BLiMP with UID, field",
+    ),
+    "pairs and a text": (_done("evaluate RUN --blimp b --text t"), r"leave --data and --text to a second command"),
+    "evaluation on a folder": (_done("evaluate RUN --data SET"), r"is a folder, did you mean .*/valid\?"),
+    "evaluation on a text that does not exist": (_done("evaluate RUN --text none.txt"), r"none.txt: cannot be read"),
+    "evaluation of token files": (_done("evaluate SET"), r"holds no checkpoint; give the training.output_dir"),
+    "restarts below none": (words("launch quickstart --restarts -1"), r"'--restarts': Input should be greater"),
+    "restarts that are no number": (words("launch quickstart --restarts many"), r"'--restarts': .*valid integer"),
+    "tracker that is no tracker": (
+        override('logging.trackers=["tensorboard"]'),
+        r"its place is logging.tensorboard, which is on",
+    ),
+    "number that YAML reads as a text": (
+        as_recipe("extends: quickstart\noptimizer:\n  lr: fast\n", name="r.yaml"),
+        r"optimizer.lr='fast'",
+    ),
+    "two documents in YAML": (
+        as_recipe("extends: quickstart\n---\nname: x\n", name="r.yaml"),
+        r"r.yaml:2: not valid YAML: but found another document",
+    ),
+    "section of YAML that is not indented": (
+        as_recipe("extends: quickstart\noptimizer:\nlr: 1.0e-3\n", name="r.yaml"),
+        r"r.yaml: optimizer=None: must be a section with keys of its own; indent them",
+    ),
+    "raw text in place of the data": (override(f"data.folder={SOTU}"), r"sotu.txt is a file and no folder that"),
+    "folder of the data that is a run": (
+        _start("data.folder=RUN"),
+        r"data.train=.*done/train: train.bin, .idx and .json do not exist",
+    ),
+    "weights that are a run": (_start("training.init_from=RUN"), r"is a run of ours.*training.continue_from takes"),
+    "weights that are token files": (
+        lambda f, p: override(f"training.init_from={p}")(f, p),
+        r"init_from=.*: holds no weights; give what `megadeberta convert import` wrote",
+    ),
+    "run to go on from in place of its checkpoint": (
+        _start("training.continue_from=RUN"),
+        r"continue_from=.*: is a run; give .*step-50$",
+    ),
+    "token files into the folder of a run": (
+        _done(f"prep {SOTU} --vocab-size 300 --output RUN"),
+        r"is the output of a training, with its checkpoints; give token files a folder of their own",
+    ),
+    "import of a BERT": (_with(_BERT, "convert import bert out"), r"model_type is 'bert'; only 'deberta"),
+    "masks of a BERT": (_with(_BERT, "fill-mask bert [MASK]"), r"model_type is 'bert'; only 'deberta"),
+    "export into a folder that is in use": (_done("convert export RUN RUN"), r"not empty; choose another folder"),
+    "check of what is no export": (words("convert check nowhere"), r"nowhere/config.json: is missing; give a folder"),
+    "no guesses": (_done("fill-mask RUN [MASK] --top-k 0"), r"'--top-k': Input should be greater than or equal to 1"),
+    "recipe of a run in place of the run": (
+        lambda f, p: ["cooldown", str(write_recipe(f, p)), "--output", "o", "--steps", "5"],
+        r"recipe.json: holds no checkpoint; give the training.output_dir of a run",
+    ),
+}
+
+ALL_MISTAKES = MISTAKES | LATE_MISTAKES
