@@ -36,7 +36,7 @@ OURS = {
     "data_parallel_size": "nothing: it is what `parallel.tensor` and `parallel.pipeline` leave of the ranks",
     "tensorboard": "`logging.tensorboard`, which gets every metric (DeepSpeed's monitor has the learning rate alone)",
     "wandb": '`logging.trackers`: ["wandb"], which gets every metric and goes on after a resume',
-    "comet": "`logging.trackers`, which has wandb and mlflow",
+    "comet": "`logging.trackers`, which has wandb, trackio and mlflow",
     "csv_monitor": "nothing: OUTPUT/metrics.jsonl has every step",
     "amp": "`bf16` or `fp16`",
     "elasticity": "nothing: DeepSpeed 0.19.8 refuses it",

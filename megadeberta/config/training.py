@@ -102,7 +102,7 @@ class CheckpointConfig(Section):
         return self
 
 
-TrackerName = Literal["wandb", "mlflow"]
+TrackerName = Literal["wandb", "trackio", "mlflow"]
 
 
 class LoggingConfig(Section):
@@ -111,9 +111,11 @@ class LoggingConfig(Section):
     interval: int = Field(1, gt=0, description="optimizer steps between progress lines; every step is in metrics.jsonl")
     tensorboard: bool = Field(True, description="curves in OUTPUT/tensorboard too, where the package is installed")
     trackers: tuple[TrackerName, ...] = Field(
-        (), description="others that get the same curves: Weights & Biases, MLflow; each is an extra"
+        (), description="others that get the same curves: Weights & Biases, trackio, MLflow; each is an extra"
     )
-    project: str = Field("megadeberta", min_length=1, description="of the trackers: W&B's project, MLflow's experiment")
+    project: str = Field(
+        "megadeberta", min_length=1, description="of the trackers: a project of W&B and trackio, MLflow's experiment"
+    )
     plot: bool = Field(True, description="loss_curve.png, redrawn at every validation")
     profile_steps: tuple[PositiveInt, ...] = Field(
         (), description="[first, last]: torch.profiler writes these steps of each rank to OUTPUT/profile"

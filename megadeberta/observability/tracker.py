@@ -1,4 +1,4 @@
-"""Trackers beside the metrics file: TensorBoard, W&B, MLflow. Each of them may fail; training goes on and says so."""
+"""Trackers beside the metrics file: TensorBoard, W&B, trackio, MLflow. Each may fail; training goes on and says so."""
 
 import json
 import logging
@@ -142,10 +142,16 @@ def _wandb(run: TrackedRun) -> Writer:
     return WandbWriter(run)
 
 
+def _trackio(run: TrackedRun) -> Writer:
+    from megadeberta.observability.trackio_writer import TrackioWriter
+
+    return TrackioWriter(run)
+
+
 def _mlflow(run: TrackedRun) -> Writer:
     from megadeberta.observability.mlflow_writer import MlflowWriter
 
     return MlflowWriter(run)
 
 
-_OPENERS: dict[str, Callable[[TrackedRun], Writer]] = {"wandb": _wandb, "mlflow": _mlflow}
+_OPENERS: dict[str, Callable[[TrackedRun], Writer]] = {"wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow}

@@ -1,4 +1,4 @@
-"""W&B offline and MLflow in a file: killed and resumed, each step is there once; what fails is left alone."""
+"""W&B offline, trackio and MLflow in a file: killed and resumed, each step is there once; what fails is left alone."""
 
 import json
 import logging
@@ -7,7 +7,9 @@ import struct
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import ClassVar, get_args
 
 import pytest
@@ -41,7 +43,14 @@ os._exit(9)
 
 @pytest.fixture(autouse=True)
 def _without_servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SERVICE", "MLFLOW_TRACKING_URI"):
+    for name in (
+        "WANDB_API_KEY",
+        "WANDB_MODE",
+        "WANDB_SERVICE",
+        "MLFLOW_TRACKING_URI",
+        "TRACKIO_DIR",
+        "TRACKIO_SERVER_URL",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
 
@@ -75,12 +84,20 @@ def _mlflow_steps(folder: Path, name: str) -> list[int]:
     return [step for (step,) in rows]
 
 
-READ = {"wandb": _wandb_steps, "mlflow": _mlflow_steps}
+def _trackio_steps(folder: Path, name: str) -> list[int]:
+    (database,) = (folder / "trackio").glob("*.db")
+    rows = sqlite3.connect(database).execute("select run_name, step, metrics from metrics order by step").fetchall()
+    assert len({run for run, _, _ in rows}) == 1
+    return [step for _, step, metrics in rows if name in json.loads(metrics)]
+
+
+READ = {"wandb": _wandb_steps, "trackio": _trackio_steps, "mlflow": _mlflow_steps}
 
 
 @pytest.mark.parametrize("name", get_args(TrackerName))
 def test_a_killed_and_resumed_run_has_every_step_once(name: str, tmp_path: Path) -> None:
-    pytest.importorskip(name)
+    if find_spec(name) is None:  # not imported here: trackio reads its settings then
+        pytest.skip(f"{name} is not installed")
     words = [sys.executable, "-c", FIRST_START, name, str(tmp_path), str(KILLED_AT)]
     assert subprocess.run(words, timeout=120, check=False).returncode == 9
     records = [{"step": step, "loss": float(step), "mlm_loss": float(step)} for step in range(1, KILLED_AT + 1)]
@@ -101,6 +118,66 @@ def test_a_killed_and_resumed_run_has_every_step_once(name: str, tmp_path: Path)
         journal.validation(STEPS, _Facts(3.0, _Means({"mlm_loss": 3.0}, {"mlm_loss": 1})))
     assert READ[name](tmp_path, "train/loss") == list(range(1, STEPS + 1))
     assert READ[name](tmp_path, "valid/valid_loss") == [10, 20, 30]
+
+
+class _StandInRun:
+    """A run of the stand-in for trackio."""
+
+    _next_step = 18
+
+    def __init__(self, name: str, rows: dict[str, list[int]]) -> None:
+        self.name = name
+        self._rows = rows
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self._rows.setdefault(self.name, []).append(step)
+
+    def delete(self) -> None:
+        self._rows.pop(self.name)
+
+
+def _stand_in(rows: dict[str, list[int]], asked: list[dict[str, object]]) -> ModuleType:
+    """What of trackio the writer calls, over rows by the name of their run."""
+
+    def init(**options: object) -> _StandInRun:
+        print("* Trackio project initialized")
+        asked.append(options)
+        return _StandInRun(str(options["name"]), rows)
+
+    def runs(project: str) -> list[_StandInRun]:
+        if not rows:
+            raise ValueError(f"Project '{project}' does not exist")
+        return [_StandInRun(name, rows) for name in rows]
+
+    module = ModuleType("trackio")
+    module.init, module.Api = init, lambda: SimpleNamespace(runs=runs)
+    module.finish = lambda: print("* Run finished")
+    return module
+
+
+@pytest.mark.parametrize(("remote", "resume", "expected"), [(False, "never", [1, 2, 20]), (True, "allow", [5, 20])])
+def test_a_local_run_of_trackio_is_written_anew_and_a_remote_one_goes_on(
+    remote: bool,
+    resume: str,
+    expected: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows: dict[str, list[int]] = {"another": [1]}
+    asked: list[dict[str, object]] = []
+    monkeypatch.setitem(sys.modules, "trackio", _stand_in(rows, asked))
+    monkeypatch.setenv("TRACKIO_SERVER_URL" if remote else "TRACKIO_DIR", "http://here" if remote else str(tmp_path))
+    for done, steps in ((0, [5]), (18, [1, 2, 20])):
+        tracker = open_tracker("trackio", TrackedRun("tiny", "p", tmp_path, done, {"lr": 1}))
+        for step in steps:
+            tracker.log(step, {"loss": 1.0}, prefix="train")
+        tracker.close()
+    (name,) = rows.keys() - {"another"}
+    assert rows == {"another": [1], name: expected}
+    assert name.startswith("tiny-")
+    assert [options["resume"] for options in asked] == ["never", resume]
+    assert capsys.readouterr().out == ""
 
 
 class _StepFacts(_Facts):
