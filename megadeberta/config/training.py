@@ -116,7 +116,7 @@ class LoggingConfig(Section):
     project: str = Field(
         "megadeberta", min_length=1, description="of the trackers: a project of W&B and trackio, MLflow's experiment"
     )
-    plot: bool = Field(True, description="loss_curve.png, redrawn at every validation")
+    plot: bool = Field(True, description="loss_curve.png, redrawn at every validation by a process of its own")
     profile_steps: tuple[PositiveInt, ...] = Field(
         (), description="[first, last]: torch.profiler writes these steps of each rank to OUTPUT/profile"
     )

@@ -11,13 +11,12 @@ import torch
 from megadeberta.config.redact import recipe_json, redact
 from megadeberta.config.run import RunConfig
 from megadeberta.config.terminal import line_width, wrap_items
-from megadeberta.errors import StorageError
 from megadeberta.layers.flops import run_flops_per_token
 from megadeberta.layers.objectives import objective_of
 from megadeberta.layers.terms import baselines, term
+from megadeberta.observability.curve import Curve, CurveDrawer
 from megadeberta.observability.device_peaks import device_peak_flops
 from megadeberta.observability.metrics import (
-    CURVE_FILE,
     KERNELS_FILE,
     METRICS_FILE,
     RECIPE_FILE,
@@ -27,7 +26,6 @@ from megadeberta.observability.metrics import (
     read_metrics,
 )
 from megadeberta.observability.phase_times import MEMORY, SAVE, VALIDATION, PhaseTimes, time_values
-from megadeberta.observability.plot import plot_loss_curve
 from megadeberta.observability.progress import Rates, Speedometer, format_progress, format_terms, format_total
 from megadeberta.observability.tracker import TrackedRun, Tracker, open_tracker, tensorboard_tracker
 from megadeberta.storage import write_file
@@ -127,6 +125,7 @@ class WritingJournal(Journal):
         speedometer: Speedometer,
         unigram: float | None,
     ) -> None:
+        self._curve = CurveDrawer(_curve(config, unigram)) if config.logging.plot else None
         self._config = config
         self._metrics = metrics
         self._trackers = trackers
@@ -195,7 +194,8 @@ class WritingJournal(Journal):
         for tracker in self._trackers:
             tracker.log(step, values | _baseline_values(means, self._unigram), prefix="valid")
             tracker.flush()
-        self._draw()
+        if self._curve is not None:
+            self._curve.draw()
 
     def saved(self, step: int, *, seconds: float) -> None:
         self._times.add_between(SAVE, seconds)
@@ -218,7 +218,8 @@ class WritingJournal(Journal):
         write_file(path, f"{taken}\n".encode())
 
     def close(self) -> None:
-        self._draw()
+        if self._curve is not None:
+            self._curve.draw_at_exit()
         self._metrics.close()
         for tracker in self._trackers:
             tracker.close()
@@ -238,20 +239,10 @@ class WritingJournal(Journal):
         )
         return line if facts.applied else f"{line} (fp16 overflow: step skipped)"
 
-    def _draw(self) -> None:
-        if not self._config.logging.plot:
-            return
-        output, objective = self._config.training.output_dir, self._config.objective
-        try:
-            plot_loss_curve(
-                output / METRICS_FILE,
-                output / CURVE_FILE,
-                title=self._config.name,
-                unigram=self._unigram,
-                losses=list(objective_of(objective).loss_weights(objective)),
-            )
-        except (StorageError, OSError) as error:
-            log.warning("%s was not drawn: %s", CURVE_FILE, error)
+
+def _curve(config: RunConfig, unigram: float | None) -> Curve:
+    losses = list(objective_of(config.objective).loss_weights(config.objective))
+    return Curve(str(config.training.output_dir), config.name, losses, unigram, config.plugins)
 
 
 def open_journal(
