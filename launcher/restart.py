@@ -1,7 +1,7 @@
 """Start a run again by itself: after a lost rank, a hang or a lost machine, as long as that brings it further.
 
 A restart needs nothing but the same command: the ranks take the newest intact checkpoint. What comes back at every
-start (a wrong recipe, a loss that is not finite, a full disk) ends the run at once, and so does a signal.
+start (a wrong recipe, a loss that is not finite, a full disk, a bad machine) ends the run at once; so does a signal.
 """
 
 import signal
@@ -17,6 +17,7 @@ from megadeberta.errors import (
     EXIT_INTERRUPTED,
     EXIT_PEER_LOST,
     EXIT_PREEMPTED,
+    EXIT_REPLICAS,
     EXIT_STORAGE,
     EXIT_USAGE,
     CheckpointError,
@@ -26,7 +27,7 @@ from megadeberta.launcher.verdict import ERROR_PREFIX, Verdict
 
 MOST_RESTARTS = 3
 """In a row without a new checkpoint; of ``megadeberta launch`` and of the sbatch script."""
-_FINAL = (0, EXIT_USAGE, EXIT_PREEMPTED, EXIT_DIVERGED, EXIT_STORAGE, EXIT_INTERRUPTED)
+_FINAL = (0, EXIT_USAGE, EXIT_PREEMPTED, EXIT_DIVERGED, EXIT_STORAGE, EXIT_REPLICAS, EXIT_INTERRUPTED)
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _POLL_SECONDS = 0.1
 

@@ -16,6 +16,8 @@ EXIT_STORAGE = 79
 """Writing failed (disk full, read-only, I/O error); the previous checkpoint is untouched."""
 EXIT_PEER_LOST = 80
 """Another rank died or stopped answering; the same command resumes."""
+EXIT_REPLICAS = 81
+"""Ranks that hold the same weights no longer do: a machine is bad. Without it, the same command resumes."""
 
 EXIT_INTERRUPTED = 130
 """Ctrl-C before there was anything to save."""
@@ -47,6 +49,12 @@ class DivergenceError(MegadebertaError):
     """Training produced a value that is not finite."""
 
     exit_code = EXIT_DIVERGED
+
+
+class ReplicaError(MegadebertaError):
+    """Ranks that train the same weights hold different ones."""
+
+    exit_code = EXIT_REPLICAS
 
 
 class StorageError(MegadebertaError):

@@ -6,11 +6,10 @@ resumed run is the uninterrupted one.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,11 +19,10 @@ from megadeberta.assembly import Assembly, assemble
 from megadeberta.checkpoint.lock import SharedOutputLock
 from megadeberta.checkpoint.manifest import Origin, RunRecord
 from megadeberta.checkpoint.resume import ResumePoint
-from megadeberta.config.blend import BlendSegment
 from megadeberta.config.run import RunConfig
 from megadeberta.config.training import OptimizerConfig, ScheduleConfig
 from megadeberta.config.waiting import Waiting
-from megadeberta.data.blend_history import describe_change, fractions_of
+from megadeberta.data.blend_history import blend_lines, fractions_of
 from megadeberta.data.loader import StepBatch, steps_without_data, training_batches, validation_batches
 from megadeberta.data.unigram import unigram_cross_entropy
 from megadeberta.engine.collectives import TorchCollectives
@@ -35,6 +33,7 @@ from megadeberta.engine.peer_watch import watch_peers
 from megadeberta.engine.phases import FORWARD
 from megadeberta.engine.process_group import choose_threads, start_process_group
 from megadeberta.engine.profile import StepProfile
+from megadeberta.engine.replicas import ReplicaCheck
 from megadeberta.engine.same_start import check_same_start
 from megadeberta.engine.schedule import learning_rate_factor
 from megadeberta.engine.signals import StopFlag
@@ -114,6 +113,7 @@ class _Run:
         if ranks.rank == 0:
             self._tell_resume()
         self._tell_kernels_and_blend()
+        self.replicas = self._replica_check()
         self.held_out = self._validation_batches()
         self._under_way: tuple[int, LaunchedStep, float] | None = None  # number of the step, and its learning rate
         self._started = time.monotonic()
@@ -143,7 +143,6 @@ class _Run:
         What a step did is read when the next one is about to be launched, so that the ranks agree on that one while
         the device still works; before anything else that needs it, it is read at once.
         """
-        training, steps = self.config.training, self.config.training.steps
         heartbeat = self._heartbeat
         with self._training_batches() as batches, self.journal, self._profiled():
             self._measure()
@@ -152,27 +151,39 @@ class _Run:
                 targets, stop_now = self.stepper.share_counts(item.micro_batches, stop_requested=stop.requested)
                 self._finish_step()
                 if stop_now:
-                    heartbeat.enter(Phase.SAVE, self.done)
-                    self.checkpoints.save(self.done, required=True)
-                    self.journal.note(f"stopped and saved after step {self.done}; the same command resumes")
-                    return EXIT_PREEMPTED
+                    return self._stop()
                 self._launch_step(item, targets)
-                number, is_last = item.step + 1, item.step + 1 == steps
-                validates = number % training.eval_interval == 0 or is_last
-                saves = number % self.config.checkpoint.interval == 0 or is_last
-                if validates or saves:
-                    self._finish_step()
-                if validates:
-                    heartbeat.enter(Phase.EVALUATE, number)
-                    self._validate()
-                if saves:
-                    heartbeat.enter(Phase.SAVE, number)
-                    self._save(required=is_last)
-                if validates or saves:
-                    self._started = time.monotonic()
+                self._do_what_is_due(item.step + 1)
             heartbeat.enter(Phase.END, self.done)
-            self.journal.note(f"done after step {self.done}; checkpoints and curves are in {training.output_dir}")
+            output = self.config.training.output_dir
+            self.journal.note(f"done after step {self.done}; checkpoints and curves are in {output}")
         return 0
+
+    def _stop(self) -> int:
+        self._heartbeat.enter(Phase.SAVE, self.done)
+        self._compare_replicas()
+        self.checkpoints.save(self.done, required=True)
+        self.journal.note(f"stopped and saved after step {self.done}; the same command resumes")
+        return EXIT_PREEMPTED
+
+    def _do_what_is_due(self, number: int) -> None:
+        """Compare, validate, save after step ``number``, which was just launched, where it is time for that."""
+        training, is_last = self.config.training, number == self.config.training.steps
+        validates = number % training.eval_interval == 0 or is_last
+        saves = number % self.config.checkpoint.interval == 0 or is_last
+        compares = self.replicas is not None and (saves or number % self.replicas.every == 0)
+        if not (validates or saves or compares):
+            return
+        self._finish_step()
+        if compares:
+            self._compare_replicas()
+        if validates:
+            self._heartbeat.enter(Phase.EVALUATE, number)
+            self._validate()
+        if saves:
+            self._heartbeat.enter(Phase.SAVE, number)
+            self._save(required=is_last)
+        self._started = time.monotonic()
 
     @contextmanager
     def _profiled(self) -> Iterator[None]:
@@ -187,6 +198,17 @@ class _Run:
         with Waiting("validating", quiet=self._quiet):
             scored = self.stepper.evaluate_sources(self.held_out)
         self.journal.validation(self.done, scored, seconds=time.monotonic() - started)
+
+    def _replica_check(self) -> ReplicaCheck | None:
+        every, groups = self.config.numerics.replicas_every, self.assembly.groups
+        if every is None or groups.topology.data == 1:
+            return None
+        named = self.stepper.engine.module.named_parameters()
+        return ReplicaCheck(named, every=every, data_group=groups.data, place=groups.place, device=self._device)
+
+    def _compare_replicas(self) -> None:
+        if self.replicas is not None:
+            self.replicas.compare(self.done)
 
     def _save(self, *, required: bool) -> None:
         started = time.monotonic()
@@ -280,7 +302,8 @@ class _Run:
     def _tell_kernels_and_blend(self) -> None:
         attention = self.assembly.attention
         self.journal.note(attention.line)
-        for line in [*_describe_origin(self.checkpoints.origin), *_describe_blend(self.config, self.checkpoints.blend)]:
+        blend = blend_lines(self.checkpoints.blend, global_batch=self.config.engine.global_batch)
+        for line in [*_describe_origin(self.checkpoints.origin), *blend]:
             self.journal.note(line)
         self.journal.kernels(attention.taken, resumed=self.done > 0)
 
@@ -342,16 +365,3 @@ def _describe_origin(origin: Origin | None) -> list[str]:
         return []
     changed = "".join(f"; {key} was {value}" for key, value in origin.changed.items())
     return [f"this run began with {origin.checkpoint}, step {origin.step} (sha256 {origin.manifest_sha256}){changed}"]
-
-
-def _describe_blend(config: RunConfig, segments: Sequence[BlendSegment]) -> list[str]:
-    """The fractions of a blend, and where in the run they changed."""
-    if not segments:
-        return []
-    shown = ", ".join(f"{name} {fraction:.4f}" for name, fraction in fractions_of(segments[-1]).items())
-    changes = [
-        f"blend changed after step {after.first_sample // config.engine.global_batch} (sample {after.first_sample}): "
-        f"{describe_change(before, after)}"
-        for before, after in pairwise(segments)
-    ]
-    return [*changes, f"fractions of the samples: {shown}"]

@@ -44,7 +44,7 @@ def train(
     It resumes from the newest intact checkpoint in training.output_dir.
 
     Exit codes: 0 done; 2 wrong recipe, data or checkpoint; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C after saving; 76 a
-    rank hung; 77 not finite; 79 disk; 80 another rank was lost. After 75, 76 and 80, run the same command again.
+    rank hung; 77 not finite; 79 disk; 80 another rank was lost; 81 replicas differ. After 75, 76, 80: run it again.
 
     Example: megadeberta train quickstart --set training.steps=100
     """

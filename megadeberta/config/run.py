@@ -14,6 +14,7 @@ from megadeberta.config.section import Section
 from megadeberta.config.training import (
     CheckpointConfig,
     LoggingConfig,
+    NumericsConfig,
     OptimizerConfig,
     ParallelConfig,
     ScheduleConfig,
@@ -40,6 +41,7 @@ class RunConfig(Section):
     logging: LoggingConfig = LoggingConfig()
     parallel: ParallelConfig = ParallelConfig()
     supervision: SupervisionConfig = SupervisionConfig()
+    numerics: NumericsConfig = NumericsConfig()
     deepspeed: dict[str, Any] = Field(
         description="DeepSpeed's own settings: batch sizes, precision, ZeRO, clipping; what depends on the layout is "
         "filled in",

@@ -174,3 +174,14 @@ class SupervisionConfig(Section):
     data_seconds: float = Field(600, gt=0, description="a batch that does not come")
     save_seconds: float = Field(1800, gt=0, description="a checkpoint")
     evaluate_seconds: float = Field(1800, gt=0, description="a validation")
+
+
+class NumericsConfig(Section):
+    """What a run checks about its own numbers beside whether they are finite, which it always does."""
+
+    replicas_every: int | None = Field(
+        None,
+        gt=0,
+        description="steps between two comparisons of the weights that data-parallel ranks hold alike, and before each "
+        "checkpoint; null = never",
+    )

@@ -7,6 +7,7 @@ begins where the checkpoint ends; every source continues in its own order after 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from megadeberta.config.blend import BlendSegment, BlendSource, TrainSource
 from megadeberta.config.data import DataConfig
@@ -152,3 +153,16 @@ def _check_contents(facts: Facts, saved: Sequence[BlendSegment]) -> None:
                 f"data.train.{name} is the token file that the checkpoint calls {names[fact.content]}: under another "
                 f"name its samples would come again; {advice}"
             )
+
+
+def blend_lines(segments: Sequence[BlendSegment], *, global_batch: int) -> list[str]:
+    """What a start says of a blend: where in the run it changed, and its fractions now; nothing without a blend."""
+    if not segments:
+        return []
+    shown = ", ".join(f"{name} {fraction:.4f}" for name, fraction in fractions_of(segments[-1]).items())
+    changes = [
+        f"blend changed after step {after.first_sample // global_batch} (sample {after.first_sample}): "
+        f"{describe_change(before, after)}"
+        for before, after in pairwise(segments)
+    ]
+    return [*changes, f"fractions of the samples: {shown}"]

@@ -22,6 +22,7 @@ def validate_run(config: RunConfig, *, world_size: int, source: str) -> tuple[Ba
     _check_schedule(config, source)
     _check_optimizer(config, source)
     _check_profile(config, source)
+    _check_replicas(config, source)
     check_setting(config.training.attention, source=source)
     topology = topology_of(config, world_size=world_size, source=source)
     algebra = deepspeed_block.batch_algebra(config.deepspeed, data_parallel=topology.data, source=source)
@@ -45,6 +46,14 @@ def _check_objective(config: RunConfig, source: str) -> None:
         objective_of(config.objective).check(config)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
+
+
+def _check_replicas(config: RunConfig, source: str) -> None:
+    if config.numerics.replicas_every is not None and config.engine.zero_stage == 3:
+        raise ConfigError(
+            f"{source}: numerics.replicas_every={config.numerics.replicas_every} compares weights that several ranks "
+            "hold, and with deepspeed.zero_optimization.stage=3 each is held once; remove it or use stage 0, 1 or 2"
+        )
 
 
 def _check_schedule(config: RunConfig, source: str) -> None:

@@ -53,7 +53,7 @@ def test_lost_or_hung_rank_is_started_again_and_a_finished_run_is_not(code: int)
     ]
 
 
-@pytest.mark.parametrize("code", [0, 2, 75, 77, 79, 130])
+@pytest.mark.parametrize("code", [0, 2, 75, 77, 79, 81, 130])
 def test_end_that_would_come_again_is_final(code: int) -> None:
     verdict = Verdict(code, ("error: it",), trained=True)
     run = _Run([verdict])

@@ -112,3 +112,9 @@ def test_a_profile_must_lie_within_the_run() -> None:
     for window in ([3], [3, 2], [1, 2, 3]):
         with pytest.raises(ConfigError, match=r"must be \[first, last\]"):
             _validate(logging={"profile_steps": window})
+
+
+def test_replicas_are_compared_where_there_are_any() -> None:
+    _validate(numerics={"replicas_every": 10}, deepspeed={"zero_optimization": {"stage": 2}})
+    with pytest.raises(ConfigError, match=r"numerics\.replicas_every=10 compares weights .*stage=3 each is held once"):
+        _validate(numerics={"replicas_every": 10}, deepspeed={"zero_optimization": {"stage": 3}})
