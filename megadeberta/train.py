@@ -19,6 +19,7 @@ from megadeberta.assembly import Assembly, assemble
 from megadeberta.checkpoint.lock import SharedOutputLock
 from megadeberta.checkpoint.manifest import Origin, RunRecord
 from megadeberta.checkpoint.resume import ResumePoint
+from megadeberta.checkpoint.stages import BackgroundSave
 from megadeberta.config.run import RunConfig
 from megadeberta.config.training import OptimizerConfig, ScheduleConfig
 from megadeberta.config.waiting import Waiting
@@ -110,6 +111,7 @@ class _Run:
         if self.checkpoints.begins:
             self._refuse_lost_checkpoints(TorchCollectives(device))
         self.journal = self._open_journal(ranks, device)
+        self.checkpoints.tell = self._tell_saved
         if ranks.rank == 0:
             self._tell_resume()
         self._tell_kernels_and_blend()
@@ -132,8 +134,10 @@ class _Run:
         """Stop where the log says that there must be a checkpoint and none is there: starting anew would erase it."""
         output = self.config.training.output_dir
         records = read_metrics(output / METRICS_FILE) if collectives.rank == 0 else []
-        interval = self.config.checkpoint.interval
-        problem = lost_checkpoints(records, interval=interval, output=output, begun=self.done)
+        keep = self.config.checkpoint
+        # Beside training the first one may take until the second is due.
+        steps = keep.interval * 2 if keep.asynchronous else keep.interval
+        problem = lost_checkpoints(records, interval=steps, output=output, begun=self.done)
         if text := collectives.broadcast_text(problem):
             raise CheckpointError(text)
 
@@ -144,14 +148,18 @@ class _Run:
         the device still works; before anything else that needs it, it is read at once.
         """
         heartbeat = self._heartbeat
-        with self._training_batches() as batches, self.journal, self._profiled():
+        with self._training_batches() as batches, self.journal, self._profiled(), self.checkpoints:
             self._measure()
             self._started = time.monotonic()
             for item in heartbeat.steps(self.stepper.clock.waited_for(batches), first=self.done + 1):
-                targets, stop_now = self.stepper.share_counts(item.micro_batches, stop_requested=stop.requested)
+                targets, stop_now, is_writing = self.stepper.share_counts(
+                    item.micro_batches, stop_requested=stop.requested, is_writing=self.checkpoints.is_writing
+                )
                 self._finish_step()
                 if stop_now:
                     return self._stop()
+                if not is_writing and self.checkpoints.advance():
+                    self._started = time.monotonic()
                 self._launch_step(item, targets)
                 self._do_what_is_due(item.step + 1)
             heartbeat.enter(Phase.END, self.done)
@@ -211,10 +219,21 @@ class _Run:
             self.replicas.compare(self.done)
 
     def _save(self, *, required: bool) -> None:
-        started = time.monotonic()
         with Waiting("saving a checkpoint", quiet=self._quiet):
+            self.checkpoints.finish()
+            started = time.monotonic()
+            if self.config.checkpoint.asynchronous and not required:
+                self.checkpoints.save_beside(self.done)
+                return
             self.checkpoints.save(self.done, required=required)
         self.journal.saved(self.done, seconds=time.monotonic() - started)
+
+    def _tell_saved(self, save: BackgroundSave) -> None:
+        """A checkpoint that was written beside training is committed, or could not be."""
+        self.journal.saved(self.done, seconds=save.waited)
+        if save.committed is not None:
+            took = f"in {save.seconds:.1f} s, of which training waited {save.waited:.2f} s"
+            self.journal.note(f"saved step {save.step} beside training {took}")
 
     def _measure(self) -> None:
         clock = host_clock() if self._device.type == "cpu" else None

@@ -15,7 +15,7 @@ from megadeberta.config.waiting import Waiting
 from megadeberta.errors import ConfigError
 from megadeberta.ops.attention.backends import planned_backend
 from megadeberta.plan.layout import Layout
-from megadeberta.plan.memory import RankMemory, fullest, memory_of_stages
+from megadeberta.plan.memory import RankMemory, checkpoint_copy_bytes, fullest, memory_of_stages
 from megadeberta.plan.report import gib, stages_table
 from megadeberta.plan.stages import Recipe
 from megadeberta.preflight.run import PreparedRun, check_recipe, lacks_data, prepare_run
@@ -106,11 +106,15 @@ def _show_layout(config: RunConfig, layout: Layout) -> str:
     if layout.pipeline > 1:
         console = table_console()
         console.print(stages_table(recipe, layout, attention, console))
-    return _memory_line(fullest(memory_of_stages(recipe, layout, attention)), attention)
+    memory = fullest(memory_of_stages(recipe, layout, attention))
+    return _memory_line(memory, attention, copied=checkpoint_copy_bytes(recipe, layout))
 
 
-def _memory_line(memory: RankMemory, attention: str) -> str:
-    host = f"; {gib(memory.on_host)} GiB of optimizer states in host memory" if memory.on_host else ""
+def _memory_line(memory: RankMemory, attention: str, *, copied: int) -> str:
+    """``copied``: bytes of the host for checkpoints beside training."""
+    on_host = [f"{gib(memory.on_host)} GiB of optimizer states"] if memory.on_host else []
+    on_host += [f"{gib(copied)} GiB to copy asynchronous checkpoints"] if copied else []
+    host = f"; {' and '.join(on_host)} in host memory" if on_host else ""
     names = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "workspace")
     parts = ", ".join(f"{name} {gib(getattr(memory, name))}" for name in names)
     return f"about {gib(memory.device)} GiB a rank: {parts} (estimated, attention {attention}){host}"

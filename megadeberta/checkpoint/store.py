@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from megadeberta.checkpoint.manifest import (
     encode_manifest,
     read_manifest,
 )
+from megadeberta.checkpoint.stages import SaveStages, save_at_once
 from megadeberta.errors import CheckpointError, StorageError
 from megadeberta.storage import TEMPORARY_PREFIX, sync_folder
 
@@ -73,14 +75,31 @@ class CheckpointStore:
         expected_bytes: int = 0,
         required: bool = False,
     ) -> Path | None:
-        """Write and commit a checkpoint. Every rank calls it; a broadcast, an all-gather and a broadcast of text.
+        """Write and commit a checkpoint at once; all as ``stages``, which see. Every rank calls it."""
+        stages = self.stages(
+            step, write, run=run, rank_state=rank_state, expected_bytes=expected_bytes, required=required
+        )
+        return save_at_once(stages)
+
+    def stages(
+        self,
+        step: int,
+        write: Callable[[Path], Mapping[str, Digest]],
+        *,
+        run: RunRecord,
+        rank_state: Mapping[str, Any],
+        expected_bytes: int = 0,
+        required: bool = False,
+    ) -> SaveStages:
+        """Write and commit a checkpoint: rank 0 makes the folder, all write, rank 0 commits, rank 0 tidies up. Between
+        them a broadcast, an all-gather and a broadcast of text, on the thread that drives the stages.
 
         A failed save (disk full, I/O error) leaves the previous checkpoint and the pointer as they were, removes what
         it wrote, warns, and gives None on every rank; the third one in a row raises.
 
         Args:
             write: called on every rank with the same new folder; writes this rank's files into it, durably, and gives
-                their digests by name. It may raise OSError, and must reach its own collectives even then.
+                their digests by name. It may raise OSError, has no collectives, and may run on another thread.
             rank_state: this rank's JSON values; they go into ``rank-R.json``.
             expected_bytes: size of the checkpoint over all ranks as far as known; the last one's size counts too.
             required: raise at the first failure, for the last checkpoint of a run.
@@ -88,19 +107,19 @@ class CheckpointStore:
         Raises:
             StorageError: on every rank; what failed where, and which checkpoint is still there.
         """
-        prepared = self._prepare(step, expected_bytes) if self._is_first else None
+        prepared = yield partial(self._prepare, step, expected_bytes) if self._is_first else _nothing
         problem, name = json.loads(self._collectives.broadcast_text(prepared))
         folder = self.root / name
         if not problem:
-            reports = self._collectives.all_gather_text(self._write_share(folder, write, rank_state))
-            outcome = self._commit(step, folder, reports, run) if self._is_first else None
+            report = yield partial(self._write_share, folder, write, rank_state)
+            reports = self._collectives.all_gather_text(report)
+            outcome = yield partial(self._commit, step, folder, reports, run) if self._is_first else _nothing
             problem, committed = json.loads(self._collectives.broadcast_text(outcome))
         if problem:
             self._give_up(step, folder, problem, required)
             return None
         self._failures = 0
-        if self._is_first and (newest := CheckpointName.parse(committed)):
-            self._retain(newest)
+        yield partial(self._retain, committed) if self._is_first else _nothing
         return self.root / committed
 
     @property
@@ -181,12 +200,14 @@ class CheckpointStore:
                 MAX_FAILURES,
             )
 
-    def _retain(self, committed: CheckpointName) -> None:
+    def _retain(self, newest: str) -> str:
         """Delete all but ``keep_last`` and every ``keep_every``-th of those up to the committed one, and the damaged.
 
         Of several of one step the newest is kept. Newer ones belong to a future that this run went back from; they are
         replaced one by one as it gets there.
         """
+        committed = CheckpointName.parse(newest)
+        assert committed is not None  # as rank 0 has named it
         older = [name for name in list_checkpoints(self.root) if name < committed]
         damaged = [name for name in older if str(name) in self.damaged]
         sound = [name for name in older if name not in damaged]
@@ -207,6 +228,12 @@ class CheckpointStore:
                 remove_tree(trash)
             except OSError as error:
                 log.warning("old checkpoint %s could not be removed: %s", name, _describe(error))
+        return ""
+
+
+def _nothing() -> str:
+    """What the other ranks do while rank 0 works."""
+    return ""
 
 
 def remove_leftovers(root: Path) -> None:

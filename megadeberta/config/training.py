@@ -88,6 +88,9 @@ class CheckpointConfig(Section):
     keep_every: int | None = Field(
         None, gt=0, description="checkpoints whose step is a multiple of it stay, beside the last ones; null = none"
     )
+    asynchronous: bool = Field(
+        False, description="copy the state to host memory and write it while training goes on; the last one never is"
+    )
     resume: Literal["auto", "required"] = Field(
         "auto", description="auto: from the newest intact checkpoint, or from scratch if there is none at all"
     )

@@ -71,17 +71,19 @@ class Stepper(ABC):
         # Taken now: a resumed optimizer brings the groups' settings of the run that saved it.
         self._lr_scales = [group["lr_scale"] for group in engine.optimizer.param_groups]
 
-    def share_counts(self, micro_batches: Sequence[Batch], *, stop_requested: bool) -> tuple[dict[str, int], bool]:
-        """Targets of every loss term in the global batch, and whether any rank was asked to stop. One all-reduce over
-        the world, in which one of the ranks that have the same samples counts them. The hosts alone take part: the
-        devices may still be busy with the last step."""
+    def share_counts(
+        self, micro_batches: Sequence[Batch], *, stop_requested: bool, is_writing: bool = False
+    ) -> tuple[dict[str, int], bool, bool]:
+        """Targets of every loss term in the global batch, whether any rank was asked to stop, and whether any writes
+        its part of a checkpoint. One all-reduce over the world, in which one of the ranks that have the same samples
+        counts them. The hosts alone take part: the devices may still be busy with the last step."""
         names = [name for update in self.updates for name in update.weights]
         counted = micro_batches if self.place.stage == 0 and self.place.tensor == 0 else ()
         mine = [sum(int(_count_targets(name, batch)) for batch in counted) for name in names]
-        shared = torch.tensor([*mine, int(stop_requested)])
+        shared = torch.tensor([*mine, int(stop_requested), int(is_writing)])
         distributed.all_reduce(shared, group=self._host_group)
-        *counts, stop = shared.tolist()
-        return dict(zip(names, counts, strict=True)), bool(stop)
+        *counts, stop, writing = shared.tolist()
+        return dict(zip(names, counts, strict=True)), bool(stop), bool(writing)
 
     def train_step(
         self, micro_batches: Sequence[Batch], *, step: int, targets: Mapping[str, int], lr: float

@@ -67,7 +67,7 @@ def lost_checkpoints(records: Sequence[Record], *, interval: int, output: Path, 
 
     Args:
         records: of metrics.jsonl.
-        interval: steps between two checkpoints.
+        interval: steps within which there must be a checkpoint.
         output: the run's folder.
         begun: step of the checkpoint of another run that this one begins with.
     """

@@ -14,7 +14,7 @@ from megadeberta.layers.objectives import Update, objective_of
 from megadeberta.layers.stages import StagePlan
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.stages import Recipe
-from megadeberta.plan.zero import zero_memory
+from megadeberta.plan.zero import FP32_BYTES, zero_memory
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,16 @@ def memory_of_stages(recipe: Recipe, layout: Layout, attention: str) -> list[Ran
 def fullest(memories: Sequence[RankMemory]) -> RankMemory:
     """The rank that decides whether a layout fits."""
     return max(memories, key=lambda memory: memory.device)
+
+
+def checkpoint_copy_bytes(recipe: Recipe, layout: Layout) -> int:
+    """Host memory of the rank that needs most of it for checkpoints that are written beside training: fp32 weights and
+    moments of what the rank writes, its data-parallel share under every ZeRO stage. 0 where they are written at once.
+    """
+    if not recipe.config.checkpoint.asynchronous:
+        return 0
+    most = max(recipe.held(stage, layout.tensor).count for stage in recipe.stages(layout))
+    return -(-most // layout.data) * (1 + recipe.config.optimizer.num_moments) * FP32_BYTES
 
 
 def _stage_memory(recipe: Recipe, layout: Layout, number: int, *, batch: MicroBatch) -> RankMemory:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megadeberta.config.deepspeed_block import EngineSettings, bytes_of
 
-_FP32 = 4
+FP32_BYTES = 4
 _ALL_REDUCE_BUCKET = 5 * 10**8
 """Elements that are flattened to be reduced without a bucket (runtime/engine.py ``MEMORY_OPT_ALLREDUCE_SIZE``)."""
 
@@ -52,7 +52,10 @@ def zero_memory(
     bucket = settings.reduce_bucket_size * in_bucket * num_buckets if settings.contiguous_gradients else 0
     share = -(-count // data_parallel)
     gradients = count * wide if stage == 1 else share * wide
-    optimizer, update = share * (1 + num_moments) * _FP32, 0 if settings.keeps_wide_gradients else share * _FP32
+    optimizer, update = (
+        share * (1 + num_moments) * FP32_BYTES,
+        0 if settings.keeps_wide_gradients else share * FP32_BYTES,
+    )
     if stage == 3:
         momentary = largest_parameter * sent + _gathered(count, settings, largest_parameter) * width
         return ZeroMemory(share * width, gradients, optimizer, bucket, momentary, update)
@@ -76,16 +79,18 @@ def _with_bf16_optimizer(count: int, settings: EngineSettings, num_moments: int,
     them (``engine/whole_groups.py``), before that."""
     width, sent = settings.element_bytes, bytes_of(settings.reduction_type)
     share = -(-count // data_parallel)
-    flat = min(count, _ALL_REDUCE_BUCKET) * (_FP32 + (sent if sent != _FP32 else 0))
-    return ZeroMemory(count * width, count * _FP32, share * (1 + num_moments) * _FP32, 0, max(flat, count * width), 0)
+    flat = min(count, _ALL_REDUCE_BUCKET) * (FP32_BYTES + (sent if sent != FP32_BYTES else 0))
+    return ZeroMemory(
+        count * width, count * FP32_BYTES, share * (1 + num_moments) * FP32_BYTES, 0, max(flat, count * width), 0
+    )
 
 
 def _without_zero(count: int, settings: EngineSettings, num_moments: int, *, is_reduced: bool) -> ZeroMemory:
     width, sent, is_half = settings.element_bytes, bytes_of(settings.reduction_type), settings.is_half
     flat = min(count, _ALL_REDUCE_BUCKET) * (width + (sent if sent != width else 0)) if is_reduced else 0
-    states = count * (num_moments + is_half) * _FP32  # fp32 parameters are their own masters
+    states = count * (num_moments + is_half) * FP32_BYTES  # fp32 parameters are their own masters
     # 16-bit optimizers copy the gradients to fp32 to step.
-    return ZeroMemory(count * width, count * width, states, 0, flat, count * _FP32 if is_half else 0)
+    return ZeroMemory(count * width, count * width, states, 0, flat, count * FP32_BYTES if is_half else 0)
 
 
 def _gathered(count: int, settings: EngineSettings, largest_parameter: int) -> int:

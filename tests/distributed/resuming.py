@@ -8,10 +8,15 @@ import numpy as np
 from megadeberta.assembly import Assembly
 from megadeberta.checkpoint import find_resumable
 from megadeberta.checkpoint.content import WEIGHT, CheckpointContent
+from megadeberta.checkpoint.resume import ResumePoint
+from megadeberta.config.run import RunConfig
+from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.state.optimizer_state import OptimizerState
+from megadeberta.engine.state.run_checkpoints import RunCheckpoints, find_own_checkpoint
+from megadeberta.engine.state.run_checkpoints import run_record as describe_run
 from megadeberta.engine.state.save_load import load_checkpoint, save_checkpoint
 from tests.distributed.checkpoint_toy import collectives, open_store, run_record
-from tests.distributed.layouts import Layout, train_steps
+from tests.distributed.layouts import Layout, build, train_steps
 
 SAVED_AFTER = 3
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -42,6 +47,30 @@ def load(assembly: Assembly, root: Path) -> None:
 def go_on(assembly: Assembly, layout: Layout, more: int) -> list[tuple[float, float]]:
     """The steps after the checkpoint."""
     return train_steps(assembly, layout, range(SAVED_AFTER, SAVED_AFTER + more))
+
+
+def config_into(layout: Layout, folder: Path, **model: object) -> RunConfig:
+    """Of a run into ``folder``; ``model``: what its recipe says otherwise than the layout."""
+    tokenizer = folder / "spm.model"
+    tokenizer.write_bytes(b"the engine copies it, nothing reads it")
+    config = layout.config
+    sections = {
+        "model": config.model.model_copy(update=model),
+        "data": config.data.model_copy(update={"tokenizer": tokenizer}),
+        "training": config.training.model_copy(update={"output_dir": folder / "run"}),
+    }
+    return config.model_copy(update=sections)
+
+
+def start_run(layout: Layout, folder: Path, **model: object) -> tuple[Assembly, RunCheckpoints, ResumePoint | None]:
+    """A rank of such a run as `megadeberta train` builds it, its checkpoints and the newest of them."""
+    start_process_group(60.0)
+    config, ranks = config_into(layout, folder, **model), collectives()
+    run = describe_run(config, world_size=ranks.world_size, data_fingerprint={"shard": "toy"})
+    found = find_own_checkpoint(config, run=run, collectives=ranks)
+    assembly = build(layout, loads_checkpoint=found is not None)
+    engine, parameters = assembly.stepper.engine, assembly.parameters
+    return assembly, RunCheckpoints(engine, config, run=run, collectives=ranks, parameters=parameters), found
 
 
 def assert_same_content(first: Path, second: Path) -> None:

@@ -65,7 +65,7 @@ def _train_poisoned(rank: int, world_size: int, layout: Layout) -> tuple[str, bo
             next(stage.parameters()).fill_(torch.nan)
     before = [parameter.detach().clone() for parameter in stage.parameters()]
     batches = micro_batches(layout, 0, 0) if reads else []
-    targets, _ = stepper.share_counts(batches, stop_requested=False)
+    targets, *_ = stepper.share_counts(batches, stop_requested=False)
     with pytest.raises(DivergenceError) as caught:
         stepper.train_step(batches, step=0, targets=targets, lr=1e-3)
     same = [torch.equal(p, b) or bool(b.isnan().all()) for p, b in zip(stage.parameters(), before, strict=True)]
@@ -79,15 +79,17 @@ def test_every_stage_stops_before_the_update_when_the_loss_is_not_finite() -> No
         assert unchanged
 
 
-def _share_counts(rank: int, world_size: int, layout: Layout) -> tuple[dict[str, int], bool]:
+def _share_counts(rank: int, world_size: int, layout: Layout) -> tuple[dict[str, int], bool, bool]:
     assembly = build(layout)
     batch = global_batch(0, layout.variant)
     # Every rank of the first stage reads; the shards of a tensor group read the same.
-    return assembly.stepper.share_counts([batch] if assembly.reads_data else [], stop_requested=rank == world_size - 1)
+    return assembly.stepper.share_counts(
+        [batch] if assembly.reads_data else [], stop_requested=rank == world_size - 1, is_writing=rank == 1
+    )
 
 
-def test_targets_are_counted_once_and_any_rank_may_ask_to_stop() -> None:
+def test_targets_are_counted_once_and_any_rank_may_ask_to_stop_and_say_that_it_writes() -> None:
     batch = global_batch(0, "rtd-gdes")
     expected = {"mlm_loss": int((batch["masked_labels"] != 0).sum()), "rtd_loss": int(batch["attention_mask"].sum())}
     layout = Layout("rtd-gdes", pipeline=2, tensor=2, zero=1)
-    assert run_ranks(_share_counts, 4, layout) == [(expected, True)] * 4
+    assert run_ranks(_share_counts, 4, layout) == [(expected, True, True)] * 4

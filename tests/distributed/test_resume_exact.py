@@ -5,46 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from megadeberta.assembly import Assembly
-from megadeberta.checkpoint.resume import ResumePoint
-from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.state import save_load
-from megadeberta.engine.state.run_checkpoints import RunCheckpoints, find_own_checkpoint, run_record
 from megadeberta.errors import CheckpointError, DivergenceError
-from tests.distributed.checkpoint_toy import collectives
 from tests.distributed.full_weights import gather_weights
-from tests.distributed.layouts import Layout, build, train_steps
+from tests.distributed.layouts import Layout, train_steps
+from tests.distributed.resuming import start_run
 from tests.ranks import run_ranks
 
 STEPS, STOP = 8, 4
 BF16 = (("bf16", {"enabled": True}),)
 
 
-def _checkpoints(layout: Layout, folder: Path, **model: object) -> tuple[Assembly, RunCheckpoints, ResumePoint | None]:
-    """A rank of a run into ``folder`` as `megadeberta train` builds it, its checkpoints and the newest of them.
-
-    ``model``: what its recipe says otherwise than the layout.
-    """
-    start_process_group(60.0)
-    tokenizer = folder / "spm.model"
-    tokenizer.write_bytes(b"the engine copies it, nothing reads it")
-    config = layout.config
-    sections = {
-        "model": config.model.model_copy(update=model),
-        "data": config.data.model_copy(update={"tokenizer": tokenizer}),
-        "training": config.training.model_copy(update={"output_dir": folder / "run"}),
-    }
-    config, ranks = config.model_copy(update=sections), collectives()
-    run = run_record(config, world_size=ranks.world_size, data_fingerprint={"shard": "toy"})
-    found = find_own_checkpoint(config, run=run, collectives=ranks)
-    assembly = build(layout, loads_checkpoint=found is not None)
-    engine, parameters = assembly.stepper.engine, assembly.parameters
-    return assembly, RunCheckpoints(engine, config, run=run, collectives=ranks, parameters=parameters), found
-
-
 def _run(rank: int, world_size: int, folder: Path, layout: Layout, stops: list[int]) -> tuple[int, list, dict]:
     """Resume if there is something, save at each of ``stops``; (first step, losses, fp32 weights)."""
-    assembly, checkpoints, found = _checkpoints(layout, folder)
+    assembly, checkpoints, found = start_run(layout, folder)
     first = checkpoints.resume(found)
     trace = []
     for stop in stops:
@@ -76,7 +50,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, layout: Layout
 
 
 def _resume_only(rank: int, world_size: int, folder: Path, layout: Layout, changes: dict[str, object]) -> int:
-    _, checkpoints, found = _checkpoints(layout, folder, **changes)
+    _, checkpoints, found = start_run(layout, folder, **changes)
     return checkpoints.resume(found)
 
 
@@ -91,7 +65,7 @@ def test_checkpoint_of_another_model_is_refused_with_the_fields_that_differ(tmp_
 
 def _poison(rank: int, world_size: int, folder: Path, layout: Layout) -> tuple[str, int, str]:
     """Save twice, then with a NaN in a weight of the last rank; resume where such a save went through."""
-    assembly, checkpoints, _ = _checkpoints(layout, folder)
+    assembly, checkpoints, _ = start_run(layout, folder)
     train_steps(assembly, layout, range(2))
     checkpoints.save(1, required=True)
     piece = checkpoints._state.owned()[-1]
@@ -106,7 +80,7 @@ def _poison(rank: int, world_size: int, folder: Path, layout: Layout) -> tuple[s
     with pytest.MonkeyPatch.context() as patch:  # as a version without the check saved it
         patch.setattr(save_load, "find_not_finite", lambda *_: "")
         checkpoints.save(2, required=True)
-    _, other, found = _checkpoints(layout, folder)
+    _, other, found = start_run(layout, folder)
     return refused, other.resume(found), piece.local.name
 
 

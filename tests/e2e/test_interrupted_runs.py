@@ -92,11 +92,18 @@ def _wait_for_step(run: Path, step: int, *, timeout: float = 90) -> None:
     raise AssertionError(f"step {step} was not reached within {timeout} s")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    ("number", "asynchronous"),
+    [(signal.SIGTERM, False), (signal.SIGUSR1, False), pytest.param(signal.SIGTERM, True, marks=pytest.mark.campaign)],
+)
 def test_signal_saves_exits_with_75_and_the_same_command_resumes(
-    tmp_path: Path, prepared: Path, uninterrupted: list[tuple[int, str, str]], number: signal.Signals
+    tmp_path: Path,
+    prepared: Path,
+    uninterrupted: list[tuple[int, str, str]],
+    number: signal.Signals,
+    asynchronous: bool,
 ) -> None:
-    recipe = write_recipe(tmp_path, prepared)
+    recipe = write_recipe(tmp_path, prepared, checkpoint__asynchronous=asynchronous)
     process = start(recipe)
     _wait_for_step(tmp_path / "run", 2)
     os.kill(process.pid, number)

@@ -34,6 +34,8 @@ _BARS = (
     Bar("D5", "no space, I/O errors: the pointer stays good", tests=(
         f"{_CHECKPOINTS}test_a_rank_that_cannot_write_makes_all_ranks_skip_and_then_stop",
         "tests/unit/checkpoint/test_store.py")),
+    Bar("D8", "saved beside training: the same bytes; 100 kill -9 meanwhile: resumed, losses bit-equal", tests=(
+        "tests/distributed/test_save_beside_training.py", "tests/unit/checkpoint/test_stages.py")),
     Bar("D9", "two jobs in one folder: the second is refused", tests=("tests/unit/checkpoint/test_lock.py",)),
     Bar("E1", "resumed = uninterrupted, every ZeRO stage", tests=("tests/distributed/test_resume_exact.py",)),
     Bar("E2", "saved under one layout, resumed under another", tests=("tests/distributed/test_resume_layouts.py",)),

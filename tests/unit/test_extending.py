@@ -24,7 +24,7 @@ MOST_FILES = {
     "Adding a Hugging Face family": [3],
     "Adding an experiment tracker: Comet": [5],
     "Adding context parallelism": [17],
-    "Adding another hash, or asynchronous saving": [4, 3],
+    "Adding another hash": [4],
     "Adding a fine-tuning task: TREC": [3],
 }
 USE = """

@@ -107,6 +107,10 @@ class OptimizerState:
             updates=self.updates(piece),
         )
 
+    def kept(self, piece: Piece) -> tuple[str, ...]:
+        """Names of what there is of the piece: its weight, and its moments once it has been updated."""
+        return (WEIGHT, *self.moments) if self.updates(piece) is not None else (WEIGHT,)
+
     def tensor(self, piece: Piece, state: str) -> Tensor:
         """A flat view of the piece's master weights or of one of its moments, good until the next flat tensor's.
 

@@ -2,7 +2,9 @@
 
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 import deepspeed
 
@@ -12,19 +14,21 @@ from megadeberta.checkpoint.durable import Digest, write_new_file
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER
 from megadeberta.checkpoint.manifest import Origin, RunRecord, WorldLayout
 from megadeberta.checkpoint.resume import ResumePoint, begin_from, find_resumable
+from megadeberta.checkpoint.stages import BackgroundSave, SaveStages, save_at_once
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.redact import redact
 from megadeberta.config.run import RunConfig
 from megadeberta.config.set_files import tokenizer_name
 from megadeberta.engine.device_name import device_name
+from megadeberta.engine.state.host_copy import HostCopy
 from megadeberta.engine.state.local_parameters import LocalParameter
 from megadeberta.engine.state.optimizer_state import OptimizerState
 from megadeberta.engine.state.save_load import (
     find_not_finite,
     load_checkpoint,
     refuse_unsaved_state,
-    save_checkpoint,
+    save_stages,
 )
 from megadeberta.errors import CheckpointError
 from megadeberta.topology import Topology
@@ -71,6 +75,10 @@ class RunCheckpoints:
         )
         self._run = run
         self._saved_step = -1
+        self._beside: BackgroundSave | None = None
+        self._copy = HostCopy()
+        self.tell: Callable[[BackgroundSave], None] = lambda save: None
+        """Is told of each save beside training that is over."""
         self.resumed: ResumePoint | None = None
         """The checkpoint that the run went on from, its own or that of ``training.continue_from``; known after
         ``resume``."""
@@ -137,15 +145,79 @@ class RunCheckpoints:
         return None
 
     def save(self, step: int, *, required: bool) -> None:
-        """Commit a checkpoint of ``step`` optimizer steps, unless that step is saved already.
+        """Commit a checkpoint of ``step`` optimizer steps, unless that step is saved already; one that is being written
+        is waited for first.
 
         Raises:
             StorageError: it could not be written and is ``required``, or it was the third failure in a row.
             DivergenceError: a weight or a moment is not finite.
         """
+        self.finish()
         if step == self._saved_step:
             return
-        committed = save_checkpoint(
+        if save_at_once(self._stages(step, required=required)) is not None:
+            self._saved_step = step
+
+    def save_beside(self, step: int) -> None:
+        """Begin a checkpoint of ``step`` optimizer steps that is written while training goes on: the state is copied
+        now, and committed by the calls of ``advance`` or ``finish`` that follow. One that is being written is waited
+        for first.
+
+        Raises:
+            StorageError: of the one before, the third failure in a row.
+            DivergenceError: a weight or a moment is not finite.
+        """
+        self.finish()
+        if step != self._saved_step:
+            begin = partial(self._stages, step, copy=self._copy)
+            self._beside = BackgroundSave(step, begin, drop=self._copy.drop)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank's part of a checkpoint is being written at this moment; no collective."""
+        return self._beside is not None and self._beside.is_busy
+
+    def advance(self) -> bool:
+        """Take the checkpoint that is written beside training one stage further; False if there is none. Where no rank
+        ``is_writing`` this waits for no file.
+
+        Raises:
+            StorageError: it was the third failure in a row.
+        """
+        save = self._beside
+        if save is None:
+            return False
+        try:
+            save.advance()
+        finally:
+            if save.is_over:
+                self._beside = None
+        if save.is_over:
+            if save.committed is not None:
+                self._saved_step = save.step
+            self.tell(save)
+        return True
+
+    def finish(self) -> None:
+        """Wait until nothing is being written any more.
+
+        Raises:
+            StorageError: it was the third failure in a row.
+        """
+        while self._beside is not None:
+            self.advance()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """What is still being written is given up: only a run that an error ends gets here with such a one."""
+        if self._beside is not None:
+            self._beside.abandon()
+            self._beside = None
+
+    def _stages(self, step: int, *, required: bool = False, copy: HostCopy | None = None) -> SaveStages:
+        return save_stages(
             self._state,
             self._store,
             step,
@@ -153,9 +225,8 @@ class RunCheckpoints:
             collectives=self._collectives,
             required=required,
             write_more=self._write_tokenizer,
+            copy=copy,
         )
-        if committed is not None:
-            self._saved_step = step
 
     def _write_tokenizer(self, folder: Path) -> dict[str, Digest]:
         if self._collectives.rank != 0:

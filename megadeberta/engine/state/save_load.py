@@ -25,7 +25,9 @@ from megadeberta.checkpoint.durable import Digest
 from megadeberta.checkpoint.folder import tensor_file_name
 from megadeberta.checkpoint.manifest import RunRecord
 from megadeberta.checkpoint.resume import ResumePoint
+from megadeberta.checkpoint.stages import SaveStages, save_at_once
 from megadeberta.checkpoint.store import CheckpointStore
+from megadeberta.engine.state.host_copy import HostCopy
 from megadeberta.engine.state.optimizer_state import OptimizerState, Piece
 from megadeberta.errors import CheckpointError, ConfigError, DivergenceError
 
@@ -55,12 +57,12 @@ def save_checkpoint(
     required: bool = False,
     write_more: Callable[[Path], Mapping[str, Digest]] | None = None,
 ) -> Path | None:
-    """Commit weights, moments and counters; every rank writes what it owns. Collective over all ranks.
+    """Commit weights, moments and counters at once; every rank writes what it owns. Collective over all ranks.
 
     Args:
         step: optimizer steps done.
         required: raise ``StorageError`` if it fails; else that happens at the third failure in a row.
-        write_more: called on every rank; gives digests as ``write`` of ``CheckpointStore.save`` does.
+        write_more: called on every rank; gives digests as ``write`` of ``CheckpointStore.stages`` does.
 
     Returns:
         The committed folder, or None when the disk refused and training may go on.
@@ -68,23 +70,47 @@ def save_checkpoint(
     Raises:
         DivergenceError: on every rank; a value is not finite, and nothing was written.
     """
+    return save_at_once(
+        save_stages(state, store, step, run=run, collectives=collectives, required=required, write_more=write_more)
+    )
+
+
+def save_stages(
+    state: OptimizerState,
+    store: CheckpointStore,
+    step: int,
+    *,
+    run: RunRecord,
+    collectives: Collectives,
+    required: bool = False,
+    write_more: Callable[[Path], Mapping[str, Digest]] | None = None,
+    copy: HostCopy | None = None,
+) -> SaveStages:
+    """The stages of ``save_checkpoint``, which has the rest.
+
+    Args:
+        copy: takes all that will be written before this returns, so that training may go on; without it the state must
+            stay as it is until the last stage.
+    """
     _refuse_not_finite(state, step, collectives)
     pieces = state.owned()
     index = RankContent(
         fragments=tuple(state.fragment(piece) for piece in pieces), counters=state.counters, scaler=state.scaler
     )
+    entries = _entries(state, pieces) if copy is None else copy.take(state, pieces)
 
     def write(folder: Path) -> dict[str, Digest]:
         name = tensor_file_name(collectives.rank)
         more = write_more(folder) if write_more is not None else {}
         try:
-            return {name: write_tensors(folder / name, _entries(state, pieces)), **more}
+            return {name: write_tensors(folder / name, entries), **more}
         finally:
-            state.release(changed=False)
+            if copy is None:
+                state.release(changed=False)
 
     size = _share_bytes(state, pieces) * run.world.world_size
     record = index.model_dump(mode="json")
-    return store.save(step, write, run=run, rank_state=record, expected_bytes=size, required=required)
+    return store.stages(step, write, run=run, rank_state=record, expected_bytes=size, required=required)
 
 
 def _refuse_not_finite(state: OptimizerState, step: int, collectives: Collectives) -> None:
@@ -103,7 +129,7 @@ def find_not_finite(state: OptimizerState, collectives: Collectives) -> str:
     """Which weight or moment holds a NaN or an infinity, on which rank; empty if none does. The same on every rank."""
     found = ""
     for piece in state.owned():
-        for name in _kept(state, piece):
+        for name in state.kept(piece):
             # Whatever is not finite makes the sum so, and a sum takes no memory.
             if not found and not state.tensor(piece, name).sum(dtype=torch.float32).isfinite():
                 found = f"{piece.local.name} ({name})"
@@ -168,13 +194,9 @@ def _entries(state: OptimizerState, pieces: list[Piece]) -> list[Entry]:
     entries = []
     for piece in pieces:
         fragment = state.fragment(piece)
-        for name in _kept(state, piece):
+        for name in state.kept(piece):
             entries.append(Entry(name, fragment, partial(_on_host, state, piece, name)))
     return entries
-
-
-def _kept(state: OptimizerState, piece: Piece) -> tuple[str, ...]:
-    return (WEIGHT, *state.moments) if state.updates(piece) is not None else (WEIGHT,)
 
 
 def _on_host(state: OptimizerState, piece: Piece, name: str) -> np.ndarray:

@@ -142,7 +142,7 @@ TOKENS, READ = 2 + 4 + 1 + 3, 12 + 10 + 9 + 6
 def _step(rank: int, world_size: int, decoupled: bool) -> tuple[dict[str, int], Any, dict[str, float]]:
     engine = TwoNumbers(accumulation=2)
     stepper = _stepper(engine, decoupled=decoupled)
-    targets, stop = stepper.share_counts(SHARES[rank], stop_requested=rank == 1)
+    targets, stop, _ = stepper.share_counts(SHARES[rank], stop_requested=rank == 1)
     assert stop
     result = stepper.train_step(SHARES[rank], step=0, targets=targets, lr=LR)
     return targets, (result.loss, result.terms.means, dict(result.grad_norms), result.grad_norm), engine.values
@@ -202,7 +202,7 @@ def _diverge(rank: int, world_size: int) -> list[tuple[str, dict[str, float]]]:
 
 def _failure(engine: TwoNumbers, rank: int, **block: Any) -> tuple[str, dict[str, float]]:
     stepper = _stepper(engine, **block)
-    targets, _ = stepper.share_counts(SHARES[rank], stop_requested=False)
+    targets, *_ = stepper.share_counts(SHARES[rank], stop_requested=False)
     try:
         result = stepper.train_step(SHARES[rank], step=3, targets=targets, lr=LR)
     except DivergenceError as error:

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from megadeberta.cli import app
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.objectives import objective_of
 from megadeberta.layers.shapes import count_parameters
 from megadeberta.plan.layout import Layout
-from megadeberta.plan.memory import RankMemory, forward_memory, fullest, memory_of_stages
+from megadeberta.plan.memory import RankMemory, checkpoint_copy_bytes, forward_memory, fullest, memory_of_stages
 from megadeberta.plan.stages import Recipe
 from tests.models import run_config
 from tests.unit.plan.small import layout
@@ -39,6 +41,23 @@ def test_memory_falls_with_the_zero_stage_and_the_optimizer_moves_to_the_host() 
     assert [memory.gradients for memory in stages] == [2 * count, 4 * count, 4 * share, 4 * share]
     assert [memory.optimizer for memory in stages] == [12 * count] + [12 * share] * 3
     assert (on_host.optimizer, on_host.on_host) == (0, 12 * share)
+
+
+def test_a_copy_for_checkpoints_has_weights_and_moments_of_a_rank_s_share_and_is_shown() -> None:
+    config = _xlarge()
+    count = sum(count_parameters(config.model, config.objective).values())
+    wanted = layout(data=8, zero_stage=1, micro_batch=8)
+    assert checkpoint_copy_bytes(Recipe(config), wanted) == 0
+    keep = config.checkpoint.model_copy(update={"asynchronous": True})
+    recipe = Recipe(config.model_copy(update={"checkpoint": keep}))
+    assert checkpoint_copy_bytes(recipe, wanted) == 12 * -(-count // 8)
+    halved = checkpoint_copy_bytes(recipe, layout(pipeline=2, data=4, zero_stage=1, micro_batch=8))
+    assert 12 * count / 8 < halved < 12 * count / 6  # the fuller stage
+    arguments = ["train", str(RECIPES / "deberta-v2-xlarge.json"), "--dry-run", "--ranks", "8"]
+    arguments += ["--set", "checkpoint.asynchronous=true"]
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    assert "1.24 GiB to copy asynchronous checkpoints in host memory" in " ".join(done.output.split())
 
 
 def test_a_stage_holds_as_many_micro_batches_as_are_in_flight() -> None:
