@@ -241,15 +241,19 @@ def prep(
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="The --output of `megadeberta prep`.", metavar="DIR")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="The --output of `megadeberta prep`, or its address (s3://bucket/set).", metavar="DIR"),
+    ],
 ) -> None:
     """Check prepared data byte by byte: hashes, sizes, counts, largest token id, and the tokenizer's hash.
 
     Example: megadeberta verify corpora/wikitext2-8k
     """
     from megadeberta.data_prep.verify import verify_set
+    from megadeberta.remote.path import as_path
 
-    with Waiting(f"verifying {folder}"):
+    with Waiting(f"verifying {as_path(folder)}"):
         verified = verify_set(folder)
     table = Table("shard", "documents", "tokens", "dtype", "largest id", "SHA-256 of .bin")
     for split, shard in verified.shards.items():

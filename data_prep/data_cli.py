@@ -24,7 +24,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-_Set = Annotated[Path, typer.Argument(help="A prepared folder: the --output of prep.", metavar="SET")]
+_Set = Annotated[
+    Path,
+    typer.Argument(help="A prepared folder: the --output of prep, or its address (s3://bucket/set).", metavar="SET"),
+]
 _Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the new set.", metavar="DIR")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the finished set in DIR.")]
 

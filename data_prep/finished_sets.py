@@ -1,23 +1,53 @@
 """Reading finished sets, document after document, with bounded memory. D documents, T tokens."""
 
 import hashlib
+import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
+from megadeberta.data.block_cache import CacheSettings
 from megadeberta.data.indexed import TokenShard
-from megadeberta.data.shard_files import SUFFIXES, shard_file
+from megadeberta.data.shard_files import SUFFIXES, check_prefix, shard_file
 from megadeberta.data.shard_manifest import ShardSource
 from megadeberta.data.source_list import read_sources
 from megadeberta.data.tokenizer import load_tokenizer
 from megadeberta.data_prep.output_folder import OutputFolder
 from megadeberta.errors import DataError
+from megadeberta.remote.path import RemotePath, as_path
 
 _GROUP_TOKENS = 4 << 20
+
+
+def locate(folder: Path) -> tuple[OutputFolder, dict[str, Path]]:
+    """The folder of a finished set, here or behind an address, and the prefixes of the splits it has.
+
+    Raises:
+        DataError: nothing is there, or something else, or it cannot be reached.
+    """
+    folder = as_path(folder)
+    output = OutputFolder(folder)
+    if isinstance(folder, RemotePath):
+        check_prefix(output.train)  # a server of files need not know folders
+    elif not folder.is_dir():
+        raise DataError(f"{folder}: {'is a file' if folder.exists() else 'not found'}; give the --output of a prep")
+    prefixes = {
+        split: prefix
+        for split, prefix in output.prefixes.items()
+        if split == "train" or any(shard_file(prefix, suffix).exists() for suffix in SUFFIXES)
+    }
+    return output, prefixes
+
+
+@contextmanager
+def no_copies() -> Iterator[CacheSettings]:
+    """Settings to read what is behind an address now: no copy of an earlier run is taken for it, and none is kept."""
+    with tempfile.TemporaryDirectory(prefix="megadeberta-") as folder:
+        yield CacheSettings(Path(folder), 0)
 
 
 class FinishedSet:
@@ -26,24 +56,21 @@ class FinishedSet:
     def __init__(self, folder: Path) -> None:
         """Open what ``megadeberta prep`` or ``megadeberta data`` made.
 
+        Args:
+            folder: may be an address that fsspec knows.
+
         Raises:
             DataError: it is no finished set, or a file is missing or damaged.
         """
-        if not folder.is_dir():
-            raise DataError(f"{folder}: {'is a file' if folder.exists() else 'not found'}; give a prepared folder")
-        self.folder = folder
-        output = OutputFolder(folder)
-        self.prefixes = {
-            split: prefix
-            for split, prefix in output.prefixes.items()
-            if split == "train" or any(shard_file(prefix, suffix).exists() for suffix in SUFFIXES)
-        }
+        output, self.prefixes = locate(folder)
+        self.folder = output.path
         self.tokenizer = load_tokenizer(output.tokenizer)
         self._stack = ExitStack()
         self.shards: dict[str, TokenShard] = {}
         try:
+            cache = self._stack.enter_context(no_copies())
             for split, prefix in self.prefixes.items():
-                self.shards[split] = self._stack.enter_context(TokenShard.open(prefix))
+                self.shards[split] = self._stack.enter_context(TokenShard.open(prefix, cache=cache))
                 self._check_tokenizer(split)
         except BaseException:
             self._stack.close()

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megadeberta.data.indexed import TokenShard
-from megadeberta.data.shard_files import SUFFIXES, shard_file
 from megadeberta.data.shard_manifest import ShardManifest
 from megadeberta.data.source_list import read_sources
 from megadeberta.data.tokenizer import VocabularyTokenizer, load_tokenizer
-from megadeberta.data_prep.output_folder import OutputFolder
+from megadeberta.data_prep.finished_sets import locate, no_copies
 from megadeberta.errors import DataError
 
 
@@ -24,22 +23,19 @@ class VerifiedSet:
 def verify_set(folder: Path) -> VerifiedSet:
     """Read the whole set and compare hashes, sizes, counts, largest ids and the tokenizer's hash.
 
+    Args:
+        folder: may be an address that fsspec knows; every byte is read there, copies on this machine are not trusted.
+
     Raises:
         DataError: the first thing that does not match.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: {'is a file' if folder.exists() else 'not found'}; give the --output of a prep")
-    output = OutputFolder(folder)
-    prefixes = {
-        split: prefix
-        for split, prefix in output.prefixes.items()
-        if split == "train" or any(shard_file(prefix, suffix).exists() for suffix in SUFFIXES)
-    }
+    output, prefixes = locate(folder)
     manifests = {}
-    for split, prefix in prefixes.items():
-        with TokenShard.open(prefix, verify_hash=True) as shard:
-            manifests[split] = shard.manifest
-            deque(read_sources(prefix, shard.manifest), maxlen=0)  # compares their hash
+    with no_copies() as cache:
+        for split, prefix in prefixes.items():
+            with TokenShard.open(prefix, verify_hash=True, cache=cache) as shard:
+                manifests[split] = shard.manifest
+                deque(read_sources(prefix, shard.manifest), maxlen=0)  # compares their hash
     tokenizer = load_tokenizer(output.tokenizer)
     for split, manifest in manifests.items():
         _check_tokenizer(manifest, tokenizer, prefixes[split])

@@ -33,6 +33,7 @@ _NEEDS = {
     "https": ("aiohttp", _EXTRA),
 }
 """Package that a protocol needs beside fsspec, and what to install for it."""
+_OF_THIS_MACHINE = ("file", "local")
 
 
 class Facts(NamedTuple):
@@ -183,7 +184,12 @@ def remote_address(given: Path, *, check: bool = True) -> RemoteFile | None:
     protocol, rest = found.groups()
     if check:
         _check_protocol(protocol, rest)
-    return RemoteFile(f"{protocol}://{rest}")
+    return RemoteFile(spell(protocol, rest))
+
+
+def spell(protocol: str, rest: str) -> str:
+    """An address whose slashes a ``Path`` has made one: of a file of this machine it names no host, but the root."""
+    return f"{protocol}:{'///' if protocol in _OF_THIS_MACHINE else '//'}{rest}"
 
 
 @functools.lru_cache(maxsize=64)
@@ -191,7 +197,7 @@ def _check_protocol(protocol: str, rest: str) -> None:
     for package, install in (("fsspec", _EXTRA), *([_NEEDS[protocol]] if protocol in _NEEDS else [])):
         if find_spec(package) is None:
             raise DataError(
-                f"{protocol}://{rest}: needs {package}: pip install {install}, or copy the files to a folder"
+                f"{spell(protocol, rest)}: needs {package}: pip install {install}, or copy the files to a folder"
             )
     from fsspec import get_filesystem_class
 
@@ -199,10 +205,10 @@ def _check_protocol(protocol: str, rest: str) -> None:
         get_filesystem_class(protocol)
     except ValueError as error:
         raise DataError(
-            f"{protocol}://{rest}: {protocol} is no known protocol; known: s3, gcs, hf, https and others"
+            f"{spell(protocol, rest)}: {protocol} is no known protocol; known: s3, gcs, hf, https and others"
         ) from error
     except ImportError as error:
-        raise DataError(f"{protocol}://{rest}: {_reason(error)}; or copy the files to a folder") from error
+        raise DataError(f"{spell(protocol, rest)}: {_reason(error)}; or copy the files to a folder") from error
 
 
 def expand(pattern: RemoteFile) -> list[RemoteFile]:

@@ -4,9 +4,9 @@ import io
 import os
 from collections.abc import Generator
 from pathlib import Path, PosixPath
-from typing import Any
+from typing import Any, cast
 
-from megadeberta.remote.files import RemoteFile, remote_address
+from megadeberta.remote.files import RemoteFile, remote_address, spell
 
 
 class RemotePath(PosixPath):
@@ -17,7 +17,7 @@ class RemotePath(PosixPath):
 
     def __str__(self) -> str:
         protocol, _, rest = super().__str__().partition(":/")
-        return f"{protocol}://{rest}"
+        return spell(protocol, rest)
 
     def __fspath__(self) -> str:
         return str(self)
@@ -32,6 +32,10 @@ class RemotePath(PosixPath):
         found = remote_address(self)
         assert found is not None
         return found
+
+    def resolve(self, strict: bool = False) -> "RemotePath":
+        """Itself: an address has no links."""
+        return self
 
     def exists(self, **options: Any) -> bool:
         return self.remote.exists()
@@ -59,8 +63,8 @@ class RemotePath(PosixPath):
         Raises:
             OSError: whatever went wrong, at opening and at every read.
         """
-        stream = self.remote.open("rb")
-        return stream if "b" in mode else io.TextIOWrapper(io.BufferedReader(stream), "utf-8")
+        buffered = io.BufferedReader(cast(io.RawIOBase, self.remote.open("rb")))
+        return buffered if "b" in mode else io.TextIOWrapper(buffered, "utf-8")
 
     def read_bytes(self) -> bytes:
         return self.remote.read_whole()
