@@ -29,9 +29,11 @@ from megadeberta.data.tokenizer import VocabularyTokenizer
 from megadeberta.data_prep.parts import FOLDER
 from megadeberta.data_prep.report import REPORT
 from megadeberta.errors import DataError
+from megadeberta.remote.files import remote_address
 from megadeberta.storage import storage_errors, sync_folder, take_lock, temporary_path, write_file
 
 _LISTING = ".vocab"
+_NAMED = 5
 
 
 class OutputFolder:
@@ -49,8 +51,12 @@ class OutputFolder:
 
         Raises:
             StorageError: the folder cannot be made.
-            DataError: it is a file or the output of a training, or another run holds it.
+            DataError: it is a file, an address or the output of a training, or another run holds it.
         """
+        if address := remote_address(self.path, check=False):
+            raise DataError(
+                f"--output={address} is an address; give a folder of this machine, and upload what is in it"
+            )
         if self.path.exists() and not self.path.is_dir():
             raise DataError(f"--output={self.path} is a file; give a folder")
         if list_checkpoints(self.path / CHECKPOINTS_FOLDER):
@@ -72,7 +78,7 @@ class OutputFolder:
             os.close(descriptor)
 
     def is_finished(self, run_key: str, options: dict[str, Any], *, overwrite: bool) -> bool:
-        """Whether the folder already holds the whole result of this very run.
+        """Whether the folder already holds the whole result of this very run; what it left behind is removed then.
 
         Raises:
             DataError: it holds another finished set, or shards of unknown origin, and ``overwrite`` is not set.
@@ -82,6 +88,8 @@ class OutputFolder:
                 for prefix in self.prefixes.values():
                     if prefix == self.train or shard_file(prefix, "json").exists():
                         TokenShard.open(prefix).close()
+                # Of a run that was killed after its last rename.
+                shutil.rmtree(self.path / FOLDER, ignore_errors=True)
                 return True
             if not overwrite:
                 raise DataError(
@@ -91,8 +99,8 @@ class OutputFolder:
         strangers = [path.name for path in self._shard_files() if path.exists()]
         if strangers and not overwrite and not (self.path / FOLDER).exists():
             raise DataError(
-                f"--output={self.path} already has {', '.join(strangers)} and no manifest that says from what; choose "
-                "another folder, or --overwrite to replace them"
+                f"--output={self.path} already has {', '.join(strangers[:_NAMED])} and no manifest that says from "
+                "what; choose another folder, or --overwrite to replace them"
             )
         return False
 
@@ -184,9 +192,9 @@ class OutputFolder:
         return {split: read_manifest(path) for split, path in paths.items() if split == "train" or path.exists()}
 
     def _shard_files(self) -> list[Path]:
-        return [
-            shard_file(prefix, suffix) for prefix in (self.train, self.valid) for suffix in (*SUFFIXES, SOURCES_SUFFIX)
-        ]
+        prefixes = self.prefixes.values()
+        named = [shard_file(prefix, suffix) for prefix in prefixes for suffix in (*SUFFIXES, SOURCES_SUFFIX)]
+        return named + [path for prefix in prefixes for path in sorted(numbered_files(prefix))]
 
     def _recorded_key(self) -> str | None:
         try:

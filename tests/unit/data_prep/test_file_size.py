@@ -155,3 +155,19 @@ def test_sizes_are_read_as_people_write_them() -> None:
     for text in ("", "big", "-1", "0", "4X"):
         with pytest.raises(ConfigError, match=r"--max-file-size=.*such as 4G"):
             parse_size(text)
+
+
+def test_numbered_files_of_unknown_origin_are_not_replaced_unasked(sets: Path, prepared: Path, tmp_path: Path) -> None:
+    output = tmp_path / "set"
+    shutil.copytree(sets / "several", output)
+    (output / "train.json").unlink()
+    (output / "valid.json").unlink()
+    with pytest.raises(DataError, match=r"already has train-00000\.bin, .* and no manifest .* or --overwrite"):
+        run(output, prepared / "tokenizer" / "spm.model", max_file_bytes=LIMIT)
+    assert numbered_in(output) and not (output / "train.json").exists()
+
+
+def test_what_is_left_of_a_run_that_was_killed_at_its_very_end_is_removed(sets: Path, prepared: Path) -> None:
+    (sets / "several" / ".parts" / "x").mkdir(parents=True)
+    run(sets / "several", prepared / "tokenizer" / "spm.model", max_file_bytes=LIMIT)
+    assert not (sets / "several" / ".parts").exists()

@@ -97,3 +97,14 @@ def test_a_set_behind_an_address_becomes_a_part_of_a_local_one(uploaded: str, pr
     said("data", "merge", prepared, "--output", tmp_path / "here")
     for name in ("train.bin", "train.idx", "valid.bin", "train.json"):
         assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+
+
+@pytest.mark.parametrize("command", [("prep", SOTU, "--vocab-size", "500"), ("data", "sample", "--fraction", "0.5")])
+def test_an_address_to_write_to_is_refused(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str | Path, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [prepared] if command[0] == "data" else []
+    result = CliRunner().invoke(app, [*map(str, (*command, *given)), "--output", "memory://made"])
+    assert "--output=memory://made is an address; give a folder of this machine" in str(result.exception)
+    assert not os.listdir(tmp_path)
