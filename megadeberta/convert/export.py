@@ -91,10 +91,7 @@ def _kind_for(loaded: ModelSource, asked: ModelKind | None) -> ModelKind:
     if asked != ModelKind.GENERATOR:
         return asked
     if GENERATOR not in loaded.parts:
-        raise CheckpointError(
-            f"{loaded.folder}: has no generator (objective {loaded.objective.name} trains one model); export without "
-            "--model"
-        )
+        raise loaded.lacks(GENERATOR)
     return ModelKind.MLM
 
 

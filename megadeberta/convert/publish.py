@@ -41,8 +41,11 @@ def export_steps(run: Path, out: Path, **options: Any) -> dict[str, list[Finding
     """Every checkpoint that the run kept, oldest first, as ``out/step-N``; see :func:`export_checkpoint`.
 
     Raises:
+        ConfigError: ``out`` holds an export itself, which would be published together with those of the steps.
         CheckpointError: the run has none, and what an export raises.
     """
+    if (out / "config.json").exists():
+        raise ConfigError(f"{out}: holds an export, and --all-steps writes one folder per step; choose another folder")
     root = run / CHECKPOINTS_FOLDER
     names = sorted(list_checkpoints(root), key=lambda name: name.step)
     if not names:

@@ -76,6 +76,10 @@ class ModelSource:
             CheckpointError: the objective trains no such head, or only on next tokens.
         """
         layers = list_layers(self.config, self.objective)
+        head = self._mask_head(layers)
+        return self._part(head.part, [layer for layer in layers if layer is head or not layer.is_head])
+
+    def _mask_head(self, layers: Sequence[Layer]) -> MlmHead:
         objective = objective_of(self.objective)
         if objective.reads_left_to_right and "mlm_loss" not in objective.loss_weights(self.objective):
             raise CheckpointError(
@@ -89,7 +93,16 @@ class ModelSource:
                 f"{self.folder}: objective {self.objective.name} trains no head that predicts tokens; export the "
                 "encoder alone with --model backbone"
             )
-        return self._part(head.part, [layer for layer in layers if layer is head or not layer.is_head])
+        return head
+
+    def lacks(self, part: str) -> CheckpointError:
+        """What to tell who asks for a part that the objective does not train."""
+        try:
+            self._mask_head(list_layers(self.config, self.objective))
+            advice = "export without --model"
+        except CheckpointError:
+            advice = "export the encoder with --model backbone"
+        return CheckpointError(f"{self.folder}: has no {part} (objective {self.objective.name}); {advice}")
 
     def encoder_model(self) -> "ModelSource":
         """The encoder that training was for, with whole tables: of several parts, that of the last."""
@@ -104,9 +117,7 @@ class ModelSource:
         """
         layers = list_layers(self.config, self.objective)
         if not any(layer.part == DISCRIMINATOR for layer in layers):
-            raise CheckpointError(
-                f"{self.folder}: has no discriminator (objective {self.objective.name}); export with --model mlm"
-            )
+            raise self.lacks(DISCRIMINATOR)
         prefix = f"{DISCRIMINATOR}."
         differences = {n.removeprefix(prefix): t for n, t in self.weights.items() if n.endswith(".delta")}
         found = self._part(DISCRIMINATOR, layers)

@@ -23,7 +23,8 @@ def check_expected(path: Path, sha256: str, expected: str | None) -> None:
     if expected is not None and sha256 != expected:
         raise DataError(
             f"the shards were made with another tokenizer: they name SHA-256 {expected[:16]}…, and {path} has "
-            f"{sha256[:16]}…; set data.tokenizer to the one they were made with, or prepare them again"
+            f"{sha256[:16]}…; prepare the text with this one (`megadeberta prep TEXT --tokenizer {path}`), or give the "
+            "one that they were made with (in a recipe: data.tokenizer)"
         )
 
 

@@ -240,7 +240,9 @@ def test_evaluation_on_a_shard_of_another_vocabulary_is_refused(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == EXIT_USAGE
-    assert "error: the shards were made with another tokenizer" in capsys.readouterr().err
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "error: the shards were made with another tokenizer" in shown
+    assert f"prepare the text with this one (`megadeberta prep TEXT --tokenizer {folder / 'spm.model'}`)" in shown
 
 
 def test_a_damaged_objective_of_an_import_is_named(

@@ -307,7 +307,7 @@ def test_parts_of_different_models_are_refused(tmp_path: Path, spm: Path) -> Non
 def test_a_model_without_discriminator_exports_none(tmp_path: Path, spm: Path) -> None:
     config = small_config()
     write_checkpoint(tmp_path / "run", small_model(config), config, spm, step=1)
-    with pytest.raises(CheckpointError, match=r"has no discriminator \(objective mlm\); export with --model mlm"):
+    with pytest.raises(CheckpointError, match=r"has no discriminator \(objective mlm\); export without --model"):
         export_checkpoint(tmp_path / "run", tmp_path / "out", kind=ModelKind.DISCRIMINATOR)
 
 

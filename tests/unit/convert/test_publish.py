@@ -90,6 +90,15 @@ def test_every_kept_step_is_a_revision_and_the_last_is_main(run: Path, tmp_path:
     assert f"  hf upload OWNER/MODEL {tmp_path / 'out' / 'step-10'}\n" in shown
 
 
+def test_steps_do_not_go_into_an_export_that_would_be_published_with_them(run: Path, tmp_path: Path) -> None:
+    _export(run, tmp_path / "out")
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    for more in ((), ("--overwrite",)):
+        with pytest.raises(ConfigError, match=r"out: holds an export, and --all-steps writes one folder per step"):
+            _export(run, tmp_path / "out", "--all-steps", *more)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
+
+
 def test_a_failed_upload_leaves_the_export_and_says_how_to_go_on(run: Path, tmp_path: Path, hub: FakeHub) -> None:
     hub.failure = ConnectionError("no route\nto host")
     expected = (
