@@ -46,13 +46,18 @@ _Output = Annotated[
 ]
 _VocabSize = Annotated[int | None, typer.Option(help="Train a vocabulary of this many pieces, specials included.")]
 _VocabKind = Annotated[
-    VocabularyKind, typer.Option(help="Of a new vocabulary: as DeBERTa v2 and v3, as v1, or as BERT and CamemBERTaV2.")
+    VocabularyKind,
+    typer.Option(
+        metavar="KIND",
+        help="Of a new vocabulary: unigram as DeBERTa v2 and v3, bpe as v1, or wordpiece as BERT and CamemBERTaV2.",
+    ),
 ]
 _Normalizer = Annotated[
     Normalizer,
     typer.Option(
+        metavar="NAME",
         help="Of a unigram vocabulary: nmt_nfkc folds forms of characters and spaces, nmt_nfkc_cf case too; nfkc and "
-        "nfkc_cf leave invisible characters; identity changes nothing."
+        "nfkc_cf leave invisible characters; identity changes nothing.",
     ),
 ]
 _KeepZwnj = Annotated[
@@ -71,7 +76,12 @@ _Tokenizer = Annotated[
 _Valid = Annotated[list[Path] | None, typer.Option(help="Separate validation corpus; may be repeated.")]
 _ValidFraction = Annotated[float, typer.Option(help="Without --valid: fraction of documents held out; 0 = none.")]
 _ValidDocuments = Annotated[int | None, typer.Option(help="Without --valid: number of documents held out.")]
-_DocumentPer = Annotated[DocumentPer, typer.Option(help="What one document of a plain-text file is.")]
+_DocumentPer = Annotated[
+    DocumentPer,
+    typer.Option(
+        metavar="UNIT", help="What one document of a plain-text file is: a paragraph, line, file or wikitext article."
+    ),
+]
 _Format = Annotated[
     str,
     typer.Option(
@@ -85,6 +95,7 @@ _TextKeys = Annotated[
     typer.Option(
         "--text-key",
         "--json-key",
+        metavar="KEY",
         help='Key or column of the text ("text" unless given); "meta.text" is inside a record; several are joined.',
     ),
 ]

@@ -65,7 +65,7 @@ def command_line(names: Iterable[str] = tuple(COMMANDS)) -> typer.Typer:
         4. `megadeberta convert export runs/quickstart exported`
         """,
         epilog="Exit codes: 0 done; 2 something to change; 75 saved on a signal; 76 a rank hung; 77 not finite; 79 "
-        "storage; 80 a rank was lost. After 75, 76 and 80, run the same command again to resume.",
+        "storage; 80 a rank was lost; 81 replicas differ. After 75, 76 and 80, run the same command again to resume.",
         no_args_is_help=True,
         rich_markup_mode="markdown",
         pretty_exceptions_enable=False,

@@ -75,6 +75,11 @@ def print_line(console: Console, line: str | Text) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=not is_narrow)
 
 
+def say(line: str) -> None:
+    """Print a line of text, broken between words where the terminal is too narrow. Not for a command to be copied."""
+    print_line(Console(), line)
+
+
 def line_width(environ: Mapping[str, str]) -> int | None:
     """Columns for a line on standard error: of the terminal it is, or as COLUMNS says; None = as long as it likes."""
     if environ.get("COLUMNS", "").isdigit():

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megadeberta.config.plugins import PluginOption
+from megadeberta.config.terminal import say
 from megadeberta.config.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _publish(folders: list[Path], to: "Destination | None") -> None:
     else:
         with Waiting(f"uploading to {to.repo}"):
             address = push(named, to)
-        typer.echo(f"{address} is up to date: {', '.join(named)}")
+        say(f"{address} is up to date: {', '.join(named)}")
 
 
 @app.command("check")
@@ -287,7 +288,7 @@ def _print_findings(title: str, rows: list[tuple[str, str]]) -> None:
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    typer.echo(title)  # on a line of its own, which a narrow terminal does not cut
+    say(title)  # above the table, whose title would be cut where the terminal is narrow
     table = Table(*columns)
     for row in rows:
         table.add_row(*map(Text, row))

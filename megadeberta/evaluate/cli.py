@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megadeberta.config.plugins import PluginOption
+from megadeberta.config.terminal import say
 from megadeberta.config.waiting import Waiting
 from megadeberta.errors import ConfigError
 
@@ -101,7 +102,7 @@ def _score_pairs(path: Path, blimp: Path, *, most: int | None, batch_size: int, 
     if as_json:
         typer.echo(json.dumps({"weights": weights, "step": step, "blimp": vars(found)}, indent=2))
         return
-    typer.echo(weights + (f", step {step:,}" if step is not None else ""))
+    say(weights + (f", step {step:,}" if step is not None else ""))
     table = Table("BLiMP", "accuracy")
     table.columns[1].justify = "right"
     for group in (found.paradigms, found.phenomena, found.fields):
@@ -114,7 +115,7 @@ def _score_pairs(path: Path, blimp: Path, *, most: int | None, batch_size: int, 
 
 def _show(scores: Mapping[str, float], title: str) -> None:
     """The weights in a line that a narrow terminal leaves whole, and the scores as a table."""
-    typer.echo(title)
+    say(title)
     table = Table("score", "value")
     table.columns[1].justify = "right"
     for name, value in scores.items():

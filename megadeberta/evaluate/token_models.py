@@ -58,16 +58,17 @@ class TransformersModel:
         Raises:
             CheckpointError: transformers cannot load it, it is no masked model, or has no tokenizer with a mask.
         """
-        from transformers import AutoModelForMaskedLM, AutoTokenizer, logging
+        from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        from megadeberta.convert.quiet import quiet_transformers
+
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
-            self._model, info = AutoModelForMaskedLM.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, **options
-            )
+            with quiet_transformers():
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
+                self._model, info = AutoModelForMaskedLM.from_pretrained(
+                    folder, dtype=torch.float32, output_loading_info=True, **options
+                )
         except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{folder}: transformers cannot load it as a masked model ({reason})") from None

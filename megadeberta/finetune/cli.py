@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from megadeberta.config.plugins import PluginOption
-from megadeberta.config.terminal import fitting_table, table_console
+from megadeberta.config.terminal import fitting_table, say, table_console
 from megadeberta.config.waiting import Waiting
 from megadeberta.convert.published_folder import check_free
 from megadeberta.errors import ConfigError
@@ -158,8 +160,10 @@ def _existing(data: Path) -> Path:
 
 
 def _list_tasks() -> None:
+    table = Table.grid(padding=(0, 2))
     for name, found in TASKS.items():
-        typer.echo(f"{name:16} {found.summary} [{found.main}]")
+        table.add_row(Text(name, no_wrap=True), Text(found.summary), Text(found.main, no_wrap=True))
+    table_console().print(table)
 
 
 def _show(results: "Results", target: Path, *, as_json: bool) -> None:
@@ -174,5 +178,5 @@ def _show(results: "Results", target: Path, *, as_json: bool) -> None:
     console.print(fitting_table(console, rows, choices=(header, narrow)))
     kept = results.kept()
     for name, metrics in kept.metrics.items():
-        typer.echo(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items()))
-    typer.echo(f"{target} holds seed {kept.seed}, epoch {kept.best_epoch:g}: load it with transformers")
+        say(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items()))
+    say(f"{target} holds seed {kept.seed}, epoch {kept.best_epoch:g}: load it with transformers")

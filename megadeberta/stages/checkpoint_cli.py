@@ -7,6 +7,7 @@ import typer
 
 from megadeberta.checkpoint.cli import OutputDir, app
 from megadeberta.config.plugins import PluginOption
+from megadeberta.config.terminal import say
 from megadeberta.config.waiting import Waiting
 
 __all__ = ["app"]
@@ -41,4 +42,4 @@ def average_command(
 
         fractions = average_checkpoints(output_dir, out, last=last, ema=ema, overwrite=overwrite)
     shown = ", ".join(f"{folder.name} {fraction:.4f}" for folder, fraction in fractions.items())
-    typer.echo(f"{out} is written: {shown}")
+    say(f"{out} is written: {shown}")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from megadeberta.config.plugins import PluginOption
+from megadeberta.config.terminal import say
 from megadeberta.config.waiting import Waiting
 
 Start = Annotated[
@@ -53,7 +54,7 @@ def cooldown(
             plugins=plugin or (),
         )
     last = stage.config.training.steps
-    typer.echo(f"{stage.recipe} is written: steps {stage.step + 1} to {last} after {stage.parent}")
+    say(f"{stage.recipe} is written: steps {stage.step + 1} to {last} after {stage.parent}")
     typer.echo(f"start it with: megadeberta launch {stage.recipe}")
 
 
@@ -88,5 +89,5 @@ def extend(
             plugins=plugin or (),
         )
     tokens = stage.config.engine.global_batch * length
-    typer.echo(f"{stage.recipe} is written: {steps} steps of {tokens:,} tokens from {stage.parent}")
+    say(f"{stage.recipe} is written: {steps} steps of {tokens:,} tokens from {stage.parent}")
     typer.echo(f"start it with: megadeberta launch {stage.recipe}")

@@ -7,14 +7,17 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from typer.main import get_command
+from typer.testing import CliRunner
 
 import megadeberta
-from megadeberta import cli
+from megadeberta import cli, errors
 from megadeberta.errors import (
     CheckpointError,
     ConfigError,
@@ -154,6 +157,37 @@ def test_help_costs_less_than_a_second_of_processor_time() -> None:
 def test_help_of_every_command_has_an_example(name: str) -> None:
     text = " ".join((_all_commands()[name].help or "").split())
     assert f"megadeberta {name} " in text, f"no example in the help of {name}"
+
+
+@pytest.mark.parametrize("name", ["", *sorted(_all_commands())])
+def test_help_is_whole_at_80_columns_and_names_every_option_and_choice(name: str) -> None:
+    command = _all_commands()[name] if name else get_command(cli.app)
+    shown = CliRunner().invoke(cli.app, [*name.split(), "--help"], env={"COLUMNS": "80"}).output
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    visible = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
+    assert [p.name for p in visible if not getattr(p, "help", None)] == []
+    options = [option for parameter in visible for option in parameter.opts if option.startswith("--")]
+    assert [option for option in options if option not in shown] == []
+    # A metavar of ours hides the choices, so the text has them.
+    assert [
+        choice
+        for parameter in visible
+        if parameter.metavar and isinstance(parameter.default, StrEnum)
+        for choice in type(parameter.default)
+        if not re.search(rf"\b{re.escape(choice)}\b", shown)
+    ] == []
+
+
+def test_exit_codes_are_the_same_in_every_text() -> None:
+    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    page = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    in_table = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    assert in_table == codes | {0, 1}
+    everyday = codes - {errors.EXIT_INTERRUPTED}  # three Ctrl-C
+    root = get_command(cli.app)
+    for text in (root.epilog, _all_commands()["train"].help):
+        assert {int(code) for code in re.findall(r"[:;] (\d+) [a-z]", " ".join(text.split()))} == everyday | {0}
 
 
 def test_output_that_nobody_reads_is_no_error() -> None:

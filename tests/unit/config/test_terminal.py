@@ -29,7 +29,7 @@ from megadeberta.checkpoint.manifest import (
 from megadeberta.cli import app
 from megadeberta.config import waiting
 from megadeberta.config.cli import _complete_recipe
-from megadeberta.config.terminal import fitting_table, line_width, print_line, wrap_items
+from megadeberta.config.terminal import fitting_table, line_width, print_line, say, wrap_items
 from megadeberta.config.waiting import Waiting, counted
 from megadeberta.observability.logs import set_up_logging
 from megadeberta.observability.progress import Rates, format_progress
@@ -69,6 +69,27 @@ def test_a_line_is_broken_between_words_on_a_terminal_only(is_narrow: bool, monk
     print_line(console, line)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert (max(map(len, lines)) <= 40) == is_narrow
+    assert " ".join(each.strip() for each in lines) == line
+
+
+def test_the_list_of_tasks_fits_a_terminal_of_80_columns() -> None:
+    done = CliRunner().invoke(app, ["finetune", "list"], env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.output.splitlines())) <= 80
+    assert "…" not in done.output
+    assert re.search(r"multiple-choice +your table: context, question, choices \(a list\), +accuracy", done.output)
+
+
+@pytest.mark.parametrize("is_narrow", [True, False])
+def test_what_a_command_says_is_broken_between_words_on_a_terminal_only(
+    is_narrow: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if is_narrow:
+        monkeypatch.setenv("COLUMNS", "60")
+    line = "runs/cooled/cooldown.json is written: steps 61 to 80 after runs/base/checkpoints/step-60"
+    say(line)
+    lines = capsys.readouterr().out.splitlines()
+    assert (max(map(len, lines)) <= 60) == is_narrow
     assert " ".join(each.strip() for each in lines) == line
 
 
