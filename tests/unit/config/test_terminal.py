@@ -31,6 +31,8 @@ from megadeberta.config import waiting
 from megadeberta.config.cli import _complete_recipe
 from megadeberta.config.terminal import fitting_table, line_width, print_line, say, wrap_items
 from megadeberta.config.waiting import Waiting, counted
+from megadeberta.data_prep.fetch import CORPORA, complete_corpus
+from megadeberta.finetune.options import complete_task
 from megadeberta.observability.logs import set_up_logging
 from megadeberta.observability.progress import Rates, format_progress
 
@@ -261,6 +263,13 @@ def test_the_shell_completes_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert _complete_recipe("quiet/") == ["quiet/mine.json"]
     assert "clusters/deberta-large-1x8" in _complete_recipe("clusters/deberta-l")
     assert _complete_recipe("none/such") == []
+
+
+def test_completion_offers_tasks_and_corpora() -> None:
+    assert complete_task("sst") == ["sst-2"]
+    assert complete_task("li") == ["list"]
+    assert complete_corpus("") == list(CORPORA)
+    assert complete_corpus("none") == []
 
 
 def test_completion_answers_through_the_command_and_imports_what_is_typed() -> None:
