@@ -12,6 +12,7 @@ import numpy as np
 
 from megadeberta.data.block_cache import CacheSettings
 from megadeberta.data.indexed import TokenShard
+from megadeberta.data.missing import check_prepared_folder
 from megadeberta.data.shard_files import SUFFIXES, check_prefix, shard_file
 from megadeberta.data.shard_manifest import ShardSource
 from megadeberta.data.source_list import read_sources
@@ -33,8 +34,8 @@ def locate(folder: Path) -> tuple[OutputFolder, dict[str, Path]]:
     output = OutputFolder(folder)
     if isinstance(folder, RemotePath):
         check_prefix(output.train)  # a server of files need not know folders
-    elif not folder.is_dir():
-        raise DataError(f"{folder}: {'is a file' if folder.exists() else 'not found'}; give the --output of a prep")
+    else:
+        check_prepared_folder(folder)
     prefixes = {
         split: prefix
         for split, prefix in output.prefixes.items()

@@ -34,12 +34,40 @@ def find_missing(data: DataConfig) -> list[Missing]:
     return [*_missing_shards(data), *_missing_tokenizer(data)]
 
 
+def check_prepared_folder(folder: Path) -> None:
+    """Refuse a folder that `megadeberta prep` did not write, before anything in it is opened.
+
+    Raises:
+        DataError: it is missing, a file, or holds no training documents.
+    """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        meant = f"; did you mean {folder.parent}?" if shard_exists(folder) else ""
+        raise DataError(
+            f"{folder} {what}; give the --output folder of `megadeberta prep`, which holds {TRAIN_NAME}.bin{meant}"
+        )
+    if not shard_exists(folder / TRAIN_NAME):
+        raise DataError(
+            f"{folder} holds no {TRAIN_NAME}.bin, .idx and .json: no `megadeberta prep` has finished in it; "
+            f"if it holds text, run `megadeberta prep {folder} --vocab-size 32000 --output OTHER` first and give OTHER"
+        )
+
+
 def is_unprepared(data: DataConfig) -> bool:
     """Whether nothing of it exists, nor anything of a similar name: the data is still to be prepared, or elsewhere."""
     prefixes = [*data.train_prefixes.values(), *data.valid_prefixes.values()]
     if any(map(shard_exists, prefixes)) or data.tokenizer.exists():
         return False
+    if any(prefix.name == TRAIN_NAME and _holds_something_else(prefix.parent) for prefix in prefixes):
+        return False
     return not any(missing.suggestion for missing in find_missing(data))
+
+
+def _holds_something_else(folder: Path) -> bool:
+    """Whether a folder has files, and `megadeberta prep` is not at work in it: it is that of the text, say."""
+    if isinstance(folder, RemotePath) or not folder.is_dir() or (folder / TOKENIZER_FOLDER).exists():
+        return False
+    return any(entry.is_file() and not entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def check_nothing_is_missing(data: DataConfig) -> None:

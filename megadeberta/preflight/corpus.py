@@ -5,6 +5,7 @@ from pathlib import Path
 
 from megadeberta.config.set_files import TOKENIZER_FOLDER, TRAIN_NAME, VALID_NAME, shard_exists, tokenizer_in
 from megadeberta.data.check import vocabulary_size
+from megadeberta.data.missing import check_prepared_folder
 from megadeberta.data.shard_files import shard_file
 from megadeberta.data.shard_manifest import read_manifest
 from megadeberta.errors import DataError
@@ -29,14 +30,7 @@ def read_corpus(folder: Path) -> Corpus:
     Raises:
         DataError: it is no such folder, or not a finished one.
     """
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"{folder} {what}; give the --output folder of `megadeberta prep`, which holds train.bin")
-    if not shard_exists(folder / TRAIN_NAME):
-        raise DataError(
-            f"{folder} holds no {TRAIN_NAME}.bin, .idx and .json: it is not a folder that `megadeberta prep` wrote; "
-            f"if it holds text, run `megadeberta prep {folder} --vocab-size 32000 --output OTHER` first and give OTHER"
-        )
+    check_prepared_folder(folder)
     manifest = read_manifest(shard_file(folder / TRAIN_NAME, "json"))
     if not manifest.num_tokens:
         raise DataError(f"{folder / TRAIN_NAME} holds no tokens; prepare it again from a corpus that is not empty")

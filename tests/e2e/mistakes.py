@@ -264,6 +264,11 @@ MISTAKES: dict[str, tuple[Case, str]] = {
         r"nothing fits: .*use more GPUs or larger ones",
     ),
     "recipe for raw text": (lambda f, p: ["init", "--data", str(f)], r"holds no train.bin.*run `megadeberta prep"),
+    "look into raw text": (lambda f, p: ["data", "inspect", str(f)], r"holds no train.bin.*run `megadeberta prep"),
+    "dry run on raw text": (
+        lambda f, p: ["train", "quickstart", "--dry-run", "--set", f"data.folder={SOTU.parent}"],
+        r"data.train=\S*/train: train.bin, .idx and .json do not exist",
+    ),
     "recipe for nothing": (words("init --data nowhere"), r"nowhere does not exist; give the --output folder"),
     "report of no run": (lambda f, p: ["report", str(f)], r"holds no metrics.jsonl with training steps"),
     "report of a file": (_run_with("report", "RUN/metrics.jsonl"), r"metrics.jsonl is a file; give a run's"),

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from megadeberta.config.data import DataConfig
-from megadeberta.data.missing import check_nothing_is_missing, find_missing, is_unprepared, suggest_path
+from megadeberta.data.missing import (
+    check_nothing_is_missing,
+    check_prepared_folder,
+    find_missing,
+    is_unprepared,
+    suggest_path,
+)
 from megadeberta.errors import DataError
 
 
@@ -69,6 +75,20 @@ def test_nothing_at_all_is_another_thing_than_something_missing(corpora: Path) -
     assert not is_unprepared(_data(corpora / "none", tokenizer="sotu/tokenizer/spm.model"))
     assert not is_unprepared(_data(corpora / "sotuu"))
     check_nothing_is_missing(_data(corpora / "sotu"))
+    (corpora / "texts").mkdir()
+    assert is_unprepared(_data(corpora / "texts")), "a folder for it may be there already"
+    (corpora / "texts" / "speeches.txt").write_text("One document.")
+    assert not is_unprepared(_data(corpora / "texts")), "the text itself was given"
+    (corpora / "texts" / "tokenizer").mkdir()
+    assert is_unprepared(_data(corpora / "texts")), "`megadeberta prep` is at work in it"
+
+
+def test_what_is_no_prepared_folder_is_told_from_one(corpora: Path) -> None:
+    check_prepared_folder(corpora / "sotu")
+    with pytest.raises(DataError, match=r"sotu/train does not exist; .*did you mean \S*/sotu\?$"):
+        check_prepared_folder(corpora / "sotu" / "train")
+    with pytest.raises(DataError, match=r"tokenizer holds no train\.bin.*run `megadeberta prep \S+ --vocab-size"):
+        check_prepared_folder(corpora / "sotu" / "tokenizer")
 
 
 def test_a_path_with_a_mistake_in_every_part_is_found(corpora: Path) -> None:

@@ -123,7 +123,7 @@ def test_mistakes_are_refused_before_anything_is_written(lines: Path, prepared: 
             sample_set(one, Target(lines), fraction=0.5, stages=QUIET)
         with pytest.raises(DataError, match=r"train would have no document; raise the fraction"):
             sample_set(one, Target(output), fraction=1e-9, stages=QUIET)
-    with pytest.raises(DataError, match=r"nothing: not found; give a prepared folder"):
+    with pytest.raises(DataError, match=r"nothing does not exist; give the --output folder of `megadeberta prep`"):
         FinishedSet(tmp_path / "nothing")
     shutil.copytree(lines, tmp_path / "other")
     train_vocabulary(tmp_path / "other" / "tokenizer" / "spm.model", vocab_size=700)
@@ -153,7 +153,7 @@ def test_a_command_that_is_stopped_leaves_nothing_that_looks_whole(
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(derived_sets, "write_report", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
             sample_set(one, Target(output), fraction=0.5, stages=QUIET)
-        with pytest.raises(DataError, match=r"train\.json: not found|no shard here"):
+        with pytest.raises(DataError, match=r"holds no train\.bin.*has finished in it"):
             verify_set(output)
         sample_set(one, Target(output), fraction=0.5, stages=QUIET)
     verify_set(output)
