@@ -5,6 +5,7 @@ file that a killed run need not make again. A band is read in pieces by the valu
 with the number of documents.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megadeberta.data_prep.near.sketches import BANDS, COMPARED, RUN_WORDS, SketchFiles
+from megadeberta.data_prep.near.sketches import BANDS, COMPARED, RUN_WORDS, WORDS_COMPARED, SketchFiles
 from megadeberta.storage import PendingFile
 
 _PIECE = 1 << 20
@@ -45,15 +46,20 @@ class LinkContext:
         return (range(first, min(first + size, BANDS)) for first in range(0, BANDS, size))
 
 
-def needed_matches(similarity: float) -> int:
-    """Of ``COMPARED`` bytes as many must be equal.
+def needed_matches(similarity: float) -> tuple[int, int]:
+    """How many of the bytes for runs, and of those for words, must be equal.
 
     A run of words is untouched where all its words are, which gives the overlap of the runs (as Mash does, Ondov et al.
     2016); and one of 256 bytes is equal by chance.
     """
-    both = similarity**RUN_WORDS
+    runs, words = _equal_fraction(similarity**RUN_WORDS), _equal_fraction(similarity)
+    return math.ceil(COMPARED * runs), math.ceil(WORDS_COMPARED * words)
+
+
+def _equal_fraction(both: float) -> float:
+    """Equal bytes of two documents that have this fraction in common, of as much in each."""
     overlap = both / (2 - both)
-    return int(np.ceil(COMPARED * (overlap + (1 - overlap) / 256)))
+    return overlap + (1 - overlap) / 256
 
 
 def find_links(context: LinkContext, bands: range) -> range:
@@ -107,7 +113,9 @@ def _pieces(files: SketchFiles, band: int) -> Iterator[tuple[np.ndarray, np.ndar
             yield found[order], of[order]
 
 
-def _similar(files: SketchFiles, hashes: np.ndarray, documents: np.ndarray, *, needed: int) -> Iterator[np.ndarray]:
+def _similar(
+    files: SketchFiles, hashes: np.ndarray, documents: np.ndarray, *, needed: tuple[int, int]
+) -> Iterator[np.ndarray]:
     """Each document with the nearest one before it that has the same hash and is similar: ``[P, 2]``."""
     waits = np.ones(len(hashes), dtype=bool)
     for back in range(1, _NEIGHBOURS + 1):
@@ -118,7 +126,9 @@ def _similar(files: SketchFiles, hashes: np.ndarray, documents: np.ndarray, *, n
             some = places[start : start + _PAIRS]
             pairs = np.stack([documents[some - back], documents[some]], axis=1)
             rows = files.compared()
-            is_similar = (rows[pairs[:, 0]] == rows[pairs[:, 1]]).sum(axis=1) >= needed
+            is_equal = rows[pairs[:, 0]] == rows[pairs[:, 1]]
+            runs, words = is_equal[:, :COMPARED].sum(axis=1), is_equal[:, COMPARED:].sum(axis=1)
+            is_similar = (runs >= needed[0]) & (words >= needed[1])
             del rows
             waits[some[is_similar]] = False
             yield pairs[is_similar]

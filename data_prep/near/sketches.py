@@ -1,8 +1,11 @@
 """MinHash sketches of documents, made from the tokens of finished parts.
 
-What is compared are runs of three words, where a word is what masking takes for one: its tokens together, and in
-scripts without spaces every token alone. D documents, T tokens, U words, N runs; B bands of R rows, so that a sketch
-has B * R numbers of 32 bits. rensa computes them.
+What is compared are runs of three words, and words alone, where a word is what masking takes for one: its tokens
+together, and in scripts without spaces every token alone. D documents, T tokens, U words, N runs; B bands of R rows, so
+that a sketch has B * R numbers of 32 bits for the runs, and W for the words. rensa computes them.
+
+Words alone tell an edited copy from a text that shares a long passage and nothing else, such as the footer of a site:
+half a text in one piece has as many equal runs as three quarters of it in small ones.
 """
 
 import contextlib
@@ -24,9 +27,12 @@ BANDS, ROWS = 100, 3
 """Documents whose runs overlap by J (of their union) agree in one band at least with probability 1 - (1 - J^R)^B."""
 COMPARED = 256
 """Numbers of a sketch of which one byte is kept, for comparing two documents that agree in a band."""
+WORDS_COMPARED = 128
+"""W: numbers for the words of which one byte is kept."""
 _FEWEST_WORDS = 10
 """A shorter document is one run: headings and captions that differ in a word or a number are not the same."""
-_SEED = 0x6D656761
+_SEED, _WORD_SEED = 0x6D656761, 0x776F7264
+_ROW_BYTES = COMPARED + WORDS_COMPARED
 _CHUNK_TOKENS, _CHUNK_DOCUMENTS = 1 << 19, 2048
 _POWERS = np.array([pow(0x9E3779B97F4A7C15, place, 1 << 64) for place in range(1, 33)], dtype=np.uint64)
 _BAND_FACTORS = np.array([0xD6E8FEB86659FD93, 0xA0761D6478BD642F, 0xE7037ED1A0B428DB], dtype=np.uint64)
@@ -42,7 +48,7 @@ class SketchFiles:
     @property
     def num_bytes(self) -> int:
         """Room that they take."""
-        return self.num_documents * (COMPARED + 4 * BANDS)
+        return self.num_documents * (_ROW_BYTES + 4 * BANDS)
 
     def create(self) -> None:
         """Make the files at their full size, and leave what is in them.
@@ -52,7 +58,7 @@ class SketchFiles:
         """
         with storage_errors(self.folder, needed=self.num_bytes):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path, size in ((self._bytes, COMPARED), (self._bands, 4 * BANDS)):
+            for path, size in ((self._bytes, _ROW_BYTES), (self._bands, 4 * BANDS)):
                 with path.open("ab") as file:
                     file.truncate(self.num_documents * size)
 
@@ -87,8 +93,8 @@ class SketchFiles:
         return np.fromfile(self._bands, dtype="<u4", offset=offset, count=stop - start)
 
     def compared(self) -> np.ndarray:
-        """``[D, COMPARED]`` uint8, mapped: drop it soon, or the pages that were read stay."""
-        return np.memmap(self._bytes, dtype=np.uint8, mode="r", shape=(self.num_documents, COMPARED))
+        """``[D, COMPARED + W]`` uint8, mapped: drop it soon, or the pages that were read stay."""
+        return np.memmap(self._bytes, dtype=np.uint8, mode="r", shape=(self.num_documents, _ROW_BYTES))
 
 
 @dataclass(frozen=True)
@@ -100,9 +106,10 @@ class SketchWriter:
     num_documents: int
 
     def write(self, first: int, numbers: np.ndarray) -> None:
-        """``numbers``: ``[D, B * R]`` uint32 of the documents ``first`` and after."""
-        _write_all(self.sketches, numbers[:, :COMPARED].astype(np.uint8).tobytes(), first * COMPARED)
-        for band, column in enumerate(band_hashes(numbers).T):
+        """``numbers``: ``[D, B * R + W]`` uint32 of the documents ``first`` and after."""
+        compared = np.concatenate([numbers[:, :COMPARED], numbers[:, BANDS * ROWS :]], axis=1)
+        _write_all(self.sketches, compared.astype(np.uint8).tobytes(), first * _ROW_BYTES)
+        for band, column in enumerate(band_hashes(numbers[:, : BANDS * ROWS]).T):
             _write_all(self.bands, column.astype("<u4").tobytes(), 4 * (band * self.num_documents + first))
 
 
@@ -159,24 +166,29 @@ def _chunks(lengths: np.ndarray, tokens: np.ndarray) -> Iterator[tuple[slice, np
 
 
 def sketches(tokens: np.ndarray, lengths: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """``[D, B * R]`` uint32.
+    """``[D, B * R + W]`` uint32.
 
     Args:
         tokens: ``[T]``, the documents back to back.
         lengths: ``[D]``, at least 1 each.
         kinds: ``PieceKind`` of every id.
     """
+    words, num_words = document_words(tokens, lengths, kinds)
+    of_runs = _digest(*document_runs(words, num_words), BANDS * ROWS, _SEED)
+    return np.concatenate([of_runs, _digest(words, num_words, WORDS_COMPARED, _WORD_SEED)], axis=1)
+
+
+def _digest(hashes: np.ndarray, counts: np.ndarray, size: int, seed: int) -> np.ndarray:
     from rensa import RMinHash
 
-    runs, counts = document_runs(tokens, lengths, kinds)
     offsets = np.zeros(len(counts) + 1, dtype=np.uint64)
     np.cumsum(counts, out=offsets[1:])
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(runs, offsets, BANDS * ROWS, _SEED)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, size, seed)
     return np.array(matrix.to_rows(), dtype=np.uint32)
 
 
-def document_runs(tokens: np.ndarray, lengths: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes ``[N]`` of the runs of all documents, and how many each has ``[D]``: at least one.
+def document_words(tokens: np.ndarray, lengths: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes ``[U]`` of the words of all documents, and how many each has ``[D]``.
 
     Args:
         tokens, lengths, kinds: as of ``sketches``.
@@ -186,8 +198,16 @@ def document_runs(tokens: np.ndarray, lengths: np.ndarray, kinds: np.ndarray) ->
     opens[begins] = True
     starts = np.flatnonzero(opens)  # [U]
     words = _joined(_TOKEN_HASHES.of(tokens), starts)
-    first_words = np.searchsorted(starts, begins)  # [D]
-    num_words = np.diff(first_words, append=len(words))
+    return words, np.diff(np.searchsorted(starts, begins), append=len(words))
+
+
+def document_runs(words: np.ndarray, num_words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes ``[N]`` of the runs of all documents, and how many each has ``[D]``: at least one.
+
+    Args:
+        words, num_words: from ``document_words``.
+    """
+    first_words = np.cumsum(num_words) - num_words  # [D]
     is_short = num_words < _FEWEST_WORDS
     runs = np.concatenate([run_hashes(words, RUN_WORDS), np.zeros(RUN_WORDS - 1, np.uint64)])[: len(words)]
     runs[first_words[is_short]] = _joined(words, first_words)[is_short]
