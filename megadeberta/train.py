@@ -39,6 +39,7 @@ from megadeberta.engine.same_start import check_same_start
 from megadeberta.engine.schedule import learning_rate_factor
 from megadeberta.engine.signals import StopFlag
 from megadeberta.engine.state.run_checkpoints import RunCheckpoints, find_own_checkpoint, run_record
+from megadeberta.engine.step import Flags
 from megadeberta.errors import EXIT_PREEMPTED, CheckpointError
 from megadeberta.observability.journal import Journal, open_journal
 from megadeberta.observability.logs import set_up_logging
@@ -152,16 +153,15 @@ class _Run:
             self._measure()
             self._started = time.monotonic()
             for item in heartbeat.steps(self.stepper.clock.waited_for(batches), first=self.done + 1):
-                targets, stop_now, is_writing = self.stepper.share_counts(
-                    item.micro_batches, stop_requested=stop.requested, is_writing=self.checkpoints.is_writing
-                )
+                flags = Flags(stop.requested, self.checkpoints.is_writing, self.checkpoints.is_due_by_time)
+                targets, any_rank = self.stepper.share_counts(item.micro_batches, flags)
                 self._finish_step()
-                if stop_now:
+                if any_rank.stops:
                     return self._stop()
-                if not is_writing and self.checkpoints.advance():
+                if not any_rank.writes and self.checkpoints.advance():
                     self._started = time.monotonic()
                 self._launch_step(item, targets)
-                self._do_what_is_due(item.step + 1)
+                self._do_what_is_due(item.step + 1, saves=any_rank.saves)
             heartbeat.enter(Phase.END, self.done)
             output = self.config.training.output_dir
             self.journal.note(f"done after step {self.done}; checkpoints and curves are in {output}")
@@ -174,11 +174,14 @@ class _Run:
         self.journal.note(f"stopped and saved after step {self.done}; the same command resumes")
         return EXIT_PREEMPTED
 
-    def _do_what_is_due(self, number: int) -> None:
-        """Compare, validate, save after step ``number``, which was just launched, where it is time for that."""
+    def _do_what_is_due(self, number: int, *, saves: bool) -> None:
+        """Compare, validate, save after step ``number``, which was just launched, where it is time for that.
+
+        ``saves``: by the clock it is.
+        """
         training, is_last = self.config.training, number == self.config.training.steps
         validates = number % training.eval_interval == 0 or is_last
-        saves = number % self.config.checkpoint.interval == 0 or is_last
+        saves = saves or number % self.config.checkpoint.interval == 0 or is_last
         compares = self.replicas is not None and (saves or number % self.replicas.every == 0)
         if not (validates or saves or compares):
             return

@@ -84,6 +84,9 @@ class CheckpointConfig(Section):
     """When to save, how many to keep."""
 
     interval: int = Field(1000, gt=0, description="optimizer steps between checkpoints; the last step saves too")
+    minutes: float | None = Field(
+        None, gt=0, description="save too when so many minutes have passed since the last checkpoint; null = by steps"
+    )
     keep_last: int = Field(2, ge=1, description="older checkpoints are removed; at least one intact one is always kept")
     keep_every: int | None = Field(
         None, gt=0, description="checkpoints whose step is a multiple of it stay, beside the last ones; null = none"

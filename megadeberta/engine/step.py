@@ -9,6 +9,7 @@ Shapes: B micro batch · L length · Q target rows per sequence.
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import deepspeed
 import torch
@@ -28,6 +29,20 @@ from megadeberta.topology import Topology
 
 _BLANK_LENGTH = 8
 """Tokens of a blank batch on each tensor-parallel rank: these may share them."""
+
+
+class Flags(NamedTuple):
+    """What a rank says of itself at the start of a step; shared, whether any rank does."""
+
+    stops: bool = False
+    """It was asked to stop."""
+    writes: bool = False
+    """It writes its part of a checkpoint."""
+    saves: bool = False
+    """By its clock a checkpoint is due."""
+
+
+NO_FLAGS = Flags()
 
 
 class Stepper(ABC):
@@ -71,19 +86,17 @@ class Stepper(ABC):
         # Taken now: a resumed optimizer brings the groups' settings of the run that saved it.
         self._lr_scales = [group["lr_scale"] for group in engine.optimizer.param_groups]
 
-    def share_counts(
-        self, micro_batches: Sequence[Batch], *, stop_requested: bool, is_writing: bool = False
-    ) -> tuple[dict[str, int], bool, bool]:
-        """Targets of every loss term in the global batch, whether any rank was asked to stop, and whether any writes
-        its part of a checkpoint. One all-reduce over the world, in which one of the ranks that have the same samples
-        counts them. The hosts alone take part: the devices may still be busy with the last step."""
+    def share_counts(self, micro_batches: Sequence[Batch], flags: Flags = NO_FLAGS) -> tuple[dict[str, int], Flags]:
+        """Targets of every loss term in the global batch, and what any rank says of itself. One all-reduce over the
+        world, in which one of the ranks that have the same samples counts them. The hosts alone take part: the devices
+        may still be busy with the last step."""
         names = [name for update in self.updates for name in update.weights]
         counted = micro_batches if self.place.stage == 0 and self.place.tensor == 0 else ()
         mine = [sum(int(_count_targets(name, batch)) for batch in counted) for name in names]
-        shared = torch.tensor([*mine, int(stop_requested), int(is_writing)])
+        shared = torch.tensor([*mine, *map(int, flags)])
         distributed.all_reduce(shared, group=self._host_group)
-        *counts, stop, writing = shared.tolist()
-        return dict(zip(names, counts, strict=True)), bool(stop), bool(writing)
+        counts, found = shared.tolist()[: len(names)], shared.tolist()[len(names) :]
+        return dict(zip(names, counts, strict=True)), Flags(*map(bool, found))
 
     def train_step(
         self, micro_batches: Sequence[Batch], *, step: int, targets: Mapping[str, int], lr: float

@@ -221,7 +221,7 @@ def train_steps(assembly: Assembly, layout: Layout, steps: Iterable[int]) -> lis
     stepper, trace = assembly.stepper, []
     for step in steps:
         batches = micro_batches(layout, step, assembly.data_rank)
-        targets, *_ = stepper.share_counts(batches, stop_requested=False)
+        targets, _ = stepper.share_counts(batches)
         result = stepper.train_step(batches, step=step, targets=targets, lr=layout.lr)
         trace.append((result.loss, result.grad_norm))
     return trace

@@ -27,7 +27,7 @@ def _poisoned_steps(rank: int, world_size: int, layout: Layout, poisons: tuple[s
     """One clean step, then some that are poisoned on the last rank only; of each (error text, weights unchanged)."""
     stepper = build(layout).stepper
     batches = micro_batches(layout, 0, rank)
-    targets, *_ = stepper.share_counts(batches, stop_requested=False)
+    targets, _ = stepper.share_counts(batches)
     stepper.train_step(batches, step=0, targets=targets, lr=layout.lr)
     before = gather_weights(stepper.engine)
     found = []

@@ -40,7 +40,7 @@ def _train(rank: int, world_size: int, layout: Layout) -> tuple[list[float], lis
                 batch = full_batch(VARIANTS[layout.variant][0], length=LENGTH, step=step)
             size, starts = layout.micro_batch, range(0, layout.batch, layout.micro_batch)
             own = [rows(batch, start, start + size) for start in starts][assembly.data_rank :: layout.data]
-            targets, *_ = stepper.share_counts(own, stop_requested=False)
+            targets, _ = stepper.share_counts(own)
             losses.append(stepper.train_step(own, step=step, targets=targets, lr=layout.lr).loss)
     return losses, masks
 

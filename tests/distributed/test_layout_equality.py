@@ -21,7 +21,7 @@ def test_a_run_does_not_depend_on_the_layout(layout: Layout) -> None:
 
 def _train_on_one_batch(rank: int, world_size: int, layout: Layout) -> list[float]:
     stepper, batches = build(layout).stepper, micro_batches(layout, 0, rank)
-    targets, *_ = stepper.share_counts(batches, stop_requested=False)
+    targets, _ = stepper.share_counts(batches)
     return [stepper.train_step(batches, step=step, targets=targets, lr=layout.lr).loss for step in range(20)]
 
 

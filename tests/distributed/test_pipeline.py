@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from megadeberta.engine.step import Flags
 from megadeberta.errors import DivergenceError
 from tests.distributed.layouts import (
     Layout,
@@ -65,7 +66,7 @@ def _train_poisoned(rank: int, world_size: int, layout: Layout) -> tuple[str, bo
             next(stage.parameters()).fill_(torch.nan)
     before = [parameter.detach().clone() for parameter in stage.parameters()]
     batches = micro_batches(layout, 0, 0) if reads else []
-    targets, *_ = stepper.share_counts(batches, stop_requested=False)
+    targets, _ = stepper.share_counts(batches)
     with pytest.raises(DivergenceError) as caught:
         stepper.train_step(batches, step=0, targets=targets, lr=1e-3)
     same = [torch.equal(p, b) or bool(b.isnan().all()) for p, b in zip(stage.parameters(), before, strict=True)]
@@ -79,12 +80,12 @@ def test_every_stage_stops_before_the_update_when_the_loss_is_not_finite() -> No
         assert unchanged
 
 
-def _share_counts(rank: int, world_size: int, layout: Layout) -> tuple[dict[str, int], bool, bool]:
+def _share_counts(rank: int, world_size: int, layout: Layout) -> tuple[dict[str, int], Flags]:
     assembly = build(layout)
     batch = global_batch(0, layout.variant)
     # Every rank of the first stage reads; the shards of a tensor group read the same.
     return assembly.stepper.share_counts(
-        [batch] if assembly.reads_data else [], stop_requested=rank == world_size - 1, is_writing=rank == 1
+        [batch] if assembly.reads_data else [], Flags(stops=rank == world_size - 1, writes=rank == 1)
     )
 
 
@@ -92,4 +93,4 @@ def test_targets_are_counted_once_and_any_rank_may_ask_to_stop_and_say_that_it_w
     batch = global_batch(0, "rtd-gdes")
     expected = {"mlm_loss": int((batch["masked_labels"] != 0).sum()), "rtd_loss": int(batch["attention_mask"].sum())}
     layout = Layout("rtd-gdes", pipeline=2, tensor=2, zero=1)
-    assert run_ranks(_share_counts, 4, layout) == [(expected, True, True)] * 4
+    assert run_ranks(_share_counts, 4, layout) == [(expected, Flags(stops=True, writes=True))] * 4

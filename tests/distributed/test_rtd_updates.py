@@ -31,7 +31,7 @@ def _weights(rank: int, world_size: int, layout: Layout) -> tuple[dict, list]:
     losses = []
     for step in range(5):
         batches = micro_batches(layout, step, rank)
-        targets, *_ = stepper.share_counts(batches, stop_requested=False)
+        targets, _ = stepper.share_counts(batches)
         means = stepper.train_step(batches, step=step, targets=targets, lr=layout.lr).terms.means
         losses.append((means["mlm_loss"], means["rtd_loss"]))
     return {name: tensor.numpy() for name, tensor in gather_weights(stepper.engine).items()}, losses

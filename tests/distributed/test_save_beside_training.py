@@ -99,6 +99,26 @@ def test_what_is_written_beside_training_equals_what_is_written_at_once(tmp_path
                 assert path.read_bytes() == (beside / path.name).read_bytes(), path.name
 
 
+def _ask_the_clock(rank: int, world_size: int, folder: Path) -> list[bool]:
+    """Whether a checkpoint is due, right after the start, 2.9 and 3.1 minutes later, and after the save of then."""
+    _, checkpoints, _ = start_run(ZERO_1, folder)
+    keep = checkpoints._config.checkpoint.model_copy(update={"minutes": 3.0})
+    checkpoints._config = checkpoints._config.model_copy(update={"checkpoint": keep})
+    now = time.monotonic()
+    answers = []
+    with pytest.MonkeyPatch.context() as patch, checkpoints:
+        for seconds in (0.0, 174.0, 186.0):
+            patch.setattr(time, "monotonic", lambda seconds=seconds: now + 1 + seconds)
+            answers.append(checkpoints.is_due_by_time)
+        checkpoints.save(1, required=True)
+        answers.append(checkpoints.is_due_by_time)
+    return answers
+
+
+def test_a_checkpoint_is_due_by_the_clock_of_rank_0_alone(tmp_path: Path) -> None:
+    assert run_ranks(_ask_the_clock, 2, tmp_path) == [[False, False, True, False], [False] * 4]
+
+
 # Killed
 
 INTERVAL = 2

@@ -23,7 +23,7 @@ def _record(rank: int, world_size: int, layout: Layout) -> list[Call]:
     whole = global_batch(0, layout.variant)
     size = layout.micro_batch
     batches = [{name: t[s : s + size] for name, t in whole.items()} for s in range(0, GLOBAL_BATCH, size)]
-    targets, *_ = stepper.share_counts(batches, stop_requested=False)
+    targets, _ = stepper.share_counts(batches)
     calls: list[Call] = []
 
     def spy(name: str, biggest) -> None:

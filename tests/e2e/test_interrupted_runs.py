@@ -116,6 +116,20 @@ def test_signal_saves_exits_with_75_and_the_same_command_resumes(
     assert losses(tmp_path / "run") == uninterrupted
 
 
+@pytest.mark.campaign
+def test_a_run_that_saves_by_the_clock_keeps_its_losses(
+    tmp_path: Path, prepared: Path, uninterrupted: list[tuple[int, str, str]]
+) -> None:
+    keep = {"interval": 1000, "keep_last": 100, "minutes": 1e-4, "asynchronous": True}
+    process = start(write_recipe(tmp_path, prepared, checkpoint=keep))
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert losses(tmp_path / "run") == uninterrupted
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) > STEPS // 2
+    for folder in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        verify_checkpoint(folder)
+
+
 def test_one_killed_rank_ends_the_job_by_name_and_the_same_command_resumes(
     tmp_path: Path, prepared: Path, uninterrupted: list[tuple[int, str, str]]
 ) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints of one run: what goes in, which run it belongs to, and where to go on."""
 
 import importlib.metadata
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -77,6 +78,7 @@ class RunCheckpoints:
         self._saved_step = -1
         self._beside: BackgroundSave | None = None
         self._copy = HostCopy()
+        self._saved_at = time.monotonic()
         self.tell: Callable[[BackgroundSave], None] = lambda save: None
         """Is told of each save beside training that is over."""
         self.resumed: ResumePoint | None = None
@@ -157,6 +159,7 @@ class RunCheckpoints:
             return
         if save_at_once(self._stages(step, required=required)) is not None:
             self._saved_step = step
+        self._saved_at = time.monotonic()
 
     def save_beside(self, step: int) -> None:
         """Begin a checkpoint of ``step`` optimizer steps that is written while training goes on: the state is copied
@@ -171,6 +174,15 @@ class RunCheckpoints:
         if step != self._saved_step:
             begin = partial(self._stages, step, copy=self._copy)
             self._beside = BackgroundSave(step, begin, drop=self._copy.drop)
+        self._saved_at = time.monotonic()
+
+    @property
+    def is_due_by_time(self) -> bool:
+        """Whether ``checkpoint.minutes`` have passed since the last one; only rank 0 has a clock. No collective."""
+        minutes = self._config.checkpoint.minutes
+        if minutes is None or self._collectives.rank != 0:
+            return False
+        return time.monotonic() - self._saved_at >= 60 * minutes
 
     @property
     def is_writing(self) -> bool:
@@ -208,6 +220,7 @@ class RunCheckpoints:
             self.advance()
 
     def __enter__(self) -> Self:
+        self._saved_at = time.monotonic()  # what came before the first step does not count
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -78,7 +78,7 @@ def _engine(rank: int, world_size: int, objective: str) -> dict[str, Any]:
     )
     stepper = assemble(config, Topology(), start_process_group(60.0)).stepper
     batch = masked_batch(config.model, samples=4, length=16, slots=5)
-    targets, *_ = stepper.share_counts([batch], stop_requested=False)
+    targets, _ = stepper.share_counts([batch])
     stepper.train_step([batch], step=0, targets=targets, lr=1e-3)
     with counted() as step:
         launched = stepper.launch_step([batch], step=1, targets=targets, lr=1e-3)

@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from megadeberta.batch import Batch
 from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig
+from megadeberta.engine.step import Flags
 from megadeberta.engine.terms import TermSums
 from megadeberta.engine.whole_step import WholeStepper, gradient_norm
 from megadeberta.errors import DivergenceError
@@ -142,8 +143,8 @@ TOKENS, READ = 2 + 4 + 1 + 3, 12 + 10 + 9 + 6
 def _step(rank: int, world_size: int, decoupled: bool) -> tuple[dict[str, int], Any, dict[str, float]]:
     engine = TwoNumbers(accumulation=2)
     stepper = _stepper(engine, decoupled=decoupled)
-    targets, stop, _ = stepper.share_counts(SHARES[rank], stop_requested=rank == 1)
-    assert stop
+    targets, any_rank = stepper.share_counts(SHARES[rank], Flags(stops=rank == 1))
+    assert any_rank == Flags(stops=True)
     result = stepper.train_step(SHARES[rank], step=0, targets=targets, lr=LR)
     return targets, (result.loss, result.terms.means, dict(result.grad_norms), result.grad_norm), engine.values
 
@@ -202,7 +203,7 @@ def _diverge(rank: int, world_size: int) -> list[tuple[str, dict[str, float]]]:
 
 def _failure(engine: TwoNumbers, rank: int, **block: Any) -> tuple[str, dict[str, float]]:
     stepper = _stepper(engine, **block)
-    targets, *_ = stepper.share_counts(SHARES[rank], stop_requested=False)
+    targets, _ = stepper.share_counts(SHARES[rank])
     try:
         result = stepper.train_step(SHARES[rank], step=3, targets=targets, lr=LR)
     except DivergenceError as error:
