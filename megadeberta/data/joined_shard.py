@@ -87,6 +87,14 @@ class JoinedShard(TokenShard):
     def _check_header(self) -> None:
         """Nothing: each file checked its own."""
 
+    def _verify_tokens(self) -> None:
+        try:
+            super()._verify_tokens()
+        except DataError:
+            for part in self._parts:
+                part._verify_tokens()  # the file that is damaged is named
+            raise
+
     def _verify_sums(self) -> None:
         for part in self._parts:
             part._verify_sums()

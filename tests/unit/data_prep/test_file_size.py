@@ -157,6 +157,16 @@ def test_sizes_are_read_as_people_write_them() -> None:
             parse_size(text)
 
 
+def test_the_damaged_file_of_several_is_named(sets: Path, tmp_path: Path) -> None:
+    shutil.copytree(sets / "several", tmp_path / "set")
+    damaged = tmp_path / "set" / "train-00002.bin"
+    content = bytearray(damaged.read_bytes())
+    content[100] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(DataError, match=r"train-00002\.bin: SHA-256 .* the tokens changed"):
+        verify_set(tmp_path / "set")
+
+
 def test_numbered_files_of_unknown_origin_are_not_replaced_unasked(sets: Path, prepared: Path, tmp_path: Path) -> None:
     output = tmp_path / "set"
     shutil.copytree(sets / "several", output)
