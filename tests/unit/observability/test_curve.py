@@ -25,7 +25,10 @@ def _write(folder: Path, *steps: int) -> None:
 
 def test_the_last_picture_is_there_when_the_process_has_ended(tmp_path: Path) -> None:
     _write(tmp_path, *range(1, 20))
-    subprocess.run([sys.executable, "-c", _DRAW, tmp_path], check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", _DRAW, tmp_path], check=True, timeout=120, capture_output=True, text=True
+    )
+    assert done.stderr == "", "what the drawing process says comes out of the rank"
     assert (tmp_path / CURVE_FILE).stat().st_size > 5_000
 
 
