@@ -174,7 +174,10 @@ MISTAKES: dict[str, tuple[Case, str]] = {
     ),
     "neither vocabulary nor tokenizer": (_corpus(b"text\n", "--workers", "1"), r"--vocab-size"),
     "tokenizer that is none": (_corpus(b"text\n", "--tokenizer", str(SOTU)), r"sotu.txt"),
-    "shards that are none": (lambda f, p: ["verify", str(f)], r"verify|no .*shard|not a finished"),
+    "shards that are none": (
+        lambda f, p: ["verify", str(f)],
+        r"holds no train.bin, .idx and .json: .*run `megadeberta prep",
+    ),
     "checkpoint that is none": (lambda f, p: ["convert", "export", str(f), str(f / "run")], r"checkpoint"),
     "mask filling without a mask": (lambda f, p: ["fill-mask", str(f), "no mask here"], r"\[MASK\]|checkpoint|folder"),
     "no such command": (lambda f, p: ["trian"], r"trian"),
@@ -258,7 +261,7 @@ MISTAKES: dict[str, tuple[Case, str]] = {
     "no ranks": (words("launch quickstart --ranks 0"), r"--ranks.*greater than or equal to 1"),
     "hostfile that does not exist": (words("launch quickstart --hostfile nohosts"), r"nohosts cannot be read"),
     "hostfile and ranks": (words("launch quickstart --hostfile h --ranks 2"), r"leave --ranks and --slurm out"),
-    "plan without GPUs": (words("plan quickstart"), r"Missing option '--gpus'"),
+    "plan of no GPUs": (words("plan quickstart --gpus 0"), r"'--gpus': Input should be greater than or equal to 1"),
     "plan that does not fit": (
         words("plan deberta-v2-xxlarge --gpus 1 --memory 8"),
         r"nothing fits: .*use more GPUs or larger ones",
@@ -275,7 +278,10 @@ MISTAKES: dict[str, tuple[Case, str]] = {
     "report of nothing": (words("report nowhere"), r"nowhere does not exist; give a run's"),
     "page that is a folder": (_run_with("report", "RUN", "--html", "."), r"--html=\.: is a folder, .*give a file"),
     "page in no folder": (_run_with("report", "RUN", "--html", "no/such.html"), r"lies in one that does not exist"),
-    "tracker that is not known": (override('logging.trackers=["comet"]'), r"trackers.0='comet': .*'wandb' or 'mlflow'"),
+    "tracker that is not known": (
+        override('logging.trackers=["comet"]'),
+        r"trackers.0='comet': .*'wandb', 'trackio' or 'mlflow'",
+    ),
     "tracker that is no list": (override("logging.trackers=wandb"), r"must be a list, such as \[\"wandb\"\]"),
     "profile that is no window": (override("logging.profile_steps=[9,3]"), r"\[9, 3\] must be \[first, last\]"),
     "key twice in YAML": (
