@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -20,8 +19,6 @@ from megadeberta.checkpoint.lock import SharedOutputLock
 from megadeberta.checkpoint.manifest import Origin, RunRecord
 from megadeberta.checkpoint.resume import ResumePoint
 from megadeberta.checkpoint.stages import BackgroundSave
-from megadeberta.config.run import RunConfig
-from megadeberta.config.training import OptimizerConfig, ScheduleConfig
 from megadeberta.config.waiting import Waiting
 from megadeberta.data.blend_history import blend_lines, fractions_of
 from megadeberta.data.loader import StepBatch, steps_without_data, training_batches, validation_batches
@@ -36,8 +33,9 @@ from megadeberta.engine.process_group import choose_threads, start_process_group
 from megadeberta.engine.profile import StepProfile
 from megadeberta.engine.replicas import ReplicaCheck
 from megadeberta.engine.same_start import check_same_start
-from megadeberta.engine.schedule import learning_rate_factor
+from megadeberta.engine.schedule import learning_rate_factor, rates_at_resume
 from megadeberta.engine.signals import StopFlag
+from megadeberta.engine.spikes import LossSpikeError
 from megadeberta.engine.state.run_checkpoints import RunCheckpoints, find_own_checkpoint, run_record
 from megadeberta.engine.step import Flags
 from megadeberta.errors import EXIT_PREEMPTED, CheckpointError
@@ -148,24 +146,45 @@ class _Run:
         What a step did is read when the next one is about to be launched, so that the ranks agree on that one while
         the device still works; before anything else that needs it, it is read at once.
         """
-        heartbeat = self._heartbeat
-        with self._training_batches() as batches, self.journal, self._profiled(), self.checkpoints:
+        with self.journal, self._profiled(), self.checkpoints:
             self._measure()
-            self._started = time.monotonic()
-            for item in heartbeat.steps(self.stepper.clock.waited_for(batches), first=self.done + 1):
-                flags = Flags(stop.requested, self.checkpoints.is_writing, self.checkpoints.is_due_by_time)
-                targets, any_rank = self.stepper.share_counts(item.micro_batches, flags)
-                self._finish_step()
-                if any_rank.stops:
-                    return self._stop()
-                if not any_rank.writes and self.checkpoints.advance():
-                    self._started = time.monotonic()
-                self._launch_step(item, targets)
-                self._do_what_is_due(item.step + 1, saves=any_rank.saves)
-            heartbeat.enter(Phase.END, self.done)
-            output = self.config.training.output_dir
-            self.journal.note(f"done after step {self.done}; checkpoints and curves are in {output}")
+            while True:
+                with self._training_batches() as batches:
+                    try:
+                        return self._train(batches, stop)
+                    except LossSpikeError as error:
+                        spike = error
+                self._go_back(spike)
+
+    def _train(self, batches: Iterator[StepBatch], stop: StopFlag) -> int:
+        """
+        Raises:
+            LossSpikeError: on every rank.
+        """
+        self._started = time.monotonic()
+        for item in self._heartbeat.steps(self.stepper.clock.waited_for(batches), first=self.done + 1):
+            flags = Flags(stop.requested, self.checkpoints.is_writing, self.checkpoints.is_due_by_time)
+            targets, any_rank = self.stepper.share_counts(item.micro_batches, flags)
+            self._finish_step()
+            if any_rank.stops:
+                return self._stop()
+            if not any_rank.writes and self.checkpoints.advance():
+                self._started = time.monotonic()
+            self._launch_step(item, targets)
+            self._do_what_is_due(item.step + 1, saves=any_rank.saves)
+        self._heartbeat.enter(Phase.END, self.done)
+        output = self.config.training.output_dir
+        self.journal.note(f"done after step {self.done}; checkpoints and curves are in {output}")
         return 0
+
+    def _go_back(self, spike: LossSpikeError) -> None:
+        """To the last checkpoint, from which other samples follow."""
+        self._heartbeat.enter(Phase.START, self.done)  # its deadline is that of reading a checkpoint
+        with Waiting("going back to a checkpoint", quiet=self._quiet):
+            self.done, windows = self.checkpoints.go_back(spike)
+        samples = f"samples {windows[-1].first_sample} to {windows[-1].stop_sample - 1}"
+        self.journal.warn(f"{spike}: going on from step {self.done}; {samples} are passed over")
+        self.journal.go_back(self.done, windows)
 
     def _stop(self) -> int:
         self._heartbeat.enter(Phase.SAVE, self.done)
@@ -265,6 +284,8 @@ class _Run:
         memory = take_peak_memory(self._device)
         self.journal.step(self.done, result, lr=lr, seconds=now - self._started, memory=memory)
         self._started = now
+        if result.applied:
+            self.checkpoints.spikes.add(self.done, result.loss)
         if self.profile.is_running:
             self.profile.after_step(self.done)
             self._started = time.monotonic()  # writing the trace is no part of the next step
@@ -283,6 +304,7 @@ class _Run:
             start_step=self.done,
             total_steps=training.steps,
             segments=self.checkpoints.blend,
+            passed_over=self.checkpoints.spikes.windows,
             timeout=self.config.parallel.timeout_seconds,
         )
 
@@ -350,8 +372,8 @@ class _Run:
         changes = changed_settings(saved, config.model_dump(mode="json"))
         if changes:
             self.journal.note(changes)
-        warning = _learning_rate_jump(config, saved, point.step)
-        if warning:
+        rates = rates_at_resume(config, saved, point.step)
+        if rates and (warning := learning_rate_jump(*rates)):
             self.journal.warn(warning)
 
 
@@ -364,21 +386,6 @@ def _run_record(prepared: PreparedRun, ranks: RankEnvironment) -> RunRecord:
         "tokenizer": prepared.data.tokenizer_sha256,
     }
     return run_record(prepared.config, world_size=ranks.world_size, data_fingerprint=content)
-
-
-def _learning_rate_jump(config: RunConfig, saved: Mapping[str, Any], step: int) -> str:
-    """A warning, if the next step has another learning rate than the run that saved the checkpoint would give it."""
-    try:
-        before = OptimizerConfig.model_validate(saved["optimizer"]).lr
-        schedule, steps = ScheduleConfig.model_validate(saved["schedule"]), int(saved["training"]["steps"])
-    except (KeyError, TypeError, ValueError):  # of a version with other settings
-        return ""
-    if step >= config.training.steps:
-        return ""
-    last = before * learning_rate_factor(schedule, step=step - 1, total_steps=steps)
-    planned = before * learning_rate_factor(schedule, step=step, total_steps=steps) if step < steps else last
-    factor = learning_rate_factor(config.schedule, step=step, total_steps=config.training.steps)
-    return learning_rate_jump(last, planned, config.optimizer.lr * factor)
 
 
 def _describe_origin(origin: Origin | None) -> list[str]:

@@ -15,6 +15,7 @@ from megadeberta.checkpoint.durable import Digest, read_small_file
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.first_problem import first_problem
 from megadeberta.config.section import Section
+from megadeberta.config.spikes import SpikeRecord
 from megadeberta.errors import CheckpointError
 
 MANIFEST_NAME = "manifest.json"
@@ -69,6 +70,7 @@ class RunRecord(Section):
         (), description="of several sources of training data: which were mixed how, from which sample on"
     )
     origin: Origin | None = Field(None, description="of a run that began with a checkpoint of another one")
+    spikes: SpikeRecord | None = Field(None, description="of a run that goes back where its loss jumps")
 
 
 class Manifest(Section):

@@ -191,3 +191,11 @@ class NumericsConfig(Section):
         description="steps between two comparisons of the weights that data-parallel ranks hold alike, and before each "
         "checkpoint; null = never",
     )
+    spike_factor: float | None = Field(
+        None,
+        gt=1,
+        description="a loss above this multiple of the median before it is a spike: back to the last checkpoint, and "
+        "the samples since then are passed over; null = no loss is",
+    )
+    spike_window: int = Field(100, ge=2, description="steps of that median; the first ones of a run are not judged")
+    spike_limit: int = Field(3, ge=1, description="spikes behind one checkpoint; at the next one the run ends with 77")

@@ -26,6 +26,7 @@ from megadeberta.config.blend import BlendSegment
 from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.objective import ObjectiveConfig
+from megadeberta.config.spikes import PassedOver, sample_after
 from megadeberta.data.counter_random import stream_key
 from megadeberta.data.packing import document_starts
 from megadeberta.data.samples import TrainingSamples
@@ -72,7 +73,9 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
         algebra: BatchAlgebra,
         data_rank: int,
         segments: Sequence[BlendSegment] = (),
+        passed_over: Sequence[PassedOver] = (),
     ) -> None:
+        self._passed_over = tuple(passed_over)
         self._data = data
         self._samples = TrainingSamples(data, seed, segments)
         self._algebra = algebra
@@ -92,8 +95,11 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
         """This rank's global samples at a step, in the order of its micro batches: ``[N]``."""
         algebra = self._algebra
         micro_batches = np.arange(algebra.accumulation)[:, None] * algebra.data_parallel + self._data_rank
-        samples = step * algebra.global_batch + micro_batches * algebra.micro_batch + np.arange(algebra.micro_batch)
+        samples = self._first_sample(step) + micro_batches * algebra.micro_batch + np.arange(algebra.micro_batch)
         return samples.reshape(-1)
+
+    def _first_sample(self, step: int) -> int:
+        return sample_after(step * self._algebra.global_batch, self._passed_over)
 
     def unpack(self, packed: _PackedStep) -> StepBatch:
         """The micro batches of a packed step."""
@@ -101,7 +107,7 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
         shapes = [self._shape(name, slots) for slots in packed.slots for name in self._sent]
         sent = packed.words.long().split([math.prod(shape) for shape in shapes])
         parts = iter([part.view(shape) for part, shape in zip(sent, shapes, strict=True)])
-        places = self.samples(packed.step) - packed.step * self._algebra.global_batch
+        places = self.samples(packed.step) - self._first_sample(packed.step)
         numbers = ((packed.step << 32) + places).reshape(-1, batch)
         micro_batches = [
             _complete({name: next(parts) for name in self._sent}, self._fields, numbers=of_batch)
@@ -196,19 +202,29 @@ def training_batches(
     start_step: int,
     total_steps: int,
     segments: Sequence[BlendSegment] = (),
+    passed_over: Sequence[PassedOver] = (),
     timeout: float = 0,
 ) -> StepIterator:
     """This rank's share of steps ``start_step`` to ``total_steps - 1``.
 
     Args:
         segments: of a blend, from ``continue_blend``; empty where ``data.train`` is one prefix.
+        passed_over: samples that no step trains on.
         timeout: seconds to wait for a worker process; 0 = without end.
 
     Raises:
         DataError: now, or from the iterator when a shard turns out damaged.
         PeerLostError: from the iterator, when a worker process died or gave nothing for ``timeout`` seconds.
     """
-    batches = TrainingBatches(data, objective, seed=seed, algebra=algebra, data_rank=data_rank, segments=segments)
+    batches = TrainingBatches(
+        data,
+        objective,
+        seed=seed,
+        algebra=algebra,
+        data_rank=data_rank,
+        segments=segments,
+        passed_over=passed_over,
+    )
     return StepIterator(batches, range(start_step, total_steps), workers=data.loader_workers, timeout=timeout)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from megadeberta.config.redact import recipe_json, redact
 from megadeberta.config.run import RunConfig
+from megadeberta.config.spikes import PassedOver
 from megadeberta.config.terminal import line_width, wrap_items
 from megadeberta.layers.flops import run_flops_per_token
 from megadeberta.layers.objectives import objective_of
@@ -93,6 +94,9 @@ class Journal:
 
     def saved(self, step: int, *, seconds: float) -> None:
         """Record how long the checkpoint of ``step`` took."""
+
+    def go_back(self, step: int, windows: Sequence[PassedOver]) -> None:
+        """The run goes on from ``step`` and has passed over these samples: later lines of the metrics are replaced."""
 
     def note(self, text: str) -> None:
         """One line for the reader of the log."""
@@ -203,6 +207,16 @@ class WritingJournal(Journal):
         self._metrics.write(step, values)
         for tracker in self._trackers:
             tracker.log(step, values, prefix="train")
+
+    def go_back(self, step: int, windows: Sequence[PassedOver]) -> None:
+        self._metrics.close()
+        self._metrics = MetricsFile.resume(self._metrics.path, step)
+        for window in windows:
+            # Behind the checkpoint, so that a start from it, which meets the spike again, does not have the line twice.
+            facts = {"first_sample": window.first_sample, "stop_sample": window.stop_sample}
+            spike = {"spike_step": window.step, "spike_loss": window.loss, "spike_median": window.median}
+            self._metrics.write(step + 1, {f"passed_over_{name}": value for name, value in facts.items()} | spike)
+        self._speedometer.go_back(step)
 
     def note(self, text: str) -> None:
         log.info("%s", text)

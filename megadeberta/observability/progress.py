@@ -62,6 +62,10 @@ class Speedometer:
         self._steps += 1
         self._seconds += seconds
 
+    def go_back(self, done: int) -> None:
+        """The steps after ``done`` are made once more."""
+        self._done, self._steps, self._seconds = done, 0, 0.0
+
     def read(self) -> Rates:
         """Rates of the steps since the last reading, of which there must be one at least."""
         now = self._clock()

@@ -7,6 +7,7 @@ from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, checkpoint_path, l
 from megadeberta.checkpoint.manifest import read_manifest
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.run import RunConfig
+from megadeberta.config.spikes import sample_after
 from megadeberta.data.blend import Blend
 from megadeberta.data.blend_history import Facts, Stretch, continue_blend, fractions_of
 from megadeberta.errors import CheckpointError
@@ -69,4 +70,5 @@ def _newest(config: RunConfig) -> tuple[Sequence[BlendSegment], int]:
             manifest = read_manifest(checkpoint_path(root, name))
     except (CheckpointError, OSError, IndexError):
         return (), 0  # none, or a damaged one: what is wrong with it, resuming says
-    return manifest.run.blend, manifest.step
+    spikes, batch = manifest.run.spikes, config.engine.global_batch
+    return manifest.run.blend, sample_after(manifest.step * batch, spikes.windows if spikes else ()) // batch

@@ -21,7 +21,9 @@ from megadeberta.config.blend import BlendSegment
 from megadeberta.config.redact import redact
 from megadeberta.config.run import RunConfig
 from megadeberta.config.set_files import tokenizer_name
+from megadeberta.config.spikes import PassedOver, sample_after
 from megadeberta.engine.device_name import device_name
+from megadeberta.engine.spikes import LossSpikeError, SpikeWatch
 from megadeberta.engine.state.host_copy import HostCopy
 from megadeberta.engine.state.local_parameters import LocalParameter
 from megadeberta.engine.state.optimizer_state import OptimizerState
@@ -31,8 +33,10 @@ from megadeberta.engine.state.save_load import (
     refuse_unsaved_state,
     save_stages,
 )
-from megadeberta.errors import CheckpointError
+from megadeberta.errors import CheckpointError, DivergenceError
 from megadeberta.topology import Topology
+
+_AFTER_A_SPIKE = "Lower optimizer.lr, lengthen the warm-up or raise numerics.spike_factor, and start again"
 
 ContinueBlend = Callable[[Sequence[BlendSegment], int], tuple[BlendSegment, ...]]
 
@@ -69,10 +73,9 @@ class RunCheckpoints:
         self._state = OptimizerState(engine, parameters)
         self._config = config
         self._collectives = collectives
-        self._root = config.training.output_dir / CHECKPOINTS_FOLDER
-        keep = config.checkpoint
+        root, keep = config.training.output_dir / CHECKPOINTS_FOLDER, config.checkpoint
         self._store = CheckpointStore(
-            self._root, collectives=collectives, keep_last=keep.keep_last, keep_every=keep.keep_every
+            root, collectives=collectives, keep_last=keep.keep_last, keep_every=keep.keep_every
         )
         self._run = run
         self._saved_step = -1
@@ -87,6 +90,8 @@ class RunCheckpoints:
         self.begins = True
         """Whether it had none of its own; known after ``resume``."""
         self._continue_blend = continue_blend
+        self.spikes = SpikeWatch(config.numerics)
+        """Of the losses of this run, and what was passed over; as the checkpoint has it after ``resume``."""
 
     @property
     def blend(self) -> tuple[BlendSegment, ...]:
@@ -116,6 +121,9 @@ class RunCheckpoints:
         if point is None and source is not None:
             point, origin = self._begin_from(source)
         saved, step = ((), 0) if point is None else (point.manifest.run.blend, point.step)
+        if point is not None:
+            self.spikes.go_to(point.step, point.manifest.run.spikes)
+            step = self._first_sample(point.step) // self._config.engine.global_batch  # as far as the data is concerned
         self._run = self._run.model_copy(update={"blend": self._continue_blend(saved, step), "origin": origin})
         self.resumed = point
         if point is None:
@@ -145,6 +153,37 @@ class RunCheckpoints:
             rejected[point.folder.name] = f"{point.folder}: {bad}"
             point = find_own_checkpoint(self._config, run=self._run, collectives=ranks, rejected=rejected)
         return None
+
+    def go_back(self, spike: LossSpikeError) -> tuple[int, tuple[PassedOver, ...]]:
+        """Load the newest sound checkpoint, and pass over the samples since then; the steps done, and all windows that
+        are passed over behind it. One that is being written is waited for, so that the newest does not depend on disks.
+
+        Raises:
+            StorageError: of that one, the third failure in a row.
+            DivergenceError: there is none, or as many windows as the limit have been passed over behind it.
+            CheckpointError: no checkpoint is sound, or one cannot be read.
+        """
+        self.finish()
+        point = self._load_finite(find_own_checkpoint(self._config, run=self._run, collectives=self._collectives))
+        if point is None:
+            raise DivergenceError(f"{spike}; there is no checkpoint yet to go back to. {_AFTER_A_SPIKE}")
+        saved, windows, batch = point.manifest.run.spikes, self.spikes.windows, self._config.engine.global_batch
+        behind = windows[len(saved.windows) if saved else 0 :]
+        if len(behind) >= self.spikes.limit:
+            raise DivergenceError(
+                f"{spike}, and {len(behind)} windows of samples have been passed over behind {point.folder.name}. "
+                f"{_AFTER_A_SPIKE}"
+            )
+        first, stop = self._first_sample(point.step), self._first_sample(spike.step - 1) + batch
+        found = PassedOver(first_sample=first, stop_sample=stop, step=spike.step, loss=spike.loss, median=spike.median)
+        self.spikes.go_to(point.step, saved, more=(*behind, found))
+        self._store.damaged, self._saved_step = point.damaged, point.step
+        self._saved_at = time.monotonic()
+        return point.step, (*behind, found)
+
+    def _first_sample(self, step: int) -> int:
+        """Of the step after ``step``."""
+        return sample_after(step * self._config.engine.global_batch, self.spikes.windows)
 
     def save(self, step: int, *, required: bool) -> None:
         """Commit a checkpoint of ``step`` optimizer steps, unless that step is saved already; one that is being written
@@ -234,7 +273,7 @@ class RunCheckpoints:
             self._state,
             self._store,
             step,
-            run=self._run,
+            run=self._run.model_copy(update={"spikes": self.spikes.record(step)}),
             collectives=self._collectives,
             required=required,
             write_more=self._write_tokenizer,
