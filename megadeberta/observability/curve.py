@@ -88,8 +88,8 @@ class CurveDrawer:
 
 
 def _leave_with_the_rank() -> None:
-    # Ends when the rank does, however that happens. Not a read of sys.stdin: Python aborts where its lock is held at the
-    # end of the process.
+    # Ends when the rank does, however that happens. Not a read of sys.stdin: Python aborts where its lock is held at
+    # the end of the process.
     os.read(sys.stdin.fileno(), 1)
     os._exit(0)
 
