@@ -67,7 +67,7 @@ def test_a_valid_shard_with_a_file_missing_is_not_overlooked(copied: Path, suffi
 
 
 def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere: not found; give the --output of a prep"):
+    with pytest.raises(DataError, match=r"nowhere does not exist; give the --output folder of `megadeberta prep`"):
         verify_set(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match=r"file: is a file; give the --output of a prep"):
