@@ -70,7 +70,7 @@ def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere does not exist; give the --output folder of `megadeberta prep`"):
         verify_set(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match=r"file: is a file; give the --output of a prep"):
+    with pytest.raises(DataError, match=r"file is a file; give the --output folder of `megadeberta prep`"):
         verify_set(tmp_path / "file")
-    with pytest.raises(DataError, match=r"train: no shard here"):
+    with pytest.raises(DataError, match=r"holds no train\.bin, \.idx and \.json"):
         verify_set(tmp_path)
