@@ -58,6 +58,9 @@ _BARS = (
     Bar("R12", "machines or ranks that differ are refused, both named", tests=(
         "tests/unit/launcher/hosts/test_supervise.py", "tests/unit/engine/test_same_start.py")),
     Bar("N1", "a value that is not finite changes no weight", tests=("tests/distributed/test_divergence.py",)),
+    Bar("N2", "a loss that jumps: back to a checkpoint, samples passed over, replayed alike", tests=(
+        "tests/distributed/test_spikes.py",)),
+    Bar("N3", "a flipped bit in a replica: its rank named", tests=("tests/distributed/test_replicas.py",)),
     Bar("H1", "damaged token files: none silent", tests=("tests/unit/data/test_indexed_damage.py",)),
     Bar("H3", "hostile texts: counted or refused", tests=("tests/unit/data_prep/test_hostile.py",)),
     Bar("H4", "pickles in checkpoints: none runs", tests=(
