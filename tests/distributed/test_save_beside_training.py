@@ -121,7 +121,7 @@ def test_a_checkpoint_is_due_by_the_clock_of_rank_0_alone(tmp_path: Path) -> Non
 
 # Killed
 
-INTERVAL = 2
+INTERVAL, STEPS = 2, 30
 
 
 def _train_beside(rank: int, world_size: int, folder: Path, steps: int) -> None:
@@ -184,22 +184,29 @@ def _losses(folder: Path, rank: int) -> dict[str, set[str]]:
 def test_killed_at_any_instant_of_it_the_run_goes_on_from_a_whole_checkpoint_exactly(
     tmp_path: Path, kills: int
 ) -> None:
-    whole, killed, steps = tmp_path / "whole", tmp_path / "killed", 4 + 10 * kills
-    whole.mkdir(), killed.mkdir()
-    run_ranks(_train_beside, 2, whole, steps, timeout=300)
+    """A run that gets to its end is followed by another one."""
+    runs = [tmp_path / "whole", tmp_path / "0"]
+    for folder in runs:
+        folder.mkdir()
+    run_ranks(_train_beside, 2, runs[0], STEPS, timeout=300)
     generator, in_saves, newest = random.Random(kills), 0, 0
     record = run_record(ZERO_1.config, world_size=2, data_fingerprint={"shard": "toy"})
     for _ in range(kills):
-        in_saves += _run_until_killed(killed, steps, generator.uniform(0.0, 0.4))
-        for folder in (killed / "run" / "checkpoints").glob("step-*"):
+        in_saves += _run_until_killed(runs[-1], STEPS, generator.uniform(0.0, 0.4))
+        checkpoints = runs[-1] / "run" / "checkpoints"
+        for folder in checkpoints.glob("step-*"):
             verify_checkpoint(folder)
-        point = find_resumable(killed / "run" / "checkpoints", collectives=SingleProcess(), run=record)
+        point = find_resumable(checkpoints, collectives=SingleProcess(), run=record)
         found = point.step if point is not None else 0
         assert found >= newest
         newest = found
+        if newest == STEPS:
+            runs.append(tmp_path / str(len(runs)))
+            runs[-1].mkdir()
+            newest = 0
     assert in_saves >= kills // 2
-    run_ranks(_train_beside, 2, killed, steps, timeout=300)
+    run_ranks(_train_beside, 2, runs[-1], STEPS, timeout=300)
     for rank in range(2):
-        expected = _losses(whole, rank)
-        assert len(expected) == steps
-        assert _losses(killed, rank) == expected
+        expected = _losses(runs[0], rank)
+        assert len(expected) == STEPS
+        assert all(_losses(folder, rank) == expected for folder in runs[1:])
