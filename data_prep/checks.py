@@ -8,7 +8,7 @@ from megadeberta.errors import DataError
 
 
 def check_corpus(tally: CorpusTally, options: PrepOptions, *, num_files: int) -> None:
-    """Refuse a corpus of which too much cannot be used, or in which there is no document.
+    """Refuse a corpus of which too much cannot be used, without a document, or of other scripts than expected.
 
     Raises:
         DataError: with the fraction and the first place, or the counts.
@@ -20,6 +20,19 @@ def check_corpus(tally: CorpusTally, options: PrepOptions, *, num_files: int) ->
             f"{tally.total('empty_documents')} of them empty after cleaning; check --text-key and --document-per"
             + "".join(f"; {line}" for line in tally.left_out().lines())
         )
+    _check_scripts(tally, options)
+
+
+def _check_scripts(tally: CorpusTally, options: PrepOptions) -> None:
+    scripts = tally.scripts()
+    for name, least in options.expected_scripts:
+        fraction = scripts[name] / max(1, scripts.total())
+        if fraction < least:
+            found = ", ".join(f"{script} {number / scripts.total():.1%}" for script, number in scripts.most_common(4))
+            raise DataError(
+                f"{fraction:.1%} of the letters are {name}, --expect-script={name}:{least:g} wants more; found "
+                f"{found or 'no letters'}: leave out what is of other scripts, or lower the limit"
+            )
 
 
 def check_unknown(counts: Counts, sources: list[Source], options: PrepOptions) -> None:

@@ -25,6 +25,7 @@ from megadeberta.data_prep.options import (
     UnreadablePolicy,
     VocabularyKind,
     VocabularyOptions,
+    parse_scripts,
     parse_size,
 )
 from megadeberta.errors import ConfigError
@@ -144,6 +145,13 @@ _MaxBad = Annotated[float, typer.Option(help="Fail if a larger fraction of lines
 _MaxUnknown = Annotated[
     float, typer.Option(help="Fail if a larger fraction of the tokens is unknown to the vocabulary.")
 ]
+_ExpectScript = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME:FRACTION",
+        help="Fail if less of the letters is of this script, such as Latin:0.9; may be repeated.",
+    ),
+]
 _MaxLine = Annotated[int, typer.Option(help="Skip longer lines; limits memory.")]
 _MaxExpansion = Annotated[int, typer.Option(help="Largest accepted ratio of text to compressed bytes.")]
 _Workers = Annotated[
@@ -193,6 +201,7 @@ def prep(
     max_expansion: _MaxExpansion = 100,
     on_unreadable: _OnUnreadable = UnreadablePolicy.STOP,
     max_unknown_fraction: _MaxUnknown = 0.05,
+    expect_script: _ExpectScript = None,
     workers: _Workers = 0,
     part: _Part = None,
     max_file_size: MaxFileSize = None,
@@ -235,6 +244,7 @@ def prep(
         on_bad_line=on_bad_line,
         max_bad_fraction=max_bad_fraction,
         max_unknown_fraction=max_unknown_fraction,
+        expected_scripts=parse_scripts(tuple(expect_script or ())),
         workers=workers or len(os.sched_getaffinity(0)),
         overwrite=overwrite,
         max_file_bytes=parse_size(max_file_size),

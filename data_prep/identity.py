@@ -36,6 +36,7 @@ def agreement(options: PrepOptions, sources: list[Source], tokenizer: Vocabulary
         "split": asdict(options.split),
         "deduplicate": [options.deduplicate, options.similarity] if is_near else options.deduplicate,
         **limit,
+        **({"expected_scripts": options.expected_scripts} if options.expected_scripts else {}),
         "limits": [options.max_bad_fraction, options.max_unknown_fraction],
     }
 

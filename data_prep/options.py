@@ -222,6 +222,8 @@ class PrepOptions:
     on_bad_line: BadLinePolicy = BadLinePolicy.SKIP
     max_bad_fraction: float = 0.01
     max_unknown_fraction: float = 0.05
+    expected_scripts: tuple[tuple[str, float], ...] = ()
+    """Scripts ("Latin") and the fraction of the letters that each has at least."""
     workers: int = 1
     overwrite: bool = False
     max_file_bytes: int | None = None
@@ -293,6 +295,21 @@ class PrepOptions:
             **split,
             **({"max_file_bytes": self.max_file_bytes} if self.max_file_bytes else {}),
         }
+
+
+def parse_scripts(values: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+    """What ``--expect-script`` gives, such as Latin:0.9.
+
+    Raises:
+        ConfigError: no name, or no fraction from 0 to 1.
+    """
+    found = []
+    for value in values:
+        name, _, number = value.partition(":")
+        is_fraction = re.fullmatch(r"0?\.\d+|[01](?:\.0*)?", number) is not None
+        _check(bool(name) and is_fraction, f"--expect-script={value}; give NAME:FRACTION, such as Latin:0.9")
+        found.append((name, float(number)))
+    return tuple(found)
 
 
 def parse_size(text: str | None) -> int | None:

@@ -5,11 +5,18 @@ from functools import lru_cache
 
 from megadeberta.data.tokenizer.scripts import script_of
 
-SAMPLED_DOCUMENTS, SAMPLED_CHARACTERS = 32, 2000
-"""Of a block: its first documents, and the first characters of each."""
+_FIRST, _EVERY, SAMPLED_CHARACTERS = 64, 16, 2000
+"""Of a block: its first documents and each sixteenth after them, and the first characters of each."""
 _NO_LATIN = bytes(code for code in range(256) if not (code < 128 and chr(code).isalpha()))
 _ASCII = bytes(range(128))
 _JOINED = {"HIRAGANA": "Japanese kana", "KATAKANA": "Japanese kana", "CJK": "Han"}
+
+
+def script_weight(number: int) -> int:
+    """How many documents the one of this number in its block stands for; 0 = it is not looked at."""
+    if number < _FIRST:
+        return 1
+    return 0 if number % _EVERY else _EVERY
 
 
 def count_scripts(text: str) -> Counter[str]:

@@ -18,7 +18,7 @@ from megadeberta.data_prep.left_out import shorten
 from megadeberta.data_prep.machines import JoinedParts
 from megadeberta.data_prep.near.groups import DocumentGroups
 from megadeberta.data_prep.near.links import LinkContext, find_links, read_links
-from megadeberta.data_prep.near.sketches import BANDS, SketchContext, SketchFiles, sketch_part
+from megadeberta.data_prep.near.sketches import BANDS, COMPARED, WORDS_COMPARED, SketchContext, SketchFiles, sketch_part
 from megadeberta.data_prep.parts import PartStore
 from megadeberta.data_prep.pool import run_in_order
 from megadeberta.data_prep.progress import Stages
@@ -74,7 +74,7 @@ class ComparedDocuments:
 
     def key(self, similarity: float) -> str:
         """A name for what is found with this ``similarity``."""
-        digest = hashlib.blake2b(repr(similarity).encode(), digest_size=8)
+        digest = hashlib.blake2b(repr((similarity, COMPARED, WORDS_COMPARED)).encode(), digest_size=8)
         for number in self.parts:
             digest.update(self.store.documents(number).tobytes())
         return f"near-{digest.hexdigest()}"

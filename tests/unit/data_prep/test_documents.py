@@ -29,6 +29,15 @@ def read(tmp_path: Path, payload: bytes, *, is_json: bool = False, **options: ob
     return list(read_documents(section, ReadOptions(**options), source=source, tally=tally)), tally
 
 
+def test_what_normalisation_makes_long_is_cut_into_shorter_pieces(tmp_path: Path) -> None:
+    # U+FDFA becomes 18 characters: at 4 Mi of them a tokenizer takes gigabytes.
+    found, tally = read(tmp_path, b"first\n\n" + "\ufdfa".encode() * 500_000)
+    assert found[0] == "first" and "".join(found[1:]) == "\ufdfa" * 500_000
+    assert max(map(len, found)) <= (4 << 20) // 18 and tally.cut_documents == 2
+    found, tally = read(tmp_path, ("é½" * 500_000).encode())
+    assert len(found) == 1 and tally.cut_documents == 0
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.text())
 def test_cleaning_twice_is_cleaning_once(text: str) -> None:

@@ -20,6 +20,7 @@ from megadeberta.data_prep.options import (
     ReadOptions,
     SplitOptions,
     VocabularyOptions,
+    parse_scripts,
 )
 from megadeberta.data_prep.prepare import prepare
 from megadeberta.data_prep.quality import parse_rules, repeated_fraction, symbol_fraction
@@ -177,3 +178,33 @@ def test_a_corpus_that_is_left_out_whole_says_why(tmp_path: Path, prepared: Path
     read = ReadOptions(document_per=DocumentPer.LINE, quality=("min-words=100000",))
     with pytest.raises(DataError, match=r"no document in .*; left out, --quality min-words=100000: \d+ documents"):
         run(SOTU, tmp_path / "out", prepared / "tokenizer" / "spm.model", read)
+
+
+def test_text_of_another_script_than_expected_stops_the_run(tmp_path: Path, prepared: Path) -> None:
+    texts = [
+        SPEECH[start : start + 300] for start in range(0, 60000, 300)
+    ]  # 200, then 100: found by a sample of what follows
+    texts += ["Все люди рождаются свободными и равными в своем достоинстве и правах. " * 4] * 100
+    (tmp_path / "a.txt").write_text("\n\n".join(texts), encoding="utf-8")
+
+    def prepare_with(*values: str) -> None:
+        options = PrepOptions(
+            (tmp_path / "a.txt",),
+            tmp_path / "out",
+            VocabularyOptions(tokenizer=prepared / "tokenizer" / "spm.model"),
+            max_unknown_fraction=1,
+            expected_scripts=parse_scripts(values),
+        )
+        prepare(options, console=Console(quiet=True), plot=lambda folder, lengths: None)
+
+    message = r"% of the letters are Latin, --expect-script=Latin:0.9 wants more; found Latin .*, Cyrillic .*%"
+    with pytest.raises(DataError, match=message):
+        prepare_with("Latin:0.9")
+    with pytest.raises(DataError, match=r"0.0% of the letters are Greek"):
+        prepare_with("Latin:0.2", "Greek:0.1")
+    assert not (tmp_path / "out" / "train.json").exists()
+    prepare_with("Latin:0.2", "Cyrillic:.2")
+    assert (tmp_path / "out" / "train.json").exists()
+    for wrong in ("Latin", ":0.5", "Latin:2", "Latin:x"):
+        with pytest.raises(ConfigError, match=r"give NAME:FRACTION, such as Latin:0.9"):
+            parse_scripts((wrong,))
