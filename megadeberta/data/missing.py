@@ -49,7 +49,8 @@ def check_prepared_folder(folder: Path) -> None:
     if not shard_exists(folder / TRAIN_NAME):
         raise DataError(
             f"{folder} holds no {TRAIN_NAME}.bin, .idx and .json: no `megadeberta prep` has finished in it; "
-            f"if it holds text, run `megadeberta prep {folder} --vocab-size 32000 --output OTHER` first and give OTHER"
+            f"start it again, or, if the folder holds text, run `megadeberta prep {folder} --vocab-size 32000 --output "
+            "OTHER` first and give OTHER"
         )
 
 
