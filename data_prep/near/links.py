@@ -118,17 +118,14 @@ def _similar(
 ) -> Iterator[np.ndarray]:
     """Each document with the nearest one before it that has the same hash and is similar: ``[P, 2]``."""
     waits = np.ones(len(hashes), dtype=bool)
-    for back in range(1, _NEIGHBOURS + 1):
-        places = np.flatnonzero((hashes[back:] == hashes[:-back]) & waits[back:]) + back
-        if len(places) == 0:
-            return
-        for start in range(0, len(places), _PAIRS):
-            some = places[start : start + _PAIRS]
-            pairs = np.stack([documents[some - back], documents[some]], axis=1)
-            rows = files.compared()
-            is_equal = rows[pairs[:, 0]] == rows[pairs[:, 1]]
-            runs, words = is_equal[:, :COMPARED].sum(axis=1), is_equal[:, COMPARED:].sum(axis=1)
-            is_similar = (runs >= needed[0]) & (words >= needed[1])
-            del rows
-            waits[some[is_similar]] = False
-            yield pairs[is_similar]
+    with files.compared() as rows:
+        for back in range(1, _NEIGHBOURS + 1):
+            places = np.flatnonzero((hashes[back:] == hashes[:-back]) & waits[back:]) + back
+            for start in range(0, len(places), _PAIRS):
+                some = places[start : start + _PAIRS]
+                pairs = np.stack([documents[some - back], documents[some]], axis=1)
+                is_equal = rows(pairs[:, 0]) == rows(pairs[:, 1])
+                runs, words = is_equal[:, :COMPARED].sum(axis=1), is_equal[:, COMPARED:].sum(axis=1)
+                is_similar = (runs >= needed[0]) & (words >= needed[1])
+                waits[some[is_similar]] = False
+                yield pairs[is_similar]

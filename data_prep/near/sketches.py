@@ -10,7 +10,7 @@ half a text in one piece has as many equal runs as three quarters of it in small
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,9 +92,21 @@ class SketchFiles:
         offset = 4 * (number * self.num_documents + start)
         return np.fromfile(self._bands, dtype="<u4", offset=offset, count=stop - start)
 
-    def compared(self) -> np.ndarray:
-        """``[D, COMPARED + W]`` uint8, mapped: drop it soon, or the pages that were read stay."""
-        return np.memmap(self._bytes, dtype=np.uint8, mode="r", shape=(self.num_documents, _ROW_BYTES))
+    @contextlib.contextmanager
+    def compared(self) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+        """A function from document numbers ``[P]`` to their ``[P, COMPARED + W]`` uint8.
+
+        Read and not mapped: of a file in the cache, Linux may map far more than the rows that are touched.
+        """
+        with self._bytes.open("rb", buffering=0) as file:
+
+            def rows(documents: np.ndarray) -> np.ndarray:
+                found = np.empty((len(documents), _ROW_BYTES), dtype=np.uint8)
+                for row, place in zip(found, (documents * _ROW_BYTES).tolist(), strict=True):
+                    os.preadv(file.fileno(), [row.data], place)
+                return found
+
+            yield rows
 
 
 @dataclass(frozen=True)
