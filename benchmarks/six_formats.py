@@ -1,41 +1,36 @@
-"""One corpus in six formats: peak memory of `megadeberta prep` at 10 MB and whole, two parts against one machine.
+"""One corpus of several sources in six formats, through `prep`, `data` and a blend in training, in one command.
 
-    python benchmarks/six_formats.py FOLDER --megabytes 140 --vocab-size 128000
+    python benchmarks/six_formats.py TEXT --vocab-size 128000
 
-FOLDER holds plain text, plain or .gz, of any endings. Its paragraphs are written as text (.gz), JSON lines (.zst), CSV,
-Parquet, WET and WikiExtractor's documents. Every run of `prep` finds exact and near duplicates; the vocabulary is
-trained first, as its memory follows from the sample and not from the corpus.
+TEXT has a folder of plain text per source, as benchmarks/package_text.py makes them of packages. Printed are what every
+command took and found, and whether it is as it should be; exit code 1 if not:
+
+- the vocabulary is trained, exact and near duplicates are found and 5 % held out by one `prep` of all sources;
+- the largest process of `prep` at 300 MB is at most 1.3 times that at 10 MB (the vocabulary given: the memory of its
+  training follows from its sample);
+- two parts that are merged have the bytes of one machine;
+- a blend of the sources trains, and every source has a validation loss of its own.
 """
 
 import argparse
-import csv
-import gzip
 import hashlib
-import html
-import io
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import psutil
-import pyarrow
-import pyarrow.parquet
-import zstandard
+from formats_corpus import of_size, read_sources, size_of, write_corpus
 
-SMALL = 10_000_000
-_SHORTEST = 200
-"""Characters: headings and table rows are no documents."""
-_BLANK = re.compile(r"\n\s*\n")
+SMALL, LARGE = 10_000_000, 302_000_000
+_MOST_GROWTH = 1.3
 _MAIN = "import sys; from megadeberta.cli import main; sys.exit(main())"
-_LOOK_SECONDS = 0.02
+_LOOK_SECONDS = 0.1
+_MEBIBYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -43,98 +38,131 @@ class Used:
     """What a command took: of memory the largest process, and all at once."""
 
     seconds: float
-    largest_mebibytes: float
-    all_mebibytes: float
+    largest: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the files are, and what every `prep` is told."""
+
+    work: Path
+    jobs: tuple[str, ...]
+    split: tuple[str, ...] = ("--valid-fraction", "0.05", "--deduplicate", "near")
+
+    def prep(self, name: str, *arguments: object) -> Used:
+        """One `prep` to the folder ``name``."""
+        return run(name, "prep", *arguments, "--output", self.work / name, *self.split, *self.jobs)
 
 
 def main() -> None:
     """Print a row per command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--megabytes", type=float, default=140.0)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--megabytes", type=float, default=150.0, help="of text; documents are evenly chosen")
     parser.add_argument("--vocab-size", type=int, default=128_000)
-    parser.add_argument("--tokenizer", type=Path, help="a vocabulary that is there; then none is trained")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=20, help="of training")
+    parser.add_argument("--work", type=Path, help="a folder for everything made, which stays")
     arguments = parser.parse_args()
+    print(f"load {os.getloadavg()[0]:.1f}", flush=True)
     with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        texts = list(paragraphs(arguments.folder, int(arguments.megabytes * 1e6)))
-        small = list(islice(texts, max(1, len(texts) * SMALL // max(SMALL, sum(map(len, texts))))))
-        for name, some in (("small", small), ("whole", texts)):
-            write_corpus(work / name, some)
-            size = sum(len(text.encode()) for text in some) / 1e6
-            print(f"{name}: {size:.1f} MB of text, {len(some):,} documents, load {os.getloadavg()[0]:.1f}", flush=True)
-        measure(work, arguments)
+        bench = Bench(arguments.work or Path(name), ("--workers", str(arguments.workers)))
+        corpora = write_corpora(bench.work, arguments.text, int(arguments.megabytes * 1e6))
+        bench.prep("vocabulary", *corpora["whole"], "--vocab-size", arguments.vocab_size)
+        print_report(bench.work / "vocabulary")
+        given = ("--tokenizer", bench.work / "vocabulary" / "tokenizer")
+        right = [
+            check_memory(bench, corpora, given),
+            check_parts(bench, corpora["whole"], given),
+            check_blend(bench, corpora["whole"], given, arguments.steps),
+        ]
+    sys.exit(0 if all(right) else 1)
 
 
-def measure(work: Path, arguments: argparse.Namespace) -> None:
-    """All commands, one after another."""
-    jobs = ("--workers", str(arguments.workers))
-    tokenizer = arguments.tokenizer
-    if tokenizer is None:
-        tokenizer = work / "v" / "tokenizer"
-        made = ("-o", work / "v", "--vocab-size", arguments.vocab_size)
-        show("vocabulary", run("prep", work / "whole", *made, *jobs))
-    options = ("--tokenizer", tokenizer, "--deduplicate", "near", *jobs)
-    small = run("prep", work / "small", "-o", work / "out-small", *options)
-    show("prep, small", small)
-    whole = run("prep", work / "whole", "-o", work / "out-whole", *options)
-    show("prep, whole", whole)
-    print(f"largest process: {whole.largest_mebibytes / small.largest_mebibytes:.2f} times that of the small corpus")
-    parts = [work / f"part-{number}" for number in (1, 2)]
+def write_corpora(work: Path, text: Path, size: int) -> dict[str, list[Path]]:
+    """The corpus, and at the two sizes at which memory is compared; the folders of their sources."""
+    found = {}
+    everything = read_sources(text)
+    whole = of_size(everything, min(size, size_of(everything)))
+    for name, sources in (("whole", whole), ("small", of_size(whole, SMALL)), ("large", of_size(everything, LARGE))):
+        found[name] = write_corpus(work / "text" / name, sources)
+        number = sum(map(len, sources.values()))
+        print(f"{name}: {size_of(sources) / 1e6:.1f} MB of text, {number:,} documents", flush=True)
+    return found
+
+
+def check_memory(bench: Bench, corpora: dict[str, list[Path]], given: tuple[object, ...]) -> bool:
+    """Whether the largest process stays as large as it is."""
+    small = bench.prep("small", *corpora["small"], *given)
+    large = bench.prep("large", *corpora["large"], *given)
+    growth = large.largest / small.largest
+    return verdict(growth <= _MOST_GROWTH, f"largest process {growth:.2f} times that of the small corpus")
+
+
+def check_parts(bench: Bench, corpus: list[Path], given: tuple[object, ...]) -> bool:
+    """Whether two machines and one make the same files."""
+    bench.prep("whole", *corpus, *given)
+    parts = ["part-1", "part-2"]
     for number, part in enumerate(parts, 1):
-        show(f"part {number} of 2", run("prep", work / "whole", "-o", part, "--part", f"{number}/2", *options))
-    show("merge", run("data", "merge", *parts, "-o", work / "merged"))
-    show("sample of 5 %", run("data", "sample", work / "out-whole", "--fraction", "0.05", "-o", work / "sample"))
+        bench.prep(part, *corpus, *given, "--part", f"{number}/2")
+    run("merge", "data", "merge", *[bench.work / part for part in parts], "--output", bench.work / "merged")
     names = [f"{split}.{suffix}" for split in ("train", "valid") for suffix in ("bin", "sum", "idx", "json")]
-    differ = [name for name in names if digest(work / "merged" / name) != digest(work / "out-whole" / name)]
-    print(f"merged parts and one machine: {'other bytes in ' + ', '.join(differ) if differ else 'the same bytes'}")
+    names.append("tokenizer/spm.model")
+    differ = [name for name in names if digest(bench.work / "merged" / name) != digest(bench.work / "whole" / name)]
+    same = verdict(not differ, f"{len(names)} files of the merged parts are those of one machine; others: {differ}")
+    made_alike = digest(bench.work / "whole" / "train.bin") == digest(bench.work / "vocabulary" / "train.bin")
+    return verdict(made_alike, "a vocabulary trained or given: the same tokens") and same
 
 
-def paragraphs(folder: Path, limit: int) -> Iterator[str]:
-    """Runs of lines up to a blank one, one line each, until they are ``limit`` characters."""
-    taken = 0
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        opener = gzip.open if path.read_bytes()[:2] == b"\x1f\x8b" else open
-        with opener(path, "rt", encoding="utf-8", errors="ignore") as file:
-            content = file.read().replace("\0", "")
-        for paragraph in _BLANK.split(content):
-            text = " ".join(paragraph.split())
-            if len(text) >= _SHORTEST:
-                yield text
-                taken += len(text)
-                if taken >= limit:
-                    return
-
-
-def write_corpus(folder: Path, texts: list[str]) -> None:
-    """Every sixth document to each format."""
-    folder.mkdir()
-    parts = [texts[number::6] for number in range(6)]
-    (folder / "a.txt.gz").write_bytes(gzip.compress("\n\n".join(parts[0]).encode(), 6))
-    lines = "".join(json.dumps({"text": text, "id": number}) + "\n" for number, text in enumerate(parts[1]))
-    (folder / "b.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
-    rows = io.StringIO()
-    csv.writer(rows).writerows([("id", "text"), *enumerate(parts[2])])
-    (folder / "c.csv").write_text(rows.getvalue(), encoding="utf-8")
-    pyarrow.parquet.write_table(pyarrow.table({"text": parts[3]}), folder / "d.parquet", row_group_size=1000)
-    (folder / "e.warc.wet.gz").write_bytes(gzip.compress(b"".join(map(wet_record, parts[4])), 6))
-    documents = (
-        f'<doc id="{number}" url="" title="{number}">\n{number}\n\n{html.escape(text, quote=False)}\n</doc>\n'
-        for number, text in enumerate(parts[5])
+def check_blend(bench: Bench, corpus: list[Path], given: tuple[object, ...], steps: int) -> bool:
+    """Whether all sources are trained on, and validated each by itself."""
+    for source in corpus:
+        bench.prep(f"sets/{source.name}", source, *given)
+    sets = {source.name: bench.work / "sets" / source.name for source in corpus}
+    run(
+        "sample of 5 %",
+        "data",
+        "sample",
+        bench.work / "vocabulary",
+        "--fraction",
+        "0.05",
+        "--output",
+        bench.work / "five",
     )
-    (folder / "wiki_00").write_text("".join(documents), encoding="utf-8")
+    recipe = {
+        "extends": "quickstart",
+        "data": {
+            "train": {name: {"prefix": str(folder / "train")} for name, folder in sets.items()},
+            "temperature": 2,
+            "valid": {name: str(folder / "valid") for name, folder in sets.items()},
+            "tokenizer": str(bench.work / "vocabulary" / "tokenizer" / "spm.model"),
+        },
+        "model": {"vocab_size": "auto", "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 256},
+        "training": {"steps": steps, "eval_interval": steps, "output_dir": str(bench.work / "run")},
+        "schedule": {"warmup_steps": 2},
+    }
+    (bench.work / "blend.json").write_text(json.dumps(recipe))
+    run("train a blend", "train", bench.work / "blend.json")
+    lines = (bench.work / "run" / "metrics.jsonl").read_text().splitlines()
+    last = [record for record in map(json.loads, lines) if "valid_loss" in record][-1]
+    losses = {name: last.get(f"valid_loss/{name}") for name in sets}
+    return verdict(None not in losses.values(), f"validation losses after {steps} steps: {losses}")
 
 
-def wet_record(text: str) -> bytes:
-    """A page as Common Crawl stores its text."""
-    content = text.encode()
-    head = f"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Type: text/plain\r\nContent-Length: {len(content)}\r\n\r\n"
-    return head.encode() + content + b"\r\n\r\n"
+def print_report(folder: Path) -> None:
+    """What `prep` says of the whole corpus."""
+    report = json.loads((folder / "report.json").read_bytes())
+    counts = {split: json.loads((folder / f"{split}.json").read_bytes()) for split in ("train", "valid")}
+    for split, manifest in counts.items():
+        print(f"  {split}: {manifest['num_documents']:,} documents, {manifest['num_tokens']:,} tokens")
+    print(f"  {json.dumps(report['vocabulary'])}")
+    copies, near = report["copied_documents"], report["near_duplicates"]["documents"]
+    print(f"  {copies:,} copies and {near:,} near duplicates left out", flush=True)
 
 
-def run(*arguments: object) -> Used:
-    """A command of megadeberta, its memory looked at while it runs."""
+def run(name: str, *arguments: object) -> Used:
+    """A command of megadeberta, its memory looked at while it runs, and a row of what it took."""
     began, largest, most = time.monotonic(), 0, 0
     command = [sys.executable, "-c", _MAIN, *map(str, arguments)]
     with tempfile.TemporaryFile() as errors, subprocess.Popen(command, stdout=errors, stderr=errors) as process:
@@ -145,8 +173,11 @@ def run(*arguments: object) -> Used:
             time.sleep(_LOOK_SECONDS)
         if process.returncode:
             errors.seek(0)
-            sys.exit(f"{' '.join(map(str, arguments))}: {errors.read().decode()[-600:]}")
-    return Used(time.monotonic() - began, largest / 2**20, most / 2**20)
+            sys.exit(f"{' '.join(map(str, arguments))}: {errors.read().decode()[-2000:]}")
+    used = Used(time.monotonic() - began, largest / _MEBIBYTE, most / _MEBIBYTE)
+    sizes_shown = f"largest process {used.largest:6.0f} MiB, all {used.total:6.0f} MiB"
+    print(f"{name:16} {used.seconds:7.1f} s, {sizes_shown}", flush=True)
+    return used
 
 
 def children(root: psutil.Process) -> list[psutil.Process]:
@@ -171,13 +202,10 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def show(name: str, used: Used) -> None:
-    """One row."""
-    print(
-        f"{name:14} {used.seconds:7.1f} s, largest process {used.largest_mebibytes:6.0f} MiB, "
-        f"all {used.all_mebibytes:6.0f} MiB",
-        flush=True,
-    )
+def verdict(is_right: bool, what: str) -> bool:
+    """Print it, and say it on."""
+    print(f"{'yes' if is_right else 'NO'}: {what}", flush=True)
+    return is_right
 
 
 if __name__ == "__main__":
