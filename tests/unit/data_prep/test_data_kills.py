@@ -18,6 +18,8 @@ CODE = "import sys; from megadeberta.cli import main; sys.exit(main())"
 PLAN = "import sys; from pathlib import Path; from megadeberta.data.packing import PackedReader; "
 PLAN += "PackedReader(Path(sys.argv[1]), 64)"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+WITH_TIMES = {"report.json", "lengths.png"}
+LIMIT = ("--max-file-size", "24000")
 
 
 def command_line(*arguments: str | Path) -> list[str]:
@@ -39,34 +41,75 @@ def killed(command: list[str], after: float) -> None:
     process.wait()
 
 
+def stage_times(command: list[str]) -> dict[str, float]:
+    """Run it to the end; returns the seconds of each stage, by the first word that the log has of it."""
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
+    began: dict[str, float] = {}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.rstrip().endswith("…"):
+                began[line.split()[0]] = time.monotonic()
+    assert process.returncode == 0
+    ends = [*list(began.values())[1:], time.monotonic()]
+    return {stage: end - start for (stage, start), end in zip(began.items(), ends, strict=True)}
+
+
+def killed_in(command: list[str], stage: str, after: float) -> None:
+    """Start it, and kill it so many seconds after a stage has begun, if it has not ended."""
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        if any(line.startswith(stage) for line in process.stdout):
+            time.sleep(after)
+        process.kill()
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     """All files but those that hold times."""
     files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {str(name): path.read_bytes() for name, path in files.items() if name.suffix in (".bin", ".sum", ".idx")}
+    return {str(name): path.read_bytes() for name, path in files.items() if name.name not in WITH_TIMES}
 
 
-@pytest.fixture
-def parts(tmp_path: Path, prepared: Path) -> list[Path]:
-    """Two parts of a corpus in which most documents come twice, with an edit."""
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text in which most documents come twice, with an edit."""
     texts = SOTU.read_text(encoding="utf-8").split("\n\n")
-    corpus = tmp_path / "corpus.txt"
+    corpus = tmp_path_factory.mktemp("text") / "corpus.txt"
     corpus.write_text("\n\n".join([*texts, *[f"{text} And more." for text in texts]]), encoding="utf-8")
-    model = prepared / "tokenizer" / "spm.model"
-    for number in (1, 2):
-        options = ["--tokenizer", model, "--part", f"{number}/2", "--deduplicate", "near", "-j", "1"]
-        run(command_line("prep", corpus, *options, "--output", tmp_path / f"part-{number}"))
-    return [tmp_path / "part-1", tmp_path / "part-2"]
+    return corpus
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("limit", [(), LIMIT], ids=["one file", "several files"])
 @pytest.mark.parametrize("name", ["merge parts", "merge sets", "sample", "split"])
-def test_killed_commands_end_with_the_same_bytes(tmp_path: Path, prepared: Path, parts: list[Path], name: str) -> None:
-    arguments: list[str | Path] = {
+def test_killed_commands_end_with_the_same_bytes(
+    tmp_path: Path, prepared: Path, corpus: Path, name: str, limit: tuple[str, ...]
+) -> None:
+    parts = [tmp_path / "part-1", tmp_path / "part-2"]
+    if name == "merge parts":
+        model = prepared / "tokenizer" / "spm.model"
+        for number, part in enumerate(parts, 1):
+            options: list[str | Path] = [
+                "--tokenizer",
+                model,
+                "--part",
+                f"{number}/2",
+                "--deduplicate",
+                "near",
+                "-j",
+                "1",
+                *limit,
+            ]
+            run(command_line("prep", corpus, *options, "--output", part))
+    commands: dict[str, list[str | Path]] = {
         "merge parts": ["merge", *parts],
-        "merge sets": ["merge", prepared, prepared],
-        "sample": ["sample", prepared, "--fraction", "0.5"],
-        "split": ["split", prepared, "--valid", "0.2", "--test", "0.2"],
-    }[name]
+        "merge sets": ["merge", prepared, prepared, *limit],
+        "sample": ["sample", prepared, "--fraction", "0.5", *limit],
+        "split": ["split", prepared, "--valid", "0.2", "--test", "0.2", *limit],
+    }
+    arguments = commands[name]
     seconds = run(command_line("data", *arguments, "--output", tmp_path / "whole"))
     expected = files_of(tmp_path / "whole")
     generator = random.Random(name)
@@ -74,11 +117,34 @@ def test_killed_commands_end_with_the_same_bytes(tmp_path: Path, prepared: Path,
         output = tmp_path / f"killed-{number}"
         command = command_line("data", *arguments, "--output", output)
         killed(command, generator.uniform(0.3, 1.0) * seconds)
-        if not (output / "train.json").exists():
-            run(command)
+        run(command)
         assert files_of(output) == expected
         assert set(verify_set(output).shards) == set(verify_set(tmp_path / "whole").shards)
         assert not (output / ".parts").exists()
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("limit", [(), LIMIT], ids=["one file", "several files"])
+def test_twenty_kills_in_every_stage_of_prep_give_the_same_bytes(
+    tmp_path: Path, corpus: Path, limit: tuple[str, ...]
+) -> None:
+    options = ("--vocab-size", "500", "--deduplicate", "near", "--valid-fraction", "0.1", *limit)
+    arguments: list[str | Path] = ["prep", corpus, *options]
+    stages = stage_times(command_line(*arguments, "--output", tmp_path / "whole"))
+    assert list(stages) == ["reading", "training", "encoding", "sketching", "comparing", "writing"]
+    expected = files_of(tmp_path / "whole")
+    assert (len(expected) > 20) is bool(limit)
+    generator = random.Random(5)
+    for number in range(20):
+        output = tmp_path / f"killed-{number}"
+        command = command_line(*arguments, "--output", output)
+        for stage, seconds in stages.items():
+            killed_in(command, stage, generator.uniform(0.0, 1.0) * seconds)
+        run(command)
+        assert files_of(output) == expected
+        assert not (output / ".parts").exists()
+        shutil.rmtree(output)
 
 
 @pytest.mark.campaign
