@@ -81,7 +81,7 @@ class OurTrainer(Trainer):
         self._under_way: LaunchedStep | None = None
 
     def step(self) -> None:
-        targets, _ = self.stepper.share_counts(self._batches, stop_requested=False)
+        targets, _ = self.stepper.share_counts(self._batches)
         factor = learning_rate_factor(self.config.schedule, step=self._done, total_steps=self.config.training.steps)
         lr = self.config.optimizer.lr * factor  # of the warm-up: what is timed must not diverge
         if self._under_way is not None:  # where the training loop reads it too

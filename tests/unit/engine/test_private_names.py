@@ -1,4 +1,4 @@
-"""Every private name of DeepSpeed, torch and Python that this project uses: there, and as it is used.
+"""Every private name of DeepSpeed, torch and others that this project uses: there, and as it is used.
 
 The list is the contract with DeepSpeed 0.19.8 and torch 2.13. When an upgrade fails here, read the lines that the
 message names: each has its reason, and most were written around one version's behaviour. Private is what begins with an
@@ -81,6 +81,7 @@ CONTRACT = (
     Private("_shutdown_workers", "torch.utils.data.dataloader._MultiProcessingDataLoaderIter", ("self",)),
     Private("_workers", "torch.utils.data.dataloader._MultiProcessingDataLoaderIter", set_there=True),
     Private("_run_exitfuncs", "atexit"),
+    Private("_next_step", "trackio.run.Run", set_there=True),
 )
 
 
