@@ -24,7 +24,7 @@ from torch import distributed
 
 from megadeberta.checkpoint import CheckpointStore, RunRecord, SingleProcess, WorldLayout, find_resumable
 from megadeberta.checkpoint.durable import hash_file
-from megadeberta.checkpoint.stages import BackgroundSave
+from megadeberta.checkpoint.stages import BackgroundSave, save_at_once
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.engine.build import build_engine
@@ -32,7 +32,7 @@ from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.state.host_copy import HostCopy
 from megadeberta.engine.state.local_parameters import whole_parameters
 from megadeberta.engine.state.optimizer_state import OptimizerState
-from megadeberta.engine.state.save_load import load_checkpoint, save_checkpoint, save_stages
+from megadeberta.engine.state.save_load import load_checkpoint, save_stages
 
 VOCABULARY, LENGTH = 32_000, 128
 
@@ -77,7 +77,7 @@ def _ways(engine: deepspeed.DeepSpeedEngine, folder: Path) -> dict[str, Callable
     tensors += [values for each in engine.basic_optimizer.state.values() for values in each.values()]
 
     def ours() -> None:
-        save_checkpoint(state, store, 1, run=RUN, collectives=SingleProcess(), required=True)
+        save_at_once(save_stages(state, store, 1, run=RUN, collectives=SingleProcess(), required=True))
 
     def load() -> None:
         point = find_resumable(folder / "ours", collectives=SingleProcess(), run=RUN)
@@ -142,7 +142,7 @@ def _print_steps(engine: deepspeed.DeepSpeedEngine, folder: Path, arguments: arg
                 lengths.append(steps)
             else:
                 if name == "one at once":
-                    save_checkpoint(state, store, 1, run=RUN, collectives=SingleProcess(), required=True)
+                    save_at_once(save_stages(state, store, 1, run=RUN, collectives=SingleProcess(), required=True))
                 for _ in range(steps := lengths[-1] if lengths else 4):
                     step()
             times.append((time.perf_counter() - started) / steps)

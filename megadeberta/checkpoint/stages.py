@@ -22,7 +22,7 @@ def save_at_once(stages: SaveStages) -> Path | None:
     """Run all of a save here and now. Collective over all ranks.
 
     Raises:
-        what the stages raise.
+        StorageError: as the stages of ``CheckpointStore``.
     """
     found: str | None = None
     while True:
@@ -48,7 +48,7 @@ class BackgroundSave:
             drop: called from ``abandon``; makes work that reads the copy end soon, with an exception.
 
         Raises:
-            what ``begin`` raises.
+            MegadebertaError: as ``begin`` does.
         """
         self._started = time.monotonic()
         self.step = step
@@ -76,7 +76,7 @@ class BackgroundSave:
         equally often; where none ``is_busy`` it waits for no file.
 
         Raises:
-            what the stages raise; the save is over then.
+            StorageError: as the stages of ``CheckpointStore``; the save is over then.
         """
         began = time.monotonic()
         try:

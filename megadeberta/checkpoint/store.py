@@ -40,7 +40,7 @@ from megadeberta.checkpoint.manifest import (
     encode_manifest,
     read_manifest,
 )
-from megadeberta.checkpoint.stages import SaveStages, save_at_once
+from megadeberta.checkpoint.stages import SaveStages
 from megadeberta.errors import CheckpointError, StorageError
 from megadeberta.storage import TEMPORARY_PREFIX, sync_folder
 
@@ -64,22 +64,6 @@ class CheckpointStore:
         self._failures = 0
         self.damaged: frozenset[str] = frozenset()
         """Names of checkpoints that were found damaged: they do not count among those that are kept."""
-
-    def save(
-        self,
-        step: int,
-        write: Callable[[Path], Mapping[str, Digest]],
-        *,
-        run: RunRecord,
-        rank_state: Mapping[str, Any],
-        expected_bytes: int = 0,
-        required: bool = False,
-    ) -> Path | None:
-        """Write and commit a checkpoint at once; all as ``stages``, which see. Every rank calls it."""
-        stages = self.stages(
-            step, write, run=run, rank_state=rank_state, expected_bytes=expected_bytes, required=required
-        )
-        return save_at_once(stages)
 
     def stages(
         self,

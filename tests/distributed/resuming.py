@@ -9,12 +9,13 @@ from megadeberta.assembly import Assembly
 from megadeberta.checkpoint import find_resumable
 from megadeberta.checkpoint.content import WEIGHT, CheckpointContent
 from megadeberta.checkpoint.resume import ResumePoint
+from megadeberta.checkpoint.stages import save_at_once
 from megadeberta.config.run import RunConfig
 from megadeberta.engine.process_group import start_process_group
 from megadeberta.engine.state.optimizer_state import OptimizerState
 from megadeberta.engine.state.run_checkpoints import RunCheckpoints, find_own_checkpoint
 from megadeberta.engine.state.run_checkpoints import run_record as describe_run
-from megadeberta.engine.state.save_load import load_checkpoint, save_checkpoint
+from megadeberta.engine.state.save_load import load_checkpoint, save_stages
 from tests.distributed.checkpoint_toy import collectives, open_store, run_record
 from tests.distributed.layouts import Layout, build, train_steps
 
@@ -34,7 +35,7 @@ def save(assembly: Assembly, root: Path) -> Path:
     ranks = collectives()
     state = OptimizerState(assembly.stepper.engine, assembly.parameters)
     run = run_record(ranks.world_size)
-    return save_checkpoint(state, open_store(root), SAVED_AFTER, run=run, collectives=ranks, required=True)
+    return save_at_once(save_stages(state, open_store(root), SAVED_AFTER, run=run, collectives=ranks, required=True))
 
 
 def load(assembly: Assembly, root: Path) -> None:

@@ -21,9 +21,10 @@ from megadeberta.checkpoint import SingleProcess, find_resumable, verify_checkpo
 from megadeberta.checkpoint.durable import hash_file
 from megadeberta.checkpoint.folder import read_pointer
 from megadeberta.checkpoint.manifest import FileRecord, encode_manifest, read_manifest
+from megadeberta.checkpoint.stages import save_at_once
 from megadeberta.engine.state import save_load as checkpoints
 from megadeberta.engine.state.optimizer_state import OptimizerState
-from megadeberta.engine.state.save_load import load_checkpoint, refuse_unsaved_state, save_checkpoint
+from megadeberta.engine.state.save_load import load_checkpoint, refuse_unsaved_state, save_stages
 from megadeberta.errors import CheckpointError, ConfigError, StorageError
 from megadeberta.storage import write_file
 from tests.distributed.checkpoint_toy import build_engine, collectives, open_store, run_record, state_of, train
@@ -50,7 +51,7 @@ def _save_until_told(rank: int, world_size: int, root: str, control: str, delay:
     while not ranks.broadcast_text("stop" if (Path(control) / "stop").exists() else ""):
         train(engine, 1)
         step += 1
-        save_checkpoint(state_of(engine), store, step, run=run_record(world_size), collectives=collectives())
+        save_at_once(save_stages(state_of(engine), store, step, run=run_record(world_size), collectives=collectives()))
     return step
 
 
@@ -120,8 +121,10 @@ def _make(rank: int, world_size: int, root: str) -> list[str]:
     losses = []
     for step in (1, 2, 3):
         losses += train(engine, 1)
-        save_checkpoint(
-            state_of(engine), store, step, run=run_record(world_size), collectives=collectives(), required=True
+        save_at_once(
+            save_stages(
+                state_of(engine), store, step, run=run_record(world_size), collectives=collectives(), required=True
+            )
         )
     return losses
 
@@ -255,8 +258,8 @@ def _write_less_and_less(rank: int, world_size: int, root: str, limits: list[int
         if rank == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
-            committed = save_checkpoint(
-                state_of(engine), store, step, run=run_record(world_size), collectives=collectives()
+            committed = save_at_once(
+                save_stages(state_of(engine), store, step, run=run_record(world_size), collectives=collectives())
             )
             results.append(committed.name if committed is not None else "skipped")
         except StorageError as error:
@@ -285,10 +288,14 @@ def test_a_rank_that_cannot_write_makes_all_ranks_skip_and_then_stop(tmp_path: P
 def _die_in_a_save(rank: int, world_size: int, root: str) -> None:
     engine, store = build_engine(), open_store(root)
     train(engine, 1)
-    save_checkpoint(state_of(engine), store, 1, run=run_record(world_size), collectives=collectives(), required=True)
+    save_at_once(
+        save_stages(state_of(engine), store, 1, run=run_record(world_size), collectives=collectives(), required=True)
+    )
     if rank == 1:
         checkpoints.write_tensors = lambda path, entries: os.kill(os.getpid(), signal.SIGKILL)
-    save_checkpoint(state_of(engine), store, 2, run=run_record(world_size), collectives=collectives(), required=True)
+    save_at_once(
+        save_stages(state_of(engine), store, 2, run=run_record(world_size), collectives=collectives(), required=True)
+    )
 
 
 def test_a_rank_killed_in_a_save_ends_the_others_and_leaves_the_previous_checkpoint(tmp_path: Path) -> None:

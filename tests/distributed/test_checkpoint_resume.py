@@ -7,8 +7,9 @@ import torch
 from safetensors.numpy import load_file
 
 from megadeberta.checkpoint import find_resumable, verify_checkpoint
+from megadeberta.checkpoint.stages import save_at_once
 from megadeberta.engine.optimizer import STATE_FORMATS, StateFormat
-from megadeberta.engine.state.save_load import load_checkpoint, save_checkpoint
+from megadeberta.engine.state.save_load import load_checkpoint, save_stages
 from tests.distributed.checkpoint_toy import build_engine, collectives, open_store, run_record, state_of, train
 from tests.ranks import run_ranks
 
@@ -17,7 +18,9 @@ def _train_save_train(rank: int, world_size: int, root: str, zero_stage: int, pr
     engine = build_engine(zero_stage, precision)
     train(engine, 3)
     run = run_record(world_size, zero_stage, precision)
-    folder = save_checkpoint(state_of(engine), open_store(root), 3, run=run, collectives=collectives(), required=True)
+    folder = save_at_once(
+        save_stages(state_of(engine), open_store(root), 3, run=run, collectives=collectives(), required=True)
+    )
     return str(folder), train(engine, 4)
 
 
@@ -56,7 +59,9 @@ def _resume_rmsprop(rank: int, world_size: int, root: str, zero_stage: int) -> t
     run = run_record(world_size, zero_stage)
     engine = build_engine(zero_stage, optimizer=torch.optim.RMSprop)
     train(engine, 3)
-    folder = save_checkpoint(state_of(engine), open_store(root), 3, run=run, collectives=collectives(), required=True)
+    folder = save_at_once(
+        save_stages(state_of(engine), open_store(root), 3, run=run, collectives=collectives(), required=True)
+    )
     assert folder is not None
     other = build_engine(zero_stage, seed=99, optimizer=torch.optim.RMSprop)
     point = find_resumable(Path(root), collectives=collectives(), run=run)

@@ -15,7 +15,8 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
 from megadeberta.checkpoint import find_resumable
-from megadeberta.engine.state.save_load import load_checkpoint, save_checkpoint
+from megadeberta.checkpoint.stages import save_at_once
+from megadeberta.engine.state.save_load import load_checkpoint, save_stages
 from tests.distributed.checkpoint_toy import collectives, open_store, quiet, run_record, state_of, train
 from tests.ranks import run_ranks
 
@@ -95,7 +96,7 @@ def _run(rank: int, world_size: int, folder: str, zero: dict, stop: int, *, real
         load_checkpoint(state, point, collectives=collectives())
         return train(engine, stop - engine.global_steps)
     train(engine, 2)
-    save_checkpoint(state, store, 2, run=run, collectives=collectives(), required=True)
+    save_at_once(save_stages(state, store, 2, run=run, collectives=collectives(), required=True))
     return train(engine, stop - 2)
 
 

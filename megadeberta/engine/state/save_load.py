@@ -25,7 +25,7 @@ from megadeberta.checkpoint.durable import Digest
 from megadeberta.checkpoint.folder import tensor_file_name
 from megadeberta.checkpoint.manifest import RunRecord
 from megadeberta.checkpoint.resume import ResumePoint
-from megadeberta.checkpoint.stages import SaveStages, save_at_once
+from megadeberta.checkpoint.stages import SaveStages
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.engine.state.host_copy import HostCopy
 from megadeberta.engine.state.optimizer_state import OptimizerState, Piece
@@ -47,34 +47,6 @@ def refuse_unsaved_state(engine: DeepSpeedEngine) -> None:
         )
 
 
-def save_checkpoint(
-    state: OptimizerState,
-    store: CheckpointStore,
-    step: int,
-    *,
-    run: RunRecord,
-    collectives: Collectives,
-    required: bool = False,
-    write_more: Callable[[Path], Mapping[str, Digest]] | None = None,
-) -> Path | None:
-    """Commit weights, moments and counters at once; every rank writes what it owns. Collective over all ranks.
-
-    Args:
-        step: optimizer steps done.
-        required: raise ``StorageError`` if it fails; else that happens at the third failure in a row.
-        write_more: called on every rank; gives digests as ``write`` of ``CheckpointStore.stages`` does.
-
-    Returns:
-        The committed folder, or None when the disk refused and training may go on.
-
-    Raises:
-        DivergenceError: on every rank; a value is not finite, and nothing was written.
-    """
-    return save_at_once(
-        save_stages(state, store, step, run=run, collectives=collectives, required=required, write_more=write_more)
-    )
-
-
 def save_stages(
     state: OptimizerState,
     store: CheckpointStore,
@@ -86,11 +58,17 @@ def save_stages(
     write_more: Callable[[Path], Mapping[str, Digest]] | None = None,
     copy: HostCopy | None = None,
 ) -> SaveStages:
-    """The stages of ``save_checkpoint``, which has the rest.
+    """The stages of a save of weights, moments and counters; every rank writes what it owns. Collective over all ranks.
 
     Args:
+        step: optimizer steps done.
+        required: raise ``StorageError`` if it fails; else that happens at the third failure in a row.
+        write_more: called on every rank; gives digests as ``write`` of ``CheckpointStore.stages`` does.
         copy: takes all that will be written before this returns, so that training may go on; without it the state must
             stay as it is until the last stage.
+
+    Raises:
+        DivergenceError: on every rank; a value is not finite, and nothing was written.
     """
     _refuse_not_finite(state, step, collectives)
     pieces = state.owned()

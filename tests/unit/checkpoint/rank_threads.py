@@ -12,6 +12,7 @@ import pytest
 
 from megadeberta.checkpoint import CheckpointStore, Digest, RunRecord, WorldLayout
 from megadeberta.checkpoint.durable import write_new_file
+from megadeberta.checkpoint.stages import save_at_once
 
 WORLD_SIZE = 2
 
@@ -91,7 +92,11 @@ def save(
         store = CheckpointStore(root, collectives=collectives, keep_last=keep_last, keep_every=keep_every)
         rank = collectives.rank
         return [
-            store.save(step, write_files(rank, step), run=run_record(world_size), rank_state={"step": step}, **options)
+            save_at_once(
+                store.stages(
+                    step, write_files(rank, step), run=run_record(world_size), rank_state={"step": step}, **options
+                )
+            )
             for step in steps
         ]
 

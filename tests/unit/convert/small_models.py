@@ -13,6 +13,7 @@ from megadeberta.checkpoint.content import Entry, RankContent, write_tensors
 from megadeberta.checkpoint.durable import hash_file
 from megadeberta.checkpoint.fragments import Fragment
 from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
+from megadeberta.checkpoint.stages import save_at_once
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
@@ -117,7 +118,7 @@ def write_checkpoint(
         },
     )
     store = CheckpointStore(output_dir / "checkpoints", collectives=SingleProcess(), keep_last=9)
-    return store.save(step, write, run=run, rank_state=index.model_dump(mode="json"), required=True)
+    return save_at_once(store.stages(step, write, run=run, rank_state=index.model_dump(mode="json"), required=True))
 
 
 def padded_batch(config: ModelConfig, *, length: int = 13) -> tuple[Tensor, Tensor]:
