@@ -6,21 +6,35 @@ latency without one.
 
 import argparse
 import asyncio
+import json
 import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+COUNTS_PATH = "/.counts"
 _RANGE = re.compile(rb"\r\nrange: *bytes=(\d+)-(\d+)", re.IGNORECASE)
+
+
+@dataclass
+class Counts:
+    """What was asked of a server until now."""
+
+    requests: int = 0
+    waiting: int = 0
+    most_waiting: int = 0
+    """At the same time."""
 
 
 class FolderProtocol(asyncio.Protocol):
     """One connection, kept open: GET and HEAD, whole files or one range."""
 
-    def __init__(self, folder: Path, delay: float) -> None:
-        self._folder, self._delay = folder, delay
+    def __init__(self, folder: Path, delay: float, counts: Counts) -> None:
+        self._folder, self._delay, self._counts = folder, delay, counts
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -30,9 +44,20 @@ class FolderProtocol(asyncio.Protocol):
         self._received += data
         while b"\r\n\r\n" in self._received:
             head, self._received = self._received.split(b"\r\n\r\n", 1)
+            if head.startswith(f"GET {COUNTS_PATH} ".encode()):
+                self._tell_counts()
+                continue
+            self._counts.requests += 1
+            self._counts.waiting += 1
+            self._counts.most_waiting = max(self._counts.most_waiting, self._counts.waiting)
             asyncio.get_running_loop().call_later(self._delay, self._answer, head)
 
+    def _tell_counts(self) -> None:
+        content = json.dumps(asdict(self._counts))
+        self._transport.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n{content}".encode())
+
     def _answer(self, head: bytes) -> None:
+        self._counts.waiting -= 1
         method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
         path = self._folder / target.lstrip("/")
         if not path.is_file():
@@ -52,9 +77,16 @@ class FolderProtocol(asyncio.Protocol):
 
 async def serve(folder: Path, delay: float) -> None:
     """Print the port, and serve until the process ends."""
-    server = await asyncio.get_running_loop().create_server(lambda: FolderProtocol(folder, delay), "127.0.0.1", 0)
+    loop, counts = asyncio.get_running_loop(), Counts()
+    server = await loop.create_server(lambda: FolderProtocol(folder, delay, counts), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
+
+
+def counts_of(address: str) -> Counts:
+    """What was asked of the server at ``address``, without this question."""
+    with urllib.request.urlopen(address + COUNTS_PATH) as answer:
+        return Counts(**json.load(answer))
 
 
 @contextmanager

@@ -303,7 +303,7 @@ def test_a_rank_killed_in_a_save_ends_the_others_and_leaves_the_previous_checkpo
     # Whichever is seen first: that rank 1 is gone, or that rank 0 has lost it.
     with pytest.raises((RankFailedError, RuntimeError), match=r"rank 1 died without a word|Connection (reset|closed)"):
         run_ranks(_die_in_a_save, 2, str(tmp_path))
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60  # of the 300 that it may take
     assert read_pointer(tmp_path) == "step-1"
     assert not (tmp_path / "step-2").exists()
     point = find_resumable(tmp_path, collectives=SingleProcess(), run=run_record(2))

@@ -21,8 +21,9 @@ from tests.e2e.late_mistakes import ALL_MISTAKES
 from tests.e2e.mistakes import IN_A_PROCESS, override
 from tests.e2e.tiny_run import finish, start, write_recipe
 
-SECONDS_ALLOWED = 10.0
-"""Of CPU time: beside other work a machine may be several times slower than on its own."""
+SECONDS_ALLOWED = 40.0
+"""Of CPU time: far above the bar of 5 seconds, which benchmarks/mistake_times.py measures on a quiet machine. What is
+caught here is work that a mistake must not start: training, reading of whole corpora."""
 
 
 def _run(arguments: list[str], **options: object) -> tuple[int, list[str], float]:
@@ -133,7 +134,7 @@ def test_checkpoint_of_another_model_is_refused_and_kept(finished_run: Path, pre
     code, lines, seconds = _run(_with_recipe_of(finished_run, prepared, "model.intermediate_size=96"))
     assert code == EXIT_USAGE
     assert re.search(r"error: .*model.intermediate_size is '96' here and '64' there", "\n".join(lines))
-    assert seconds < SECONDS_ALLOWED * 2  # torch and DeepSpeed are loaded by now
+    assert seconds < SECONDS_ALLOWED
     assert (finished_run / "run" / "checkpoints" / "latest").read_text() == before
 
 
@@ -166,7 +167,7 @@ def test_folder_in_use_names_the_process_that_holds_it(tmp_path: Path, prepared:
         code, lines, seconds = _run(["train", str(recipe)])
     assert code == EXIT_USAGE
     assert re.search(rf"^error: output folder .* is in use by process {os.getpid()} on here", lines[0])
-    assert seconds < SECONDS_ALLOWED * 2  # torch and DeepSpeed are loaded by now
+    assert seconds < SECONDS_ALLOWED
 
 
 def test_port_in_use_is_named(tmp_path: Path, prepared: Path) -> None:

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -143,14 +142,6 @@ def test_local_rank_of_the_deepspeed_launcher_may_come_first() -> None:
     done = _run("--local_rank=0", "train", "none.json", environ={"RANK": "0", "WORLD_SIZE": "1"})
     assert done.returncode == 2
     assert done.stderr.startswith("error: recipe none.json does not exist; ")
-
-
-def test_help_costs_less_than_a_second_of_processor_time() -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert _run("--help").returncode == 0
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # The bar is 1 s on an idle machine (0.5 s measured); processor time grows on a busy one with shared caches.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
 
 
 @pytest.mark.parametrize("name", sorted(_all_commands()))

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ HOLDER = """
         child = os.fork()
         if child == 0:
             os.write(writer, b".")  # what runs in a child after a fork has run
-            time.sleep(3)
+            time.sleep(30)
             os._exit(0)
         os.read(reader, 1)
         print("held", flush=True)
@@ -55,11 +54,9 @@ def test_a_second_job_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -
 
 def test_kill_9_frees_the_folder_although_a_forked_child_lives_on(tmp_path: Path) -> None:
     holder = _hold(tmp_path)
-    started = time.monotonic()
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with OutputLock(tmp_path, wait_seconds=2):
-        assert time.monotonic() - started < 1.5
+    with OutputLock(tmp_path, wait_seconds=20):  # of the 30 that the child lives on
         assert f'"pid": {os.getpid()}' in (tmp_path / ".lock").read_text()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from range_server import serving
+from range_server import counts_of, serving
 
 import megadeberta.remote.files
 from megadeberta.config.data import DataConfig
@@ -101,21 +101,33 @@ def test_worker_processes_read_the_same(local: DataConfig, address: str, tmp_pat
     assert_equal(first_steps(there, 6), first_steps(local, 6))
 
 
-def test_a_step_waits_once_and_not_once_for_each_sequence(local: DataConfig, tmp_path: Path) -> None:
+def test_a_step_asks_for_all_it_needs_at_once_and_not_again_after_a_read_ahead(
+    local: DataConfig, tmp_path: Path
+) -> None:
     cache = CacheSettings(tmp_path, 0)
     with (
         serving(local.tokenizer.parent, delay=0.02) as slow,
         TokenShard.open(as_path(f"{slow}/train"), cache=cache) as shard,
     ):
         runs = [(start, start + 62) for start in range(0, 62 * 256, 62)]
-        began = time.monotonic()
         shard.read_runs(runs)
-        assert time.monotonic() - began < 0.5 * len(runs) * 0.02
+        assert counts_of(slow).most_waiting >= 16
+        before = counts_of(slow).requests
         shard.read_ahead(runs)
-        time.sleep(1.0)
-        began = time.monotonic()
+        while counts_of(slow).requests == before:
+            time.sleep(0.05)
+        _wait_until_idle(slow)
+        asked = counts_of(slow).requests
         shard.read_runs(runs)
-        assert time.monotonic() - began < 0.5
+        assert counts_of(slow).requests == asked
+
+
+def _wait_until_idle(address: str) -> None:
+    deadline, before = time.monotonic() + 60, -1
+    while (now := counts_of(address)).waiting or now.requests != before:
+        assert time.monotonic() < deadline
+        before = now.requests
+        time.sleep(0.1)
 
 
 def test_a_damaged_copy_is_fetched_again_and_a_damaged_object_is_refused(

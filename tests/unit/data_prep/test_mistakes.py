@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,11 @@ def invoke(*arguments: object) -> Any:
 
 
 def failure(*arguments: object, kind: type[MegadebertaError] = DataError) -> str:
-    """The message of a command that must fail within 10 seconds with one line and an error of ``kind``."""
-    began = time.monotonic()
+    """The message of a command that must fail with one line and an error of ``kind``."""
     error = invoke(*arguments).exception
     assert isinstance(error, kind), error
     assert error.exit_code == (79 if kind is StorageError else 2)
     assert "\n" not in str(error)
-    assert time.monotonic() - began < 10
     return str(error)
 
 

@@ -72,7 +72,7 @@ def test_orphaned_ninja_is_ended_in_the_private_folder_only(
     try:
         if ended:
             remove_dead_locks(tmp_path, shared=shared)
-            assert ninja.wait(timeout=5) == -signal.SIGTERM
+            assert ninja.wait(timeout=30) == -signal.SIGTERM
         else:
             with pytest.raises(ParallelError, match=rf"process {ninja.pid} still works in that folder"):
                 remove_dead_locks(tmp_path, shared=shared)
