@@ -1,4 +1,4 @@
-"""Planned against kept bytes of a medium model on a CPU, as a table: ``python -m benchmarks.plan_memory``.
+"""Planned against kept bytes of a medium model on a CPU, as a table: ``python benchmarks/plan_memory.py``.
 
 The model is half as wide as base: six layers of 384, sequences of 512 tokens. The allocator is asked what it still
 holds when a forward pass is done. Takes about two minutes, 2 GB and a C++ compiler.
@@ -9,7 +9,8 @@ import sys
 from dataclasses import replace
 from itertools import product
 
-from benchmarks.kept_bytes import kept_bytes
+from kept_bytes import kept_bytes
+
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.micro_batch import MicroBatch
 from megadeberta.layers.objectives import Update

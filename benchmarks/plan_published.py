@@ -1,4 +1,4 @@
-"""Planned against published step times, as a table: ``python -m benchmarks.plan_published``. Arithmetic, seconds.
+"""Planned against published step times, as a table: ``python benchmarks/plan_published.py``. Arithmetic, seconds.
 
 Within a table of ``published_steps.py`` the GPU's rate is set so that the first row comes out exactly; all other rows
 follow from the constants of ``megadeberta/plan/rates.py``.
@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
-from benchmarks.published_steps import TABLES, Published, Table
+from published_steps import TABLES, Published, Table
+
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.heads import MlmHead
 from megadeberta.layers.micro_batch import MicroBatch

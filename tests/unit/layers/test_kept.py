@@ -4,10 +4,10 @@ import functools
 import math
 
 import pytest
+from kept_bytes import BATCH, LENGTH, kept_bytes
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from benchmarks.kept_bytes import BATCH, LENGTH, kept_bytes
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.micro_batch import MicroBatch
 from megadeberta.layers.objectives import Update

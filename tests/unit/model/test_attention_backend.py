@@ -5,8 +5,8 @@ Shapes: B batch · L length · D hidden size.
 
 import pytest
 import torch
+from stopwatch import KeptTensors
 
-from benchmarks.stopwatch import KeptTensors
 from megadeberta.config.model import ModelConfig
 from megadeberta.errors import ConfigError
 from megadeberta.layers.catalogue import token_model_layers

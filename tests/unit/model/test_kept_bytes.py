@@ -5,8 +5,8 @@ Shapes: B batch · L length · D hidden size.
 
 import pytest
 import torch
+from stopwatch import KeptTensors
 
-from benchmarks.stopwatch import KeptTensors
 from megadeberta.config.model import ModelConfig
 from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.attention_backend import select_attention, select_recompute, select_residual_norm

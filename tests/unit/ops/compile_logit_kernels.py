@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.kernel_report import TOOLS, compiling, describe, longest_loop  # first: it turns off the interpreter
+from kernel_report import TOOLS, compiling, describe, longest_loop  # first: it turns off the interpreter
 
 import torch  # isort: skip
 

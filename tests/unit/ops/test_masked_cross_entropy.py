@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from stopwatch import KeptTensors
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.stopwatch import KeptTensors
 from megadeberta.ops import logits as logit_rules
 from megadeberta.ops.logits import TORCH, TRITON
 from megadeberta.ops.masked_cross_entropy import masked_cross_entropy

@@ -3,9 +3,8 @@
 import statistics
 
 import pytest
-
-from benchmarks.plan_published import planned
-from benchmarks.published_steps import TABLES
+from plan_published import planned
+from published_steps import TABLES
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -19,7 +18,8 @@ def test_planned_step_times_are_near_those_of_published_runs(name: str) -> None:
 
 def test_the_rates_that_tables_of_one_gpu_are_calibrated_to_agree() -> None:
     """One constant per GPU type is what ``--gpu`` has: code bases on one type differ, but not by much."""
-    from benchmarks.plan_published import calibrated
+    from plan_published import calibrated
+
     from megadeberta.plan.gpus import GPUS
 
     for kind, letter in (("v100-32", "V100"), ("a100-80", "A100"), ("h100", "H100")):
