@@ -197,9 +197,11 @@ def import_command(
     Example: megadeberta convert import exported start-here
     """
     from megadeberta.convert.formats.families import check_family
+    from megadeberta.convert.formats.places import find_generator
     from megadeberta.convert.published_folder import check_free
     from megadeberta.errors import ConfigError
     from megadeberta.weights.hub import MODEL_JSON, check_foreign, find_model
+    from megadeberta.weights.safetensors_file import check_finite_at
 
     if (generator is not None) + new_generator + no_generator > 1:
         raise ConfigError("--generator, --new-generator and --no-generator exclude each other: choose one")
@@ -208,16 +210,19 @@ def import_command(
     check_foreign(place)
     check_family(place)
     check_free(out, overwrite=overwrite, marker=MODEL_JSON)
+    found = None if new_generator or no_generator else find_generator(place, given)
 
-    # Torch comes after the names: a mistake in one is said at once.
+    # Torch comes after the names and numbers: a mistake in one is said at once.
+    with Waiting(f"looking into {place}"):
+        for each in (place, found):
+            if each is not None:
+                check_finite_at(each)
     with Waiting("loading torch"):
-        from megadeberta.convert.formats.places import find_generator
         from megadeberta.convert.import_folder import REPORT, import_folder
         from megadeberta.convert.import_parts import import_parts
 
     more: dict[str, Any] = {"allow_new": allow_new, "mask_decoder": mask_decoder, "seed": seed, "overwrite": overwrite}
     more["tokenizer"] = tokenizer
-    found = None if new_generator or no_generator else find_generator(place, given)
     with Waiting(f"reading {place}, writing {out}"):
         if new_generator or found is not None:
             lines = import_parts(place, out, generator=found, sharing=sharing, **more)

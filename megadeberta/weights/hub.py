@@ -10,6 +10,7 @@ from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, checkpoints_of, li
 from megadeberta.checkpoint.manifest import MANIFEST_NAME
 from megadeberta.config.waiting import Waiting
 from megadeberta.errors import CheckpointError
+from megadeberta.weights.safetensors_file import check_finite_at
 
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 """OWNER/MODEL, with a branch, tag or commit behind an @."""
@@ -75,12 +76,15 @@ def check_weights_file(place: Path) -> None:
 
 
 def check_start(place: Path) -> None:
-    """Refuse what `training.init_from` cannot start from, by the names of its files; the hub is not asked.
+    """Refuse what `training.init_from` cannot start from, as far as torch is not needed; the hub is not asked.
 
     Raises:
-        CheckpointError: no such place, a run of ours, or a folder without weights.
+        CheckpointError: no such place, a run of ours, a folder without weights, or numbers that are not finite.
     """
-    if _named(place) is not None or place.is_file():
+    if _named(place) is not None:
+        return
+    if place.is_file():
+        check_finite_at(place)
         return
     if list_checkpoints(place / CHECKPOINTS_FOLDER) or (place / MANIFEST_NAME).is_file():
         raise CheckpointError(
@@ -89,6 +93,7 @@ def check_start(place: Path) -> None:
         )
     if not any(path.name in _WEIGHT_NAMES for path in place.iterdir()):
         raise CheckpointError("holds no weights; give what `megadeberta convert import` wrote, or takes")
+    check_finite_at(place)
 
 
 def check_ours(place: Path) -> None:

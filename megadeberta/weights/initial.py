@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
@@ -12,8 +11,8 @@ from torch import nn
 
 from megadeberta.config.set_files import tokenizer_in
 from megadeberta.errors import CheckpointError
+from megadeberta.weights.safetensors_file import SAFETENSORS
 from megadeberta.weights.shapes import compare_shapes
-from megadeberta.weights.tensor_file import SAFETENSORS
 
 _BLOCK = 4 << 20
 """Elements read at a time."""
@@ -25,8 +24,8 @@ def initial_values(
     """A function that fills each parameter of a model from ``folder/model.safetensors``, as `megadeberta convert
     import` writes it. A parameter with a ``shard`` gets that slice, and no more is read.
 
-    The checks read every tensor once, some rows at a time, so that all ranks agree about an error. The host holds no
-    more than these rows.
+    Some rows are read at a time, and the host holds no more than these. That the values are finite was checked before
+    the start, without torch (``hub.check_start``).
 
     Args:
         shapes: of all parameters of the recipe's model, whole, by name; a pipeline stage fills only its own.
@@ -34,7 +33,7 @@ def initial_values(
 
     Raises:
         CheckpointError: the file is missing or unreadable, its names or shapes are not exactly the
-            model's, a value is not finite, or the weights are for another vocabulary.
+            model's, or the weights are for another vocabulary.
     """
     _check_vocabulary(tokenizer_in(folder), tokenizer)
     weights = _open_checked(folder, {name: tuple(shape) for name, shape in shapes.items()})
@@ -70,15 +69,7 @@ def _open_checked(folder: Path, shapes: dict[str, tuple[int, ...]]) -> safetenso
         remedy="; use the model section that the folder's model.json shows, and the objective of its objective.json "
         "if it has one",
     )
-    bad = next((name for name, shape in found.items() if not _is_finite(weights.get_slice(name), shape)), None)
-    if bad is not None:
-        raise CheckpointError(f"{path}: {bad} holds values that are not finite; the weights are damaged, use others")
     return weights
-
-
-def _is_finite(tensor: Any, shape: Sequence[int]) -> bool:
-    """``tensor``: a slice of safetensors."""
-    return all(tensor[rows].isfinite().all() for rows in _row_blocks(0, shape[0], shape))
 
 
 def _row_blocks(start: int, stop: int, shape: Sequence[int]) -> Iterator[slice]:

@@ -25,8 +25,9 @@ from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.weights.hub import MODEL_JSON, check_ours
 from megadeberta.weights.parts import split_parts
+from megadeberta.weights.safetensors_file import SAFETENSORS
 from megadeberta.weights.shapes import compare_shapes, shapes_of
-from megadeberta.weights.tensor_file import SAFETENSORS, check_finite, read_tensor_file
+from megadeberta.weights.tensor_file import check_finite, read_tensor_file
 from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 _Section = TypeVar("_Section", bound=Section)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from megadeberta.errors import CheckpointError
 from megadeberta.weights.hub import check_weights_file
+from megadeberta.weights.safetensors_file import SAFETENSORS, not_finite
 
-SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
 _CANDIDATES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED, f"{PICKLED}.index.json")
 _OF_MICROSOFT_RUNS = "pytorch.model*.bin"
@@ -72,10 +72,7 @@ def check_finite(tensors: dict[str, Tensor], source: str) -> None:
     """
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
-        raise CheckpointError(
-            f"{source}: {len(bad)} of {len(tensors)} tensors hold NaN or infinity, first {bad[0]}; "
-            "these weights are of no use, take an older checkpoint"
-        )
+        raise CheckpointError(not_finite(source, bad, len(tensors)))
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ for folder, arguments in json.load(sys.stdin):
 """
 
 
-def test_no_mistake_of_a_command_that_needs_torch_waits_for_it(
+def test_no_mistake_of_a_command_that_needs_torch_or_of_a_start_from_weights_waits_for_it(
     tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loading it takes seconds; what names and files alone say is said before."""
@@ -95,7 +95,7 @@ def test_no_mistake_of_a_command_that_needs_torch_waits_for_it(
         folder.mkdir()
         monkeypatch.chdir(folder)
         arguments = case(folder, prepared)
-        if arguments[0] in MAY_LOAD_TORCH:
+        if arguments[0] in MAY_LOAD_TORCH or any("init_from" in word for word in arguments):
             typed.append((str(folder), arguments))
     assert len(typed) > 35
     done = subprocess.run(

@@ -25,6 +25,7 @@ from megadeberta.errors import EXIT_USAGE, CheckpointError
 from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.model.whole import WholeModel
+from megadeberta.weights.hub import check_start
 from megadeberta.weights.initial import initial_values
 from tests.data_fixtures import NUM_PIECES, train_vocabulary
 from tests.e2e.tiny_run import write_recipe
@@ -97,7 +98,7 @@ DAMAGES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     ),
     "NaN": (
         _tensors(lambda tensors: tensors | {_table(tensors): tensors[_table(tensors)] * float("nan")}),
-        r"1 of \d+ tensors hold NaN or infinity|holds values that are not finite",
+        r"1 of \d+ tensors hold NaN or infinity",
     ),
     "another vocabulary": (
         _another_vocabulary,
@@ -206,6 +207,7 @@ def test_training_does_not_start_from_bad_weights(damage: str, sound: Path, larg
     model = WholeModel(token_model_layers(CONFIG))
     before = weights_of(model)
     with pytest.raises(CheckpointError, match=expected):
+        check_start(bad)
         initial_values(parameter_shapes(CONFIG, ObjectiveConfig()), bad, tokenizer=sound / "imported" / "spm.model")
     assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(model).items())
     assert not (tmp_path / "trace").exists()

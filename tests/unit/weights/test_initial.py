@@ -8,7 +8,7 @@ from torch import nn
 
 from megadeberta.layers.cuts import shard_slice
 from megadeberta.weights.initial import initial_values
-from megadeberta.weights.tensor_file import SAFETENSORS
+from megadeberta.weights.safetensors_file import SAFETENSORS
 
 ROW_CUT, COLUMN_CUT, WHOLE = "feed_forward.down.weight", "feed_forward.up.bias", "layer_norm.weight"
 
