@@ -16,13 +16,13 @@ from megadeberta.data_prep.formats.tar import TAR, is_old_tar
 from megadeberta.data_prep.formats.warc import WARC
 from megadeberta.data_prep.formats.wikipedia import WIKIEXTRACTOR, WIKIPEDIA
 from megadeberta.data_prep.structured_text import has_old_line_ends, json_records, sample_lines, structure_of
+from megadeberta.storage import LFS_POINTER
 
 HEAD_BYTES = 64 << 10
 """Plain bytes that are looked at."""
 
 _MAGIC: dict[bytes, Format] = {b"PAR1": PARQUET, b"ARROW1": ARROW, b"WARC/": WARC}
 _ARROW_STREAM = re.compile(rb"\xff\xff\xff\xff..\x00\x00", re.DOTALL)  # a message's mark and its length
-LFS_POINTER = b"version https://git-lfs"
 _UNREADABLE = {
     LFS_POINTER: ("a pointer of Git LFS and not the file itself", "fetch it: git lfs pull"),
     b"PK\x03\x04": ("a zip archive", "unpack it"),

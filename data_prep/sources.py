@@ -7,19 +7,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from megadeberta.config.set_files import TOKENIZER_FOLDER, TRAIN_NAME, broken_link, shard_exists
 from megadeberta.data_prep.compression import (
     DamagedFile,
     UnpackedStream,
     compression_of,
     compression_of_ending,
 )
-from megadeberta.data_prep.detect import HEAD_BYTES, LFS_POINTER, Refusal, detect
+from megadeberta.data_prep.detect import HEAD_BYTES, Refusal, detect
 from megadeberta.data_prep.formats.base import Format
 from megadeberta.data_prep.formats.table import FORMATS, check_format_name, format_of_ending, what_is_missing
 from megadeberta.data_prep.formats.tar import TAR
 from megadeberta.data_prep.options import AUTO_FORMAT, ReadOptions, UnreadablePolicy
 from megadeberta.errors import DataError
 from megadeberta.remote.files import FilePath, RemoteFile, expand, remote_address
+from megadeberta.storage import LFS_POINTER
 
 _ABOUT_A_DATASET = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _DOCUMENTATION = ("readme", "license", "licence", "copying", "citation", "changelog", "notice")
@@ -76,6 +78,7 @@ def find_sources(corpora: Iterable[Path], *, split: str, options: ReadOptions, o
         before = len(corpus.sources)
         for given in _expand(pattern):
             if given.is_dir():
+                _check_is_text(given, outside)
                 files = given.files() if isinstance(given, RemoteFile) else list(_files(given, outside.resolve()))
                 _add_folder(corpus, given, files, split=split, options=options)
                 continue
@@ -90,6 +93,25 @@ def find_sources(corpora: Iterable[Path], *, split: str, options: ReadOptions, o
         if twin is not source.path:
             raise DataError(f"{source.path} is given twice (also as {twin}); its text would count double: name it once")
     return corpus
+
+
+def _check_is_text(folder: FilePath, outside: Path) -> None:
+    """Refuse a folder that has another use, before its files are judged one by one."""
+    from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints  # which no worker needs
+
+    if isinstance(folder, RemoteFile):
+        return
+    if folder.resolve() == outside.resolve():
+        raise DataError(f"--output={outside} is the folder of the text itself; give token files a folder of their own")
+    what = None
+    if shard_exists(folder / TRAIN_NAME) and (folder / TOKENIZER_FOLDER).is_dir():
+        what = "a set of token files, which `megadeberta prep` wrote"
+    elif list_checkpoints(folder / CHECKPOINTS_FOLDER):
+        what = "the output of a training"
+    elif (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        what = "a model"
+    if what is not None:
+        raise DataError(f"{folder}: is {what}, and no text; give the folder or files of the text")
 
 
 def _expand(pattern: Path) -> Sequence[FilePath]:
@@ -112,7 +134,7 @@ def _existing(path: FilePath) -> FilePath:
             f"{path}: is a pipe or device, which cannot be read twice; give - to read standard input, "
             "or write the text to a file"
         )
-    raise DataError(f"{path}: not found{_nearest(path)}")
+    raise DataError(f"{path}: not found{broken_link(path) or _nearest(path)}")
 
 
 def _add_folder(

@@ -63,6 +63,12 @@ class StorageError(MegadebertaError):
     exit_code = EXIT_STORAGE
 
 
+class WrongPlaceError(StorageError):
+    """A name that nothing can be written under: below a file, say, or that of a folder."""
+
+    exit_code = EXIT_USAGE
+
+
 class PeerLostError(MegadebertaError):
     """A collective failed because another rank is gone."""
 

@@ -9,18 +9,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from megadeberta.errors import StorageError
+from megadeberta.errors import StorageError, WrongPlaceError
 
 TEMPORARY_PREFIX = ".tmp-"
 """What is not whole yet has a name that begins so."""
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that git put where Git LFS did not fetch the one that is meant."""
 _LOCK_RETRY_SECONDS = 0.1
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MISNAMED = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextlib.contextmanager
 def storage_errors(path: Path, *, needed: int | None = None) -> Iterator[None]:
     """Turn an ``OSError`` of the block into a ``StorageError`` that names ``path``.
+
+    It is a ``WrongPlaceError`` where the name alone is the reason.
 
     Args:
         path: what is being written.
@@ -29,7 +34,30 @@ def storage_errors(path: Path, *, needed: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in _MISNAMED:
+            raise WrongPlaceError(_misnamed(path, error)) from error
         raise StorageError(_explain(path, error, needed)) from error
+
+
+def file_in_the_way(path: Path) -> Path | None:
+    """What is no folder among those that ``path`` would lie in; None where ``path`` can be made."""
+    return next((parent for parent in path.absolute().parents if parent.exists() and not parent.is_dir()), None)
+
+
+def pointer_note(path: Path) -> str | None:
+    """What to say of a file that is a pointer of Git LFS; None of any other."""
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return None
+    return f"{path}: is a pointer of Git LFS and not the file itself; fetch it: git lfs pull" if is_pointer else None
+
+
+def _misnamed(path: Path, error: OSError) -> str:
+    blocking = file_in_the_way(path)
+    reason = error.strerror if blocking is None else f"{blocking} is a file"
+    return f"cannot write {path}: {reason}; choose another name"
 
 
 def _explain(path: Path, error: OSError, needed: int | None) -> str:

@@ -1,5 +1,6 @@
 """Recipe file -> RunConfig: ``extends``, ``--set`` overrides, and errors that name file, path and nearest key."""
 
+import codecs
 import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from megadeberta.remote.path import as_path
 
 VocabularySize = Callable[[Path], int]
 """From the file of a tokenizer."""
+_LARGEST = 2**63 - 1
+"""Of 64 bits; in JSON a whole number may have any length."""
 
 
 def load_run_config(
@@ -55,11 +58,23 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
 
 def parse_run_config(values: Mapping[str, Any], *, source: str) -> RunConfig:
     """Validate plain values as a RunConfig; ``source`` names them in errors."""
+    _check_numbers(values, source)
     load_plugins(values.get("plugins", ()), source=source)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_describe(error, source)) from None
+
+
+def _check_numbers(values: Mapping[str, Any], source: str, path: str = "") -> None:
+    """Refuse a whole number that is none of the machine, before anything counts with it."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            _check_numbers(value, source, f"{path}{key}.")
+        elif isinstance(value, int) and abs(value) > _LARGEST:
+            raise ConfigError(
+                f"{source}: {path}{key} has {len(str(abs(value)))} digits; the largest number is {_LARGEST}"
+            )
 
 
 def read_recipe(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -68,20 +83,12 @@ def read_recipe(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     resolved = path.resolve()
     if resolved in _chain:
         raise ConfigError(f"{path}: extends forms a loop: {' -> '.join(str(p) for p in (*_chain, resolved))}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        child = f"{_chain[-1]}: extends: " if _chain else ""
-        raise ConfigError(f"{child}recipe {path} does not exist{suggest_recipe(path)}") from None
-    except IsADirectoryError:
-        raise ConfigError(f"recipe {path} is a folder; give a file in it{suggest_recipe(path / 'recipe')}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path} cannot be read: {error}") from None
-    values = parse_recipe(text, path)
+    values = parse_recipe(_read_text(path, _chain), path)
     if not isinstance(values, dict):
         kind = "YAML mapping" if is_yaml(path) else "JSON object"
         raise ConfigError(f"{path}: a recipe is one {kind}, found {type(values).__name__}")
     values.pop(SCHEMA_KEY, None)
+    _check_is_recipe(values, path)
     _expand_data_folder(values, source=str(path))
     parent = values.pop("extends", None)
     if parent is None:
@@ -89,6 +96,40 @@ def read_recipe(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(parent, str):
         raise ConfigError(f"{path}: extends must be the path or name of another recipe, found {parent!r}")
     return extend(read_recipe(find_recipe(parent, folder=path.parent), (*_chain, resolved)), values)
+
+
+def _read_text(path: Path, chain: tuple[Path, ...]) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        child = f"{chain[-1]}: extends: " if chain else ""
+        raise ConfigError(f"{child}recipe {path} does not exist{suggest_recipe(path)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"recipe {path} is a folder; give a file in it{suggest_recipe(path / 'recipe')}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"recipe {path} is no text in UTF-8 (byte {error.start + 1}){_encoding_hint(error)}"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"recipe {path} cannot be read: {error.strerror}") from None
+
+
+def _encoding_hint(error: UnicodeDecodeError) -> str:
+    if error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "; it is UTF-16: iconv -f UTF-16 -t UTF-8 converts it"
+    return "; a recipe is a JSON or YAML file"
+
+
+def _check_is_recipe(values: dict[str, Any], path: Path) -> None:
+    """Refuse a file of another kind, in which nothing is a recipe's."""
+    if not values or values.keys() & {*RunConfig.model_fields, "extends"}:
+        return
+    place = "give a recipe that extends a shipped one; `megadeberta recipes` lists them"
+    if "model_type" in values:
+        place = "`megadeberta convert import` of its folder makes weights that training.init_from of a recipe takes"
+    elif any(key in values for key in ("zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu")):
+        place = "settings of DeepSpeed are the deepspeed section of a recipe"
+    raise ConfigError(f"{path}: is no recipe, which has sections such as model, data and training; {place}")
 
 
 def extend(parent: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

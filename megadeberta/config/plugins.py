@@ -23,7 +23,7 @@ def load_plugins(modules: Any, *, source: str) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:  # a module of the user's may raise anything
+        except (Exception, SystemExit) as error:  # a module of the user's may raise anything
             raise ConfigError(
                 f"{source}: the module {module!r} of plugins cannot be imported ({type(error).__name__}: {error}); it "
                 "must be installed, or lie in a folder of PYTHONPATH"

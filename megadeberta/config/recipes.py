@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from megadeberta.config.set_files import broken_link
+
 RECIPE_SUFFIXES = (".json", ".yaml", ".yml")
 FOLDER = Path(__file__).parents[1] / "ds_configs"
 LIST_COMMAND = "`megadeberta recipes` lists the shipped ones"
@@ -35,6 +37,8 @@ def words_for_nodes(recipe: Path) -> str:
 
 def suggest_recipe(path: Path) -> str:
     """What to try instead of a recipe that does not exist: the nearest file beside it or shipped name, and the list."""
+    if note := broken_link(path):
+        return note
     files = {file.name: str(file) for file in path.parent.glob("*") if file.suffix in RECIPE_SUFFIXES}
     names = {name: name for name in recipe_names()}
     stem = path.with_suffix("") if path.suffix in RECIPE_SUFFIXES else path

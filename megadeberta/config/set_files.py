@@ -1,5 +1,6 @@
-"""What the files of a prepared set are called; light, for every worker of `prep` to import."""
+"""What the files of a prepared set are called, and where links lead; light, for every worker of `prep` to import."""
 
+import os
 from pathlib import Path
 
 TOKENIZER_FILE, TOKENIZER_JSON = "spm.model", "tokenizer.json"
@@ -26,3 +27,8 @@ def tokenizer_in(folder: Path) -> Path:
 def shard_exists(prefix: Path) -> bool:
     """Whether there is any file of a token file: what is missing of it is another question."""
     return any(prefix.with_name(f"{prefix.name}.{suffix}").exists() for suffix in ("json", "idx", "bin"))
+
+
+def broken_link(path: Path) -> str:
+    """Of a path that does not exist: where it leads to, if it is a link; else nothing."""
+    return f"; it is a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else ""

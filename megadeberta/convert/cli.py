@@ -73,11 +73,14 @@ def export_command(
     Example: megadeberta convert export runs/quickstart exported
     """
     from megadeberta.convert.published_folder import check_free
+    from megadeberta.errors import ConfigError
     from megadeberta.weights.hub import check_ours
 
     check_ours(checkpoint)
     if not all_steps:
         check_free(out, overwrite=overwrite)
+    if private and push is None:
+        raise ConfigError("--private is of a repository that --push makes; give --push OWNER/MODEL, or leave it out")
     with Waiting("loading torch and transformers"):
         from megadeberta.convert.card_facts import CardFacts
         from megadeberta.convert.formats.family import FileFormat, ModelKind

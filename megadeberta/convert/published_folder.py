@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from megadeberta.checkpoint.durable import remove_tree
-from megadeberta.errors import ConfigError, StorageError
-from megadeberta.storage import TEMPORARY_PREFIX, sync_folder
+from megadeberta.errors import ConfigError
+from megadeberta.storage import TEMPORARY_PREFIX, file_in_the_way, storage_errors, sync_folder
 
 
 def publish_folder(
@@ -29,20 +29,15 @@ def publish_folder(
     """
     out = out.absolute()
     check_free(out, overwrite=overwrite, marker=marker)
-    try:
+    with storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise StorageError(f"cannot create {out}: {error.strerror}; choose another folder") from error
     try:
-        fill(temporary)
-        temporary.chmod(0o755)
-        _make_durable(temporary)
-        _swap(temporary, out)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {out}: {error.strerror or error}; free space or choose another folder"
-        ) from error
+        with storage_errors(out):
+            fill(temporary)
+            temporary.chmod(0o755)
+            _make_durable(temporary)
+            _swap(temporary, out)
     finally:
         remove_tree(temporary)
 
@@ -51,8 +46,10 @@ def check_free(out: Path, *, overwrite: bool, marker: str = "config.json") -> No
     """Refuse a place where no folder may be published; the arguments are those of ``publish_folder``.
 
     Raises:
-        ConfigError: ``out`` exists and may not be replaced.
+        ConfigError: ``out`` exists and may not be replaced, or lies below a file.
     """
+    if blocking := file_in_the_way(out):
+        raise ConfigError(f"{out} cannot be a folder: {blocking} is a file; choose another name")
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir() or out.is_symlink():

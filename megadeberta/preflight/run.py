@@ -11,6 +11,7 @@ from megadeberta.config.blend import BlendSegment
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
+from megadeberta.config.set_files import TRAIN_NAME, shard_exists
 from megadeberta.config.training import TrackerName
 from megadeberta.data.check import DataFacts, check_data, vocabulary_size
 from megadeberta.data.missing import check_nothing_is_missing, is_unprepared
@@ -78,7 +79,7 @@ def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> P
     blend = planned_blend(config, facts.train)
     _check_trackers(config.logging.trackers)
     check_compiler(config.engine.needs_compiler)
-    check_writable(config.training.output_dir)
+    _check_output(config.training.output_dir)
     return PreparedRun(config, algebra, topology, facts, blend, str(recipe))
 
 
@@ -113,6 +114,16 @@ def _check_start(config: RunConfig) -> None:
         check_start(source)
     except CheckpointError as error:
         raise CheckpointError(f"training.init_from={source}: {error}") from None
+
+
+def _check_output(folder: Path) -> None:
+    """A folder of its own that can be written: what else uses it would lose files, or be taken for the run."""
+    what = "a set of token files" if shard_exists(folder / TRAIN_NAME) else None
+    if what is None and (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+        what = "a model"
+    if what is not None:
+        raise ConfigError(f"training.output_dir={folder} holds {what}; give the run a folder of its own")
+    check_writable(folder)
 
 
 def _check_trackers(names: Sequence[TrackerName]) -> None:

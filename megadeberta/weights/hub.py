@@ -10,6 +10,7 @@ from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, checkpoints_of, li
 from megadeberta.checkpoint.manifest import MANIFEST_NAME
 from megadeberta.config.waiting import Waiting
 from megadeberta.errors import CheckpointError
+from megadeberta.storage import pointer_note
 from megadeberta.weights.safetensors_file import check_finite_at
 
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -71,6 +72,8 @@ def check_weights_file(place: Path) -> None:
     Raises:
         CheckpointError: another file.
     """
+    if note := pointer_note(place):
+        raise CheckpointError(note)
     if place.is_file() and not place.name.endswith(_WEIGHT_ENDS):
         raise CheckpointError(f"{place}: is no file of weights; give a folder, or its .safetensors or .bin")
 

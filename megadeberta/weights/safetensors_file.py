@@ -9,6 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from megadeberta.errors import CheckpointError
+from megadeberta.storage import pointer_note
 
 SAFETENSORS = "model.safetensors"
 _FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
@@ -37,6 +38,8 @@ def check_finite_file(path: Path) -> None:
     Raises:
         CheckpointError: the first tensor that has one, and how many there are; or the file is damaged.
     """
+    if note := pointer_note(path):
+        raise CheckpointError(note)
     try:
         with safe_open(path, framework="numpy") as file:  # checks names, types, shapes and places of all tensors
             count = len(file.keys())

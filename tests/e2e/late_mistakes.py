@@ -57,6 +57,7 @@ def _start(line: str) -> Case:
 
 
 _BERT = {"bert/config.json": json.dumps({"model_type": "bert"}), "bert/model.safetensors": ""}
+_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 _TABLE = {"table/train.csv": "text,label\nfine,1\nbad,0\n", "table/dev.csv": "text,label\nfine,1\nbad,0\n"}
 
 LATE_MISTAKES: dict[str, tuple[Case, str]] = {
@@ -142,6 +143,51 @@ LATE_MISTAKES: dict[str, tuple[Case, str]] = {
     "recipe of a run in place of the run": (
         lambda f, p: ["cooldown", str(write_recipe(f, p)), "--output", "o", "--steps", "5"],
         r"recipe.json: holds no checkpoint; give the training.output_dir of a run",
+    ),
+    "configuration of a model in place of a recipe": (
+        _with(_BERT, "train bert/config.json"),
+        r"is no recipe.*`megadeberta convert import` of its folder",
+    ),
+    "number of 23 digits": (override("model.vocab_size=1" + "0" * 22), r"model.vocab_size has 23 digits"),
+    "token files in place of a text": (
+        _done("prep SET --vocab-size 300 --output o"),
+        r"is a set of token files.*no text",
+    ),
+    "run in place of a text": (
+        _done("prep RUN --vocab-size 300 --output o"),
+        r"is the output of a training, and no text",
+    ),
+    "token files into the folder of the text": (
+        _with({"texts/a.txt": "words"}, "prep texts --vocab-size 300 --output texts"),
+        r"--output=texts is the folder of the text itself",
+    ),
+    "run into the folder of its token files": (
+        lambda f, p: override(f"training.output_dir={p}")(f, p),
+        r"output_dir=.* holds a set of token files; give the run a folder of its own",
+    ),
+    "tokenizer of the hub": (
+        lambda f, p: ["prep", str(SOTU), "--tokenizer", "microsoft/deberta-v3-base", "--output", "o"],
+        r"`hf download microsoft/deberta-v3-base --local-dir FOLDER`",
+    ),
+    "tokenizer that git did not fetch": (
+        _with({"spm.model": _POINTER}, f"prep {SOTU} --tokenizer spm.model --output o"),
+        r"spm.model: is a pointer of Git LFS and not the file itself; fetch it: git lfs pull",
+    ),
+    "weights that git did not fetch": (
+        _with({"m/config.json": '{"model_type": "deberta-v2"}', "m/model.safetensors": _POINTER}, "convert import m o"),
+        r"model.safetensors: is a pointer of Git LFS",
+    ),
+    "export below a file": (
+        lambda f, p: [*_done("convert export RUN")(f, p), f"{SOTU}/exported"],
+        r"exported cannot be a folder: .*sotu.txt is a file",
+    ),
+    "recipe onto a folder": (
+        _done("init --data SET --output SET --overwrite"),
+        r"cannot write .*: Is a directory; choose another name",
+    ),
+    "private repository that is not pushed to": (
+        _done("convert export RUN o --private"),
+        r"--private is of a repository",
     ),
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megadeberta.errors import StorageError
+from megadeberta.errors import EXIT_USAGE, StorageError, WrongPlaceError
 from megadeberta.storage import PendingFile, take_lock, temporary_path, write_file
 
 
@@ -49,6 +49,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_says_what_is_missing(
         write_file(tmp_path / "a", b"new")
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_name_that_cannot_be_is_a_mistake_and_no_fault_of_the_disk(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WrongPlaceError, match=r"cannot write .*/file/a/b: .*/file is a file; choose another name"):
+        write_file(tmp_path / "file" / "a" / "b", b"")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(WrongPlaceError, match=r"/folder: Is a directory; choose another name"):
+        write_file(tmp_path / "folder", b"")
+    with pytest.raises(WrongPlaceError, match="File name too long; choose another name"):
+        write_file(tmp_path / ("x" * 300), b"")
+    assert WrongPlaceError.exit_code == EXIT_USAGE
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
 def test_a_lock_is_held_once_and_free_when_its_descriptor_is_closed(tmp_path: Path) -> None:

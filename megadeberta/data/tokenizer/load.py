@@ -10,6 +10,7 @@ from megadeberta.data.tokenizer.base import VocabularyTokenizer, check_expected
 from megadeberta.data.tokenizer.pieces import CLS_ID, SEP_ID
 from megadeberta.data.tokenizer.sentencepiece_model import SentencePieceTokenizer
 from megadeberta.errors import DataError
+from megadeberta.storage import pointer_note
 
 VOCAB_JSON, MERGES, VOCAB_TXT = "vocab.json", "merges.txt", "vocab.txt"
 _OTHERS = (VOCAB_JSON, VOCAB_TXT)
@@ -32,6 +33,8 @@ def load_tokenizer(path: Path, *, expected_sha256: str | None = None) -> Vocabul
         path = _in_folder(path)
     if path.name == _MICROSOFT_BPE:
         raise DataError(_of_microsoft(path))
+    if note := pointer_note(path):
+        raise DataError(note)
     if path.name == VOCAB_TXT:
         found: VocabularyTokenizer = _wordpiece(path)
     elif path.name == VOCAB_JSON and (path.parent / MERGES).is_file():

@@ -34,6 +34,10 @@ _HOW_TO_TRAIN = (
     "train one with `megadeberta prep`, or with SentencePiece's --model_type=unigram --pad_id=0 --bos_id=1 --eos_id=2 "
     "--unk_id=3 --pad_piece=[PAD] --bos_piece=[CLS] --eos_piece=[SEP] --unk_piece=[UNK]"
 )
+_DOWNLOAD = (
+    "of a model of the hub, `hf download {repo} --local-dir FOLDER` fetches it, or `megadeberta convert import {repo} "
+    "FOLDER` with the weights: give FOLDER"
+)
 
 
 class SentencePieceTokenizer(VocabularyTokenizer):
@@ -134,7 +138,9 @@ def _read(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read the tokenizer {path}: {error.strerror}; {_HOW_TO_TRAIN}") from error
+        is_of_hub = len(path.parts) == 2 and not path.parent.exists() and path.suffix not in (".model", ".json", ".txt")
+        remedy = _DOWNLOAD.format(repo=path) if is_of_hub else _HOW_TO_TRAIN
+        raise DataError(f"cannot read the tokenizer {path}: {error.strerror}; {remedy}") from error
     if not content:
         raise DataError(f"the tokenizer {path} is an empty file; {_HOW_TO_TRAIN}")
     return content

@@ -144,6 +144,10 @@ def test_circle_of_extends_is_shown(tmp_path: Path) -> None:
         ("[" * 200_000, r"not a usable recipe"),
         ('{"name": ' + "9" * 5000 + "}", r"not a usable recipe: Exceeds the limit"),
         ('\ufeff{"name": 1}', r"r\.json:1: not valid JSON: Unexpected UTF-8 BOM"),
+        ('{"model_type": "deberta-v2"}', r"is no recipe.*`megadeberta convert import` of its folder makes weights"),
+        ('{"train_batch_size": 8}', r"is no recipe.*settings of DeepSpeed are the deepspeed section"),
+        ('{"step": 1, "loss": 2}', r"r\.json: is no recipe, which has sections such as model, data and training; give"),
+        ('{"name": "a", "model": {"vocab_size": 1' + "0" * 22 + "}}", r"model\.vocab_size has 23 digits; the largest"),
     ],
 )
 def test_file_that_is_no_recipe(tmp_path: Path, text: str, message: str) -> None:
@@ -154,9 +158,18 @@ def test_file_that_is_no_recipe(tmp_path: Path, text: str, message: str) -> None
 
 
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "binary.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match=r"recipe .*binary\.json cannot be read: .*utf-8"):
-        load_run_config(tmp_path / "binary.json")
+    path = tmp_path / "binary.json"
+    for content, message in (
+        (b"{}\xe9", r"recipe .*binary\.json is no text in UTF-8 \(byte 3\); a recipe is a JSON or YAML file"),
+        ('{"name": "x"}'.encode("utf-16"), r"\(byte 1\); it is UTF-16: iconv -f UTF-16 -t UTF-8 converts it"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=message):
+            load_run_config(path)
+    path.unlink()
+    path.symlink_to("gone.json")
+    with pytest.raises(ConfigError, match=r"binary\.json does not exist; it is a link to gone\.json, which does not"):
+        load_run_config(path)
     with pytest.raises(ConfigError, match=r"is a folder; give a file in it"):
         load_run_config(tmp_path)
 

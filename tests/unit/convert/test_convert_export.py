@@ -365,7 +365,7 @@ def test_a_full_or_forbidden_disk_is_one_clear_error(
         export_checkpoint(source, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".tmp-*"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot create"):
+    with pytest.raises(ConfigError, match=r"out cannot be a folder: .*/file is a file; choose another name"):
         export_checkpoint(source, tmp_path / "file" / "out")
 
 

@@ -20,7 +20,7 @@ from megadeberta import storage
 from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.data_prep.cli import prep, verify
 from megadeberta.data_prep.output_folder import OutputFolder
-from megadeberta.errors import ConfigError, DataError, MegadebertaError, StorageError
+from megadeberta.errors import ConfigError, DataError, MegadebertaError, StorageError, WrongPlaceError
 from tests.data_fixtures import SOTU
 
 app = typer.Typer()
@@ -239,8 +239,8 @@ def test_an_output_folder_in_use_is_refused(output: Path, model: Path) -> None:
 def test_an_output_that_is_a_file_or_cannot_be_made_is_refused(tmp_path: Path, model: Path) -> None:
     file = write(tmp_path / "file", "x")
     assert "is a file; give a folder" in failure("prep", SOTU, "-o", file, "--tokenizer", model)
-    message = failure("prep", SOTU, "-o", file / "below", "--tokenizer", model, kind=StorageError)
-    assert message.startswith(f"cannot write {file / 'below'}: Not a directory")
+    message = failure("prep", SOTU, "-o", file / "below", "--tokenizer", model, kind=WrongPlaceError)
+    assert message == f"cannot write {file / 'below'}: {file} is a file; choose another name"
 
 
 def test_a_full_disk_stops_with_the_free_bytes_and_the_run_goes_on_later(
