@@ -56,6 +56,12 @@ class VocabularyTokenizer(ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Ids of each text without [CLS] and [SEP]; names of special tokens in it are text."""
 
+    def encode_utf8(self, contents: Sequence[bytes]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The ids of ``encode_batch`` for texts in UTF-8, back to back ``[T]``, and how many each text has."""
+        encoded = self.encode_batch([content.decode() for content in contents])
+        lengths = np.array([len(ids) for ids in encoded], np.int64)
+        return np.concatenate([np.zeros(0, np.int32), *encoded]), lengths
+
     def encode(self, text: str) -> list[int]:
         """Ids of one text, see ``encode_batch``."""
         return self.encode_batch([text])[0].tolist()

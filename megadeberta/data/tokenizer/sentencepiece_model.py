@@ -1,6 +1,7 @@
 """The SentencePiece vocabulary. [MASK] is one of its pieces, or else its id is the number of pieces."""
 
 import contextlib
+import functools
 import hashlib
 import math
 from collections import Counter
@@ -24,11 +25,15 @@ from megadeberta.data.tokenizer.pieces import (
     PieceKind,
     kind_of_text,
 )
+from megadeberta.data.tokenizer.word_encoder import WordEncoder
+from megadeberta.data.tokenizer.word_model import read_word_model
 from megadeberta.errors import DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_FEW_BYTES = 64 << 10
+"""Less text than this at once is not worth looking up its words."""
 _ROUNDING = 2.0**-22
 _HOW_TO_TRAIN = (
     "train one with `megadeberta prep`, or with SentencePiece's --model_type=unigram --pad_id=0 --bos_id=1 --eos_id=2 "
@@ -82,6 +87,15 @@ class SentencePieceTokenizer(VocabularyTokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         return self._processor.encode(list(texts), return_type="numpy", num_threads=1)
+
+    def encode_utf8(self, contents: Sequence[bytes]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        encoder = self._word_encoder if sum(map(len, contents)) >= _FEW_BYTES else None
+        return encoder.encode(contents) if encoder is not None else super().encode_utf8(contents)
+
+    @functools.cached_property
+    def _word_encoder(self) -> WordEncoder | None:
+        model = read_word_model(self.content)
+        return None if model is None else WordEncoder(self._processor, model)
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)

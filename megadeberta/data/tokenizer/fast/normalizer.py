@@ -17,10 +17,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-import sentencepiece
 from tokenizers import Regex, normalizers
 
-from megadeberta.data.tokenizer.fast.charsmap import read_charsmap
+from megadeberta.data.tokenizer.fast.charsmap import RULES, is_own_table, read_charsmap
 from megadeberta.data.tokenizer.fast.joiners import composing_characters, grapheme_extenders, normalize_each
 from megadeberta.data.tokenizer.fast.patterns import any_of, longest_of, none_of
 from megadeberta.data.tokenizer.pieces import WORD_BOUNDARY
@@ -33,8 +32,6 @@ _STAND_INS = 0xF0000
 _NEW_SCRIPTS = "\U00010500"
 """From here on: scripts of which Unicode went on to add letters. What those of a library's older Unicode do not compose
 is left as it is: three steps for each letter would make all text slower."""
-_RULES = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
-"""What SentencePiece brings along."""
 _MOST_STEPS = 64
 _ANY = "(?m:.)"
 
@@ -73,8 +70,7 @@ def check_normalization(charsmap: bytes) -> None:
     Raises:
         DataError: it has not.
     """
-    own = (sentencepiece.SentencePieceNormalizer(rule_name=rule).serialized_model_proto() for rule in _RULES)
-    if charsmap and not any(charsmap in normalizer for normalizer in own):
+    if not is_own_table(charsmap):
         _table(charsmap)
 
 
@@ -164,7 +160,7 @@ def _table(charsmap: bytes) -> _Table | None:
         raise DataError(
             f"its normalisation replaces {len(exceptions)} groups of characters by something other than their composed "
             f"form (first {match!r} by {value!r}), which tokenizer.json cannot express; train the vocabulary with "
-            f"normalization_rule_name {', '.join(_RULES[:-1])} or {_RULES[-1]}"
+            f"normalization_rule_name {', '.join(RULES[:-1])} or {RULES[-1]}"
         )
     return _Table(compiled, single, frozenset(several), frozenset(joiners), kept, exceptions)
 
