@@ -3,7 +3,8 @@
     python benchmarks/open_large_set.py --documents 75000000
 
 The index is made up and the tokens are a hole in a file, so that 160 GB of text need 1.5 GB of disk and as much again
-for the plan. Each measurement is a process of its own.
+for the plan (half of that more while it is made). Documents have 20 to 1039 tokens, or all of them `--tokens`: 510 fill
+a sequence of 512, which is the slowest case. Each measurement is a process of its own.
 """
 
 import argparse
@@ -28,13 +29,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--documents", type=int, default=75_000_000)
     parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--tokens", type=int)
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.open:
         open_once(arguments.open, arguments.sequence_length)
         return
     with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder) / "large", arguments.documents)
+        make(Path(folder) / "large", arguments.documents, arguments.tokens)
         print(f"{arguments.documents:,} documents, sequences of {arguments.sequence_length}")
         for name in ("first", "second", "third"):
             command = [sys.executable, __file__, "--open", f"{folder}/large"]
@@ -44,9 +46,10 @@ def main() -> None:
             print(f"{name:7} {found['seconds']:8.2f} CPU s {counts}")
 
 
-def make(prefix: Path, num_documents: int) -> None:
+def make(prefix: Path, num_documents: int, num_tokens_each: int | None) -> None:
     """Index, manifest and a hole of tokens."""
-    lengths = np.random.default_rng(0).integers(20, 1040, num_documents, dtype=np.int32)
+    low, high = (num_tokens_each, num_tokens_each + 1) if num_tokens_each else (20, 1040)
+    lengths = np.random.default_rng(0).integers(low, high, num_documents, dtype=np.int32)
     payload = encode_index(ShardIndex(np.dtype("<u2"), lengths, np.arange(num_documents + 1)))
     prefix.with_name("large.idx").write_bytes(payload)
     num_tokens = int(lengths.sum(dtype=np.int64))

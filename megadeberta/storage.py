@@ -140,6 +140,12 @@ class PendingFile:
         with storage_errors(self.path, needed=len(payload)):
             self._file.write(payload)
 
+    def replace(self, payload: bytes, offset: int) -> None:
+        """Write ``payload`` over bytes that were written before; what comes next is still appended."""
+        with storage_errors(self.path, needed=len(payload)):
+            self._file.flush()
+            os.pwrite(self._file.fileno(), payload, offset)
+
     def finish(self) -> None:
         """Write out everything and fsync; the file is still under its temporary name."""
         with storage_errors(self.path):

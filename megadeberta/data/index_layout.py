@@ -72,8 +72,11 @@ def decode_index(payload: bytes, *, path: Path) -> ShardIndex:
     lengths = np.frombuffer(payload, "<i4", num_sequences, start).astype(np.int32)
     pointers = np.frombuffer(payload, "<i8", num_sequences, start + 4 * num_sequences).astype(np.int64)
     marks = np.frombuffer(payload, "<i8", num_marks, start + 12 * num_sequences).astype(np.int64)
-    _check_sequences(lengths, pointers, dtype.itemsize, path=path)
-    _check_marks(marks, num_sequences, path)
+    check_sequences(lengths, pointers, dtype.itemsize, path=path)
+    if len(marks) == 0:
+        raise DataError(f"{path}: has no document marks, expected 0 to {num_sequences}; {_AGAIN}")
+    check_mark_ends(int(marks[0]), int(marks[-1]), num_sequences, path=path)
+    check_marks_rise(marks, path=path)
     return ShardIndex(dtype, lengths, marks)
 
 
@@ -103,24 +106,54 @@ def decode_header(payload: bytes, size: int, *, path: Path) -> tuple[np.dtype, i
     return np.dtype(_DTYPE_OF_CODE[code]), num_sequences, num_marks
 
 
-def _check_sequences(lengths: np.ndarray, pointers: np.ndarray, itemsize: int, *, path: Path) -> None:
+def check_sequences(
+    lengths: np.ndarray, pointers: np.ndarray, itemsize: int, *, path: Path, first: int = 0, num_tokens: int = 0
+) -> int:
+    """Check a block of an index; returns the tokens before the next one.
+
+    Args:
+        lengths: ``[S]``, in tokens.
+        pointers: ``[S]``, in bytes.
+        first: the number of its first sequence.
+        num_tokens: before that one.
+
+    Raises:
+        DataError: a length is negative, or a pointer is not the lengths before it.
+    """
     if len(lengths) and lengths.min() < 0:
         bad = int(np.argmax(lengths < 0))
-        raise DataError(f"{path}: length[{bad}]={lengths[bad]} is negative; {_AGAIN}")
-    expected = np.zeros(len(lengths), dtype=np.int64)
-    np.cumsum(lengths[:-1], dtype=np.int64, out=expected[1:])
+        raise DataError(f"{path}: length[{first + bad}]={lengths[bad]} is negative; {_AGAIN}")
+    expected = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, dtype=np.int64, out=expected[1:])
+    expected += num_tokens
+    after = int(expected[-1])
     expected *= itemsize
-    if not np.array_equal(pointers, expected):
-        bad = int(np.argmax(pointers != expected))
+    if not np.array_equal(pointers, expected[:-1]):
+        bad = int(np.argmax(pointers != expected[:-1]))
         raise DataError(
-            f"{path}: pointer[{bad}]={pointers[bad]}, the lengths before it add up to {expected[bad]} bytes; {_AGAIN}"
+            f"{path}: pointer[{first + bad}]={pointers[bad]}, the lengths before it add up to {expected[bad]} bytes; "
+            f"{_AGAIN}"
         )
+    return after
 
 
-def _check_marks(marks: np.ndarray, num_sequences: int, path: Path) -> None:
-    if len(marks) == 0 or marks[0] != 0 or marks[-1] != num_sequences:
-        ends = f"{marks[0]} to {marks[-1]}" if len(marks) else "nothing"
-        raise DataError(f"{path}: document marks run from {ends}, expected 0 to {num_sequences}; {_AGAIN}")
-    if (marks[1:] < marks[:-1]).any():
-        bad = int(np.argmax(marks[1:] < marks[:-1])) + 1
-        raise DataError(f"{path}: document mark[{bad}]={marks[bad]} is less than the one before it; {_AGAIN}")
+def check_mark_ends(first: int, last: int, num_sequences: int, *, path: Path) -> None:
+    """Check the first and the last document mark.
+
+    Raises:
+        DataError: they are not 0 and the number of sequences.
+    """
+    if (first, last) != (0, num_sequences):
+        raise DataError(f"{path}: document marks run from {first} to {last}, expected 0 to {num_sequences}; {_AGAIN}")
+
+
+def check_marks_rise(marks: np.ndarray, *, path: Path, first: int = 0, before: int = 0) -> None:
+    """Check a block of document marks ``[D]``, of which ``first`` is the number of the first, after mark ``before``.
+
+    Raises:
+        DataError: one is less than the one before it.
+    """
+    falls = marks < np.append(before, marks[:-1])
+    if falls.any():
+        bad = int(np.argmax(falls))
+        raise DataError(f"{path}: document mark[{first + bad}]={marks[bad]} is less than the one before it; {_AGAIN}")

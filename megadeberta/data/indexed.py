@@ -7,7 +7,7 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,7 @@ import numpy as np
 from megadeberta.config.data import DEFAULT_CACHE_BYTES
 from megadeberta.data.block_cache import CacheSettings
 from megadeberta.data.block_sums import BLOCK_BYTES, SUM_BYTES, block_sums, count_blocks
+from megadeberta.data.index_blocks import document_ends
 from megadeberta.data.remote_bytes import RemoteBytes, local_copy
 from megadeberta.data.shard_files import (
     check_index_header,
@@ -85,6 +86,16 @@ class TokenShard:
     def document_offsets(self) -> np.ndarray:
         """``[D]`` int64: the first token of each document, counted over all documents laid end to end."""
         return self._bounds[:-1]
+
+    def document_ends(self) -> Iterator[np.ndarray]:
+        """``[D]`` int64 in blocks: where each document ends, counted in tokens, after a check of the whole index.
+
+        Unlike ``document_offsets`` in memory that does not grow with the number of documents.
+
+        Raises:
+            DataError: the index is damaged, or not what the manifest says.
+        """
+        return document_ends(self._local_index(), self.manifest)
 
     @classmethod
     def open(

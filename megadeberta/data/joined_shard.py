@@ -2,7 +2,7 @@
 
 import functools
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,11 @@ class JoinedShard(TokenShard):
         found = np.concatenate([*bounds, np.array([self.num_tokens], np.int64)])
         found.setflags(write=False)
         return found
+
+    def document_ends(self) -> Iterator[np.ndarray]:
+        for part, start in zip(self._parts, self._starts, strict=False):
+            for ends in part.document_ends():
+                yield ends + start
 
     @property
     def is_remote(self) -> bool:

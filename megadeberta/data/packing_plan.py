@@ -18,19 +18,22 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from megadeberta.config.waiting import Waiting, counted
 from megadeberta.data.block_sums import BLOCK_BYTES, SUM_BYTES, block_sums, count_blocks
+from megadeberta.data.index_blocks import NUMBERS_AT_ONCE
+from megadeberta.data.indexed import TokenShard
+from megadeberta.data.packing_starts import SequenceStarts
 from megadeberta.data.steady_file import SteadyFile
 from megadeberta.errors import DataError, StorageError
-from megadeberta.storage import PendingFile, take_lock
+from megadeberta.storage import PendingFile, storage_errors, take_lock
 
 _HEADER = struct.Struct("<8s32sQQQ")
+_KEY_BYTES = 48
+"""Of the header: what says whether a plan is of this index and length."""
 _MAGIC = b"MDBPACK1"
 """Another number where the same documents would be packed in another way."""
 _NUMBERS = BLOCK_BYTES // 8
-_WRITE = 1 << 20
-
-Planned = Callable[[], tuple[NDArray[np.int64], NDArray[np.int64]]]
-"""Gives ``[N + 1]`` starts and ``[D]`` ends, counted in tokens of the file."""
+_COPIED_AT_ONCE = 1 << 20
 
 
 def plan_path(prefix: Path, sequence_length: int) -> Path:
@@ -69,35 +72,31 @@ class PackingPlan:
         self._firsts = firsts
 
     @classmethod
-    def open(cls, prefix: Path, sequence_length: int, *, idx_sha256: str, lock: Path, planned: Planned) -> Self:
+    def open(cls, shard: TokenShard, sequence_length: int) -> Self:
         """Open the plan of a token file, and make it first if it is not there, is damaged, or of another index.
 
-        Of several processes one makes it while the others wait. Where the folder cannot be written the plan is a
-        temporary file of this process.
-
-        Args:
-            idx_sha256: of the token file's index.
-            lock: a file beside the plan that is there already.
-            planned: called only if it has to be made.
+        Of several processes one makes it while the others wait, and both say so if it takes long. Where the folder
+        cannot be written the plan is a temporary file of this process.
 
         Raises:
             DataError, StorageError: it cannot be made.
         """
+        prefix, lock = shard.plan_place
         path = plan_path(prefix, sequence_length)
-        key = _HEADER.pack(_MAGIC, bytes.fromhex(idx_sha256), sequence_length, 0, 0)[:48]
+        idx_sha256 = bytes.fromhex(shard.manifest.idx_sha256)
+        key = _HEADER.pack(_MAGIC, idx_sha256, sequence_length, 0, 0)[:_KEY_BYTES]
         if plan := cls._load(path, key):
             return plan
-        with _only_here(lock):
+        with _only_here(lock, path):
             if plan := cls._load(path, key):
                 return plan
-            starts, ends = planned()
             try:
-                _write(path, key, starts, ends)
+                _make(path, key, shard, sequence_length)
                 plan = cls._load(path, key)
             except StorageError:
                 with tempfile.TemporaryDirectory() as folder:
                     temporary = Path(folder) / path.name
-                    _write(temporary, key, starts, ends)
+                    _make(temporary, key, shard, sequence_length)
                     plan = cls._load(temporary, key)
         if plan is None:
             raise DataError(f"{path}: was written and reads otherwise; check the disk")
@@ -174,34 +173,89 @@ class PackingPlan:
 
 
 @contextlib.contextmanager
-def _only_here(path: Path) -> Iterator[None]:
+def _only_here(lock: Path, plan: Path) -> Iterator[None]:
     """Hold a file's lock; go on without where the file system has none: at worst a plan is made twice."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):
-            take_lock(descriptor)
+            if not take_lock(descriptor, wait_seconds=0.0):
+                with Waiting(f"waiting for {plan.name}, which another process makes"):
+                    take_lock(descriptor)
         yield
     finally:
         os.close(descriptor)
 
 
-def _write(path: Path, key: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
-    """The file, whole or not at all."""
-    header = key + struct.pack("<QQ", len(starts), len(ends))
-    sums, file = [np.empty(0, np.uint64)], PendingFile(path)
+def _make(path: Path, key: bytes, shard: TokenShard, sequence_length: int) -> None:
+    """The file, whole or not at all. Ends come after all starts, so they wait in a nameless file beside it."""
+    file = PendingFile(path)
     try:
-        file.write(header.ljust(BLOCK_BYTES, b"\0"))
-        for values in (starts, ends):
-            for first in range(0, len(values), _WRITE):
-                some = values[first : first + _WRITE].astype("<i8")
-                # Blocks are filled up with the largest number, so that a search in one never finds the filling.
-                filled = np.pad(some, (0, -len(some) % _NUMBERS), constant_values=np.iinfo(np.int64).max)
-                sums.append(block_sums(filled.view(np.uint8).reshape(-1, BLOCK_BYTES)))
-                file.write(filled.tobytes())
-        tail = np.concatenate(sums).astype("<u8").tobytes() + ends[::_NUMBERS].astype("<i8").tobytes()
+        with storage_errors(path), tempfile.TemporaryFile(dir=path.parent) as waiting:
+            file.write(bytes(BLOCK_BYTES))
+            starts, ends = _BlockWriter(file.write), _BlockWriter(waiting.write)
+            with Waiting(f"planning packed sequences, once: {path.name}"):
+                _plan(shard, sequence_length, starts, ends)
+            waiting.seek(0)
+            while payload := waiting.read(_COPIED_AT_ONCE):
+                file.write(payload)
+        header = key + struct.pack("<QQ", starts.count, ends.count)
+        file.replace(header, 0)
+        tail = starts.sums() + ends.sums() + ends.firsts()
         file.write(tail + hashlib.sha256(header + tail).digest())
         file.finish()
         file.publish()
     except BaseException:
         file.discard()
         raise
+
+
+def _plan(shard: TokenShard, sequence_length: int, starts: "_BlockWriter", ends: "_BlockWriter") -> None:
+    """Give the writers where sequences start and documents end; those that are empty are left out."""
+    planned, before = SequenceStarts(sequence_length), 0
+    most = shard.num_documents // NUMBERS_AT_ONCE + max(1, len(shard.manifest.files))
+    for some in counted(shard.document_ends(), total=most):
+        filled = some[np.diff(some, prepend=before) > 0]
+        before = int(some[-1])
+        for found in planned.add(filled):
+            starts.add(found)
+        ends.add(filled)
+    starts.add(planned.finish())
+    starts.finish()
+    ends.finish()
+
+
+class _BlockWriter:
+    """Numbers, written in blocks, with what the tail of the file says of each."""
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self.count = 0
+        self._write = write
+        self._rest = np.empty(0, "<i8")
+        self._sums: list[NDArray[np.uint64]] = []
+        self._firsts: list[NDArray[np.int64]] = []
+
+    def add(self, values: NDArray[np.int64]) -> None:
+        """Append numbers ``[N]``."""
+        self.count += len(values)
+        values = np.concatenate([self._rest, values])
+        whole = len(values) - len(values) % _NUMBERS
+        self._put(values[:whole])
+        self._rest = values[whole:]
+
+    def finish(self) -> None:
+        """Fill up the last block with the largest number, so that a search in it never finds the filling."""
+        self._put(np.pad(self._rest, (0, -len(self._rest) % _NUMBERS), constant_values=np.iinfo(np.int64).max))
+
+    def sums(self) -> bytes:
+        """Of every block, 64 bits each."""
+        return b"".join(sums.astype("<u8").tobytes() for sums in self._sums)
+
+    def firsts(self) -> bytes:
+        """The first number of every block."""
+        return b"".join(firsts.tobytes() for firsts in self._firsts)
+
+    def _put(self, values: NDArray[np.int64]) -> None:
+        blocks = values.view(np.uint8).reshape(-1, BLOCK_BYTES)
+        self._sums.append(block_sums(blocks))
+        self._firsts.append(values[::_NUMBERS].copy())
+        self._write(blocks.tobytes())

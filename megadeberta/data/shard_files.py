@@ -84,15 +84,27 @@ def open_index(path: Path, manifest: ShardManifest) -> ShardIndex:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     index = decode_index(payload, path=path)
-    found = (index.dtype.name, index.num_tokens, len(index.lengths), len(index.document_index) - 1)
-    promised = (manifest.dtype, manifest.num_tokens, manifest.num_sequences, manifest.num_documents)
-    if found != promised:
-        raise DataError(
-            f"{path}: dtype, tokens, sequences, documents are {found}, the manifest says {promised}; {AGAIN}"
-        )
-    if hashlib.sha256(payload).hexdigest() != manifest.idx_sha256:
-        raise DataError(f"{path}: SHA-256 is not the manifest's: the index changed since it was written; {AGAIN}")
+    counts = (index.dtype.name, index.num_tokens, len(index.lengths), len(index.document_index) - 1)
+    check_index_content(path, manifest, counts, hashlib.sha256(payload).hexdigest())
     return index
+
+
+def check_index_content(path: Path, manifest: ShardManifest, counts: tuple[str, int, int, int], sha256: str) -> None:
+    """Compare what was read of an index with the manifest.
+
+    Args:
+        counts: dtype, tokens, sequences, documents.
+
+    Raises:
+        DataError: they differ.
+    """
+    promised = (manifest.dtype, manifest.num_tokens, manifest.num_sequences, manifest.num_documents)
+    if counts != promised:
+        raise DataError(
+            f"{path}: dtype, tokens, sequences, documents are {counts}, the manifest says {promised}; {AGAIN}"
+        )
+    if sha256 != manifest.idx_sha256:
+        raise DataError(f"{path}: SHA-256 is not the manifest's: the index changed since it was written; {AGAIN}")
 
 
 def open_tokens(path: Path, manifest: ShardManifest, cache: CacheSettings) -> SteadyFile | RemoteBytes:

@@ -36,6 +36,16 @@ def test_a_pending_file_is_not_there_until_it_is_published_and_leaves_nothing_wh
     assert os.listdir(tmp_path) == []
 
 
+def test_what_a_pending_file_replaces_stays_before_what_is_appended_later(tmp_path: Path) -> None:
+    pending = PendingFile(tmp_path / "a")
+    pending.write(b"....body")
+    pending.replace(b"head", 0)
+    pending.write(b" tail")
+    pending.finish()
+    pending.publish()
+    assert (tmp_path / "a").read_bytes() == b"headbody tail"
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

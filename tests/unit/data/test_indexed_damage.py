@@ -4,16 +4,18 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from megadeberta.data.index_blocks import document_ends
 from megadeberta.data.index_layout import ShardIndex, encode_index
 from megadeberta.data.indexed import TokenShard
 from megadeberta.data.shard_files import SUFFIXES, shard_file
-from megadeberta.data.shard_manifest import content_fingerprint
+from megadeberta.data.shard_manifest import content_fingerprint, read_manifest
 from megadeberta.data.shard_writer import ShardWriter
 from megadeberta.errors import DataError
 
@@ -132,6 +134,37 @@ def test_a_lying_index_is_refused_with_the_value_and_the_place(
     lie(prefix, patched(prefix, offset, form, value))
     with pytest.raises(DataError, match=rf"train\.idx: .*{message}"):
         TokenShard.open(prefix)
+    with pytest.raises(DataError, match=rf"train\.idx: .*{message}"):
+        ends_in_blocks(prefix, 7)
+
+
+def ends_in_blocks(prefix: Path, size: int) -> list[int]:
+    """Where documents end, from an index that is read a few numbers at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("megadeberta.data.index_blocks.NUMBERS_AT_ONCE", size)
+        blocks = list(document_ends(shard_file(prefix, "idx"), read_manifest(shard_file(prefix, "json"))))
+    return np.concatenate([np.empty(0, np.int64), *blocks]).tolist()
+
+
+def test_an_index_read_in_blocks_is_refused_where_the_whole_one_is(prefix: Path) -> None:
+    rng = np.random.default_rng(302)
+    path, manifest_path = shard_file(prefix, "idx"), shard_file(prefix, "json")
+    good, manifest = path.read_bytes(), manifest_path.read_text()
+    outcomes = {"read": 0, "refused": 0}
+    for trial in range(400):
+        bad = mutate(good, rng) if trial else good
+        path.write_bytes(bad)
+        manifest_path.write_text(json.dumps(_resign(json.loads(manifest), bad)) if trial % 2 else manifest)
+        try:
+            with TokenShard.open(prefix) as shard:
+                expected = [*shard.document_offsets[1:].tolist(), shard.num_tokens]
+            assert ends_in_blocks(prefix, 7) == expected
+            outcomes["read"] += 1
+        except DataError as error:
+            with pytest.raises(DataError, match=re.escape(str(error))):
+                ends_in_blocks(prefix, 7)
+            outcomes["refused"] += 1
+    assert outcomes["read"] >= 1 and outcomes["refused"] > 390
 
 
 def test_a_multimodal_index_is_refused(prefix: Path) -> None:

@@ -13,7 +13,8 @@ from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.check import check_data
 from megadeberta.data.indexed import TokenShard
 from megadeberta.data.loader import batch_fields, training_batches, validation_batches
-from megadeberta.data.packing import PackedReader, document_starts, plan_sequences
+from megadeberta.data.packing import PackedReader, document_starts
+from megadeberta.data.packing_starts import SequenceStarts
 from megadeberta.data.shard_writer import ShardWriter
 from tests.unit.data.small_data import make_data
 
@@ -30,6 +31,15 @@ def _shard(prefix: Path, lengths: list[int]) -> np.ndarray:
             start += length
         writer.commit(tokenizer_sha256="0" * 64, tokenizer_pieces=65_000)
     return tokens
+
+
+def _plan(ends: np.ndarray, length: int, block: int) -> list[int]:
+    """Where sequences start, the documents given in blocks."""
+    planned, starts = SequenceStarts(length), []
+    for first in range(0, len(ends), block):
+        for some in planned.add(ends[first : first + block]):
+            starts += some.tolist()
+    return starts + planned.finish().tolist()
 
 
 def test_documents_have_marks_of_their_own_and_a_long_one_goes_on_in_the_next_sequence(tmp_path: Path) -> None:
@@ -49,9 +59,9 @@ def test_room_for_marks_alone_stays_padding(tmp_path: Path) -> None:
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(8, 24))
 def test_every_token_is_in_exactly_one_sequence_and_only_the_end_is_wasted(lengths: list[int], length: int) -> None:
     ends = np.cumsum(lengths)
-    starts = plan_sequences(ends, length)
+    starts = _plan(ends, length, len(ends))
     assert starts[0] == 0 and starts[-1] == ends[-1]
-    for start, stop in itertools.pairwise(starts.tolist()):
+    for start, stop in itertools.pairwise(starts):
         borders = np.count_nonzero((ends > start) & (ends < stop))
         used = stop - start + 2 * (borders + 1)
         assert stop - start > 0 and used <= length
@@ -77,13 +87,25 @@ def _plan_one_by_one(ends: np.ndarray, length: int) -> list[int]:
     return [*starts, position]
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(1, 90), min_size=1, max_size=60), st.integers(8, 24), st.integers(25, 60))
-def test_planning_in_blocks_is_planning_document_by_document(lengths: list[int], length: int, block: int) -> None:
-    ends = np.cumsum(lengths)
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=60), st.integers(8, 24), st.integers(1, 60), st.integers(1, 9))
+def test_planning_in_blocks_is_planning_document_by_document(
+    lengths: list[int], length: int, block: int, at_once: int
+) -> None:
+    ends = np.cumsum(lengths, dtype=np.int64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("megadeberta.data.packing._DOCUMENTS_AT_ONCE", block)
-        assert plan_sequences(ends, length).tolist() == _plan_one_by_one(ends, length)
+        patch.setattr("megadeberta.data.packing_starts._STARTS_AT_ONCE", at_once)
+        assert _plan(ends, length, block) == _plan_one_by_one(ends, length)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 6, 7, 8, 9, 10])
+def test_documents_of_one_length_are_planned_document_by_document(tokens: int) -> None:
+    ends = np.arange(tokens, 300 * tokens, tokens)
+    assert _plan(ends, 10, 64) == _plan_one_by_one(ends, 10)
+
+
+def test_no_documents_are_no_sequences() -> None:
+    assert _plan(np.empty(0, np.int64), 10, 64) == [0]
 
 
 def test_empty_documents_leave_no_marks(tmp_path: Path) -> None:

@@ -1,20 +1,25 @@
 """The plan beside a token file: made once, the same sequences as without it, and never a wrong one."""
 
+import contextlib
+import fcntl
+import hashlib
 import random
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import megadeberta.data.packing
 import megadeberta.data.packing_plan
 from megadeberta.data.block_sums import BLOCK_BYTES
 from megadeberta.data.indexed import TokenShard
-from megadeberta.data.packing import PackedReader, plan_sequences
-from megadeberta.data.packing_plan import plan_path, remove_plans
+from megadeberta.data.packing import PackedReader
+from megadeberta.data.packing_plan import _BlockWriter, plan_path, remove_plans
+from megadeberta.data.packing_starts import SequenceStarts
 from megadeberta.data.shard_writer import ShardWriter
+from megadeberta.data.steady_file import SteadyFile
 from megadeberta.errors import DataError, StorageError
 
 LENGTH = 24
@@ -42,7 +47,8 @@ def expected(prefix: Path) -> np.ndarray:
         documents = [shard.document(number) for number in range(shard.num_documents)]
     documents = [tokens for tokens in documents if len(tokens)]
     tokens, ends = np.concatenate(documents), np.cumsum([len(tokens) for tokens in documents])
-    starts = plan_sequences(ends, LENGTH)
+    planned = SequenceStarts(LENGTH)
+    starts = np.concatenate([*planned.add(ends), planned.finish()])
     rows = np.zeros((len(starts) - 1, LENGTH), np.int64)
     for row, start, stop in zip(rows, starts[:-1], starts[1:], strict=True):
         place = 0
@@ -74,7 +80,7 @@ def test_sequences_are_those_of_the_documents_and_the_plan_is_made_once(
     rows = expected(prefix)
     np.testing.assert_array_equal(read_all(prefix), rows)
     made = plan_path(prefix, LENGTH).read_bytes()
-    monkeypatch.setattr(megadeberta.data.packing, "plan_sequences", refuse)
+    monkeypatch.setattr(TokenShard, "document_ends", refuse)
     np.testing.assert_array_equal(read_all(prefix), rows)
     assert plan_path(prefix, LENGTH).read_bytes() == made
     assert PackedReader(prefix, LENGTH).read(np.empty(0, np.int64)).shape == (0, LENGTH)
@@ -82,14 +88,100 @@ def test_sequences_are_those_of_the_documents_and_the_plan_is_made_once(
         PackedReader(prefix, LENGTH + 1)
 
 
+@pytest.mark.parametrize(
+    ("length", "sha256"),
+    [
+        (8, "1877df000283a3a7c49f100c948a95bc96b8e6aa4ef41c1c945607c37233de8b"),
+        (24, "9fe56d1f34b955c228d5a4d6e6897121e71983bce1a5879307236148e7b4d54c"),
+        (512, "4652bada3bc62da105f909202220c197ed17708ddaf97abe332a08b95a64af2c"),
+    ],
+)
+def test_a_plan_has_the_bytes_of_the_first_version_made_in_blocks_of_any_size(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch, length: int, sha256: str
+) -> None:
+    for size in (1 << 18, 300, 7):
+        monkeypatch.setattr("megadeberta.data.index_blocks.NUMBERS_AT_ONCE", size)
+        remove_plans(prefix)
+        PackedReader(prefix, length).close()
+        assert hashlib.sha256(plan_path(prefix, length).read_bytes()).hexdigest() == sha256
+
+
+def test_planning_reads_the_index_a_block_at_a_time_and_holds_no_more_starts_than_that(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megadeberta.data.index_blocks.NUMBERS_AT_ONCE", 64)
+    monkeypatch.setattr("megadeberta.data.packing_starts._STARTS_AT_ONCE", 16)
+    read, held = [], []
+    fill, add = SteadyFile.fill, _BlockWriter.add
+
+    def counted_fill(file: SteadyFile, target: np.ndarray, offset: int) -> None:
+        if file.path.suffix == ".idx":
+            read.append(target.nbytes)
+        fill(file, target, offset)
+
+    def counted_add(writer: _BlockWriter, values: np.ndarray) -> None:
+        held.append(len(values))
+        add(writer, values)
+
+    monkeypatch.setattr(SteadyFile, "fill", counted_fill)
+    monkeypatch.setattr(_BlockWriter, "add", counted_add)
+    PackedReader(prefix, LENGTH).close()
+    assert len(read) > 30 and max(read) <= 64 * 8
+    assert len(held) > 30 and max(held) <= 64
+
+
+def test_documents_of_several_sequences_and_of_none_end_where_the_whole_index_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(4)
+    with ShardWriter(tmp_path / "s", dtype=np.dtype(np.uint16)) as writer:
+        for _ in range(40):
+            lengths = generator.integers(0, 9, generator.integers(0, 6)).tolist()
+            writer.add_document(generator.integers(4, 60_000, sum(lengths)), lengths)
+        writer.commit(tokenizer_sha256="0" * 64, tokenizer_pieces=65_000)
+    monkeypatch.setattr("megadeberta.data.index_blocks.NUMBERS_AT_ONCE", 7)
+    with TokenShard.open(tmp_path / "s") as shard:
+        found = np.concatenate(list(shard.document_ends()))
+        assert found.tolist() == [*shard.document_offsets[1:].tolist(), shard.num_tokens]
+
+
+def test_who_waits_for_the_plan_of_another_process_sleeps_and_says_so(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, tries, is_waiting = [], [], threading.Event()
+    real = megadeberta.data.packing_plan.take_lock
+
+    @contextlib.contextmanager
+    def waiting(what: str) -> Iterator[None]:
+        said.append(what)
+        is_waiting.set()
+        yield
+
+    def counted(descriptor: int, **options: float) -> bool:
+        tries.append(options)
+        return real(descriptor, **options)
+
+    monkeypatch.setattr(megadeberta.data.packing_plan, "Waiting", waiting)
+    monkeypatch.setattr(megadeberta.data.packing_plan, "take_lock", counted)
+    with ThreadPoolExecutor(1) as pool:
+        with prefix.with_name("s.idx").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            opened = pool.submit(PackedReader, prefix, LENGTH)
+            assert is_waiting.wait(60)
+        opened.result().close()
+    assert said[0] == f"waiting for s.packing-{LENGTH}, which another process makes"
+    assert tries == [{"wait_seconds": 0.0}, {}]  # once without waiting, once until it is free
+
+
 def test_processes_that_start_together_make_one_plan(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
+    real = TokenShard.document_ends
 
-    def counted(*arguments: object) -> np.ndarray:
+    def counted(shard: TokenShard) -> Iterator[np.ndarray]:
         calls.append(1)
-        return plan_sequences(*arguments)
+        return real(shard)
 
-    monkeypatch.setattr(megadeberta.data.packing, "plan_sequences", counted)
+    monkeypatch.setattr(TokenShard, "document_ends", counted)
     with ThreadPoolExecutor(8) as pool:
         readers = list(pool.map(lambda _: PackedReader(prefix, LENGTH), range(8)))
     assert len(calls) == 1
@@ -108,14 +200,14 @@ def test_another_token_file_under_the_same_name_gets_another_plan(prefix: Path) 
 
 
 def test_a_folder_that_cannot_be_written_is_read_all_the_same(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real: Callable[..., None] = megadeberta.data.packing_plan._write
+    real: Callable[..., None] = megadeberta.data.packing_plan._make
 
     def refused(path: Path, *arguments: object) -> None:
         if path.parent == prefix.parent:
             raise StorageError("read-only")
         real(path, *arguments)
 
-    monkeypatch.setattr(megadeberta.data.packing_plan, "_write", refused)
+    monkeypatch.setattr(megadeberta.data.packing_plan, "_make", refused)
     np.testing.assert_array_equal(read_all(prefix), expected(prefix))
     assert not plan_path(prefix, LENGTH).exists()
 
