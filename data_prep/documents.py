@@ -16,7 +16,8 @@ from megadeberta.data_prep.formats.base import MAX_DOCUMENT_CHARACTERS
 from megadeberta.data_prep.formats.json_lines import JSON_LINES
 from megadeberta.data_prep.lines import CutOff
 from megadeberta.data_prep.options import MAX_LINE_BYTES, ReadOptions
-from megadeberta.data_prep.scripts import count_scripts, script_weight
+from megadeberta.data_prep.sampling import sample_weight
+from megadeberta.data_prep.scripts import count_scripts
 from megadeberta.data_prep.sources import Source
 
 _UNPACKED_AT_ONCE = 256 << 10
@@ -52,11 +53,14 @@ class _Packed(io.RawIOBase):
             raise CutOff from damage
 
 
-def read_documents(section: Section, options: ReadOptions, *, source: Source, tally: Tally) -> Iterator[str]:
+def read_documents(
+    section: Section, options: ReadOptions, *, source: Source, tally: Tally, every: int = 1
+) -> Iterator[str]:
     """Clean, non-empty documents of ``section``; everything else is counted in ``tally``.
 
     Args:
         source: that the section is of.
+        every: one of so many documents is looked at to describe the corpus.
 
     Raises:
         OSError: the section cannot be read.
@@ -76,8 +80,7 @@ def read_documents(section: Section, options: ReadOptions, *, source: Source, ta
             if keep is not None and (reason := keep.reason(text)):
                 tally.left_out.count(reason, text)
                 continue
-            weight = script_weight(tally.documents)
-            if weight:
+            if weight := sample_weight(tally.documents, text, every):
                 for script, number in count_scripts(text).items():
                     tally.scripts[script] = tally.scripts.get(script, 0) + weight * number
             for piece in _cut_long(text, tally):

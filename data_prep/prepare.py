@@ -32,6 +32,7 @@ from megadeberta.data_prep.publish import Publication
 from megadeberta.data_prep.report import (
     describe_files,
 )
+from megadeberta.data_prep.sampling import sample_every
 from megadeberta.data_prep.sources import Corpus, Source, find_sources
 from megadeberta.data_prep.standard_input import standard_input
 from megadeberta.data_prep.vocabulary import train_vocabulary
@@ -119,6 +120,7 @@ class _Run:
         self._seconds: dict[str, float] = {}
         # A worker takes a third of a second to start: none for a share of the corpus that is done sooner.
         self._block_bytes = choose_block_bytes(sources)
+        self._sample_every = sample_every(sum(source.size for source in sources))
         self._workers = min(options.workers, 1 + sum(source.size for source in sources) // self._block_bytes)
 
     def finish(self, run_key: str, *, plot: Callable[[Path, np.ndarray], None], began: float) -> Outcome:
@@ -199,7 +201,7 @@ class _Run:
         )
         samples = CorpusSamples(budget, len(self._options.corpora), self._options.vocabulary)
         cutter = self._cutter(sources)
-        context = SampleContext(tuple(sources), self._options.read, budget)
+        context = SampleContext(tuple(sources), self._options.read, self._sample_every, budget)
         self._stages.begin("reading", total=sum(source.size for source in sources))
         blocks = deque[Block]()
 
@@ -223,7 +225,12 @@ class _Run:
         cutter = self._cutter(self._sources)
         tally = CorpusTally([source.name for source in self._sources])
         context = EncodeContext(
-            tuple(self._sources), self._options.read, self._scratch.folder / TOKENIZER_FILE, store, store.dtype
+            tuple(self._sources),
+            self._options.read,
+            self._sample_every,
+            self._scratch.folder / TOKENIZER_FILE,
+            store,
+            store.dtype,
         )
         _, machines = self._options.part or (1, 1)
         self._stages.begin("encoding", total=sum(source.size for source in self._sources) // machines)

@@ -5,23 +5,16 @@ from functools import lru_cache
 
 from megadeberta.data.tokenizer.scripts import script_of
 
-_FIRST, _EVERY, SAMPLED_CHARACTERS = 64, 16, 2000
-"""Of a block: its first documents and each sixteenth after them, and the first characters of each."""
+_SAMPLED_CHARACTERS = 2000
+"""At the beginning of a text."""
 _NO_LATIN = bytes(code for code in range(256) if not (code < 128 and chr(code).isalpha()))
 _ASCII = bytes(range(128))
 _JOINED = {"HIRAGANA": "Japanese kana", "KATAKANA": "Japanese kana", "CJK": "Han"}
 
 
-def script_weight(number: int) -> int:
-    """How many documents the one of this number in its block stands for; 0 = it is not looked at."""
-    if number < _FIRST:
-        return 1
-    return 0 if number % _EVERY else _EVERY
-
-
 def count_scripts(text: str) -> Counter[str]:
-    """Letters of each script in the first ``SAMPLED_CHARACTERS`` of ``text``."""
-    sample = text[:SAMPLED_CHARACTERS].encode()
+    """Letters of each script in the first 2000 characters of ``text``."""
+    sample = text[:_SAMPLED_CHARACTERS].encode()
     counts: Counter[str] = Counter()
     if latin := len(sample.translate(None, _NO_LATIN)):
         counts[_script("a")] = latin

@@ -31,6 +31,8 @@ class WorkContext:
 
     sources: tuple[Source, ...]
     read: ReadOptions
+    sample_every: int
+    """Of so many documents one is looked at to describe the corpus."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def encode_block(context: EncodeContext, block: Block) -> Part:
 
 
 def _documents(context: WorkContext, section: Section, tally: Tally) -> Iterator[str]:
-    documents = read_documents(section, context.read, source=context.sources[section.source], tally=tally)
+    source = context.sources[section.source]
+    documents = read_documents(section, context.read, source=source, tally=tally, every=context.sample_every)
     while True:
         try:
             document = next(documents, None)
