@@ -60,6 +60,8 @@ class Tally:
     cut_documents: int = 0
     scripts: dict[str, int] = field(default_factory=dict)
     """Letters of each script in a sample of the documents."""
+    languages: dict[str, int] = field(default_factory=dict)
+    """Bytes of the documents of each language in that sample, if they are asked for."""
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, Example] = field(default_factory=dict)
     left_out: LeftOutByReason = field(default_factory=LeftOutByReason)
@@ -111,6 +113,8 @@ class Tally:
             self.examples.setdefault(kind, shifted)
         for script, number in other.scripts.items():
             self.scripts[script] = self.scripts.get(script, 0) + number
+        for language, number in other.languages.items():
+            self.languages[language] = self.languages.get(language, 0) + number
         self.lines += other.lines
         self.text_bytes += other.text_bytes
         self.rejected_bytes += other.rejected_bytes
@@ -161,6 +165,10 @@ class CorpusTally:
     def scripts(self) -> Counter[str]:
         """Letters of each script in the sampled documents of all files."""
         return Counter(self._whole.scripts)
+
+    def languages(self) -> Counter[str]:
+        """Bytes of the sampled documents of each language, of all files."""
+        return Counter(self._whole.languages)
 
     def left_out(self) -> LeftOutByReason:
         """Documents of all files that rules of quality or test sets left out."""

@@ -8,7 +8,7 @@ from megadeberta.errors import DataError
 
 
 def check_corpus(tally: CorpusTally, options: PrepOptions, *, num_files: int) -> None:
-    """Refuse a corpus of which too much cannot be used, without a document, or of other scripts than expected.
+    """Refuse a corpus without a document, of which too much cannot be used, or of other scripts or languages.
 
     Raises:
         DataError: with the fraction and the first place, or the counts.
@@ -21,6 +21,7 @@ def check_corpus(tally: CorpusTally, options: PrepOptions, *, num_files: int) ->
             + "".join(f"; {line}" for line in tally.left_out().lines())
         )
     _check_scripts(tally, options)
+    _check_languages(tally, options)
 
 
 def _check_scripts(tally: CorpusTally, options: PrepOptions) -> None:
@@ -32,6 +33,18 @@ def _check_scripts(tally: CorpusTally, options: PrepOptions) -> None:
             raise DataError(
                 f"{fraction:.1%} of the letters are {name}, --expect-script={name}:{least:g} wants more; found "
                 f"{found or 'no letters'}: leave out what is of other scripts, or lower the limit"
+            )
+
+
+def _check_languages(tally: CorpusTally, options: PrepOptions) -> None:
+    languages = tally.languages()
+    for code, least in options.expected_languages:
+        fraction = languages[code] / max(1, languages.total())
+        if fraction < least:
+            found = ", ".join(f"{each} {number / languages.total():.1%}" for each, number in languages.most_common(4))
+            raise DataError(
+                f"{fraction:.1%} of the text is of language {code}, --expect-language={code}:{least:g} wants more; "
+                f"found {found}: leave out what is of others (--quality language={code}), or lower the limit"
             )
 
 

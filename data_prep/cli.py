@@ -25,7 +25,7 @@ from megadeberta.data_prep.options import (
     UnreadablePolicy,
     VocabularyKind,
     VocabularyOptions,
-    parse_scripts,
+    parse_expected,
     parse_size,
 )
 from megadeberta.errors import ConfigError
@@ -130,7 +130,7 @@ _Quality = Annotated[
     typer.Option(
         metavar="RULE=VALUE",
         help="Leave out documents that break a rule; may be repeated. min-characters, max-characters, min-words, "
-        "max-words, max-symbols=0.25, max-repeated=0.3, min-script=Latin:0.8; or web, a preset.",
+        "max-words, max-symbols=0.25, max-repeated=0.3, min-script=Latin:0.8, language=de,nl; or web, a preset.",
     ),
 ]
 _Decontaminate = Annotated[
@@ -150,6 +150,16 @@ _ExpectScript = Annotated[
     typer.Option(
         metavar="NAME:FRACTION",
         help="Fail if less of the letters is of this script, such as Latin:0.9; may be repeated.",
+    ),
+]
+_Languages = Annotated[
+    bool, typer.Option("--languages", help="Say which languages the text is in, by a sample of the documents.")
+]
+_ExpectLanguage = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CODE:FRACTION",
+        help="Fail if less of the text is of this language, such as de:0.8; may be repeated.",
     ),
 ]
 _MaxLine = Annotated[int, typer.Option(help="Skip longer lines; limits memory.")]
@@ -202,6 +212,8 @@ def prep(
     on_unreadable: _OnUnreadable = UnreadablePolicy.STOP,
     max_unknown_fraction: _MaxUnknown = 0.05,
     expect_script: _ExpectScript = None,
+    languages: _Languages = False,
+    expect_language: _ExpectLanguage = None,
     workers: _Workers = 0,
     part: _Part = None,
     max_file_size: MaxFileSize = None,
@@ -221,6 +233,7 @@ def prep(
     """
     text_keys = tuple(text_key or ("text",))
     read = ReadOptions(document_per, input_format, text_keys, max_line_bytes, max_expansion, on_unreadable)
+    read = replace(read, count_languages=languages or bool(expect_language))
     options = PrepOptions(
         corpora=tuple(corpora),
         output=output,
@@ -244,7 +257,8 @@ def prep(
         on_bad_line=on_bad_line,
         max_bad_fraction=max_bad_fraction,
         max_unknown_fraction=max_unknown_fraction,
-        expected_scripts=parse_scripts(tuple(expect_script or ())),
+        expected_scripts=parse_expected("--expect-script", tuple(expect_script or ()), example="Latin:0.9"),
+        expected_languages=parse_expected("--expect-language", tuple(expect_language or ()), example="de:0.8"),
         workers=workers or len(os.sched_getaffinity(0)),
         overwrite=overwrite,
         max_file_bytes=parse_size(max_file_size),

@@ -14,6 +14,7 @@ from megadeberta.data_prep.converted import KEY, ConvertedStream
 from megadeberta.data_prep.document_filter import document_filter
 from megadeberta.data_prep.formats.base import MAX_DOCUMENT_CHARACTERS
 from megadeberta.data_prep.formats.json_lines import JSON_LINES
+from megadeberta.data_prep.languages import language_of
 from megadeberta.data_prep.lines import CutOff
 from megadeberta.data_prep.options import MAX_LINE_BYTES, ReadOptions
 from megadeberta.data_prep.sampling import sample_weight
@@ -81,11 +82,19 @@ def read_documents(
                 tally.left_out.count(reason, text)
                 continue
             if weight := sample_weight(tally.documents, text, every):
-                for script, number in count_scripts(text).items():
-                    tally.scripts[script] = tally.scripts.get(script, 0) + weight * number
+                _describe(text, weight, options, tally)
             for piece in _cut_long(text, tally):
                 tally.documents += 1
                 yield piece
+
+
+def _describe(text: str, weight: int, options: ReadOptions, tally: Tally) -> None:
+    """Count the scripts of a document that stands for ``weight`` of them, and its language where that is asked for."""
+    for script, number in count_scripts(text).items():
+        tally.scripts[script] = tally.scripts.get(script, 0) + weight * number
+    if options.count_languages:
+        language = language_of(text)
+        tally.languages[language] = tally.languages.get(language, 0) + weight * len(text.encode())
 
 
 @contextmanager

@@ -86,6 +86,8 @@ class ReadOptions:
     test_sets: tuple[tuple[str, str], ...] = ()
     """Path and SHA-256 of files whose text is kept out."""
     decontaminate_by: DecontaminateBy = DecontaminateBy.NGRAM
+    count_languages: bool = False
+    """Of a sample of the documents, for the report; changes no token."""
 
     def __post_init__(self) -> None:
         _check(all(self.text_keys), "--text-key is empty; name the key or column that holds the text")
@@ -95,6 +97,18 @@ class ReadOptions:
             f"--max-line-bytes={self.max_line_bytes}; choose 1024 to {MAX_LINE_BYTES}",
         )
         _check(self.max_expansion >= 2, f"--max-expansion={self.max_expansion}; choose 2 or more")
+
+    def recorded(self) -> dict[str, Any]:
+        """As plain values, what of it decides which tokens come out."""
+        read = {**asdict(self), "text_keys": list(self.text_keys), "quality": list(self.quality)}
+        read["test_sets"] = {Path(path).name: sha256 for path, sha256 in self.test_sets}
+        del read["count_languages"]
+        # Only where they are asked for, so that the manifests of all other sets stay what they were.
+        if not self.quality:
+            del read["quality"]
+        if not self.test_sets:
+            del read["test_sets"], read["decontaminate_by"]
+        return read
 
 
 class VocabularyKind(StrEnum):
@@ -224,6 +238,8 @@ class PrepOptions:
     max_unknown_fraction: float = 0.05
     expected_scripts: tuple[tuple[str, float], ...] = ()
     """Scripts ("Latin") and the fraction of the letters that each has at least."""
+    expected_languages: tuple[tuple[str, float], ...] = ()
+    """Languages ("de") and the fraction of the bytes that each has at least; needs ``read.count_languages``."""
     workers: int = 1
     overwrite: bool = False
     max_file_bytes: int | None = None
@@ -240,6 +256,10 @@ class PrepOptions:
         _check(
             0.5 <= self.similarity <= 1,
             f"--similarity={self.similarity:g}; choose 0.5 to 1: documents that share less cannot be told from others",
+        )
+        _check(
+            self.read.count_languages or not self.expected_languages,
+            "--expect-language needs the languages to be counted; give --languages too",
         )
         weights = self.vocabulary.weights
         _check(
@@ -279,16 +299,9 @@ class PrepOptions:
         split: dict[str, Any] = {"valid": "given"}
         if not self.valid_corpora:
             split = {"valid_fraction": self.split.fraction, "valid_documents": self.split.documents}
-        read = {**asdict(self.read), "text_keys": list(self.read.text_keys), "quality": list(self.read.quality)}
-        read["test_sets"] = {Path(path).name: sha256 for path, sha256 in self.read.test_sets}
-        # Only where they are asked for, so that the manifests of all other sets stay what they were.
-        if not self.read.quality:
-            del read["quality"]
-        if not self.read.test_sets:
-            del read["test_sets"], read["decontaminate_by"]
         near = {"similarity": self.similarity} if self.deduplicate is Deduplication.NEAR else {}
         return {
-            **read,
+            **self.read.recorded(),
             "deduplicate": self.deduplicate,
             **near,
             **vocabulary,
@@ -297,8 +310,8 @@ class PrepOptions:
         }
 
 
-def parse_scripts(values: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
-    """What ``--expect-script`` gives, such as Latin:0.9.
+def parse_expected(option: str, values: tuple[str, ...], *, example: str) -> tuple[tuple[str, float], ...]:
+    """Names and fractions that an option gives, such as Latin:0.9.
 
     Raises:
         ConfigError: no name, or no fraction from 0 to 1.
@@ -307,7 +320,7 @@ def parse_scripts(values: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
     for value in values:
         name, _, number = value.partition(":")
         is_fraction = re.fullmatch(r"0?\.\d+|[01](?:\.0*)?", number) is not None
-        _check(bool(name) and is_fraction, f"--expect-script={value}; give NAME:FRACTION, such as Latin:0.9")
+        _check(bool(name) and is_fraction, f"{option}={value}; give NAME:FRACTION, such as {example}")
         found.append((name, float(number)))
     return tuple(found)
 

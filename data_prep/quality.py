@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from megadeberta.data_prep.languages import check_languages, language_of
 from megadeberta.data_prep.scripts import count_scripts
 from megadeberta.data_prep.shingles import run_hashes, word_hashes
 from megadeberta.errors import ConfigError
@@ -55,8 +56,9 @@ KINDS = {
         lambda text, limit: repeated_fraction(text) <= limit, True, "a larger fraction of repeated runs of five words"
     ),
 }
-"""By name; ``min-script`` has a script beside its number."""
+"""By name; ``min-script`` has a script beside its number, and ``language`` codes instead of one."""
 MIN_SCRIPT = "min-script"
+LANGUAGE = "language"
 PRESETS = {"web": ("min-words=20", "max-symbols=0.25", "max-repeated=0.3")}
 """Name -> rules: thresholds for pages of the web, looser than those of Gopher (Rae et al. 2021, appendix A.1)."""
 
@@ -68,14 +70,19 @@ class QualityRule:
     name: str
     limit: float
     script: str = ""
+    languages: tuple[str, ...] = ()
 
     def keeps(self, text: str) -> bool:
         """Whether a clean document passes."""
+        if self.name == LANGUAGE:
+            return language_of(text) in self.languages
         if self.name == MIN_SCRIPT:
             return _script_fraction(text, self.script) >= self.limit
         return KINDS[self.name].keeps(text, self.limit)
 
     def __str__(self) -> str:
+        if self.name == LANGUAGE:
+            return f"{LANGUAGE}={','.join(self.languages)}"
         return f"{self.name}={self.script + ':' if self.script else ''}{self.limit:g}"
 
 
@@ -95,11 +102,19 @@ def parse_rules(values: tuple[str, ...]) -> tuple[QualityRule, ...]:
 
 def _parse(value: str) -> QualityRule:
     name, equals, number = value.partition("=")
+    if name == LANGUAGE:
+        codes = tuple(number.split(","))
+        if not all(codes):
+            raise ConfigError(f"--quality={value}: a language is missing; write --quality={LANGUAGE}=de, or de,nl")
+        check_languages(codes, f"--quality={value}")
+        return QualityRule(name, 0.0, languages=codes)
     script = ""
     if name == MIN_SCRIPT:
         script, _, number = number.partition(":")
     elif not equals or name not in KINDS:
-        known = ", ".join([*(f"{kind}=NUMBER" for kind in KINDS), f"{MIN_SCRIPT}=Latin:NUMBER", *PRESETS])
+        known = ", ".join(
+            [*(f"{kind}=NUMBER" for kind in KINDS), f"{MIN_SCRIPT}=Latin:NUMBER", f"{LANGUAGE}=CODE", *PRESETS]
+        )
         raise ConfigError(f"--quality={value} is no rule; choose from {known}")
     try:
         limit = float(number)

@@ -19,7 +19,7 @@ from megadeberta.data_prep.sources import Corpus
 from megadeberta.storage import write_file
 
 REPORT = "report.json"
-_NAMED, _LISTED, _SCRIPTS = 4, 1000, 12
+_NAMED, _LISTED, _MOST_FRACTIONS = 4, 1000, 12
 
 
 def describe_corpus(tally: CorpusTally) -> dict[str, Any]:
@@ -34,6 +34,7 @@ def describe_corpus(tally: CorpusTally) -> dict[str, Any]:
         "rejected_lines": tally.total("rejected"),
         "rejected_bytes": tally.total("rejected_bytes"),
         "scripts": _fractions(tally.scripts()),
+        **({"languages": _fractions(languages)} if (languages := tally.languages()) else {}),
         "damaged_files": tally.total("damaged_files"),
         "bad_lines": tally.describe(),
     }
@@ -41,7 +42,11 @@ def describe_corpus(tally: CorpusTally) -> dict[str, Any]:
 
 def _fractions(counts: Counter[str]) -> dict[str, float]:
     total = max(1, counts.total())
-    return {name: round(number / total, 4) for name, number in counts.most_common(_SCRIPTS)}
+    return {name: round(number / total, 4) for name, number in counts.most_common(_MOST_FRACTIONS)}
+
+
+def _named(fractions: dict[str, float]) -> str:
+    return ", ".join(f"{name} {fraction:.1%}" for name, fraction in list(fractions.items())[:_NAMED])
 
 
 def describe_files(corpus: Corpus) -> list[str]:
@@ -59,12 +64,13 @@ def describe_files(corpus: Corpus) -> list[str]:
 def describe_result(report: dict[str, Any], copies: Copies) -> list[str]:
     """What a user should look at before training on it, a line each for the screen."""
     corpus = report["corpus"]
-    scripts = ", ".join(f"{name} {fraction:.1%}" for name, fraction in list(corpus["scripts"].items())[:_NAMED])
     vocabulary = report["vocabulary"]
     lines = [
-        f"scripts: {scripts or 'no letters'}; unknown tokens: {vocabulary['unknown_fraction']:.2%}; "
+        f"scripts: {_named(corpus['scripts']) or 'no letters'}; unknown tokens: {vocabulary['unknown_fraction']:.2%}; "
         f"{vocabulary['tokens_per_word']} tokens per word, {vocabulary['bytes_per_token']} bytes per token"
     ]
+    if languages := corpus.get("languages"):
+        lines.append("languages, of the bytes: " + _named(languages))
     lines += copies.lines()
     lines += LeftOutByReason.from_json(corpus["left_out"]).lines()
     for entry in corpus["bad_lines"].values():

@@ -20,7 +20,7 @@ from megadeberta.data_prep.options import (
     ReadOptions,
     SplitOptions,
     VocabularyOptions,
-    parse_scripts,
+    parse_expected,
 )
 from megadeberta.data_prep.prepare import prepare
 from megadeberta.data_prep.quality import parse_rules, repeated_fraction, symbol_fraction
@@ -193,7 +193,7 @@ def test_text_of_another_script_than_expected_stops_the_run(tmp_path: Path, prep
             tmp_path / "out",
             VocabularyOptions(tokenizer=prepared / "tokenizer" / "spm.model"),
             max_unknown_fraction=1,
-            expected_scripts=parse_scripts(values),
+            expected_scripts=parse_expected("--expect-script", values, example="Latin:0.9"),
         )
         prepare(options, console=Console(quiet=True), plot=lambda folder, lengths: None)
 
@@ -207,4 +207,4 @@ def test_text_of_another_script_than_expected_stops_the_run(tmp_path: Path, prep
     assert (tmp_path / "out" / "train.json").exists()
     for wrong in ("Latin", ":0.5", "Latin:2", "Latin:x"):
         with pytest.raises(ConfigError, match=r"give NAME:FRACTION, such as Latin:0.9"):
-            parse_scripts((wrong,))
+            parse_expected("--expect-script", (wrong,), example="Latin:0.9")
