@@ -44,19 +44,18 @@ def merge_machines(
     options = parts.options(output=output, overwrite=overwrite, part=None, workers=len(os.sched_getaffinity(0)))
     check_deduplication(options)
     corpus, folder, run_key = parts.corpus(), OutputFolder(output), digest(parts.agree)
+    sources = corpus.sources
     with folder.lock(), Stages(console) as stages:
         if folder.is_finished(run_key, {"split": "train", **options.recorded()}, overwrite=overwrite):
             return Outcome(*folder.manifests(), text_bytes=0, seconds=0.0, was_finished=True)
         with folder.unfinished() as scratch:
             stages.begin(f"reading {len(folders)} parts", total=None)
-            counts, tally = parts.count(corpus.sources)
-            check_corpus(tally, options, num_files=len(corpus.sources))
-            check_unknown(counts, corpus.sources, options)
+            counts, tally = parts.count(sources)
+            check_corpus(tally, options, num_files=len(sources))
+            check_unknown(counts, sources, options)
             report = {"run_key": run_key, "machines": len(folders)}
             copies = find_copies(parts, counts.numbers, options, tokenizer=tokenizer, folder=scratch, stages=stages)
-            publication = Publication(
-                options, corpus.sources, parts, counts.numbers, copies=copies, tokenizer=tokenizer
-            )
+            publication = Publication(options, sources, parts, counts.numbers, copies=copies, tokenizer=tokenizer)
             return publish_set(
                 publication, folder, report, corpus, counts, tally, stages=stages, plot=plot, began=began
             )
