@@ -135,6 +135,7 @@ def _whole(
         topology=groups.topology,
         device=device,
         host_group=groups.host,
+        skip_limit=config.numerics.skip_limit,
         mpu=mpu,
     )
 
@@ -171,6 +172,7 @@ def _pipeline(
         device=device,
         terms=term_names(layers),
         host_group=groups.host,
+        skip_limit=config.numerics.skip_limit,
     )
 
 

@@ -281,8 +281,12 @@ class _Run:
         self.done = number
         if self._device.type == "cuda":
             self._heartbeat.worked(result.phases.get(FORWARD, 0.0))
-        memory = take_peak_memory(self._device)
-        self.journal.step(self.done, result, lr=lr, seconds=now - self._started, memory=memory)
+        memory, seconds = take_peak_memory(self._device), now - self._started
+        if result.refused:
+            samples = self.checkpoints.samples_of(self.done)
+            self.journal.refused(self.done, result.refused, samples=samples, seconds=seconds)
+        else:
+            self.journal.step(self.done, result, lr=lr, seconds=seconds, memory=memory)
         self._started = now
         if result.applied:
             self.checkpoints.spikes.add(self.done, result.loss)

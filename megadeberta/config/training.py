@@ -185,6 +185,12 @@ class SupervisionConfig(Section):
 class NumericsConfig(Section):
     """What a run checks about its own numbers beside whether they are finite, which it always does."""
 
+    skip_limit: int = Field(
+        0,
+        ge=0,
+        description="steps in a row with a loss or gradient that is not finite that change nothing and are passed over "
+        "with their samples; at the next one the run ends with 77",
+    )
     replicas_every: int | None = Field(
         None,
         gt=0,

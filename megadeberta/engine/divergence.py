@@ -1,4 +1,4 @@
-"""When a run is called diverged: a loss or a gradient that is not finite, or too many fp16 steps that overflow."""
+"""When a step is refused, and when a run is called diverged: what is not finite, and how often in a row."""
 
 import math
 from collections.abc import Mapping
@@ -14,55 +14,63 @@ MAX_SKIPPED_IN_A_ROW = 8
 class DivergenceGuard:
     """The checks of one run, on numbers that are the same on every rank. ``step`` counts from 0."""
 
-    def __init__(self, precision: Precision) -> None:
+    def __init__(self, precision: Precision, *, skip_limit: int = 0) -> None:
+        """
+        Args:
+            skip_limit: steps in a row that may be refused because something is not finite (``numerics.skip_limit``).
+        """
         self._may_overflow = precision == "fp16"
-        self._skipped_in_a_row = 0
+        self._skip_limit = skip_limit
+        self._refused_in_a_row = 0
+        self._overflows_in_a_row = 0
 
-    def check_loss(self, sums: Mapping[str, float], update: Update, *, step: int) -> None:
-        """Of an update that changes nothing where a loss is not finite.
+    def find_problem(
+        self, update: Update, sums: Mapping[str, float], *, norm: float | None = None, applied: bool = True
+    ) -> str:
+        """What was not finite in an update that for this reason changed nothing, as a part of a sentence; "" where
+        nothing was.
 
-        Raises:
-            DivergenceError: the sum of a loss term is not finite.
+        Args:
+            sums: of the loss terms.
+            norm: of the gradient; None where it is not known. One that is not finite is an overflow in fp16.
+            applied: False: the optimizer refused the update by itself.
         """
+        where = f" of the {update.part}" if update.part else ""
         for name in update.weights:
-            loss_sum = sums[name]
-            if not math.isfinite(loss_sum):
-                where = f" of the {update.part}" if update.part else ""
-                raise DivergenceError(
-                    f"step {step + 1}: the loss ({name}) is {loss_sum}; no weight{where} was changed at this step. "
-                    "Lower optimizer.lr, lengthen the warm-up or use bf16, and start again: the run resumes from its "
-                    "last checkpoint"
-                )
+            if not math.isfinite(sums[name]):
+                return f"the loss ({name}) is {sums[name]}; no weight{where} was changed at this step"
+        norm = norm if applied else math.nan
+        if norm is None or self._may_overflow or math.isfinite(norm):
+            return ""
+        return f"the gradient norm is {norm} while the loss is finite; no weight was changed at this step"
 
-    def check_gradient(self, norm: float, *, step: int) -> None:
-        """Of an update that changes nothing where its gradient is not finite.
+    def judge(self, problem: str, *, applied: bool, step: int) -> None:
+        """After a step: go on, or not.
 
-        Raises:
-            DivergenceError: its norm is not finite, and that is no overflow of fp16.
-        """
-        if not math.isfinite(norm) and not self._may_overflow:
-            raise DivergenceError(_bad_gradient(step, norm))
-
-    def check_applied(self, applied: bool, *, step: int) -> None:
-        """After an update that the optimizer may have refused.
+        Args:
+            problem: see ``find_problem``.
+            applied: False: an optimizer refused an update.
 
         Raises:
-            DivergenceError: it did, and that is no overflow of fp16, or one too many.
+            DivergenceError: one step too many was refused in a row, or overflowed in fp16.
         """
-        self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
-        if applied:
-            return
-        if not self._may_overflow:
-            raise DivergenceError(_bad_gradient(step, math.nan))
-        if self._skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
+        self._refused_in_a_row = self._refused_in_a_row + 1 if problem else 0
+        if self._refused_in_a_row > self._skip_limit:
+            raise self.error(problem, step=step)
+        self._overflows_in_a_row = 0 if applied else self._overflows_in_a_row + 1
+        if self._may_overflow and self._overflows_in_a_row > MAX_SKIPPED_IN_A_ROW:
             raise DivergenceError(
-                f"step {step + 1}: {self._skipped_in_a_row} fp16 steps in a row overflowed; use bf16, or lower "
+                f"step {step + 1}: {self._overflows_in_a_row} fp16 steps in a row overflowed; use bf16, or lower "
                 "optimizer.lr; the run resumes from its last checkpoint"
             )
 
+    def error(self, problem: str, *, step: int) -> DivergenceError:
+        """That ends the run."""
+        before = f", as {self._skip_limit} before it were" if self._skip_limit else ""
+        what = "Lower optimizer.lr, lengthen the warm-up or use bf16" if self._may_overflow else _WHAT_TO_DO
+        return DivergenceError(
+            f"step {step + 1}: {problem}{before}. {what}, and start again: the run resumes from its last checkpoint"
+        )
 
-def _bad_gradient(step: int, norm: float) -> str:
-    return (
-        f"step {step + 1}: the gradient norm is {norm} while the loss is finite; no weight was changed at this step. "
-        "Lower optimizer.lr or lengthen the warm-up, and start again: the run resumes from its last checkpoint"
-    )
+
+_WHAT_TO_DO = "Lower optimizer.lr or lengthen the warm-up"

@@ -25,6 +25,8 @@ class StepResult:
     applied: bool
     phases: Mapping[str, float] = field(default_factory=dict)
     """Seconds by phase, of this rank alone."""
+    refused: str = ""
+    """What was not finite, as a part of a sentence, where the run goes on all the same; loss or norms are not then."""
 
     @property
     def grad_norm(self) -> float:
@@ -70,23 +72,22 @@ class LaunchedStep:
         """Waits for the device; one copy to the host.
 
         Raises:
-            DivergenceError: the loss or the gradient is not finite; no weight of that part was changed.
+            DivergenceError: the loss or the gradient is not finite, once too often in a row; no weight of that part was
+                changed.
         """
         sums: dict[str, float] = {}
         counts: dict[str, int] = {}
         norms: dict[str, float] = {}
+        problem, applied = "", all(each.applied for each in self._updates)
         for each, (terms, norm) in zip(self._updates, _read(self._updates), strict=True):
-            self._guard.check_loss(terms.sums, each.update, step=self._step)
-            self._guard.check_applied(each.applied, step=self._step)
-            if norm is not None:
-                self._guard.check_gradient(norm, step=self._step)
+            problem = problem or self._guard.find_problem(each.update, terms.sums, norm=norm, applied=each.applied)
             sums |= terms.sums
             counts |= terms.counts
             norms[each.update.part or ""] = math.nan if norm is None else norm
+        self._guard.judge(problem, applied=applied, step=self._step)
         terms = Terms(sums, counts)
         loss = terms.total([each.update for each in self._updates])
-        applied = all(each.applied for each in self._updates)
-        return StepResult(loss, terms, norms, applied, self._phases.seconds())
+        return StepResult(loss, terms, norms, applied and not problem, self._phases.seconds(), problem)
 
 
 def _read(updates: Sequence[LaunchedUpdate]) -> list[tuple[Terms, float | None]]:

@@ -60,6 +60,7 @@ class PipelineStepper(Stepper):
         device: torch.device,
         terms: Sequence[str],
         host_group: distributed.ProcessGroup | None = None,
+        skip_limit: int = 0,
     ) -> None:
         """``terms``: names of all terms that the last stage makes; the rest as for ``Stepper``."""
         super().__init__(
@@ -70,6 +71,7 @@ class PipelineStepper(Stepper):
             topology=topology,
             device=device,
             host_group=host_group,
+            skip_limit=skip_limit,
         )
         # Tensor-parallel ranks have the same terms: one of them counts.
         self._counts_terms = self.place.stage == topology.pipeline - 1 and self.place.tensor == 0

@@ -63,6 +63,7 @@ class Stepper(ABC):
         topology: Topology,
         device: torch.device,
         host_group: distributed.ProcessGroup | None = None,
+        skip_limit: int = 0,
     ) -> None:
         """
         Args:
@@ -70,6 +71,7 @@ class Stepper(ABC):
             batch_fields: names of a batch's tensors, in the order in which the first layer takes them.
             settings: of the block that the engine was built with.
             host_group: all ranks, for tensors of the CPU; None where the default group takes those.
+            skip_limit: ``numerics.skip_limit``.
         """
         self.engine = engine
         self.updates = updates
@@ -77,7 +79,7 @@ class Stepper(ABC):
         self.topology = topology
         self.place = topology.coordinates(distributed.get_rank())
         self._host_group = host_group
-        self.guard = DivergenceGuard(settings.precision)
+        self.guard = DivergenceGuard(settings.precision, skip_limit=skip_limit)
         self.gate = UpdateGate(engine.optimizer)
         self._may_overflow = settings.precision == "fp16"
         self._transfer = Transfer(device)
@@ -203,7 +205,9 @@ class Stepper(ABC):
             DivergenceError: a loss is not, and the optimizer runs on the host.
         """
         if not self.gate.is_on_device:
-            self.guard.check_loss(sums.read(sums.values.flatten().tolist()).sums, update, step=step)
+            terms = sums.read(sums.values.flatten().tolist())
+            if problem := self.guard.find_problem(update, terms.sums):
+                raise self.guard.error(problem, step=step)
             return
         pairs = [(each.update, each.sums) for each in before] + [(update, sums)]
         numbers = [known.total(name) for each, known in pairs for name in each.weights]

@@ -33,6 +33,7 @@ class WholeStepper(Stepper):
         topology: Topology,
         device: torch.device,
         host_group: distributed.ProcessGroup | None = None,
+        skip_limit: int = 0,
         mpu: ModelParallelUnit | None = None,
     ) -> None:
         """``mpu``: as for ``build_engine``; the rest as for ``Stepper``."""
@@ -44,6 +45,7 @@ class WholeStepper(Stepper):
             topology=topology,
             device=device,
             host_group=host_group,
+            skip_limit=skip_limit,
         )
         self._mpu = mpu
         self._data_group = None if mpu is None else mpu.get_data_parallel_group()

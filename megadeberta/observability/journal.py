@@ -89,6 +89,9 @@ class Journal:
             memory: most bytes on this rank's GPU; None without one.
         """
 
+    def refused(self, step: int, reason: str, *, samples: range, seconds: float) -> None:
+        """Record that step ``step`` changed nothing, as something was not finite, and is passed over."""
+
     def validation(self, step: int, facts: ValidationFacts, *, seconds: float = 0.0) -> None:
         """Record a validation after ``step``."""
 
@@ -168,6 +171,13 @@ class WritingJournal(Journal):
         mfu = math.nan if rates.mfu is None else rates.mfu
         for tracker in self._trackers:
             tracker.log(step, values | beside | {"mfu": mfu}, prefix="train")
+
+    def refused(self, step: int, reason: str, *, samples: range, seconds: float) -> None:
+        facts = {"refused": reason, "first_sample": samples.start, "stop_sample": samples.stop}
+        self._metrics.write(step, facts)
+        self._speedometer.add_step(seconds)
+        first, last = samples.start, samples.stop - 1
+        log.warning("step %d: %s; it is passed over, with samples %d to %d", step, reason, first, last)
 
     def validation(self, step: int, facts: ValidationFacts, *, seconds: float = 0.0) -> None:
         if not facts.terms.means:

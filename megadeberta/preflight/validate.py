@@ -23,6 +23,7 @@ def validate_run(config: RunConfig, *, world_size: int, source: str) -> tuple[Ba
     _check_optimizer(config, source)
     _check_profile(config, source)
     _check_replicas(config, source)
+    _check_skips(config, source)
     check_setting(config.training.attention, source=source)
     topology = topology_of(config, world_size=world_size, source=source)
     algebra = deepspeed_block.batch_algebra(config.deepspeed, data_parallel=topology.data, source=source)
@@ -53,6 +54,15 @@ def _check_replicas(config: RunConfig, source: str) -> None:
         raise ConfigError(
             f"{source}: numerics.replicas_every={config.numerics.replicas_every} compares weights that several ranks "
             "hold, and with deepspeed.zero_optimization.stage=3 each is held once; remove it or use stage 0, 1 or 2"
+        )
+
+
+def _check_skips(config: RunConfig, source: str) -> None:
+    if config.numerics.skip_limit and config.engine.offloads_optimizer:
+        raise ConfigError(
+            f"{source}: numerics.skip_limit={config.numerics.skip_limit} passes over steps that an optimizer on the "
+            "device leaves out, and deepspeed.zero_optimization.offload_optimizer puts it on the host, which stops at "
+            "the first one; remove one of the two"
         )
 
 

@@ -101,6 +101,7 @@ class Layout:
     lr: float = LR
     discriminator_lr: float | None = None
     seed: int = SEED
+    skip_limit: int = 0
 
     def __str__(self) -> str:
         size = f"tp{self.tensor} pp{self.pipeline} dp{self.data} zero{self.zero} mb{self.micro_batch}"
@@ -141,6 +142,7 @@ class Layout:
                 "activation_checkpointing": self.recompute,
                 "timeout_seconds": 60.0,
             },
+            numerics={"skip_limit": self.skip_limit},
             deepspeed=self.block,
         )
 

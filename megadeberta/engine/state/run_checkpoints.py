@@ -167,19 +167,24 @@ class RunCheckpoints:
         point = self._load_finite(find_own_checkpoint(self._config, run=self._run, collectives=self._collectives))
         if point is None:
             raise DivergenceError(f"{spike}; there is no checkpoint yet to go back to. {_AFTER_A_SPIKE}")
-        saved, windows, batch = point.manifest.run.spikes, self.spikes.windows, self._config.engine.global_batch
+        saved, windows = point.manifest.run.spikes, self.spikes.windows
         behind = windows[len(saved.windows) if saved else 0 :]
         if len(behind) >= self.spikes.limit:
             raise DivergenceError(
                 f"{spike}, and {len(behind)} windows of samples have been passed over behind {point.folder.name}. "
                 f"{_AFTER_A_SPIKE}"
             )
-        first, stop = self._first_sample(point.step), self._first_sample(spike.step - 1) + batch
+        first, stop = self._first_sample(point.step), self.samples_of(spike.step).stop
         found = PassedOver(first_sample=first, stop_sample=stop, step=spike.step, loss=spike.loss, median=spike.median)
         self.spikes.go_to(point.step, saved, more=(*behind, found))
         self._store.damaged, self._saved_step = point.damaged, point.step
         self._saved_at = time.monotonic()
         return point.step, (*behind, found)
+
+    def samples_of(self, step: int) -> range:
+        """The global samples of step ``step``, counted from 1."""
+        first = self._first_sample(step - 1)
+        return range(first, first + self._config.engine.global_batch)
 
     def _first_sample(self, step: int) -> int:
         """Of the step after ``step``."""

@@ -114,6 +114,15 @@ def test_a_profile_must_lie_within_the_run() -> None:
             _validate(logging={"profile_steps": window})
 
 
+def test_steps_are_passed_over_where_the_optimizer_is_on_the_device() -> None:
+    _validate(numerics={"skip_limit": 8})
+    offload = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    with pytest.raises(
+        ConfigError, match=r"numerics\.skip_limit=8 passes over .*offload_optimizer puts it on the host"
+    ):
+        _validate(numerics={"skip_limit": 8}, deepspeed=offload)
+
+
 def test_replicas_are_compared_where_there_are_any() -> None:
     _validate(numerics={"replicas_every": 10}, deepspeed={"zero_optimization": {"stage": 2}})
     with pytest.raises(ConfigError, match=r"numerics\.replicas_every=10 compares weights .*stage=3 each is held once"):
