@@ -21,7 +21,7 @@ from megadeberta.data_prep.options import ReadOptions
 from megadeberta.data_prep.sources import Source
 from megadeberta.errors import DataError
 from megadeberta.remote.files import FilePath
-from megadeberta.storage import storage_errors
+from megadeberta.storage import open_new, storage_errors
 
 _WINDOW = 256 << 10
 _OVERLAP = 4 << 10  # a cut longer than this may be missed, which makes a block longer and changes nothing else
@@ -168,7 +168,7 @@ class BlockCutter:
         try:
             while carry is not None:
                 path = self._spool / f"spool-{self._number:06d}"
-                with storage_errors(path), path.open("wb") as file:
+                with storage_errors(path), open_new(path) as file:
                     carry, size = self._spool_block(stream, file, carry=carry, cut=cut, source=number)
                 step, consumed = stream.consumed - consumed, stream.consumed
                 section = Section(number, path, 0, size, offset, is_temporary=True, is_converted=is_converted)

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from megadeberta.data_prep.bad_lines import Tally
-from megadeberta.storage import storage_errors, temporary_path
+from megadeberta.storage import open_new, storage_errors, temporary_path
 
 DOCUMENT_RECORD = np.dtype([("length", "<i4"), ("key", "<u8")])
 FOLDER = ".parts"
@@ -159,7 +159,8 @@ class PartStore:
                     hashlib.file_digest(file, lambda: digest)
                 draft.replace(self.path(part.number, suffix))
             # Not synced: what a power cut takes away no longer matches the digest, and is computed again.
-            temporary_path(mark).write_bytes(part.mark(digest.hexdigest()))
+            with open_new(temporary_path(mark)) as file:
+                file.write(part.mark(digest.hexdigest()))
             temporary_path(mark).replace(mark)
 
     def documents(self, number: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megadeberta.data_prep.options import PrepOptions
 from megadeberta.errors import ConfigError
-from megadeberta.storage import storage_errors
+from megadeberta.storage import open_new, storage_errors
 
 _GIVEN = Path("-")
 _COPY = ".standard-input"
@@ -35,7 +35,7 @@ def standard_input(options: PrepOptions) -> Iterator[PrepOptions]:
     try:
         with storage_errors(copy):
             options.output.mkdir(parents=True, exist_ok=True)
-            with copy.open("wb") as file:
+            with open_new(copy) as file:
                 shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
         yield replace(
             options,

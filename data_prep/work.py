@@ -17,7 +17,7 @@ from megadeberta.data_prep.parts import DOCUMENT_RECORD, Part, PartOf, PartStore
 from megadeberta.data_prep.sources import Source
 from megadeberta.data_prep.vocabulary_sample import Sample, content_key, keyed_chunks
 from megadeberta.errors import DataError
-from megadeberta.storage import storage_errors
+from megadeberta.storage import open_new, storage_errors
 
 _BATCH_CHARACTERS = 1 << 20
 
@@ -88,7 +88,7 @@ def encode_block(context: EncodeContext, block: Block) -> Part:
     """
     draft = context.store.drafts(block.number)
     tallies = [Tally() for _ in block.sections]
-    with storage_errors(draft.tokens), draft.tokens.open("wb") as tokens, draft.documents.open("wb") as records:
+    with storage_errors(draft.tokens), open_new(draft.tokens) as tokens, open_new(draft.documents) as records:
         encoder = _Encoder(_load_tokenizer(context.tokenizer), context.dtype, tokens, records, len(block.sections))
         for place, (section, tally) in enumerate(zip(block.sections, tallies, strict=True)):
             for document in _documents(context, section, tally):

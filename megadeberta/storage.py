@@ -5,9 +5,11 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from megadeberta.errors import StorageError, WrongPlaceError
 
@@ -94,6 +96,20 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
 
 
+def refuse_link(path: Path) -> None:
+    """Before something is written in place: nothing there, or something with this one name.
+
+    Raises:
+        OSError: a symbolic link, or a file that has another name too, so that a write would change it elsewhere.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink > 1):
+        raise OSError(errno.ELOOP, "a link to something elsewhere, which is not written to; remove it", str(path))
+
+
 def take_lock(descriptor: int, *, wait_seconds: float | None = None) -> bool:
     """Take the exclusive lock of an open file or folder; whether it was free within ``wait_seconds`` (None: forever).
 
@@ -122,6 +138,15 @@ def _open_new(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
+def open_new(path: Path) -> BinaryIO:
+    """An empty file for writing; what has the name, left over or planted, is removed and not written to.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    return open(path, "wb", opener=_open_new)
+
+
 class PendingFile:
     """A file under a temporary name beside its final one; ``publish`` renames it, ``discard`` removes it.
 
@@ -133,7 +158,7 @@ class PendingFile:
         self.path = path
         self._temporary = temporary_path(path)
         with storage_errors(path):
-            self._file = open(self._temporary, "wb", opener=_open_new)  # noqa: SIM115 - finish and discard close it
+            self._file = open_new(self._temporary)
 
     def write(self, payload: bytes | memoryview) -> None:
         """Append ``payload``."""

@@ -12,7 +12,7 @@ from typing import Self
 from megadeberta.checkpoint.collectives import Collectives
 from megadeberta.checkpoint.shared_folder import check_shared
 from megadeberta.errors import CheckpointError, StorageError
-from megadeberta.storage import take_lock
+from megadeberta.storage import refuse_link, take_lock
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class OutputLock:
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            refuse_link(self._path)
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise StorageError(

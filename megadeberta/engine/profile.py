@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from megadeberta.storage import refuse_link
+
 PROFILE_FOLDER = "profile"
 """In the output folder."""
 
@@ -54,7 +56,9 @@ class StepProfile:
         running.stop()
         path = self._folder / f"steps-{self._started_at}-{step}-rank-{self._rank}.json.gz"
         try:
+            refuse_link(self._folder)
             self._folder.mkdir(parents=True, exist_ok=True)
+            refuse_link(path)
             running.export_chrome_trace(str(path))
         except (OSError, RuntimeError) as error:
             logger.warning("%s was not written: %s", path, error)

@@ -11,6 +11,7 @@ from typing import Any
 from megadeberta.finetune.rows import Prediction, Row
 from megadeberta.finetune.settings import Point, Settings
 from megadeberta.finetune.task import Task
+from megadeberta.storage import write_file
 
 Metrics = dict[str, float]
 
@@ -139,13 +140,13 @@ def write_results(
     folder: Path, results: Results, predictions: Mapping[str, tuple[Sequence[Row], Sequence[Prediction]]]
 ) -> None:
     """``results.json``, ``results.md``, ``predictions-SET.jsonl``, and of test sets the file for the leaderboard."""
-    (folder / "results.json").write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
-    (folder / "results.md").write_text(results.as_markdown(), encoding="utf-8")
+    write_file(folder / "results.json", f"{json.dumps(results.as_json(), indent=1)}\n".encode())
+    write_file(folder / "results.md", results.as_markdown().encode())
     for name, (rows, found) in predictions.items():
         lines = [{"id": row.uid, "prediction": p.value, "scores": p.scores} for row, p in zip(rows, found, strict=True)]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (folder / f"predictions-{name}.jsonl").write_text(text, encoding="utf-8")
+        write_file(folder / f"predictions-{name}.jsonl", text.encode())
         submits_dev = results.task.kind in ("spans", "tokens")
         if results.task.submission is not None and (submits_dev or name.startswith("test")):
             file, content = results.task.submission(name, rows, found)
-            (folder / file).write_text(content, encoding="utf-8")
+            write_file(folder / file, content.encode())

@@ -41,7 +41,7 @@ class MetricsFile:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._waiting = b""
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
     @classmethod
     def create(cls, path: Path) -> Self:
@@ -56,7 +56,9 @@ class MetricsFile:
     @classmethod
     def _with_lines(cls, path: Path, lines: list[bytes]) -> Self:
         content = b"".join(lines)
-        if not path.exists() or path.read_bytes() != content:
+        # A link of either kind is replaced, so that what it leads to stays as it is.
+        is_own = path.exists() and not path.is_symlink() and path.stat().st_nlink == 1
+        if not is_own or path.read_bytes() != content:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, content)
         return cls(path)

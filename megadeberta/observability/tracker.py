@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from megadeberta.storage import write_file
+from megadeberta.storage import refuse_link, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +108,7 @@ class _TensorBoardWriter:
         # Optional at run time: tensorboard fails to import beside some protobuf versions.
         from torch.utils.tensorboard import SummaryWriter
 
+        refuse_link(folder)
         self._summary = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
         self.last: Mapping[str, int] = {}
         self.flush, self.close = self._summary.flush, self._summary.close
@@ -133,7 +134,12 @@ def tensorboard_tracker(folder: Path, *, done: int) -> Tracker | None:
 
 def open_tracker(name: str, run: TrackedRun) -> Tracker:
     """One of ``logging.trackers``."""
-    return Tracker(lambda: _OPENERS[name](run), name=name)
+
+    def open_writer() -> Writer:
+        refuse_link(run.folder / _LOCAL_PLACES[name])
+        return _OPENERS[name](run)
+
+    return Tracker(open_writer, name=name)
 
 
 def _wandb(run: TrackedRun) -> Writer:
@@ -155,3 +161,5 @@ def _mlflow(run: TrackedRun) -> Writer:
 
 
 _OPENERS: dict[str, Callable[[TrackedRun], Writer]] = {"wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow}
+_LOCAL_PLACES = {"wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow.db"}
+"""In the output folder, where there is no server."""

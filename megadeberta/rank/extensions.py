@@ -92,9 +92,12 @@ def _private_folder(environ: Mapping[str, str]) -> Path:
 
 @contextmanager
 def _turn(folder: Path) -> Iterator[None]:
-    with open(folder / ".megadeberta-turn", "w") as handle:
-        take_lock(handle.fileno())
+    handle = os.open(folder / ".megadeberta-turn", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        take_lock(handle)
         yield
+    finally:
+        os.close(handle)
 
 
 def _wait_until_unused(lock: Path, *, end_compilers: bool) -> bool:

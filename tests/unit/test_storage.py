@@ -2,12 +2,13 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from megadeberta.errors import EXIT_USAGE, StorageError, WrongPlaceError
-from megadeberta.storage import PendingFile, take_lock, temporary_path, write_file
+from megadeberta.storage import PendingFile, refuse_link, take_lock, write_file
 
 
 def test_a_replaced_file_is_whole_and_a_stale_temporary_one_is_no_obstacle(tmp_path: Path) -> None:
@@ -18,13 +19,29 @@ def test_a_replaced_file_is_whole_and_a_stale_temporary_one_is_no_obstacle(tmp_p
     assert os.listdir(tmp_path) == ["latest"]
 
 
-def test_a_link_planted_at_the_temporary_name_is_removed_and_its_target_untouched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plant", [Path.symlink_to, Path.hardlink_to])
+@pytest.mark.parametrize("name", ["latest", ".tmp-latest"])
+def test_a_link_planted_at_a_name_is_replaced_and_its_target_untouched(
+    tmp_path: Path, plant: Callable[[Path, Path], None], name: str
+) -> None:
     precious = tmp_path / "precious"
     precious.write_text("keep me")
-    temporary_path(tmp_path / "latest").symlink_to(precious)
+    plant(tmp_path / name, precious)
     write_file(tmp_path / "latest", b"one\n")
     assert precious.read_text() == "keep me"
+    assert (tmp_path / "latest").read_bytes() == b"one\n"
     assert not (tmp_path / "latest").is_symlink()
+
+
+@pytest.mark.parametrize("plant", [Path.symlink_to, Path.hardlink_to])
+def test_what_is_written_in_place_must_have_one_name(tmp_path: Path, plant: Callable[[Path, Path], None]) -> None:
+    (tmp_path / "own").touch()
+    refuse_link(tmp_path / "own")
+    refuse_link(tmp_path / "none")
+    refuse_link(tmp_path)
+    plant(tmp_path / "planted", tmp_path / "own")
+    with pytest.raises(OSError, match="a link to something elsewhere, which is not written to; remove it"):
+        refuse_link(tmp_path / "planted")
 
 
 def test_a_pending_file_is_not_there_until_it_is_published_and_leaves_nothing_when_discarded(tmp_path: Path) -> None:

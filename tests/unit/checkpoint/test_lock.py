@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,11 +116,14 @@ def test_all_ranks_are_refused_together(tmp_path: Path) -> None:
     assert on_ranks(enter) == ["entered", "entered"]
 
 
-def test_a_link_planted_at_the_lock_is_refused_and_its_target_untouched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plant", [Path.symlink_to, Path.hardlink_to])
+def test_a_link_planted_at_the_lock_is_refused_and_its_target_untouched(
+    tmp_path: Path, plant: Callable[[Path, Path], None]
+) -> None:
     target = tmp_path / "precious"
     target.write_text("keep me")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".lock").symlink_to(target)
-    with pytest.raises(StorageError, match="Too many levels of symbolic links"):
+    plant(tmp_path / "out" / ".lock", target)
+    with pytest.raises(StorageError, match="a link to something elsewhere, which is not written to; remove it"):
         OutputLock(tmp_path / "out").__enter__()
     assert target.read_text() == "keep me"

@@ -119,3 +119,18 @@ def test_a_profile_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: p
     (tmp_path / "profile").touch()
     _run(StepProfile((1, 1), output=tmp_path, rank=0, device=CPU), PhaseClock(CPU), range(1, 3))
     assert "steps-1-1-rank-0.json.gz was not written: " in caplog.text
+
+
+@pytest.mark.parametrize("planted", ["profile", "profile/steps-1-1-rank-0.json.gz"])
+def test_a_link_in_the_place_of_a_profile_is_a_warning_and_leads_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, planted: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("keep me")
+    run = tmp_path / "run"
+    (run / planted).parent.mkdir(parents=True)
+    (run / planted).symlink_to(elsewhere if planted == "profile" else elsewhere / "precious")
+    _run(StepProfile((1, 1), output=run, rank=0, device=CPU), PhaseClock(CPU), range(1, 3))
+    assert "a link to something elsewhere" in caplog.text
+    assert [(path.name, path.read_text()) for path in elsewhere.iterdir()] == [("precious", "keep me")]

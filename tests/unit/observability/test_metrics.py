@@ -7,6 +7,7 @@ import math
 import os
 import random
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,18 @@ def test_real_size_limit_of_a_file_makes_lines_wait(path: Path) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [record["step"] for record in read_metrics(path)] == [1, 2]
+
+
+@pytest.mark.parametrize("plant", [Path.symlink_to, Path.hardlink_to])
+def test_a_link_planted_in_its_place_is_replaced_and_its_target_untouched(
+    path: Path, tmp_path: Path, plant: Callable[[Path, Path], None]
+) -> None:
+    precious = tmp_path / "precious"
+    _write(precious, range(1, 4))
+    before = precious.read_bytes()
+    path.parent.mkdir()
+    plant(path, precious)
+    with MetricsFile.resume(path, 3) as metrics:
+        metrics.write(4, {"loss": 0.25})
+    assert precious.read_bytes() == before
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3, 4]

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megadeberta.observability.tracker import Tracker, tensorboard_tracker
+from megadeberta.observability.tracker import TrackedRun, Tracker, open_tracker, tensorboard_tracker
 
 
 def _scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
@@ -85,3 +85,22 @@ def test_writer_that_fails_later_is_one_warning_and_is_not_asked_again(caplog: p
         tracker.close()
     assert writer.calls == 1
     assert caplog.text.count("TensorBoard stopped (OSError: [Errno 28] No space left on device)") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("TensorBoard", "tensorboard"), ("wandb", "wandb"), ("trackio", "trackio"), ("mlflow", "mlflow.db")],
+)
+def test_a_tracker_does_not_write_through_a_link_in_the_place_of_its_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, place: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / place).symlink_to(elsewhere)
+    run = TrackedRun("run", "project", tmp_path, 0, {})
+    tracker = tensorboard_tracker(tmp_path / place, done=0) if name == "TensorBoard" else open_tracker(name, run)
+    tracker.log(1, {"loss": 1.0}, prefix="train")
+    tracker.close()
+    assert list(elsewhere.iterdir()) == []
+    assert f"{name} stopped (OSError: " in caplog.text
+    assert "a link to something elsewhere" in caplog.text

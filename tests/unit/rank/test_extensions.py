@@ -120,3 +120,14 @@ def test_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(ParallelError, match=r"belongs to user id \d+, not to you"):
         prepare_extensions_dir({"TORCH_EXTENSIONS_DIR": str(tmp_path)})
+
+
+def test_a_link_planted_at_the_turn_file_is_refused_and_its_target_untouched(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("keep me")
+    folder = tmp_path / "extensions"
+    folder.mkdir()
+    (folder / ".megadeberta-turn").symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic links"):
+        prepare_extensions_dir({extensions.VARIABLE: str(folder)})
+    assert precious.read_text() == "keep me"
