@@ -15,6 +15,7 @@ from megadeberta.launcher.hosts.hostfile import build_command, read_hostfile
 from megadeberta.launcher.hosts.start import HostsStart
 from megadeberta.launcher.hosts.supervise import HostsRun, check_hosts
 from megadeberta.launcher.local import launch_local
+from megadeberta.launcher.network_log import NETWORK_LOG
 from megadeberta.launcher.restart import MOST_RESTARTS, Restarts, Start, newest_checkpoint
 from megadeberta.launcher.signals import SignalInbox
 from megadeberta.launcher.slurm import SlurmJob, render_sbatch
@@ -89,12 +90,13 @@ def launch(
         job = SlurmJob(config.name, config.training.output_dir, nodes=slurm, tasks_per_node=local_ranks)
         typer.echo(render_sbatch(job, ["megadeberta", "train", words_for_nodes(recipe), *words[1:]]), nl=False)
         return
+    log = config.training.output_dir / NETWORK_LOG
     start: Start
     if hostfile is not None:
         hosts = read_hostfile(hostfile)
         world_size = sum(hosts.values())
         topology = validate_run(config, world_size=world_size, source=str(recipe))[1]
-        run = Supervised(config.supervision, lambda rank: topology.coordinates(rank).stage)
+        run = Supervised(config.supervision, lambda rank: topology.coordinates(rank).stage, log)
         start = HostsStart(
             list(hosts),
             command=partial(build_command, hostfile, words, environ=os.environ, master_addr=master_addr),
@@ -107,7 +109,7 @@ def launch(
     else:
         topology = prepare_run(recipe, overrides or (), world_size=local_ranks).topology
         train = [sys.executable, "-m", "megadeberta", "train", *words]
-        run = Supervised(config.supervision, lambda rank: topology.coordinates(rank).stage)
+        run = Supervised(config.supervision, lambda rank: topology.coordinates(rank).stage, log)
         start = _start_here(train, ranks=local_ranks, master_port=master_port, run=run)
     progress = partial(newest_checkpoint, config.training.output_dir)
     verdict = Restarts(restarts, progress=progress, say=partial(typer.echo, err=True)).run(start)

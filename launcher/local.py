@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from megadeberta.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from megadeberta.launcher.memory_limit import MemoryLimit
 from megadeberta.launcher.relay import Relay, write_line
 from megadeberta.launcher.signals import SignalInbox, listening
 from megadeberta.launcher.verdict import RankExit, Verdict, judge
@@ -94,6 +95,7 @@ class _LocalJob:
         self._terminate_at = math.inf
         self._kill_at = math.inf
         self._relay = Relay()
+        self._memory = MemoryLimit()
         self._watch: Watch | None = None
         if run is not None:
             self._watch = Watch(run, world_size=ranks, ask_stacks=self._ask_stacks, say=_say, name=self._name)
@@ -113,11 +115,13 @@ class _LocalJob:
         finally:
             self._kill_running()
             self._relay.close()
+            if self._watch is not None:
+                self._watch.close()
         if self._inbox.wants_kill:
             return Verdict(EXIT_INTERRUPTED, (self._inbox.describe_kill(),))
-        errors = self._relay.errors
+        errors, killed = self._relay.errors, self._memory.describe_kills()
         exits = [
-            RankExit(rank, pid, code, tuple(errors.get(rank, ())), rank in self._ended_by_us)
+            RankExit(rank, pid, code, tuple(errors.get(rank, ())), rank in self._ended_by_us, killed)
             for rank, pid, code in self._ended
         ]
         verdict = judge(exits, forwarded=self._inbox.forwarded)

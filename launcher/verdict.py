@@ -11,13 +11,15 @@ ERROR_PREFIX = "error: "
 
 @dataclass(frozen=True)
 class RankExit:
-    """End of one rank. ``code`` is subprocess's: below 0 = killed by that signal. ``errors``: its ``error: `` lines."""
+    """End of one rank. ``code`` is subprocess's: below 0 = killed by that signal. ``errors``: its ``error: `` lines.
+    ``reason``: what is known of a SIGKILL."""
 
     rank: int
     pid: int
     code: int
     errors: tuple[str, ...] = ()
     ended_by_launcher: bool = False
+    reason: str = ""
 
     def describe(self) -> str:
         """One line without a full stop, e.g. ``rank 1 (pid 123) was killed by SIGKILL``."""
@@ -65,7 +67,7 @@ def judge(exits: Sequence[RankExit], *, forwarded: Collection[int] = ()) -> Verd
 
 def _cause_lines(causes: Sequence[RankExit]) -> tuple[str, ...]:
     first, *others = causes
-    lines = list(first.errors) or [ERROR_PREFIX + first.describe() + _hint(first.code)]
+    lines = list(first.errors) or [ERROR_PREFIX + first.describe() + _hint(first)]
     shown = set(lines)
     for end in others:
         # A rank without a line of its own that ended like the first (same traceback, same code) adds nothing.
@@ -75,10 +77,11 @@ def _cause_lines(causes: Sequence[RankExit]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _hint(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "; the usual cause is a lack of memory (see dmesg); the same command resumes"
-    if code < 0:
+def _hint(end: RankExit) -> str:
+    if end.code == -signal.SIGKILL:
+        reason = end.reason or "the usual cause is a lack of memory (see dmesg)"
+        return f"; {reason}; the same command resumes"
+    if end.code < 0:
         return "; the same command resumes"
     return "; its last lines are above"
 

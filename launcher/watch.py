@@ -3,10 +3,12 @@
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from megadeberta.config.training import SupervisionConfig
 from megadeberta.errors import EXIT_HUNG
 from megadeberta.launcher.heartbeats import Hang, Heartbeats
+from megadeberta.launcher.network_log import NetworkLog
 from megadeberta.launcher.stacks import main_stack, outside_collectives
 from megadeberta.launcher.stragglers import Stragglers
 from megadeberta.launcher.verdict import ERROR_PREFIX, Verdict
@@ -26,6 +28,8 @@ class Supervised:
     limits: SupervisionConfig = field(default_factory=SupervisionConfig)
     group_of: Callable[[int], int] = lambda rank: 0
     """Ranks with the same number have the same work: their pipeline stage."""
+    network_log: Path | None = None
+    """What the network libraries write goes there; None: to the screen."""
 
 
 class Watch:
@@ -51,6 +55,7 @@ class Watch:
         self._heartbeats = Heartbeats(run.limits, world_size=world_size, now=0.0)
         self._stragglers = Stragglers(run.group_of)
         self._ask_stacks, self._say, self._name = ask_stacks, say, name
+        self._network = NetworkLog(run.network_log, say)
         self._hang: Hang | None = None
         self._asked_at = 0.0
         self._stacks: dict[int, list[str]] = {}
@@ -72,9 +77,15 @@ class Watch:
         if beat is not None:
             self._heartbeats.take(beat, self._now)
             return True
+        if self._network.take(rank, text):
+            return True
         if self._hang is not None and rank is not None:
             self._stacks.setdefault(rank, []).append(text)
         return False
+
+    def close(self) -> None:
+        """All ranks are gone."""
+        self._network.close()
 
     def look(self, *, ended: Collection[int], stopped: Collection[int], stopping: bool) -> Verdict | None:
         """Call it several times a second; the verdict when the ranks must be killed now.

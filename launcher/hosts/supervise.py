@@ -170,6 +170,8 @@ class _HostsJob:
             for process in self._rounds:
                 process.kill()
                 process.wait()
+            if self._heard is not None:
+                self._heard.close()
         if self._inbox.wants_kill:
             return Verdict(EXIT_INTERRUPTED, (self._inbox.describe_kill(),))
         if self._hung is not None:

@@ -14,6 +14,9 @@ _SIGNS = re.compile(
     re.IGNORECASE,
 )
 
+_PLACE = re.compile(r"\[?[\w./+-]+\.(?:cc|cpp|cu|h|hpp):\d+\]?,? ?")
+"""In the source of a library: of no use to who reads the line."""
+
 
 @contextmanager
 def raise_peer_loss() -> Iterator[None]:
@@ -29,7 +32,7 @@ def raise_peer_loss() -> Iterator[None]:
         from_backend = isinstance(error, distributed.DistError) or "gloo" in text or "NCCL" in text
         if not (from_backend and _SIGNS.search(text)):
             raise
-        first_line = text.strip().splitlines()[0][:200]
+        first_line = _PLACE.sub("", text.strip().splitlines()[0])[:200]
         raise PeerLostError(
             f"another rank ended or stopped answering ({first_line}); its own message, if it had one, is above. "
             "The same command resumes from the last checkpoint"

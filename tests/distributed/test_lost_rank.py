@@ -56,6 +56,8 @@ def test_errors_of_the_backends_about_peers_become_one_line_with_its_own_exit_co
     with pytest.raises(PeerLostError, match=r"another rank ended .* same command resumes") as caught, raise_peer_loss():
         raise RuntimeError(text)
     assert caught.value.exit_code == EXIT_PEER_LOST
+    assert ".cc:" not in str(caught.value)
+    assert text.partition("] ")[2] in str(caught.value)
 
 
 def test_other_errors_pass_unchanged() -> None:
