@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +11,12 @@ import typer
 
 from megadeberta.config.cli import RecipeArgument
 from megadeberta.config.recipes import words_for_nodes
+from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError, ParallelError
+from megadeberta.launcher.hosts.choice import HostChoice
 from megadeberta.launcher.hosts.hostfile import build_command, read_hostfile
 from megadeberta.launcher.hosts.start import HostsStart
-from megadeberta.launcher.hosts.supervise import HostsRun, check_hosts
+from megadeberta.launcher.hosts.supervise import HostsRun, find_unfit_hosts
 from megadeberta.launcher.local import launch_local
 from megadeberta.launcher.network_log import NETWORK_LOG
 from megadeberta.launcher.restart import MOST_RESTARTS, Restarts, Start, newest_checkpoint
@@ -25,6 +28,7 @@ from megadeberta.preflight.run import load_recipe, prepare_run
 from megadeberta.preflight.validate import validate_run
 from megadeberta.rank.devices import count_local_devices
 from megadeberta.rank.environment import detect_ranks
+from megadeberta.topology import Topology
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override a value; may be repeated")
@@ -50,6 +54,15 @@ def launch(
     master_addr: Annotated[
         str | None,
         typer.Option(help="with a hostfile: address of its first host that the others use (default: its first one)"),
+    ] = None,
+    spare_hosts: Annotated[
+        int, typer.Option(min=0, help="with a hostfile: so many of its last hosts wait until another one is lost")
+    ] = 0,
+    fewest_hosts: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="with a hostfile: go on with as few hosts when others stay lost (default: wait for all)"
+        ),
     ] = None,
     restarts: Annotated[
         int,
@@ -77,11 +90,17 @@ def launch(
 
         megadeberta launch deberta-v3-base-mlm --hostfile hosts.txt
 
+        megadeberta launch deberta-v3-base-mlm --hostfile hosts.txt --spare-hosts 1
+
         megadeberta launch deberta-v3-base-mlm --slurm 4 --ranks 8 > job.sh && sbatch job.sh
     """
     _refuse_inside_a_launcher()
     if hostfile is not None and (ranks is not None or slurm is not None):
         raise ConfigError("--hostfile gives the ranks of every machine; leave --ranks and --slurm out")
+    if hostfile is None and (spare_hosts or fewest_hosts is not None):
+        raise ConfigError(
+            "--spare-hosts and --fewest-hosts choose among the machines of a --hostfile, and there is none"
+        )
     words = [str(recipe), *(word for override in overrides or () for word in ("--set", override)), *(extra or ())]
     local_ranks = ranks or count_local_devices(os.environ) or 1
     config = load_recipe(recipe, overrides or ())
@@ -90,32 +109,66 @@ def launch(
         job = SlurmJob(config.name, config.training.output_dir, nodes=slurm, tasks_per_node=local_ranks)
         typer.echo(render_sbatch(job, ["megadeberta", "train", words_for_nodes(recipe), *words[1:]]), nl=False)
         return
-    log = config.training.output_dir / NETWORK_LOG
     start: Start
     if hostfile is not None:
-        hosts = read_hostfile(hostfile)
-        world_size = sum(hosts.values())
-        topology = validate_run(config, world_size=world_size, source=str(recipe))[1]
-        run = Supervised(config.supervision, lambda rank: topology.coordinates(rank).stage, log)
-        start = HostsStart(
-            list(hosts),
-            command=partial(build_command, hostfile, words, environ=os.environ, master_addr=master_addr),
-            check_hosts=partial(check_hosts, list(hosts), [str(recipe), *(overrides or ())], world_size=world_size),
-            environ=os.environ,
-            master_port=master_port,
-            run=HostsRun(run, [host for host, slots in hosts.items() for _ in range(slots)]),
-        )
+        able = partial(_can_run, config, str(recipe))
+        choice = HostChoice(read_hostfile(hostfile), spare=spare_hosts, fewest=fewest_hosts, fits=able)
+        start = _hosts_start(config, choice, recipe, overrides or (), words, master_port=master_port)
+        start.master_addr = master_addr
         start.check()
     else:
         topology = prepare_run(recipe, overrides or (), world_size=local_ranks).topology
         train = [sys.executable, "-m", "megadeberta", "train", *words]
-        run = Supervised(config.supervision, lambda rank: topology.coordinates(rank).stage, log)
-        start = _start_here(train, ranks=local_ranks, master_port=master_port, run=run)
+        start = _start_here(train, ranks=local_ranks, master_port=master_port, run=_supervised(config, topology))
     progress = partial(newest_checkpoint, config.training.output_dir)
     verdict = Restarts(restarts, progress=progress, say=partial(typer.echo, err=True)).run(start)
     for line in verdict.lines:
         typer.echo(line, err=True)
     raise typer.Exit(verdict.exit_code)
+
+
+def _hosts_start(
+    config: RunConfig,
+    choice: HostChoice,
+    recipe: Path,
+    overrides: Sequence[str],
+    words: list[str],
+    *,
+    master_port: int | None,
+) -> HostsStart:
+    """
+    Raises:
+        ConfigError: the recipe does not fit the ranks of a whole start.
+    """
+    validate_run(config, world_size=choice.world_size, source=str(recipe))
+
+    def watched(hosts: Sequence[str]) -> HostsRun:
+        topology = validate_run(config, world_size=choice.ranks_of(hosts), source=str(recipe))[1]
+        return HostsRun(_supervised(config, topology), [host for host in hosts for _ in range(choice.slots[host])])
+
+    asked = [str(recipe), *overrides]
+    return HostsStart(
+        choice,
+        command=lambda hostfile, **options: build_command(hostfile, words, environ=os.environ, **options),
+        find_unfit=partial(find_unfit_hosts, list(choice.slots), asked, world_size=choice.world_size),
+        environ=os.environ,
+        say=partial(typer.echo, err=True),
+        master_port=master_port,
+        run=watched,
+    )
+
+
+def _can_run(config: RunConfig, source: str, world_size: int) -> bool:
+    try:
+        validate_run(config, world_size=world_size, source=source)
+    except ConfigError:
+        return False
+    return True
+
+
+def _supervised(config: RunConfig, topology: Topology) -> Supervised:
+    log = config.training.output_dir / NETWORK_LOG
+    return Supervised(config.supervision, lambda rank: topology.coordinates(rank).stage, log)
 
 
 def _start_here(command: list[str], *, ranks: int, master_port: int | None, run: Supervised) -> Start:

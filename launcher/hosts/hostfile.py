@@ -51,6 +51,12 @@ def read_hostfile(path: Path) -> dict[str, int]:
     return hosts
 
 
+def write_hostfile(path: Path, hosts: Mapping[str, int]) -> Path:
+    """Write what ``read_hostfile`` reads; the path."""
+    path.write_text("".join(f"{host} slots={slots}\n" for host, slots in hosts.items()), encoding="utf-8")
+    return path
+
+
 def build_command(
     hostfile: Path,
     words: Sequence[str],

@@ -52,39 +52,46 @@ _LOST_SECONDS = 3.0
 _PREEMPTED_SECONDS = 60.0
 
 
-def check_hosts(hosts: Sequence[str], words: Sequence[str], *, world_size: int, environ: Mapping[str, str]) -> None:
-    """Ask every host, before anything starts, whether it can run this recipe as the others would.
+def find_unfit_hosts(
+    hosts: Sequence[str], words: Sequence[str], *, world_size: int, environ: Mapping[str, str]
+) -> dict[str, ParallelError | StorageError]:
+    """Ask every host whether it can run this recipe as the first one that can; those that cannot, and why.
 
     Args:
         words: recipe and overrides.
-
-    Raises:
-        ParallelError: a host cannot be reached, cannot run the recipe, or has other versions, recipe or data.
-        StorageError: a host's output folder cannot be written for want of space.
     """
     answers = ask_nodes(hosts, ["megadeberta.launcher.hosts.node_check", str(world_size), *words], environ=environ)
     facts: dict[str, dict[str, str]] = {}
+    unfit: dict[str, ParallelError | StorageError] = {}
     for host, answer in answers.items():
         try:
             result = json.loads(answer.output)
         except ValueError:
             said = "; ".join(answer.errors[-2:]) or f"exit code {answer.code}, without a word"
-            raise ParallelError(
+            unfit[host] = ParallelError(
                 f"{host} cannot run this: {said}. It needs ssh without a password from here (try `ssh {host} true`), "
                 f"and the same Python and working folder at the same paths"
-            ) from None
+            )
+            continue
         if "error" in result:
             kind = StorageError if result["exit_code"] == EXIT_STORAGE else ParallelError
-            raise kind(f"on {host}: {result['error']}")
+            unfit[host] = kind(f"on {host}: {result['error']}")
+            continue
         facts[host] = result["facts"]
-    first, *others = facts
-    for host in others:
-        for name, value in facts[first].items():
-            if facts[host][name] != value:
-                raise ParallelError(
-                    f"{name} differs between the machines: {value} on {first}, {facts[host][name]} on {host}; "
-                    "install the same versions and give all machines the same files"
-                )
+    for host in list(facts)[1:]:
+        if (difference := _difference(facts, next(iter(facts)), host)) is not None:
+            unfit[host] = difference
+    return unfit
+
+
+def _difference(facts: Mapping[str, Mapping[str, str]], first: str, host: str) -> ParallelError | None:
+    for name, value in facts[first].items():
+        if facts[host][name] != value:
+            return ParallelError(
+                f"{name} differs between the machines: {value} on {first}, {facts[host][name]} on {host}; "
+                "install the same versions and give all machines the same files"
+            )
+    return None
 
 
 @dataclass(frozen=True)

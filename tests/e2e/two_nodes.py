@@ -8,7 +8,7 @@
 |---|---|
 | two_nodes.py | the cases, each a function that says whether it held, and the command that runs them |
 | two_nodes_bench.py | what a case uses: recipes, every launcher's command on a node, the losses of a run |
-| two_nodes_cluster.py | nodeA, nodeB and the switch between them: namespaces, sshd, power and cable |
+| two_nodes_cluster.py | nodeA, nodeB, a spare nodeC and the switch between them: namespaces, sshd, power and cable |
 | test_two_nodes.py | the command as a test of the campaign, and that nothing of it is left however it ends |
 
 They are scripts beside one another and import nothing of tests/, so that `sudo python` of any folder runs them.
@@ -43,6 +43,7 @@ INTERRUPTED_AFTER = 20
 # DeepSpeed's launcher polls its ranks every second; pdsh, ssh and Python's end take the rest.
 _END_SECONDS = 15
 _UNPLUGGED_SECONDS = 50
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,21 @@ def comes_back(bench: Bench) -> Outcome:
     return Outcome(outcome.held, f"done {time.monotonic() - plugged:.0f} s after the cable was back; {outcome.found}")
 
 
+def spare(bench: Bench) -> Outcome:
+    """nodeB loses its power for good: the run goes on with nodeC in its place, by itself."""
+    (bench.folder / "hosts-spare").write_text(
+        f"{(bench.folder / 'hosts').read_text()}nodeC slots={bench.ranks_per_node}\n"
+    )
+    return _goes_on_without(
+        bench, "spare", "--hostfile", "hosts-spare", "--spare-hosts", "1", said="nodeC in the place of"
+    )
+
+
+def fewer(bench: Bench) -> Outcome:
+    """nodeB loses its power for good: after a minute the run goes on with nodeA alone, where that was allowed."""
+    return _goes_on_without(bench, "fewer", "--hostfile", "hosts", "--fewest-hosts", "1", said="with 1 of 2 machines")
+
+
 def stopped(bench: Bench) -> Outcome:
     """SIGTERM to the launcher: both nodes save, exit code 75; the same command resumes."""
     recipe = bench.recipe("stopped", steps=LONG_STEPS)
@@ -157,6 +173,8 @@ CASES: dict[str, Callable[[Bench], Outcome]] = {
     "power-off": power_off,
     "unplugged": unplugged,
     "comes-back": comes_back,
+    "spare": spare,
+    "fewer": fewer,
     "stopped": stopped,
     "not-shared": not_shared,
 }
@@ -184,6 +202,26 @@ def _lose_node(bench: Bench, recipe: Path, *, lose: Callable[[], None], mend: Ca
         return Outcome(False, f"{len(ranks)} ranks, all gone after {gone} s; exit code {code}:\n{run.tail()}")
     found = f"all ranks ended within {gone:.0f} s (timeout {TIMEOUT_SECONDS} s), exit code 80 after {ended:.0f} s"
     return _resumed(bench, recipe, found)
+
+
+def _goes_on_without(bench: Bench, name: str, *words: str, said: str) -> Outcome:
+    """nodeB is off while the run goes on to its end. Sums over another number of ranks differ by rounding."""
+    recipe = bench.recipe(name, steps=LONG_STEPS, timeout_seconds=TIMEOUT_SECONDS)
+    run = bench.launch(recipe, *words)
+    _wait_for_step(bench, recipe, run)
+    bench.cluster.power_off(NODES[1])
+    lost, before = time.monotonic(), max(losses(bench.output(recipe)))
+    while run.wait(0.05) is None and (said not in run.text() or max(losses(bench.output(recipe))) <= before):
+        if time.monotonic() - lost > PATIENT_SECONDS:
+            break
+    seconds = time.monotonic() - lost
+    code = run.wait(PATIENT_SECONDS)
+    bench.cluster.power_on(NODES[1])
+    if code != 0 or said not in run.text():
+        return Outcome(False, f"exit code {code}:\n{run.tail()}")
+    tolerance = max(bench.tolerance, _ROUNDING if name == "fewer" else 0.0)
+    outcome = compare(losses(bench.output(recipe)), bench.one_node(LONG_STEPS), tolerance=tolerance)
+    return Outcome(outcome.held, f"training again {seconds:.0f} s after the power was gone; {outcome.found}")
 
 
 def _resumed(bench: Bench, recipe: Path, found: str) -> Outcome:
@@ -276,14 +314,14 @@ def main(
             overrides = Overrides(tuple(set_ or ()), reference_only=tuple(reference_set or ()))
             bench = Bench(folder, recipe=recipe, overrides=overrides, ranks_per_node=ranks_per_node, steps=steps)
             bench.tolerance = tolerance
-            status.update("starting nodeA and nodeB")
+            status.update("starting the nodes")
             with Cluster(folder) as bench.cluster:
                 for name in case or CASES:
                     status.update(f"{name}: {CASES[name].__doc__.splitlines()[0]}")
                     outcomes.append((name, *_timed(CASES[name], bench)))
                     console.print(f"{name}: {_verdict(outcomes[-1][1])}")
     except KeyboardInterrupt:
-        errors.print("interrupted; both nodes are gone")
+        errors.print("interrupted; the nodes are gone")
         raise typer.Exit(130) from None
     except MegadebertaError as error:
         errors.print(f"error: {escape(str(error))}", soft_wrap=True)

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-ADDRESSES = {"nodeA": "10.77.0.1", "nodeB": "10.77.0.2"}
+ADDRESSES = {"nodeA": "10.77.0.1", "nodeB": "10.77.0.2", "nodeC": "10.77.0.3"}
+"""nodeC is the spare one."""
 _BOOT_SECONDS = 20.0
 _PR_SET_PDEATHSIG = 1
 _NEEDED = {
@@ -107,7 +108,7 @@ class Node:
 
 
 class Cluster:
-    """nodeA and nodeB, up from ``__enter__`` to ``__exit__``; ``folder`` is the disk that both of them see.
+    """nodeA, nodeB and nodeC, up from ``__enter__`` to ``__exit__``; ``folder`` is the disk that both of them see.
 
     ``folder/own/mount`` is the exception: there each node has a disk of its own.
     """

@@ -74,6 +74,7 @@ def test_each_visible_device_gets_a_rank(
         (["tiny.json", "--ranks", "3"], ConfigError, r"train_batch_size=16 is not a multiple of .* x 3 data-parallel"),
         (["tiny.json", "--hostfile", "h", "--ranks", "2"], ConfigError, r"--hostfile gives the ranks of every machine"),
         (["tiny.json", "--hostfile", "h", "--slurm", "2"], ConfigError, r"leave --ranks and --slurm out"),
+        (["tiny.json", "--spare-hosts", "1"], ConfigError, r"choose among the machines of a --hostfile, and there is"),
         (["tiny.json", "--hostfile", "h"], ParallelError, r"hostfile h cannot be read: No such file"),
         (["tiny.json", "--slurm", "3"], ConfigError, r"x 3 data-parallel rank"),
         (["tiny.json", "--set", "training.output_dir=tiny.json"], ConfigError, r"a file of that name is in the way"),
@@ -145,6 +146,8 @@ def test_hostfile_is_checked_on_every_machine_and_handed_to_the_deepspeed_launch
     assert command[-6:] == ["--module", "megadeberta", "train", "tiny.json", "--set", "training.seed=7"]
     assert "--master_port 29777 --master_addr 10.0.0.1" in " ".join(command)
     assert hosts == ["node1", "node2"]
+    _launch(*words, "--restarts", 0, "--spare-hosts", 1)
+    assert calls[-1][1] == ["node1"]
     monkeypatch.setenv("GONE_HOSTS", "node2")
     with pytest.raises(ParallelError, match=r"node2 cannot run this: ssh: connect to host node2"):
         raise _launch(*words).exception

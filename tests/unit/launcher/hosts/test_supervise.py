@@ -11,7 +11,7 @@ import pytest
 
 from megadeberta.errors import ParallelError, StorageError
 from megadeberta.launcher.hosts import pdsh, supervise
-from megadeberta.launcher.hosts.supervise import check_hosts, launch_hosts
+from megadeberta.launcher.hosts.supervise import find_unfit_hosts, launch_hosts
 from megadeberta.launcher.verdict import Verdict
 from tests.models import recipe, write_json
 from tests.unit.launcher.hosts.fake_hosts import install_pdsh, runner_command
@@ -151,7 +151,8 @@ def tiny(machines: Path, prepared: Path) -> list[str]:
 
 
 def _check(words: list[str]) -> None:
-    check_hosts(HOSTS, words, world_size=2, environ=os.environ)
+    for error in find_unfit_hosts(HOSTS, words, world_size=2, environ=os.environ).values():
+        raise error
 
 
 def test_machines_with_the_same_versions_and_files_pass(tiny: list[str]) -> None:
