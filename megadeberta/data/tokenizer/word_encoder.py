@@ -41,7 +41,7 @@ _LONGEST_HEAD = 64 << 10
 _LEAST_HEAD = _MOST_EXACT // 4
 """Words that cost less together are left to SentencePiece with the rest of their document."""
 _TABLES = ((2, 18), (5, 15))
-"""Columns of eight bytes, and bits of the number of slots, of the tables: 6.3 and 1.6 MB. Longer words are not kept."""
+"""Columns of eight bytes, and bits of the number of slots, of the tables: 8.4 and 1.6 MB. Longer words are not kept."""
 _LONGEST_WORD = 8 * _TABLES[-1][0]
 _LONGEST_SAFE_WORD = 1024
 """Bytes above which a word is left to SentencePiece with its document, unseen."""
@@ -62,9 +62,11 @@ class _Group(NamedTuple):
 
     def keys(self, words: NDArray[np.int64] | slice, columns: int) -> list[NDArray[np.uint64]]:
         """The first bytes of some words, in columns of eight."""
-        windows = np.ndarray(len(self.text) - 8, "<u8", self.text, strides=(1,))  # the eight bytes from every byte on
-        starts, sizes = self.starts[words], np.minimum(self.sizes[words], 8 * columns)
-        return [windows[starts + 8 * column] & _KEPT[column][sizes] for column in range(columns)]
+        size = 8 * columns
+        windows = np.ndarray(len(self.text) - size + 1, f"V{size}", self.text, strides=(1,))  # from every byte on
+        found = windows[self.starts[words]].view(np.uint64).reshape(-1, columns)
+        sizes = np.minimum(self.sizes[words], size)
+        return [found[:, column] & _KEPT[column].take(sizes) for column in range(columns)]
 
 
 def _kept_bits(column: int) -> NDArray[np.uint64]:
@@ -104,7 +106,7 @@ class WordEncoder:
         costs = np.add.reduceat(entries & _MOST_COST, group.first_words)  # [W] -> [D]
         is_whole = [len(head) == len(document) for head, document in zip(group.heads, documents, strict=True)]
         unfinished = np.flatnonzero(~np.array(is_whole) | (costs > _MOST_EXACT))
-        tails = self._tails(group, entries, counts, unfinished=unfinished.tolist())
+        tails = self._tails(group, entries, counts, unfinished=unfinished.tolist()) if len(unfinished) else []
         ids, lengths = self._ids(entries, counts), np.add.reduceat(counts, group.first_words)
         if not tails:
             return ids, lengths
@@ -165,23 +167,25 @@ class WordEncoder:
         """Encode words that are in no table, and add as many as there is room for; the entry of each."""
         starts, sizes = group.starts[missing], group.sizes[missing]
         words = [group.text[start:stop] for start, stop in zip(starts.tolist(), (starts + sizes).tolist(), strict=True)]
-        firsts = dict(zip(reversed(words), reversed(range(len(words))), strict=True))
-        first = np.fromiter(firsts.values(), np.int64, len(firsts))  # [distinct words] -> place in `missing`
+        numbers = dict.fromkeys(words, 0)
+        numbers.update(zip(numbers, range(len(numbers)), strict=True))
+        which = np.fromiter(map(numbers.__getitem__, words), np.int64, len(words))  # [missing] -> a distinct word
+        first = np.empty(len(numbers), np.int64)  # [distinct words] -> one of its places in `missing`
+        first[which] = np.arange(len(words))
         table_of = np.searchsorted([8 * columns for columns, _ in _TABLES], sizes[first])
         chosen = [np.flatnonzero(table_of == number)[: table.room] for number, table in enumerate(self._tables)]
-        rest = np.setdiff1d(np.arange(len(first)), np.concatenate(chosen))
-        first = first[np.concatenate([*chosen, rest])]
-        distinct = [words[place] for place in first]
-        entries, ends = self._encode_words(distinct, sizes[first])
+        order = np.concatenate([*chosen, np.setdiff1d(np.arange(len(first)), np.concatenate(chosen))])
+        entries, ends = self._encode_words([words[place] for place in first[order].tolist()], sizes[first[order]])
         added = 0
-        for table, (columns, _), numbers in zip(self._tables, _TABLES, chosen, strict=True):
-            new = slice(added, added + len(numbers))
-            table.add(group.keys(missing[first[new]], columns), entries[new])
-            added += len(numbers)
+        for table, (columns, _), numbers_kept in zip(self._tables, _TABLES, chosen, strict=True):
+            new = entries[added : added + len(numbers_kept)]
+            table.add(group.keys(missing[first[numbers_kept]], columns), new)
+            added += len(numbers_kept)
         if added:
             self._used = int(ends[added - 1])
-        numbers_of = {word: number for number, word in enumerate(distinct)}
-        return entries[[numbers_of[word] for word in words]]
+        by_number = np.empty_like(entries)
+        by_number[order] = entries
+        return by_number[which]
 
     def _encode_words(
         self, words: Sequence[bytes], sizes: NDArray[np.int64]
@@ -255,4 +259,4 @@ def _cut(documents: Sequence[bytes]) -> _Group:
     np.add(ends[:-1], 1, out=starts[1:])
     sizes = np.fromiter(map(len, heads), np.int64, len(heads))
     first_words = np.searchsorted(starts, np.cumsum(sizes + 1) - sizes - 1)
-    return _Group(documents, heads, joined + bytes(_LONGEST_WORD + 8), starts, ends - starts, first_words)
+    return _Group(documents, heads, joined + bytes(_LONGEST_WORD), starts, ends - starts, first_words)
