@@ -37,7 +37,7 @@ def check_languages(codes: Iterable[str], option: str) -> str:
     """
     if find_spec(_PACKAGE) is None:
         raise ConfigError(f"{option} needs {_PACKAGE}: pip install 'megadeberta[languages]'")
-    known = [*_identifier().labels, _UNKNOWN]
+    known = [*sorted(_identifier().labels), _UNKNOWN]
     for code in codes:
         if code not in known:
             raise ConfigError(f"{option}: no language {code!r}; choose from {', '.join(known)}")
