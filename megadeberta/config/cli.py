@@ -71,7 +71,7 @@ def recipes(
     for name, description in descriptions.items():
         table.add_row(name, description)
     console.print(table)
-    console.print(f"The files: {FOLDER}", soft_wrap=True, highlight=False)
+    console.print(f"The files: {FOLDER}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_documentation(*, schema: bool) -> None:

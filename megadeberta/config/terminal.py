@@ -56,7 +56,7 @@ def fitting_table(
         for name in names:
             _add_column(table, name, [row.get(name, "") for row in rows], in_text=name in text, in_fold=name in fold)
         for number, row in enumerate(rows):
-            table.add_row(*(row.get(name, "") for name in names), style="dim" if number in dim else None)
+            table.add_row(*(Text(row.get(name, "")) for name in names), style="dim" if number in dim else None)
         if Measurement.get(console, console.options.update(max_width=10_000), table).minimum <= console.width:
             break
     return table

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from megadeberta.config.plugins import PluginOption
 from megadeberta.errors import ConfigError
@@ -61,7 +62,7 @@ def _print_comparison(runs: list["RunFacts"], console: Console) -> None:
 def _table(head: list[str], rows: list[list[str]]) -> Table:
     table = Table()
     for title in head:
-        table.add_column(title, overflow="fold")
+        table.add_column(Text(title), overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table

@@ -1,16 +1,19 @@
 """`megadeberta report --html`: one page of one run or several, that needs no network and no other file."""
 
+import contextlib
 import html
 import io
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -34,6 +37,8 @@ _MORE_CURVES = {
 }
 """Drawn below the losses: name in metrics.jsonl, and label."""
 _RATE = "tokens_per_second"
+_LONGEST_LABEL = 60
+"""Characters of a name in the legend: the end tells runs apart."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +148,25 @@ def _curves(runs: Sequence[RunFacts], names: Sequence[str]) -> str:
     shown = [name for name in names if any(points(run.records, name) for run in runs)]
     if not shown:
         return "<p>No such values in the log.</p>"
+    with _plain_text():
+        return _drawn(runs, shown)
+
+
+@contextlib.contextmanager
+def _plain_text() -> Iterator[None]:
+    """Names are drawn as they are: a dollar begins no formula, and the browser has the letters that our font lacks."""
+    with rc_context({"text.parse_math": False, "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        yield
+
+
+def _drawn(runs: Sequence[RunFacts], shown: Sequence[str]) -> str:
     figure = Figure(figsize=(8.5, 3.4 * len(shown)), layout="constrained")
     FigureCanvasSVG(figure)
     for number, name in enumerate(shown, start=1):
         panel = figure.add_subplot(len(shown), 1, number)
         for run, colour in zip(runs, _COLOURS * len(runs), strict=False):
-            label = run.name if len(runs) > 1 else None
+            label = _in_legend(run.name) if len(runs) > 1 else None
             _draw(panel, run, name, colour, label)
         entry = TERMS.get(name)
         panel.set(xlabel="optimizer step", ylabel=f"{entry.title} ({entry.unit})" if entry else _MORE_CURVES[name])
@@ -158,6 +176,12 @@ def _curves(runs: Sequence[RunFacts], names: Sequence[str]) -> str:
     image = io.StringIO()
     figure.savefig(image, format="svg", metadata={"Date": None})
     return image.getvalue()[image.getvalue().index("<svg") :]
+
+
+def _in_legend(name: str) -> str:
+    """With room for the curves; matplotlib leaves out what begins with a line below."""
+    short = name if len(name) <= _LONGEST_LABEL else f"…{name[-_LONGEST_LABEL:]}"
+    return f"./{short}" if short.startswith("_") else short
 
 
 def _draw(panel: Any, run: RunFacts, name: str, colour: str, label: str | None) -> None:

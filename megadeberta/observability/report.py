@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from megadeberta.config.terminal import print_line
 from megadeberta.errors import ConfigError
@@ -36,7 +37,7 @@ def print_report(output_dir: Path, console: Console) -> None:
             print_line(console, sources)
     picture = output_dir / CURVE_FILE
     if picture.exists():
-        console.print(f"loss curve: {picture}", soft_wrap=True)
+        console.print(f"loss curve: {picture}", soft_wrap=True, markup=False)
 
 
 def _curve_table(records: list[Record]) -> Table:
@@ -60,7 +61,7 @@ def _curve_table(records: list[Record]) -> Table:
     if losses:
         rows.append((str(records[-1]["step"]), f"{sum(losses) / len(losses):.3f}", "-", "-", "-"))
     for row in rows[-ROWS_SHOWN:]:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -109,3 +109,20 @@ def test_the_median_of_each_phase_stands_beside_that_of_other_runs(runs: list[Pa
     facts = [read_run(run) for run in runs]
     assert time_rows(facts) == [["forward", "0.0305", "0.0152"], ["save", "2", "-"]]
     assert "Median seconds" in html_report(facts)
+
+
+@pytest.mark.parametrize("name", ["a $\\frac{ b$", "[/red] [bold]x", "_hidden", "x" * 200, "\u6a21\u578b", "</svg><b>"])
+def test_a_folder_may_have_any_name(
+    name: str, runs: list[Path], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Formulas, mark-up of the terminal and of the page, what matplotlib leaves out, and letters its font lacks."""
+    folder = run_folder(tmp_path / "named" / name.replace("/", "|"), lr=1e-3, name="plain")
+    done = CliRunner().invoke(app, ["report", str(folder), str(runs[0]), "--html", str(tmp_path / "page.html")])
+    assert done.exit_code == 0, done.output
+    assert CliRunner().invoke(app, ["report", str(folder)]).exit_code == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    reader = _Balance()
+    reader.feed(page)
+    assert not reader.open
+    assert any(folder.name[-60:] in text for text in reader.texts)
+    assert not recwarn.list
