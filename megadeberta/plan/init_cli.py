@@ -12,7 +12,7 @@ from megadeberta.config.recipe_text import recipe_text
 from megadeberta.config.run import RunConfig
 from megadeberta.config.terminal import print_line, table_console
 from megadeberta.errors import ConfigError
-from megadeberta.plan.new_recipe import USUAL_NAME, Wishes, new_recipe
+from megadeberta.plan.new_recipe import USUAL_NAME, Wishes, epochs, new_recipe
 from megadeberta.preflight.corpus import Corpus, read_corpus
 from megadeberta.rank.devices import count_local_devices, smallest_device_gib
 from megadeberta.storage import write_file
@@ -74,7 +74,7 @@ def _summary(output: Path, corpus: Corpus, config: RunConfig, wishes: Wishes) ->
         f"{output}: {wishes.base} on {corpus.folder}, {corpus.tokens:,} tokens, {config.model.vocab_size:,} rows of "
         "vocabulary",
         f"{steps:,} steps of {batch:,} sequences of {length} tokens: {tokens:,} tokens, "
-        f"{tokens / corpus.tokens:.3g} epochs; output {config.training.output_dir}",
+        f"{epochs(corpus, steps * batch, length):.3g} epochs; output {config.training.output_dir}",
         f"check it: megadeberta train {name} --dry-run{as_ranks}",
         f"start it: megadeberta launch {name}",
     ]

@@ -85,7 +85,7 @@ def _values(base: RunConfig, corpus: Corpus, output: Path, wishes: Wishes, *, le
         "extends": _extends(wishes.base, output),
         "name": name,
         "description": f"{Path(wishes.base).stem} on {corpus.folder}: {corpus.tokens:,} tokens, "
-        f"{steps * batch * length / corpus.tokens:.3g} epochs; written by `megadeberta init`",
+        f"{epochs(corpus, steps * batch, length):.3g} epochs; written by `megadeberta init`",
         "model": {"vocab_size": corpus.vocabulary},
         "data": {"folder": str(corpus.folder), "sequence_length": length},
         "optimizer": optimizer,
@@ -104,6 +104,11 @@ def _values(base: RunConfig, corpus: Corpus, output: Path, wishes: Wishes, *, le
     if length > base.model.max_position_embeddings:
         values["model"] |= {"max_position_embeddings": length, "max_relative_positions": base.model.relative_span}
     return values
+
+
+def epochs(corpus: Corpus, sequences: int, length: int) -> float:
+    """How often that many sequences of ``length`` tokens, [CLS] and [SEP] included, hold the corpus."""
+    return sequences / math.ceil(corpus.tokens / (length - 2))
 
 
 def _fitting_length(longest: int, corpus: Corpus) -> int:

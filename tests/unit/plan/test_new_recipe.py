@@ -1,6 +1,7 @@
 """`megadeberta init`: the recipe it writes for a corpus and a machine."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,15 @@ def test_a_prepared_folder_gets_a_recipe_that_passes_the_dry_run(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)
-    assert "start it: megadeberta launch recipe.json" in _init("--data", str(prepared))
+    shown = _init("--data", str(prepared))
+    assert "start it: megadeberta launch recipe.json" in shown
     values = json.loads((tmp_path / "recipe.json").read_text())
     assert (values["extends"], values["model"]["vocab_size"], values["name"]) == ("small-rtd", 1024, "sotu")
     done = CliRunner().invoke(app, ["train", "recipe.json", "--dry-run"])
     assert done.exit_code == 0, done.output
-    assert "epochs in the run" in done.output
+    of_run = re.search(r"([\d.]+) epochs in the run", done.output)
+    for text in (shown, values["description"]):
+        assert float(re.search(r"([\d.]+) epochs", text)[1]) == pytest.approx(float(of_run[1]), rel=5e-3)
 
 
 def test_two_recipes_of_one_corpus_have_two_output_folders(tmp_path: Path) -> None:
