@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import selectors
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -50,6 +51,8 @@ _TERM_SECONDS = 5.0
 _KILL_SECONDS = 15.0
 _LOST_SECONDS = 3.0
 _PREEMPTED_SECONDS = 60.0
+# For the checkpoint of ranks whose launcher was killed.
+_GUARD_SECONDS = 300
 
 
 def find_unfit_hosts(
@@ -168,10 +171,13 @@ class _HostsJob:
 
     def run(self, command: Sequence[str]) -> Verdict:
         runner = _start(command, self._environ)
+        guard = self._guard(runner.pid)
         try:
             self._watch(runner)
             left = self._kill_what_is_left()
         finally:
+            guard.kill()
+            guard.wait()
             _kill_group(runner.pid)
             runner.wait()
             for process in self._rounds:
@@ -284,6 +290,31 @@ class _HostsJob:
                 start_new_session=True,
             )
             self._rounds.append(process)
+
+    def _guard(self, leader: int) -> subprocess.Popen[bytes]:
+        """A process that outlives this one, only to tell the ranks: their connections are pdsh's and live on with it.
+
+        They save and end as on SIGTERM; what does not is killed.
+        """
+        tell = {
+            number: shlex.join(
+                node_command(
+                    self._hosts,
+                    ["megadeberta.launcher.hosts.node_signal", self._job, number.name],
+                    environ=self._environ,
+                )
+            )
+            for number in (signal.SIGTERM, signal.SIGKILL)
+        }
+        then = f"{tell[signal.SIGTERM]}; sleep {_GUARD_SECONDS}; {tell[signal.SIGKILL]}"
+        return subprocess.Popen(
+            ["sh", "-c", f"read -r _; kill -9 -{leader}; {then}"],
+            env=self._environ,
+            stdin=subprocess.PIPE,  # whose other end, which nobody else has, closes when this process ends
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def _kill_what_is_left(self) -> list[str]:
         """Hosts on which ranks outlived DeepSpeed's launcher; they are killed."""

@@ -60,7 +60,7 @@ def test_two_nodes_train_like_one_and_survive_the_loss_of_one(tmp_path: Path) ->
     process = _start(tmp_path)
     output = _finish(process, timeout=2300)
     assert process.returncode == 0, output
-    assert output.count("bit for bit") == 8
+    assert output.count("bit for bit") == 9
     assert _wait_until_gone(tmp_path, 0) == []
     assert list(tmp_path.iterdir()) == []
 

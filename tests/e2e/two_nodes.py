@@ -44,6 +44,7 @@ INTERRUPTED_AFTER = 20
 _END_SECONDS = 15
 _UNPLUGGED_SECONDS = 50
 _ROUNDING = 1e-5
+_ORPHANS_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,20 @@ def fewer(bench: Bench) -> Outcome:
     return _goes_on_without(bench, "fewer", "--hostfile", "hosts", "--fewest-hosts", "1", said="with 1 of 2 machines")
 
 
+def launcher_killed(bench: Bench) -> Outcome:
+    """kill -9 of the launcher: the ranks of both nodes save and end; the same command resumes."""
+    recipe = bench.recipe("launcher-killed", steps=LONG_STEPS, timeout_seconds=TIMEOUT_SECONDS)
+    run = bench.launch(recipe, "--hostfile", "hosts")
+    _wait_for_step(bench, recipe, run)
+    ranks = bench.ranks()
+    run.signal(signal.SIGKILL)
+    gone = _wait_until_gone(ranks, _ORPHANS_SECONDS)
+    code = run.wait(_ORPHANS_SECONDS)
+    if gone is None or code == 0 or len(ranks) != len(NODES) * bench.ranks_per_node:
+        return Outcome(False, f"{len(ranks)} ranks, all gone after {gone} s; exit code {code}:\n{run.tail()}")
+    return _resumed(bench, recipe, f"all ranks ended within {gone:.0f} s")
+
+
 def stopped(bench: Bench) -> Outcome:
     """SIGTERM to the launcher: both nodes save, exit code 75; the same command resumes."""
     recipe = bench.recipe("stopped", steps=LONG_STEPS)
@@ -175,6 +190,7 @@ CASES: dict[str, Callable[[Bench], Outcome]] = {
     "comes-back": comes_back,
     "spare": spare,
     "fewer": fewer,
+    "launcher-killed": launcher_killed,
     "stopped": stopped,
     "not-shared": not_shared,
 }
