@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import megadeberta
+import megadeberta.__main__
 from megadeberta import cli, errors
 from megadeberta.errors import (
     CheckpointError,
@@ -189,3 +191,20 @@ def test_output_that_nobody_reads_is_no_error() -> None:
         done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.stderr == ""
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_to_a_launch_that_does_not_listen_yet_ends_it_as_before_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["megadeberta", "launch", "quickstart"])
+    monkeypatch.setattr(cli, "main", lambda: signal.raise_signal(number))
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            megadeberta.__main__.main()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert ended.value.code == 75
+    assert capsys.readouterr().err.startswith(f"stopped by {number.name} before training began; the same command")
