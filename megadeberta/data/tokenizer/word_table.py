@@ -22,7 +22,7 @@ class WordTable:
     """A positive number for each of some texts of at most ``8 * columns`` bytes, none of which is NUL."""
 
     def __init__(self, columns: int, *, slot_bits: int) -> None:
-        """A table of ``2 ** slot_bits`` slots of ``8 * (columns + 1)`` bytes, at least 32; half can be filled."""
+        """A table of ``2 ** slot_bits`` slots of ``8 * (columns + 1)`` bytes, at least 32; a quarter stays vacant."""
         slots = 1 << slot_bits
         width = columns + 1 if columns > 3 else 4  # numpy takes rows of 32 bytes faster than of 24
         # A slot is a row, so that looking at it costs one line of the processor's cache: its key, and its number.
@@ -30,7 +30,7 @@ class WordTable:
         self._values = self._rows[:, -1].view(np.int64)  # [S]; 0: vacant
         self._shift = np.uint64(64 - slot_bits)
         self._last_slot = slots - 1
-        self.room = slots // 2
+        self.room = slots * 3 // 4
         """Texts that can still be added."""
 
     def find(self, keys: Keys) -> NDArray[np.int64]:

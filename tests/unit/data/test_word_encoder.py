@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 from rich.console import Console
 
-from megadeberta.data.tokenizer import SentencePieceTokenizer, word_encoder
+from megadeberta.data.tokenizer import SentencePieceTokenizer, word_store
 from megadeberta.data.tokenizer.costly_text import CostlyText
 from megadeberta.data.tokenizer.fast.sentencepiece_file import round_scores
 from megadeberta.data.tokenizer.word_encoder import WordEncoder
@@ -131,12 +131,28 @@ def test_ids_do_not_depend_on_what_was_encoded_before(model: Path) -> None:
 
 
 def test_full_tables_take_no_more_words_and_give_the_same_ids(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(word_encoder, "_TABLES", ((2, 6), (5, 3)))
+    monkeypatch.setattr(word_store, "_TABLES", ((2, 6), (5, 3)))
+    monkeypatch.setattr(word_store, "_MOST_NEW", 1.0)  # new words are encoded nevertheless
     encoder, processor = encoder_of(model)
     for seed in range(3):
         assert_equal_ids(encoder, processor, mixed_texts(100, seed=seed))
-    assert [table.room for table in encoder._tables] == [0, 0]
-    assert encoder._used < (32 + 4) * 40
+    assert [table.room for table in encoder._store._tables] == [0, 0]
+    assert encoder._store._used < (48 + 6) * 40
+
+
+def test_text_of_ever_new_words_is_left_to_sentencepiece_and_tables_are_emptied(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(word_store, "_TABLES", ((2, 6), (5, 3)))
+    monkeypatch.setattr(word_store, "_PATIENCE", 2)
+    encoder, processor = encoder_of(model)
+    rng = random.Random(1)
+    texts = [" ".join(f"{rng.getrandbits(32):x}" for _ in range(200)) for _ in range(4)]
+    rooms = []
+    for text in texts:
+        assert_equal_ids(encoder, processor, [text])
+        rooms.append(encoder._store._tables[0].room)
+    assert rooms == [0, 0, 48, 0]  # filled, given up, given up and emptied, filled
 
 
 def long_text(num_bytes: int, seed: int) -> str:
@@ -212,7 +228,7 @@ def test_a_table_holds_what_was_added_and_nothing_else() -> None:
         table.add([part[:, 0], part[:, 1]], np.arange(start, start + 500) + 1)
     np.testing.assert_array_equal(table.find([there[:, 0], there[:, 1]]), np.arange(1500) + 1)
     assert not table.find([missing[:, 0], missing[:, 1]]).any()
-    assert table.room == 2048 - 1500
+    assert table.room == 3072 - 1500
 
 
 def test_prep_writes_the_same_files_with_and_without(
