@@ -102,7 +102,10 @@ def launch(
             "--spare-hosts and --fewest-hosts choose among the machines of a --hostfile, and there is none"
         )
     words = [str(recipe), *(word for override in overrides or () for word in ("--set", override)), *(extra or ())]
-    local_ranks = ranks or count_local_devices(os.environ) or 1
+    local_ranks = ranks or count_local_devices(os.environ)
+    if slurm is not None and not local_ranks:
+        raise ConfigError(f"--slurm {slurm}: no GPU is here to be counted; say how many a node has: --ranks 8")
+    local_ranks = local_ranks or 1
     config = load_recipe(recipe, overrides or ())
     if slurm is not None:
         validate_run(config, world_size=slurm * local_ranks, source=str(recipe))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megadeberta.config.model import ModelConfig
+from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
 from megadeberta.stages.cooldown import Stage
 from megadeberta.stages.longer_model import longer_model
@@ -51,11 +52,19 @@ def write_extension(
     config = parse_values(values, plugins, source=f"extension of {parent.folder}")
     if config.model != model or config.data.sequence_length != length:
         raise ConfigError("--set changes the model or its length; change them in a recipe of your own, or --length")
+    _check_warmup(config, is_of_parent=warmup_steps is None)
     from megadeberta.stages.extension_weights import write_extension_weights
 
     write_extension_weights(parent, start, trained=trained, length=length)
     path = write_recipe(output, EXTEND_RECIPE, json.dumps(values, indent=2))
     return Stage(path, parent.folder, parent.step, config)
+
+
+def _check_warmup(config: RunConfig, *, is_of_parent: bool) -> None:
+    steps, warmup = config.training.steps, config.schedule.warmup_steps
+    if warmup >= steps:
+        whose = " of the old run" if is_of_parent else ""
+        raise ConfigError(f"--steps {steps} ends within the warm-up{whose}, {warmup} steps; give --warmup-steps below")
 
 
 def _changes(parent: Parent, model: ModelConfig, start: Path, *, length: int, trained: int, steps: int) -> Values:

@@ -84,6 +84,10 @@ LATE_MISTAKES: dict[str, tuple[Case, str]] = {
         _done("extend RUN --output o --steps 5 --length 8"),
         r"--length 8: the run was trained on 8 tokens per sequence; give more",
     ),
+    "extension that ends within its warm-up": (
+        _done("extend RUN --output o --steps 10 --length 16"),
+        r"--steps 10 ends within the warm-up of the old run, 10 steps; give --warmup-steps below",
+    ),
     "extension of token files": (_done("extend SET --output o --steps 5 --length 64"), r"holds no checkpoint"),
     "average of one checkpoint": (
         _done("checkpoint average RUN averaged"),

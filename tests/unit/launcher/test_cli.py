@@ -76,7 +76,8 @@ def test_each_visible_device_gets_a_rank(
         (["tiny.json", "--hostfile", "h", "--slurm", "2"], ConfigError, r"leave --ranks and --slurm out"),
         (["tiny.json", "--spare-hosts", "1"], ConfigError, r"choose among the machines of a --hostfile, and there is"),
         (["tiny.json", "--hostfile", "h"], ParallelError, r"hostfile h cannot be read: No such file"),
-        (["tiny.json", "--slurm", "3"], ConfigError, r"x 3 data-parallel rank"),
+        (["tiny.json", "--slurm", "3", "--ranks", "1"], ConfigError, r"x 3 data-parallel rank"),
+        (["tiny.json", "--slurm", "2"], ConfigError, r"no GPU is here to be counted; .*: --ranks 8"),
         (["tiny.json", "--set", "training.output_dir=tiny.json"], ConfigError, r"a file of that name is in the way"),
     ],
 )
