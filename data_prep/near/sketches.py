@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megadeberta.data.masking import kinds_with_words, starts_of_units
+from megadeberta.data.masking import starts_of_units
+from megadeberta.data.token_kinds import kinds_with_words, token_kinds
 from megadeberta.data_prep.machines import JoinedParts
 from megadeberta.data_prep.parts import PartStore
 from megadeberta.data_prep.shingles import run_hashes
@@ -206,7 +207,7 @@ def document_words(tokens: np.ndarray, lengths: np.ndarray, kinds: np.ndarray) -
         tokens, lengths, kinds: as of ``sketches``.
     """
     begins = np.cumsum(lengths) - lengths  # [D]: a document's first token
-    opens = starts_of_units(kinds[tokens])
+    opens = starts_of_units(token_kinds(kinds, tokens))
     opens[begins] = True
     starts = np.flatnonzero(opens)  # [U]
     words = _joined(_TOKEN_HASHES.of(tokens), starts)

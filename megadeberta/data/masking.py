@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.counter_random import Words, integers, random_words, uniform
+from megadeberta.data.token_kinds import kinds_with_words, token_kinds
 from megadeberta.data.tokenizer import PAD_ID, PieceKind
 from megadeberta.layers.slots import masked_tokens, slots_for
 
@@ -89,7 +90,7 @@ class MlmMasker:
         """Positions to mask, ascending, ``[B, K]``; L stands for none."""
         length = tokens.shape[1]
         positions = np.arange(length)
-        kinds = self._kinds[tokens]
+        kinds = token_kinds(self._kinds, tokens)
         units = find_units(kinds, whole_word=self._objective.whole_word)
         segments = tile_segments(units.opens, _stream(sample_keys, _GRAM), max_gram=self._objective.max_gram)
 
@@ -143,13 +144,6 @@ class MlmMasker:
         return MaskedBatch(input_ids, positions, labels)
 
 
-def kinds_with_words(kinds: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The kinds of a vocabulary; one in which no piece starts a word has no words, and each piece stands alone."""
-    if (kinds == PieceKind.WORD_START).any():
-        return kinds
-    return np.where(kinds == PieceKind.CONTINUATION, np.uint8(PieceKind.UNSPACED), kinds)
-
-
 def _drawn_budgets(expected: NDArray[np.float64], sample_keys: Words) -> NDArray[np.int64]:
     """Whole numbers of tokens, ``[B, 1]``, one at least, whose means are ``expected``."""
     below = np.floor(expected)
@@ -161,7 +155,7 @@ def starts_of_units(kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Where words begin: special tokens too, and what follows them or a piece of a script without spaces.
 
     Args:
-        kinds: ``PieceKind`` of every token, ``[..., L]``.
+        kinds: of every token, from ``token_kinds``: ``[..., L]``.
 
     Returns:
         ``[..., L]``.
@@ -178,7 +172,7 @@ def find_units(kinds: NDArray[np.uint8], *, whole_word: bool) -> Units:
     continuation.
 
     Args:
-        kinds: ``PieceKind`` of every token, ``[B, L]``.
+        kinds: of every token, from ``token_kinds``: ``[B, L]``.
     """
     is_candidate = kinds != PieceKind.SPECIAL
     if not whole_word:

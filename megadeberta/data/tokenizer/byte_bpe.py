@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from megadeberta.data.tokenizer.library import LibraryTokenizer
 from megadeberta.data.tokenizer.pieces import WORD_BOUNDARY, PieceKind, kind_of_text
+from megadeberta.data.tokenizer.scripts import character_size, is_unspaced, is_unspaced_start
 from megadeberta.errors import DataError
 
 
@@ -27,8 +28,7 @@ class ByteBpeTokenizer(LibraryTokenizer):
 
     def kind_of(self, text: str) -> PieceKind:
         read = self._read(text)
-        # Bytes of a part of a character go with what stands in front.
-        return PieceKind.CONTINUATION if read is None else kind_of_text(read)
+        return kind_of_text(read) if read is not None else kind_of_bytes(bytes(_BYTES[one] for one in text))
 
     def piece(self, token_id: int) -> str:
         text = super().piece(token_id)
@@ -45,6 +45,29 @@ class ByteBpeTokenizer(LibraryTokenizer):
         except UnicodeDecodeError:
             return None
         return WORD_BOUNDARY + read[1:] if read.startswith(" ") else read
+
+
+_INSIDE = range(0x80, 0xC0)
+"""Bytes that begin no character."""
+_THAI_TO_TIBETAN, _BURMESE_AND_KHMER = range(0xB8, 0xC0), (0x80, 0x81, 0x9E, 0x9F)
+"""Second bytes of their characters, behind E0 and E1."""
+_ALONE = {b"\xe0": PieceKind.E0, b"\xe1": PieceKind.E1}
+
+
+def kind_of_bytes(content: bytes) -> PieceKind:
+    """The kind of an entry that is no whole characters."""
+    if content in _ALONE:
+        return _ALONE[content]
+    if all(byte in _INSIDE for byte in content):
+        if content[0] in _THAI_TO_TIBETAN:
+            return PieceKind.REST_OF_E0
+        return PieceKind.REST_OF_E1 if content[0] in _BURMESE_AND_KHMER else PieceKind.REST
+    begins = max(place for place, byte in enumerate(content) if byte not in _INSIDE)
+    is_cut = character_size(content[begins]) > len(content) - begins
+    stands_alone = (is_cut and is_unspaced_start(content[begins:])) or any(
+        map(is_unspaced, content.decode(errors="ignore"))
+    )
+    return PieceKind.UNSPACED if stands_alone else PieceKind.CONTINUATION
 
 
 def read_byte_bpe(vocabulary: Path, merges: Path, *, add_prefix_space: bool) -> Tokenizer:

@@ -24,6 +24,15 @@ class PieceKind(IntEnum):
     WORD_START = 2
     UNSPACED = 3
     """Of a script that puts no space between words: masked on its own, whatever stands beside it."""
+    REST = 4
+    """Bytes from inside a character, which belong to what stands in front; ``token_kinds`` says to which kind."""
+    REST_OF_E0 = 5
+    """The same; behind the byte E0 they are of Thai, Lao or Tibetan."""
+    REST_OF_E1 = 6
+    """The same; behind the byte E1 they are of Burmese or Khmer."""
+    E0 = 7
+    """This byte alone, with which characters of scripts with and without spaces begin: the next token tells."""
+    E1 = 8
 
 
 def starts_word(piece: str) -> bool:
