@@ -29,6 +29,7 @@ from megadeberta.data_prep.options import (
     parse_size,
 )
 from megadeberta.errors import ConfigError
+from megadeberta.remote.parameter import path_or_address
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
 _Corpora = Annotated[
     list[Path],
     typer.Argument(
+        parser=path_or_address,
         help="Files, folders, patterns, or - for standard input: text, JSON lines, CSV, Parquet, Arrow, WET, "
-        "Wikipedia or tar; plain, .gz, .zst, .bz2 or .xz."
+        "Wikipedia or tar; plain, .gz, .zst, .bz2 or .xz.",
     ),
 ]
 _Output = Annotated[
@@ -74,7 +76,9 @@ _Tokenizer = Annotated[
         metavar="FILE_OR_FOLDER",
     ),
 ]
-_Valid = Annotated[list[Path] | None, typer.Option(help="Separate validation corpus; may be repeated.")]
+_Valid = Annotated[
+    list[Path] | None, typer.Option(parser=path_or_address, help="Separate validation corpus; may be repeated.")
+]
 _ValidFraction = Annotated[float, typer.Option(help="Without --valid: fraction of documents held out; 0 = none.")]
 _ValidDocuments = Annotated[int | None, typer.Option(help="Without --valid: number of documents held out.")]
 _DocumentPer = Annotated[
@@ -135,7 +139,9 @@ _Quality = Annotated[
 ]
 _Decontaminate = Annotated[
     list[Path] | None,
-    typer.Option(metavar="FILE", help="Leave out documents with text of this test set; may be repeated."),
+    typer.Option(
+        parser=path_or_address, metavar="FILE", help="Leave out documents with text of this test set; may be repeated."
+    ),
 ]
 _DecontaminateBy = Annotated[
     DecontaminateBy, typer.Option(help="What is text of a test set: a run of 13 words, or a sentence of 8 or more.")
@@ -278,7 +284,11 @@ def prep(
 def verify(
     folder: Annotated[
         Path,
-        typer.Argument(help="The --output of `megadeberta prep`, or its address (s3://bucket/set).", metavar="DIR"),
+        typer.Argument(
+            parser=path_or_address,
+            help="The --output of `megadeberta prep`, or its address (s3://bucket/set).",
+            metavar="DIR",
+        ),
     ],
 ) -> None:
     """Check prepared data byte by byte: hashes, sizes, counts, largest token id, and the tokenizer's hash.

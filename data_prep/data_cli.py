@@ -13,6 +13,7 @@ from megadeberta.config.terminal import print_line
 from megadeberta.data_prep.cli import MaxFileSize, closing_line, plot_lengths
 from megadeberta.data_prep.options import parse_size
 from megadeberta.errors import ConfigError
+from megadeberta.remote.parameter import path_or_address
 
 if TYPE_CHECKING:
     from megadeberta.data.shard_manifest import ShardManifest
@@ -26,7 +27,11 @@ app = typer.Typer(
 
 _Set = Annotated[
     Path,
-    typer.Argument(help="A prepared folder: the --output of prep, or its address (s3://bucket/set).", metavar="SET"),
+    typer.Argument(
+        parser=path_or_address,
+        help="A prepared folder: the --output of prep, or its address (s3://bucket/set).",
+        metavar="SET",
+    ),
 ]
 _Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the new set.", metavar="DIR")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the finished set in DIR.")]
@@ -160,7 +165,12 @@ def split(
 @app.command()
 def merge(
     folders: Annotated[
-        list[Path], typer.Argument(help="The --output of every `prep --part`, or finished sets.", metavar="FOLDERS...")
+        list[Path],
+        typer.Argument(
+            parser=path_or_address,
+            help="The --output of every `prep --part`, or finished sets.",
+            metavar="FOLDERS...",
+        ),
     ],
     output: _Output,
     max_file_size: MaxFileSize = None,

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megadeberta.data_prep.options import AUTO_FORMAT, DocumentPer, ReadOptions
+from megadeberta.remote.parameter import path_or_address
 
 if TYPE_CHECKING:
     from megadeberta.data.tokenizer import VocabularyTokenizer
@@ -35,7 +36,11 @@ def compare(
     ],
     text: Annotated[
         list[Path],
-        typer.Option(help="File or folder of text that none of them was trained on; may be repeated.", metavar="FILE"),
+        typer.Option(
+            parser=path_or_address,
+            help="File or folder of text that none of them was trained on; may be repeated.",
+            metavar="FILE",
+        ),
     ],
     text_key: Annotated[list[str] | None, typer.Option(help="Key or column of the text, where it has any.")] = None,
     document_per: Annotated[DocumentPer, typer.Option(help="What a document of a plain-text file is.")] = (

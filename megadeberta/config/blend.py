@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from megadeberta.config.section import Section
+from megadeberta.remote.address import keep_empty_host
 from megadeberta.remote.path import as_path
 
-DataPath = Annotated[Path, AfterValidator(as_path)]
+DataPath = Annotated[Path, BeforeValidator(keep_empty_host), AfterValidator(as_path)]
 """A path of this machine, or an address that fsspec knows."""
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 """Without dots, which separate the keys of ``--set``, and without slashes, which separate the keys of metrics."""

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import io
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, TypeVar, Union, cast
 
 from megadeberta.errors import DataError
+from megadeberta.remote.address import Address, read_address
 
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")
 _TIMES = 3
 _PAUSE_SECONDS = 0.1
 Result = TypeVar("Result")
@@ -33,7 +32,6 @@ _NEEDS = {
     "https": ("aiohttp", _EXTRA),
 }
 """Package that a protocol needs beside fsspec, and what to install for it."""
-_OF_THIS_MACHINE = ("file", "local")
 
 
 class Facts(NamedTuple):
@@ -178,37 +176,28 @@ def remote_address(given: Path, *, check: bool = True) -> RemoteFile | None:
     Raises:
         DataError: a package is missing that reaches it.
     """
-    found = _ADDRESS.fullmatch(str(given))
-    if found is None or os.path.exists(os.path.join(*given.parts)):
+    address = read_address(str(given))
+    if address is None or os.path.exists(os.path.join(*given.parts)):
         return None
-    protocol, rest = found.groups()
     if check:
-        _check_protocol(protocol, rest)
-    return RemoteFile(spell(protocol, rest))
-
-
-def spell(protocol: str, rest: str) -> str:
-    """An address whose slashes a ``Path`` has made one: of a file of this machine it names no host, but the root."""
-    return f"{protocol}:{'///' if protocol in _OF_THIS_MACHINE else '//'}{rest}"
+        _check_protocol(address)
+    return RemoteFile(str(address))
 
 
 @functools.lru_cache(maxsize=64)
-def _check_protocol(protocol: str, rest: str) -> None:
+def _check_protocol(address: Address) -> None:
+    protocol = address.protocol
     for package, install in (("fsspec", _EXTRA), *([_NEEDS[protocol]] if protocol in _NEEDS else [])):
         if find_spec(package) is None:
-            raise DataError(
-                f"{spell(protocol, rest)}: needs {package}: pip install {install}, or copy the files to a folder"
-            )
+            raise DataError(f"{address}: needs {package}: pip install {install}, or copy the files to a folder")
     from fsspec import get_filesystem_class
 
     try:
         get_filesystem_class(protocol)
     except ValueError as error:
-        raise DataError(
-            f"{spell(protocol, rest)}: {protocol} is no known protocol; known: s3, gcs, hf, https and others"
-        ) from error
+        raise DataError(f"{address}: {protocol} is no known protocol; known: s3, gcs, hf, https and others") from error
     except ImportError as error:
-        raise DataError(f"{spell(protocol, rest)}: {_reason(error)}; or copy the files to a folder") from error
+        raise DataError(f"{address}: {_reason(error)}; or copy the files to a folder") from error
 
 
 def expand(pattern: RemoteFile) -> list[RemoteFile]:

@@ -6,7 +6,8 @@ from collections.abc import Generator
 from pathlib import Path, PosixPath
 from typing import Any, cast
 
-from megadeberta.remote.files import RemoteFile, remote_address, spell
+from megadeberta.remote.address import keep_empty_host, read_address
+from megadeberta.remote.files import RemoteFile, remote_address
 
 
 class RemotePath(PosixPath):
@@ -16,8 +17,7 @@ class RemotePath(PosixPath):
     """
 
     def __str__(self) -> str:
-        protocol, _, rest = super().__str__().partition(":/")
-        return spell(protocol, rest)
+        return str(read_address(super().__str__()))
 
     def __fspath__(self) -> str:
         return str(self)
@@ -78,5 +78,5 @@ def as_path(given: Any) -> Any:
     """A text or path as the path it stands for; anything else, which is no path, as it is."""
     if isinstance(given, RemotePath) or not isinstance(given, str | Path) or not given:
         return given
-    path = Path(given)
+    path = Path(keep_empty_host(given))
     return RemotePath(path) if remote_address(path, check=False) else path

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,19 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from pydantic import TypeAdapter
 from rich.console import Console
 
 import megadeberta.data_prep.prepare
 import megadeberta.remote.files
+from megadeberta.config.blend import DataPath
 from megadeberta.data_prep.options import PrepOptions, UnreadablePolicy, VocabularyOptions
 from megadeberta.data_prep.prepare import prepare
 from megadeberta.data_prep.sources import find_sources
 from megadeberta.errors import DataError
+from megadeberta.remote.files import remote_address
+from megadeberta.remote.parameter import path_or_address
+from megadeberta.remote.path import RemotePath, as_path
 from tests.data_fixtures import SOTU
 from tests.unit.data_prep.test_formats import as_parquet
 
@@ -151,3 +157,29 @@ def test_a_file_that_changed_is_read_again(store: MemoryFileSystem) -> None:
         ).sources
         states.append((source.size, source.mtime_ns))
     assert states[0][0] == states[1][0] and states[0][1] != states[1][1]
+
+
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ("hdfs:///user/me/*.txt", "hdfs:///user/me/*.txt"),
+        ("hdfs://name:8020/user/me", "hdfs://name:8020/user/me"),
+        ("s3://bucket/set", "s3://bucket/set"),
+        ("file:///set", "file:///set"),
+    ],
+)
+def test_an_address_keeps_its_host_and_that_it_has_none(given: str, address: str) -> None:
+    asked = path_or_address(given)
+    for path in (asked, as_path(given), TypeAdapter(DataPath).validate_python(given)):
+        found = remote_address(path, check=False)
+        assert found is not None and found.address == address
+    inside = pickle.loads(pickle.dumps(as_path(given) / "deep")) / "train"
+    assert isinstance(inside, RemotePath) and str(inside) == f"{address}/deep/train"
+    assert str(inside.parent.parent) == address
+    assert str(as_path(str(inside))) == str(inside)
+
+
+def test_a_path_of_this_machine_is_what_it_was(tmp_path: Path) -> None:
+    for given in ("corpora/a.txt", str(tmp_path), "-", "C:/set", "a:b"):
+        assert path_or_address(given) == Path(given)
+        assert remote_address(Path(given), check=False) is None
