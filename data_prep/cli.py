@@ -41,18 +41,18 @@ _Corpora = Annotated[
     typer.Argument(
         parser=path_or_address,
         help="Files, folders, patterns, or - for standard input: text, JSON lines, CSV, Parquet, Arrow, WET, "
-        "Wikipedia or tar; plain, .gz, .zst, .bz2 or .xz.",
+        "Wikipedia or tar; plain, .gz, .zst, .bz2 or .xz",
     ),
 ]
 _Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder for the vocabulary and the token files.", metavar="DIR")
+    Path, typer.Option("--output", "-o", help="Folder for the vocabulary and the token files", metavar="DIR")
 ]
-_VocabSize = Annotated[int | None, typer.Option(help="Train a vocabulary of this many pieces, specials included.")]
+_VocabSize = Annotated[int | None, typer.Option(help="Train a vocabulary of this many pieces, specials included")]
 _VocabKind = Annotated[
     VocabularyKind,
     typer.Option(
         metavar="KIND",
-        help="Of a new vocabulary: unigram as DeBERTa v2 and v3, bpe as v1, or wordpiece as BERT and CamemBERTaV2.",
+        help="Of a new vocabulary: unigram as DeBERTa v2 and v3, bpe as v1, or wordpiece as BERT and CamemBERTaV2",
     ),
 ]
 _Normalizer = Annotated[
@@ -60,39 +60,39 @@ _Normalizer = Annotated[
     typer.Option(
         metavar="NAME",
         help="Of a unigram vocabulary: nmt_nfkc folds forms of characters and spaces, nmt_nfkc_cf case too; nfkc and "
-        "nfkc_cf leave invisible characters; identity changes nothing.",
+        "nfkc_cf leave invisible characters; identity changes nothing",
     ),
 ]
 _KeepZwnj = Annotated[
-    bool, typer.Option("--keep-zwnj", help="The zero-width non-joiner of Persian and others does not become a space.")
+    bool, typer.Option("--keep-zwnj", help="The zero-width non-joiner of Persian and others does not become a space")
 ]
 _ByteFallback = Annotated[
-    bool, typer.Option("--byte-fallback", help="With unigram: cut characters that the vocabulary lacks into bytes.")
+    bool, typer.Option("--byte-fallback", help="With unigram: cut characters that the vocabulary lacks into bytes")
 ]
 _Tokenizer = Annotated[
     Path | None,
     typer.Option(
-        help="Use this vocabulary instead of training one: spm.model, tokenizer.json, vocab.txt, or a folder with it.",
+        help="Use this vocabulary instead of training one: spm.model, tokenizer.json, vocab.txt, or a folder with it",
         metavar="FILE_OR_FOLDER",
     ),
 ]
 _Valid = Annotated[
-    list[Path] | None, typer.Option(parser=path_or_address, help="Separate validation corpus; may be repeated.")
+    list[Path] | None, typer.Option(parser=path_or_address, help="Separate validation corpus; may be repeated")
 ]
-_ValidFraction = Annotated[float, typer.Option(help="Without --valid: fraction of documents held out; 0 = none.")]
-_ValidDocuments = Annotated[int | None, typer.Option(help="Without --valid: number of documents held out.")]
+_ValidFraction = Annotated[float, typer.Option(help="Without --valid: fraction of documents held out; 0 = none")]
+_ValidDocuments = Annotated[int | None, typer.Option(help="Without --valid: number of documents held out")]
 _DocumentPer = Annotated[
     DocumentPer,
     typer.Option(
-        metavar="UNIT", help="What one document of a plain-text file is: a paragraph, line, file or wikitext article."
+        metavar="UNIT", help="What one document of a plain-text file is: a paragraph, line, file or wikitext article"
     ),
 ]
 _Format = Annotated[
     str,
     typer.Option(
         "--format",
-        help="auto looks at each file's first bytes. Or all files are: text, jsonl, csv, tsv, parquet, arrow, wet, "
-        "wikipedia, wikiextractor, tar.",
+        help="By each file's first bytes (auto), or all files are: text, jsonl, csv, tsv, parquet, arrow, wet, "
+        "wikipedia, wikiextractor, tar",
     ),
 ]
 _TextKeys = Annotated[
@@ -101,90 +101,94 @@ _TextKeys = Annotated[
         "--text-key",
         "--json-key",
         metavar="KEY",
-        help='Key or column of the text ("text" unless given); "meta.text" is inside a record; several are joined.',
+        help='Key or column of the text ("text" unless given); "meta.text" is inside a record; several are joined',
     ),
 ]
 _OnUnreadable = Annotated[
-    UnreadablePolicy, typer.Option(help="A file of a folder in a format that is not read: stop, or skip and list it.")
+    UnreadablePolicy, typer.Option(help="A file of a folder in a format that is not read: stop, or skip and list it")
 ]
-_Coverage = Annotated[float, typer.Option(help="Fraction of characters to cover; 1 for small alphabets.")]
+_Coverage = Annotated[float, typer.Option(help="Fraction of characters to cover; 1 for small alphabets")]
 _SampleBytes = Annotated[
     int | None,
     typer.Option(
         help="Bytes of text to train it on. Without: 2000 per entry, 32 Mi at least, and what the memory allows: "
-        "training takes 21 times as much memory, and a second of one core per megabyte."
+        "training takes 21 times as much memory, and a second of one core per megabyte"
     ),
 ]
 _Temperature = Annotated[
     float,
-    typer.Option(help="T: a corpus of n bytes has a part of the sample in proportion to n^(1/T); 1 = to its size."),
+    typer.Option(help="T: a corpus of n bytes has a part of the sample in proportion to n^(1/T); 1 = to its size"),
 ]
 _Weights = Annotated[
     list[float] | None,
-    typer.Option("--vocab-weight", help="Times this; once for each corpus, in their order. No text is repeated."),
+    typer.Option("--vocab-weight", help="Times this; once for each corpus, in their order. No text is repeated"),
 ]
 _Deduplicate = Annotated[
-    Deduplication, typer.Option(help="exact: of equal documents, keep the first. near: of similar ones too.")
+    Deduplication, typer.Option(help="Keep the first of equal documents (exact), and of similar ones too (near)")
 ]
 _Similarity = Annotated[
-    float, typer.Option(help="With near: leave out what shares this fraction of its words, in order, with another.")
+    float, typer.Option(help="With near: leave out what shares this fraction of its words, in order, with another")
 ]
 _Quality = Annotated[
     list[str] | None,
     typer.Option(
         metavar="RULE=VALUE",
         help="Leave out documents that break a rule; may be repeated. min-characters, max-characters, min-words, "
-        "max-words, max-symbols=0.25, max-repeated=0.3, min-script=Latin:0.8, language=de,nl; or web, a preset.",
+        "max-words, max-symbols=0.25, max-repeated=0.3, min-script=Latin:0.8, language=de,nl; or web, a preset",
     ),
 ]
 _Decontaminate = Annotated[
     list[Path] | None,
     typer.Option(
-        parser=path_or_address, metavar="FILE", help="Leave out documents with text of this test set; may be repeated."
+        parser=path_or_address,
+        metavar="FILE",
+        help="Leave out documents with text of this test set; may be repeated",
     ),
 ]
 _DecontaminateBy = Annotated[
-    DecontaminateBy, typer.Option(help="What is text of a test set: a run of 13 words, or a sentence of 8 or more.")
+    DecontaminateBy, typer.Option(help="What is text of a test set: a run of 13 words, or a sentence of 8 or more")
 ]
-_OnBadLine = Annotated[BadLinePolicy, typer.Option(help="skip: count and leave out; stop: fail at the first.")]
-_MaxBad = Annotated[float, typer.Option(help="Fail if a larger fraction of lines or files is unusable.")]
+_OnBadLine = Annotated[
+    BadLinePolicy, typer.Option(help="Count it and leave it out (skip), or fail at the first (stop)")
+]
+_MaxBad = Annotated[float, typer.Option(help="Fail if a larger fraction of lines or files is unusable")]
 _MaxUnknown = Annotated[
-    float, typer.Option(help="Fail if a larger fraction of the tokens is unknown to the vocabulary.")
+    float, typer.Option(help="Fail if a larger fraction of the tokens is unknown to the vocabulary")
 ]
 _ExpectScript = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME:FRACTION",
-        help="Fail if less of the letters is of this script, such as Latin:0.9; may be repeated.",
+        help="Fail if less of the letters is of this script, such as Latin:0.9; may be repeated",
     ),
 ]
 _Languages = Annotated[
-    bool, typer.Option("--languages", help="Say which languages the text is in, by a sample of the documents.")
+    bool, typer.Option("--languages", help="Say which languages the text is in, by a sample of the documents")
 ]
 _ExpectLanguage = Annotated[
     list[str] | None,
     typer.Option(
         metavar="CODE:FRACTION",
-        help="Fail if less of the text is of this language, such as de:0.8; may be repeated.",
+        help="Fail if less of the text is of this language, such as de:0.8; may be repeated",
     ),
 ]
-_MaxLine = Annotated[int, typer.Option(help="Skip longer lines; limits memory.")]
-_MaxExpansion = Annotated[int, typer.Option(help="Largest accepted ratio of text to compressed bytes.")]
+_MaxLine = Annotated[int, typer.Option(help="Skip longer lines; limits memory")]
+_MaxExpansion = Annotated[int, typer.Option(help="Largest accepted ratio of text to compressed bytes")]
 _Workers = Annotated[
-    int, typer.Option("--workers", "-j", help="Processes; 0 = one per core. Does not affect the output.")
+    int, typer.Option("--workers", "-j", help="Processes; 0 = one per core. Does not affect the output")
 ]
 _Part = Annotated[
     str | None,
     typer.Option(
-        help="Encode part I of N only, on one of N machines with the same files; `megadeberta data merge` joins them.",
+        help="Encode part I of N only, on one of N machines with the same files; `megadeberta data merge` joins them",
         metavar="I/N",
     ),
 ]
 MaxFileSize = Annotated[
     str | None,
-    typer.Option(help="Several token files for each split, no file larger than this, such as 4G.", metavar="SIZE"),
+    typer.Option(help="Several token files for each split, no file larger than this, such as 4G", metavar="SIZE"),
 ]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the finished output in DIR.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the finished output in DIR")]
 
 
 def prep(
@@ -286,7 +290,7 @@ def verify(
         Path,
         typer.Argument(
             parser=path_or_address,
-            help="The --output of `megadeberta prep`, or its address (s3://bucket/set).",
+            help="The --output of `megadeberta prep`, or its address (s3://bucket/set)",
             metavar="DIR",
         ),
     ],

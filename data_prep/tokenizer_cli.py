@@ -30,7 +30,7 @@ def compare(
     tokenizers: Annotated[
         list[Path],
         typer.Argument(
-            help="spm.model, tokenizer.json, vocab.txt, a folder with one of them, or a prepared folder.",
+            help="Vocabularies: spm.model, tokenizer.json, vocab.txt, a folder with one of them, or a prepared folder",
             metavar="TOKENIZERS...",
         ),
     ],
@@ -38,15 +38,15 @@ def compare(
         list[Path],
         typer.Option(
             parser=path_or_address,
-            help="File or folder of text that none of them was trained on; may be repeated.",
+            help="File or folder of text that none of them was trained on; may be repeated",
             metavar="FILE",
         ),
     ],
-    text_key: Annotated[list[str] | None, typer.Option(help="Key or column of the text, where it has any.")] = None,
-    document_per: Annotated[DocumentPer, typer.Option(help="What a document of a plain-text file is.")] = (
+    text_key: Annotated[list[str] | None, typer.Option(help="Key or column of the text, where it has any")] = None,
+    document_per: Annotated[DocumentPer, typer.Option(help="What a document of a plain-text file is")] = (
         DocumentPer.PARAGRAPH
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else")] = False,
 ) -> None:
     """Encode held-out text with several vocabularies, and show how well each fits.
 

@@ -31,47 +31,47 @@ from megadeberta.rank.environment import detect_ranks
 from megadeberta.topology import Topology
 
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override a value; may be repeated")
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a value; may be repeated")
 ]
 
 
 def launch(
     recipe: RecipeArgument,
     extra: Annotated[
-        list[str] | None, typer.Argument(metavar="-- EXTRA", help="passed on to `megadeberta train`")
+        list[str] | None, typer.Argument(metavar="-- EXTRA", help="Passed on to `megadeberta train`")
     ] = None,
     *,
     overrides: Overrides = None,
     ranks: Annotated[
-        int | None, typer.Option(min=1, help="processes on this machine (default: one per GPU, or 1)")
+        int | None, typer.Option(min=1, help="Processes on this machine (default: one per GPU, or 1)")
     ] = None,
     master_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="rendezvous port (default: a free one; 29500 with a hostfile)")
+        int | None, typer.Option(min=1, max=65535, help="Rendezvous port (default: a free one; 29500 with a hostfile)")
     ] = None,
     hostfile: Annotated[
-        Path | None, typer.Option(help="several machines through the deepspeed launcher; lines 'HOST slots=N'")
+        Path | None, typer.Option(help="Several machines through the deepspeed launcher; lines 'HOST slots=N'")
     ] = None,
     master_addr: Annotated[
         str | None,
-        typer.Option(help="with a hostfile: address of its first host that the others use (default: its first one)"),
+        typer.Option(help="With a hostfile: address of its first host that the others use (default: its first one)"),
     ] = None,
     spare_hosts: Annotated[
-        int, typer.Option(min=0, help="with a hostfile: so many of its last hosts wait until another one is lost")
+        int, typer.Option(min=0, help="With a hostfile: so many of its last hosts wait until another one is lost")
     ] = 0,
     fewest_hosts: Annotated[
         int | None,
         typer.Option(
-            min=1, help="with a hostfile: go on with as few hosts when others stay lost (default: wait for all)"
+            min=1, help="With a hostfile: go on with as few hosts when others stay lost (default: wait for all)"
         ),
     ] = None,
     restarts: Annotated[
         int,
         typer.Option(
-            min=0, help="starts again by itself after a lost or hung rank, at most so often without a new checkpoint"
+            min=0, help="Starts again by itself after a lost or hung rank, at most so often without a new checkpoint"
         ),
     ] = MOST_RESTARTS,
     slurm: Annotated[
-        int | None, typer.Option(metavar="NODES", min=1, help="print an sbatch script for this many nodes and exit")
+        int | None, typer.Option(metavar="NODES", min=1, help="Print an sbatch script for this many nodes and exit")
     ] = None,
 ) -> None:
     """Train a recipe on several processes: the local ones, those of a hostfile, or a Slurm job's.

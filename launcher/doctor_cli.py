@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 def doctor(
     hostfile: Annotated[
-        Path | None, typer.Option(help="examine the hosts of this file over ssh, and compare them", show_default=False)
+        Path | None, typer.Option(help="Examine the hosts of this file over ssh, and compare them", show_default=False)
     ] = None,
-    folder: Annotated[Path, typer.Option(help="where runs are to lie: its disk is tried")] = Path("."),
-    as_json: Annotated[bool, typer.Option("--json", help="everything as one JSON object")] = False,
+    folder: Annotated[Path, typer.Option(help="Where runs are to lie: its disk is tried")] = Path("."),
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object")] = False,
 ) -> None:
     """Show what this machine has for a run, what is missing and how to get it; exit code 2 if there is a problem.
 

@@ -96,11 +96,11 @@ def _print_version(wanted: bool) -> None:
 
 def _common_options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version")
     ] = False,
     local_rank: Annotated[
         int | None,
-        typer.Option("--local_rank", "--local-rank", hidden=True, help="from the deepspeed launcher"),
+        typer.Option("--local_rank", "--local-rank", hidden=True, help="From the deepspeed launcher"),
     ] = None,
 ) -> None:
     if local_rank is not None:

@@ -22,7 +22,7 @@ from megadeberta.errors import CheckpointError
 
 app = typer.Typer(help="List and verify the checkpoints of a run.", no_args_is_help=True)
 
-OutputDir = Annotated[Path, typer.Argument(help="training.output_dir of the run", show_default=False)]
+OutputDir = Annotated[Path, typer.Argument(help="The training.output_dir of the run", show_default=False)]
 
 
 @app.command("list")
@@ -66,7 +66,7 @@ def _row(root: Path, name: CheckpointName, mark: str) -> dict[str, str]:
 @app.command("verify")
 def verify_command(
     output_dir: OutputDir,
-    name: Annotated[str | None, typer.Option(help="only this one, such as step-400")] = None,
+    name: Annotated[str | None, typer.Option(help="Only this one, such as step-400")] = None,
 ) -> None:
     """Compare every byte of every checkpoint with its manifest; exit code 2 if anything differs.
 

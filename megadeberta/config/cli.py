@@ -40,10 +40,10 @@ RecipeArgument = Annotated[
 def recipes(
     *,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON Schema of a recipe instead, for editors.")
+        bool, typer.Option("--schema", help="Print the JSON Schema of a recipe instead, for editors")
     ] = False,
     settings: Annotated[
-        bool, typer.Option("--settings", help="Print the page of all settings instead, as Markdown.")
+        bool, typer.Option("--settings", help="Print the page of all settings instead, as Markdown")
     ] = False,
 ) -> None:
     """List the recipes that come with megadeberta; every RECIPE argument takes their names, in any folder.

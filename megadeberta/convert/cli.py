@@ -22,7 +22,8 @@ app = typer.Typer(help="Convert checkpoints to Hugging Face folders and back.", 
 Checkpoint = Annotated[
     Path,
     typer.Argument(
-        help="training.output_dir of a run (its newest intact checkpoint), one step-N folder, or an imported folder",
+        help="The training.output_dir of a run (its newest intact checkpoint), one step-N folder, or an imported "
+        "folder",
         show_default=False,
     ),
 ]
@@ -34,17 +35,18 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what this 
 @app.command("export")
 def export_command(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Argument(help="new folder for transformers", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="New folder for transformers", show_default=False)],
     model: Annotated[
         Literal["mlm", "backbone", "discriminator", "generator"] | None,
         typer.Option(
-            help="mlm: with the prediction head; backbone: the encoder alone; discriminator or generator: that "
-            "part of a run of replaced token detection; default: the discriminator if there is one, else mlm",
+            help="What to take: mlm, with the prediction head; backbone, the encoder alone; discriminator or "
+            "generator: that part of a run of replaced token detection; default: the discriminator if there is one, "
+            "else mlm",
             show_default=False,
         ),
     ] = None,
     file_format: Annotated[
-        Literal["hf", "microsoft"], typer.Option("--format", help="for transformers, or for microsoft/DeBERTa")
+        Literal["hf", "microsoft"], typer.Option("--format", help="For transformers, or for microsoft/DeBERTa")
     ] = "hf",
     licence: Annotated[
         str | None, typer.Option("--license", help="For the model card, as the hub spells it: mit, apache-2.0")
@@ -128,7 +130,7 @@ def _publish(folders: list[Path], to: "Destination | None") -> None:
 
 
 @app.command("check")
-def check_command(folder: Annotated[Path, typer.Argument(help="an export", show_default=False)]) -> None:
+def check_command(folder: Annotated[Path, typer.Argument(help="An export", show_default=False)]) -> None:
     """Load an export through transformers again and compare it with our own model; exit code 2 if anything differs.
 
     Example: megadeberta convert check exported
@@ -148,10 +150,10 @@ def import_command(
     model: Annotated[
         Path,
         typer.Argument(
-            help="a folder or file of transformers or microsoft/DeBERTa, or OWNER/MODEL of the hub", show_default=False
+            help="A folder or file of transformers or microsoft/DeBERTa, or OWNER/MODEL of the hub", show_default=False
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="new folder, for training.init_from", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="New folder, for training.init_from", show_default=False)],
     generator: Annotated[
         Path | None,
         typer.Option(
@@ -255,9 +257,11 @@ def _import_summary(lines: Sequence["ReportLine"], *, report: Path) -> list[tupl
 
 def fill_mask(
     path: Annotated[
-        Path, typer.Argument(help="run, checkpoint, imported folder or Hugging Face folder", show_default=False)
+        Path, typer.Argument(help="Run, checkpoint, imported folder or Hugging Face folder", show_default=False)
     ],
-    text: Annotated[str, typer.Argument(help='e.g. "The [MASK] of the United States."', show_default=False)],
+    text: Annotated[
+        str, typer.Argument(help='A text with [MASK], e.g. "The [MASK] of the United States."', show_default=False)
+    ],
     top_k: Annotated[int, typer.Option(min=1, help="Tokens to show for each mask")] = 5,
     plugin: PluginOption = None,
 ) -> None:

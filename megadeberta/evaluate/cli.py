@@ -19,8 +19,8 @@ from megadeberta.errors import ConfigError
 Weights = Annotated[
     Path,
     typer.Argument(
-        help="training.output_dir, one step-N folder, an imported folder, an export, or a DeBERTa of transformers "
-        "(folder, file or OWNER/MODEL); with --blimp any masked model of transformers",
+        help="The training.output_dir of a run, one step-N folder, an imported folder, an export, or a DeBERTa of "
+        "transformers (folder, file or OWNER/MODEL); with --blimp any masked model of transformers",
         show_default=False,
     ),
 ]

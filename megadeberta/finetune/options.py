@@ -23,7 +23,7 @@ Data = Annotated[
 Model = Annotated[
     Path | None,
     typer.Option(
-        help="training.output_dir of a run, a step-N folder, an import, an export, or a DeBERTa of transformers "
+        help="The training.output_dir of a run, a step-N folder, an import, an export, or a DeBERTa of transformers "
         "(folder or OWNER/MODEL)"
     ),
 ]
@@ -46,7 +46,9 @@ IsSift = Annotated[bool, typer.Option("--sift", help="Scale-invariant fine-tunin
 SiftWeight = Annotated[float, typer.Option(min=0, help="Of its loss")]
 SiftStart = Annotated[float, typer.Option(min=0, help="Size of the first perturbation")]
 SiftStep = Annotated[float, typer.Option(min=0, help="Its step along the gradient")]
-Attention = Annotated[str, typer.Option(help="auto, a backend of ours, or eager for transformers' own")]
+Attention = Annotated[
+    str, typer.Option(help="The implementation: auto, a backend of ours, or eager for transformers' own")
+]
 Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="Of products")]
 Zero = Annotated[int, typer.Option(min=0, max=2, help="Stage of DeepSpeed's ZeRO, under torchrun")]
 Column = Annotated[list[str] | None, typer.Option(help="NAME=COLUMN of your own table, as text=review; repeatable")]

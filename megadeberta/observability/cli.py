@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def report(
-    output_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="output_dir of one run or several")],
+    output_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="The output_dir of one run or several")],
     page: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Also write a page: curves, environment, recipe.")
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write a page: curves, environment, recipe")
     ] = None,
     plugin: PluginOption = None,
 ) -> None:

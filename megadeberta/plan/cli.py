@@ -81,7 +81,7 @@ class _Question:
 def plan(
     recipe: RecipeArgument,
     *,
-    nodes: Annotated[int, typer.Option(min=1, help="number of machines")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines")] = 1,
     gpus: GpusOption = None,
     gpu: GpuOption = None,
     memory: MemoryOption = None,
@@ -94,10 +94,10 @@ def plan(
     mtbf: MtbfOption = DEFAULT_FAILURES.gpu_hours,
     restart: RestartOption = DEFAULT_FAILURES.restart_seconds,
     save_rate: SaveOption = DEFAULT_FAILURES.save_rate,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="override of the recipe; may be repeated")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="layouts to list")] = 12,
-    stages: Annotated[bool, typer.Option("--stages", help="also the stages of the recommended layout")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="everything as one JSON object")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override of the recipe; may be repeated")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Layouts to list")] = 12,
+    stages: Annotated[bool, typer.Option("--stages", help="Also the stages of the recommended layout")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object")] = False,
 ) -> None:
     """List the layouts of a recipe that fit a cluster, and recommend one.
 

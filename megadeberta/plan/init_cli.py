@@ -18,30 +18,30 @@ from megadeberta.rank.devices import count_local_devices, smallest_device_gib
 from megadeberta.storage import write_file
 
 ON_GPUS, ON_CPU = "deberta-v3-base", "small-rtd"
-_BASE_HELP = f"What it builds on.  [default: {ON_GPUS}, on a machine without GPUs {ON_CPU}]"
+_BASE_HELP = f"What it builds on  [default: {ON_GPUS}, on a machine without GPUs {ON_CPU}]"
 _OUTPUT_HELP = (
-    "The recipe to write; JSON, or YAML by its ending. Its name names the run, recipe.json the folder of --data."
+    "The recipe to write; JSON, or YAML by its ending. Its name names the run, recipe.json the folder of --data"
 )
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 
 def init(
     *,
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="The --output folder of `megadeberta prep`.")],
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="The --output folder of `megadeberta prep`")],
     output: Annotated[Path, typer.Option(metavar="FILE", help=_OUTPUT_HELP)] = Path(f"{USUAL_NAME}.json"),
     base: Annotated[str | None, typer.Option(metavar="RECIPE", help=_BASE_HELP)] = None,
     tokens: Annotated[
         str | None,
-        typer.Option(metavar="COUNT", help="Tokens to train on, e.g. 20B.  [default: the base's, at most 40 epochs]"),
+        typer.Option(metavar="COUNT", help="Tokens to train on, e.g. 20B  [default: the base's, at most 40 epochs]"),
     ] = None,
     length: Annotated[
-        int | None, typer.Option(min=8, help="Tokens per sequence.  [default: the base's; less for short documents]")
+        int | None, typer.Option(min=8, help="Tokens per sequence  [default: the base's; less for short documents]")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of one machine.  [default: those here]")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of one machine  [default: those here]")] = None,
     memory: Annotated[
-        float | None, typer.Option(min=0.001, metavar="GIB", help="Memory per GPU.  [default: as nvidia-smi says]")
+        float | None, typer.Option(min=0.001, metavar="GIB", help="Memory per GPU  [default: as nvidia-smi says]")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE")] = False,
 ) -> None:
     """Write a recipe for a prepared corpus: vocabulary, length, steps, batch, and the layout of this machine.
 

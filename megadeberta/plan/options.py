@@ -42,29 +42,29 @@ GpuOption = Annotated[
     str | None,
     typer.Option(
         metavar="TYPE",
-        help=f"{', '.join(GPUS)}: fills in what the options below leave out  [default without --memory: the GPUs "
-        f"of this machine, or {ASSUMED_TYPE}]",
+        help=f"Fills in what the options below leave out: {', '.join(GPUS)}  [default without --memory: the GPUs of "
+        f"this machine, or {ASSUMED_TYPE}]",
     ),
 ]
-MemoryOption = Annotated[float | None, _positive("memory per GPU  [default: of --gpu]", "GIB")]
+MemoryOption = Annotated[float | None, _positive("Memory per GPU  [default: of --gpu]", "GIB")]
 ReserveOption = Annotated[
     float | None,
-    typer.Option(min=0, metavar="GIB", help="set aside for CUDA, NCCL and memory fragmentation [default: 1 + 6 %]"),
+    typer.Option(min=0, metavar="GIB", help="Set aside for CUDA, NCCL and memory fragmentation [default: 1 + 6 %]"),
 ]
-IntraOption = Annotated[float | None, _positive("per GPU inside a node  [default: 300]", "GB/S")]
-InterOption = Annotated[float | None, _positive("per GPU between nodes  [default: 40]", "GB/S")]
+IntraOption = Annotated[float | None, _positive("Per GPU inside a node  [default: 300]", "GB/S")]
+InterOption = Annotated[float | None, _positive("Per GPU between nodes  [default: 40]", "GB/S")]
 TflopsOption = Annotated[
     float | None,
-    _positive("what a GPU sustains at a hidden size of 2048, not its peak; other sizes follow  [default: 200]"),
+    _positive("What a GPU sustains at a hidden size of 2048, not its peak; other sizes follow  [default: 200]"),
 ]
 OverlapOption = Annotated[
     list[Overlap] | None,
-    typer.Option("--overlap", help="hide this communication behind computation, as if the engine did; repeatable"),
+    typer.Option("--overlap", help="Hide this communication behind computation, as if the engine did; repeatable"),
 ]
-HostOption = Annotated[float, typer.Option(min=0, metavar="MS", help="host time per encoder layer and micro batch")]
-MtbfOption = Annotated[float, _positive("mean time between failures of one GPU", "GPU-HOURS")]
-RestartOption = Annotated[float, typer.Option(min=0, metavar="S", help="from a failure to training again")]
-SaveOption = Annotated[float, _positive("that each rank writes of a checkpoint", "GB/S")]
+HostOption = Annotated[float, typer.Option(min=0, metavar="MS", help="Host time per encoder layer and micro batch")]
+MtbfOption = Annotated[float, _positive("Mean time between failures of one GPU", "GPU-HOURS")]
+RestartOption = Annotated[float, typer.Option(min=0, metavar="S", help="From a failure to training again")]
+SaveOption = Annotated[float, _positive("What each rank writes of a checkpoint", "GB/S")]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ __all__ = ["app"]
 @app.command("average")
 def average_command(
     output_dir: OutputDir,
-    out: Annotated[Path, typer.Argument(help="new folder of weights, for export and evaluate", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="New folder of weights, for export and evaluate", show_default=False)],
     last: Annotated[
         int | None, typer.Option(min=2, help="How many of the newest; default: all that are kept", show_default=False)
     ] = None,

@@ -12,10 +12,12 @@ from megadeberta.config.waiting import Waiting
 Start = Annotated[
     Path,
     typer.Argument(
-        help="one step-N folder, or training.output_dir of a run: its newest intact checkpoint", show_default=False
+        help="One step-N folder, or training.output_dir of a run: its newest intact checkpoint", show_default=False
     ),
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="training.output_dir of the new run", show_default=False)]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="The training.output_dir of the new run", show_default=False)
+]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the new run", show_default=False)]
 Overrides = Annotated[
     list[str] | None,

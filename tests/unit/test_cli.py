@@ -208,3 +208,15 @@ def test_signal_to_a_launch_that_does_not_listen_yet_ends_it_as_before_training(
             signal.signal(each, handler)
     assert ended.value.code == 75
     assert capsys.readouterr().err.startswith(f"stopped by {number.name} before training began; the same command")
+
+
+def test_every_help_text_begins_with_a_capital_letter_and_ends_without_a_point() -> None:
+    texts = {
+        (name, parameter.name): parameter.help
+        for name, command in _all_commands().items()
+        for parameter in command.params
+        if getattr(parameter, "help", None)
+    }
+    assert len(texts) > 150
+    wrong = {key: text for key, text in texts.items() if not text[0].isupper() or re.search(r"\.(\s+\[|$)", text)}
+    assert not wrong

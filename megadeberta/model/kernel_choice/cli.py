@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def kernels(
     clear: Annotated[
-        bool, typer.Option("--clear", help="forget what trials found: the next start tries again")
+        bool, typer.Option("--clear", help="Forget what trials found: the next start tries again")
     ] = False,
 ) -> None:
     """Show the attention backends, whether each one runs on this machine, and what trials on GPUs have chosen.

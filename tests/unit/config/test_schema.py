@@ -158,3 +158,10 @@ def test_the_nearest_key_of_the_data_section_is_named(tmp_path: Path, asked: str
     with pytest.raises(Exception, match=f"did you mean '{wanted}'"):
         load_run_config(write_json(tmp_path / "r.json", recipe()), [asked])
     assert wanted in DataConfig.model_fields
+
+
+def test_descriptions_of_settings_begin_small_names_aside_and_end_without_a_point() -> None:
+    names = {"NVIDIA", "CPU", "Python", "DeepSpeed's"}
+    for name, about in SETTINGS.items():
+        text = about.description
+        assert text and not text.endswith(".") and (not text[0].isupper() or text.split()[0] in names), name
