@@ -2,6 +2,7 @@
 
 # D documents
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from megadeberta.data_prep.options import Deduplication, PrepOptions
 from megadeberta.data_prep.parts import PartStore
 from megadeberta.data_prep.progress import Stages
 
+_SORTED_AT_ONCE, _MOST_PASSES = 1 << 17, 16
+
 
 class FirstOccurrences:
     """Which documents of each part are no copy of an earlier one, by their content keys.
@@ -22,14 +25,23 @@ class FirstOccurrences:
     """
 
     def __init__(self, store: PartStore | JoinedParts, parts: list[int]) -> None:
-        """``parts``: in the order in which the first of equal documents is sought; one pass over all keys."""
-        keys = [store.documents(number)["key"] for number in parts]
-        _, firsts = np.unique(np.concatenate([np.empty(0, np.uint64), *keys]), return_index=True)
-        sizes = [len(of_part) for of_part in keys]
-        is_first = np.zeros(sum(sizes), dtype=bool)
-        is_first[firsts] = True
-        self.num_copies = len(is_first) - len(firsts)
-        self._of_part = dict(zip(parts, np.split(is_first, np.cumsum(sizes)[:-1]), strict=True)) if parts else {}
+        """``parts``: in the order in which the first of equal documents is sought."""
+        sizes = [len(store.documents(number)) for number in parts]
+        ends = np.cumsum([0, *sizes])
+        is_first = np.ones(ends[-1], dtype=bool)
+        for low, high in _key_ranges(len(is_first)):
+            keys, places = [], []
+            for number, start in zip(parts, ends.tolist(), strict=False):
+                of_part = store.documents(number)["key"]
+                inside = np.flatnonzero((of_part >= low) & (of_part <= high))
+                keys.append(of_part[inside])
+                places.append(inside + start)
+            found, where = np.concatenate(keys), np.concatenate(places)
+            order = np.argsort(found, kind="stable")
+            found = found[order]
+            is_first[where[order[1:][found[1:] == found[:-1]]]] = False
+        self.num_copies = len(is_first) - int(np.count_nonzero(is_first))
+        self._of_part = dict(zip(parts, np.split(is_first, ends[1:-1]), strict=True)) if parts else {}
 
     def of_part(self, number: int) -> np.ndarray:
         """``[D]`` booleans for the documents of a part."""
@@ -42,6 +54,13 @@ class FirstOccurrences:
             places = np.flatnonzero(of_part)
             of_part[places] = is_kept[done : done + len(places)]
             done += len(places)
+
+
+def _key_ranges(num_documents: int) -> Iterator[tuple[np.uint64, np.uint64]]:
+    """Equal parts of all keys, so many that the documents of one take little memory; at most 16 passes over them."""
+    number = max(1, min(-(-num_documents // _SORTED_AT_ONCE), _MOST_PASSES)) if num_documents else 0
+    for place in range(number):
+        yield np.uint64((place << 64) // number), np.uint64(((place + 1 << 64) // number) - 1)
 
 
 class Copies:

@@ -60,10 +60,9 @@ class Publication:
             DataError: no document has a token, or none would be left to train on.
             StorageError: the file system refused.
         """
-        records = {split: self._records(split) for split in self._numbers}
-        lengths = np.concatenate([record["length"] for record in records.values()])
+        lengths = np.concatenate([self._of_documents("length", split) for split in self._numbers])
         num_tokens = int(lengths.sum(dtype=np.int64))
-        rule = self._rule(records)
+        rule = self._rule()
         check_room(output.path, num_tokens * self._dtype.itemsize + 20 * len(lengths))
         stages.begin("writing shards", total=num_tokens, unit="Mtokens")
         with ExitStack() as stack:
@@ -90,18 +89,23 @@ class Publication:
         stack.callback(writer.discard)
         return writer
 
-    def _records(self, split: str) -> np.ndarray:
-        """``[D]`` lengths and keys of all documents of a split, in order."""
-        records = [self._store.documents(number)[self.copies.kept(number)] for number in self._numbers[split]]
-        return np.concatenate([np.empty(0, dtype=DOCUMENT_RECORD), *records])
+    def _of_documents(self, field: str, split: str) -> np.ndarray:
+        """``[D]``: the length or key of all documents of a split, in order."""
+        kept = self.copies.kept
+        found = [self._store.documents(number)[field][kept(number)].copy() for number in self._numbers[split]]
+        return np.concatenate([np.empty(0, dtype=DOCUMENT_RECORD[field]), *found])
 
-    def _rule(self, records: dict[str, np.ndarray]) -> SplitRule:
+    def _rule(self) -> SplitRule:
         for split, is_wanted in (("train", True), ("valid", bool(self._options.valid_corpora))):
-            if is_wanted and len(records[split]) == 0:
+            if is_wanted and not any(map(self._has_documents, self._numbers[split])):
                 raise DataError(f"no {split} document has any token; check the corpus, --text-key and --document-per")
         if self._options.valid_corpora:
             return SplitRule()
-        return choose_split(records["train"]["key"], records["train"]["length"], self._options.split)
+        keys, lengths = (self._of_documents(field, "train") for field in ("key", "length"))
+        return choose_split(keys, lengths, self._options.split)
+
+    def _has_documents(self, number: int) -> bool:
+        return len(self._store.documents(number)[self.copies.kept(number)]) > 0
 
     def _fill(
         self, train: SetWriter, valid: SetWriter | None, *, rule: SplitRule, advance: Callable[[int], None]

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -198,9 +198,15 @@ def write_file(path: Path, payload: bytes) -> None:
     Raises:
         StorageError: the file system refused; ``path`` is as it was.
     """
+    write_chunks(path, (payload,))
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes]) -> None:
+    """As ``write_file``, of a payload in pieces."""
     pending = PendingFile(path)
     try:
-        pending.write(payload)
+        for chunk in chunks:
+            pending.write(chunk)
         pending.finish()
         pending.publish()
     except BaseException:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from megadeberta.data.index_layout import HEADER_BYTES, ShardIndex, encode_index
+from megadeberta.data.index_layout import HEADER_BYTES, digest_of_chunks, index_chunks
 from megadeberta.data.shard_files import numbered
 from megadeberta.data.shard_manifest import FileOfSet, ShardManifest, ShardSource, content_fingerprint
 from megadeberta.data.shard_writer import ShardWriter, publish_manifest
@@ -108,11 +108,11 @@ class FilesWriter:
 
     def _describe(self, parts: Sequence[ShardManifest], options: dict[str, Any]) -> ShardManifest:
         lengths = np.concatenate([np.empty(0, np.int32), *self._lengths])
-        index = encode_index(ShardIndex(self._dtype, lengths, np.arange(len(lengths) + 1, dtype=np.int64)))
+        idx_sha256, idx_bytes = digest_of_chunks(index_chunks(self._dtype, lengths))
         first = parts[0]
         hashes = {
             "bin_sha256": self._digest.hexdigest(),
-            "idx_sha256": hashlib.sha256(index).hexdigest(),
+            "idx_sha256": idx_sha256,
             "tokenizer_sha256": first.tokenizer_sha256,
         }
         return first.model_copy(
@@ -123,7 +123,7 @@ class FilesWriter:
                 "num_sequences": sum(part.num_sequences for part in parts),
                 "max_token_id": max(part.max_token_id for part in parts),
                 "bin_bytes": sum(part.bin_bytes for part in parts),
-                "idx_bytes": len(index),
+                "idx_bytes": idx_bytes,
                 "sum_sha256": None,
                 "content": content_fingerprint(dtype=self._dtype.name, **hashes),
                 "options": options,

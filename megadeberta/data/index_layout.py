@@ -4,7 +4,9 @@ The layout is that of Megatron-LM's indexed dataset (megatron/core/datasets/inde
 as a table. S sequences, D document marks (documents + 1); all little-endian, arrays unaligned after 34 bytes.
 """
 
+import hashlib
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
 HEADER_BYTES = _HEADER.size
+_ENCODED_AT_ONCE = 1 << 16
 _AGAIN = "run `megadeberta prep` again"
 
 # Codes 6 and 7 are float64 and float32 in Megatron and the other way round in gpt-neox; token ids are integers, so
@@ -45,20 +48,40 @@ def smallest_dtype(vocab_size: int) -> np.dtype:
 
 def encode_index(index: ShardIndex) -> bytes:
     """The ``.idx`` file for ``index``, byte for byte what Megatron's builder writes."""
-    header = _HEADER.pack(
-        MAGIC, VERSION, _CODE_OF_DTYPE[index.dtype.name], len(index.lengths), len(index.document_index)
-    )
-    pointers = np.zeros(len(index.lengths), dtype="<i8")  # [S] exclusive prefix sum, in bytes
-    np.cumsum(index.lengths[:-1], dtype=np.int64, out=pointers[1:])
-    pointers *= index.dtype.itemsize
-    return b"".join(
-        (
-            header,
-            index.lengths.astype("<i4", copy=False).tobytes(),
-            pointers.tobytes(),
-            index.document_index.astype("<i8", copy=False).tobytes(),
-        )
-    )
+    return b"".join(index_chunks(index.dtype, index.lengths, index.document_index))
+
+
+def index_chunks(dtype: np.dtype, lengths: np.ndarray, marks: np.ndarray | None = None) -> Iterator[bytes]:
+    """The same in bounded pieces.
+
+    Args:
+        lengths: ``[S]`` int32.
+        marks: ``[D]`` int64; None where every sequence is a document of its own.
+    """
+    num_marks = len(lengths) + 1 if marks is None else len(marks)
+    yield _HEADER.pack(MAGIC, VERSION, _CODE_OF_DTYPE[dtype.name], len(lengths), num_marks)
+    pieces = [slice(start, start + _ENCODED_AT_ONCE) for start in range(0, len(lengths), _ENCODED_AT_ONCE)]
+    for piece in pieces:
+        yield lengths[piece].astype("<i4", copy=False).tobytes()
+    before = 0
+    for piece in pieces:
+        ends = before + np.cumsum(lengths[piece], dtype=np.int64)  # exclusive prefix sum over all pieces, in bytes
+        pointers = (ends - lengths[piece]) * dtype.itemsize
+        before = int(ends[-1])
+        yield pointers.astype("<i8", copy=False).tobytes()
+    for start in range(0, num_marks, _ENCODED_AT_ONCE):
+        stop = min(start + _ENCODED_AT_ONCE, num_marks)
+        some = np.arange(start, stop) if marks is None else marks[start:stop]
+        yield some.astype("<i8", copy=False).tobytes()
+
+
+def digest_of_chunks(chunks: Iterable[bytes]) -> tuple[str, int]:
+    """SHA-256 of all of them, and their bytes."""
+    digest, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        digest.update(chunk)
+        size += len(chunk)
+    return digest.hexdigest(), size
 
 
 def decode_index(payload: bytes, *, path: Path) -> ShardIndex:

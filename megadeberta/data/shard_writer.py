@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,14 +10,14 @@ from typing import Any, Self
 import numpy as np
 
 from megadeberta.data.block_sums import SumWriter
-from megadeberta.data.index_layout import ShardIndex, encode_index
+from megadeberta.data.index_layout import digest_of_chunks, index_chunks
 from megadeberta.data.indexed import largest_id
 from megadeberta.data.shard_files import shard_file
 from megadeberta.data.shard_manifest import ShardManifest, ShardSource, content_fingerprint
 from megadeberta.data.source_list import SUFFIX as SOURCES_SUFFIX
 from megadeberta.data.source_list import encode_sources
 from megadeberta.errors import DataError
-from megadeberta.storage import PendingFile, storage_errors, sync_folder, write_file
+from megadeberta.storage import PendingFile, storage_errors, sync_folder, write_chunks, write_file
 
 
 class ShardWriter:
@@ -33,7 +33,8 @@ class ShardWriter:
         self._dtype = np.dtype(dtype)
         self._range = np.iinfo(self._dtype)
         self._lengths = array("i")
-        self._document_index = array("q", [0])
+        self._marks: array[int] | None = None
+        """Where documents end, from the first document on that is not one sequence; before it there is no need."""
         self._largest = -1
         self.num_tokens = 0
         """Tokens so far."""
@@ -45,7 +46,7 @@ class ShardWriter:
     @property
     def num_documents(self) -> int:
         """Documents so far."""
-        return len(self._document_index) - 1
+        return len(self._lengths) if self._marks is None else len(self._marks) - 1
 
     def add_document(self, tokens: Sequence[int] | np.ndarray, lengths: Sequence[int] | None = None) -> None:
         """Append one document of ``lengths`` sequences (default: one sequence with all its tokens).
@@ -63,8 +64,11 @@ class ShardWriter:
         if sum(lengths) != len(ids) or any(length < 0 for length in lengths):
             raise DataError(f"{self._bin.path}: lengths {lengths} do not add up to the document's {len(ids)} tokens")
         self._write(ids.astype(self._dtype))
+        if self._marks is None and len(lengths) != 1:
+            self._marks = array("q", range(len(self._lengths) + 1))
         self._lengths.extend(lengths)
-        self._document_index.append(len(self._lengths))
+        if self._marks is not None:
+            self._marks.append(len(self._lengths))
 
     def add_documents(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
         """Append many documents of one sequence each.
@@ -81,7 +85,8 @@ class ShardWriter:
         self._write(tokens)
         first = len(self._lengths)
         self._lengths.frombytes(lengths.astype(np.int32).tobytes())
-        self._document_index.frombytes(np.arange(first + 1, len(self._lengths) + 1, dtype=np.int64).tobytes())
+        if self._marks is not None:
+            self._marks.frombytes(np.arange(first + 1, len(self._lengths) + 1, dtype=np.int64).tobytes())
 
     def finish_tokens(self) -> None:
         """No document comes after this: write ``.bin`` out, still under its temporary name, and close it.
@@ -110,10 +115,9 @@ class ShardWriter:
         Raises:
             StorageError: the file system refused; no manifest is left.
         """
-        index = self._index()
         sums = self._sums.finish()
         manifest = self._describe(
-            index, sums, tokenizer_sha256=tokenizer_sha256, tokenizer_pieces=tokenizer_pieces, options=options or {}
+            sums, tokenizer_sha256=tokenizer_sha256, tokenizer_pieces=tokenizer_pieces, options=options or {}
         )
         manifest_path = shard_file(self._prefix, "json")
         try:
@@ -123,15 +127,15 @@ class ShardWriter:
                 sync_folder(manifest_path.parent)
             self._bin.publish()
             write_file(shard_file(self._prefix, "sum"), sums)
-            write_file(shard_file(self._prefix, "idx"), index)
+            write_chunks(shard_file(self._prefix, "idx"), self._index())
             return publish_manifest(self._prefix, manifest, sources)
         except BaseException:
             self.discard()
             raise
 
-    def _index(self) -> bytes:
-        marks = np.asarray(self._document_index, dtype=np.int64)
-        return encode_index(ShardIndex(self._dtype, np.asarray(self._lengths), marks))
+    def _index(self) -> Iterator[bytes]:
+        marks = None if self._marks is None else np.asarray(self._marks)
+        return index_chunks(self._dtype, np.asarray(self._lengths), marks)
 
     def discard(self) -> None:
         """Remove what was written and not committed."""
@@ -156,11 +160,12 @@ class ShardWriter:
         self.num_tokens += len(tokens)
 
     def _describe(
-        self, index: bytes, sums: bytes, *, tokenizer_sha256: str, tokenizer_pieces: int, options: dict[str, Any]
+        self, sums: bytes, *, tokenizer_sha256: str, tokenizer_pieces: int, options: dict[str, Any]
     ) -> ShardManifest:
+        idx_sha256, idx_bytes = digest_of_chunks(self._index())
         hashes = {
             "bin_sha256": self._digest.hexdigest(),
-            "idx_sha256": hashlib.sha256(index).hexdigest(),
+            "idx_sha256": idx_sha256,
             "tokenizer_sha256": tokenizer_sha256,
         }
         values = {
@@ -171,7 +176,7 @@ class ShardWriter:
             "max_token_id": self._largest,
             "tokenizer_pieces": tokenizer_pieces,
             "bin_bytes": self.num_tokens * self._dtype.itemsize,
-            "idx_bytes": len(index),
+            "idx_bytes": idx_bytes,
             "sum_sha256": hashlib.sha256(sums).hexdigest(),
             "content": content_fingerprint(dtype=self._dtype.name, **hashes),
             "options": options,
