@@ -18,6 +18,7 @@ REJECTED = {
     "missing_key": "no such key",
     "wrong_type": "not an object, or its text is not a string",
     "row_broken": "a row that does not fit the header",
+    "markup_broken": "an article with too many templates, links, tables or tags that nothing closes",
     "truncated_record": "a record that ends early",
 }
 """Lines left out."""

@@ -23,8 +23,8 @@ _OPENINGS = {
     re.compile(r"\{\\rtf"): ("rich text (RTF)", "save it as plain text"),
     re.compile(r"%!PS"): ("PostScript", "extract its text"),
     re.compile(r"WEBVTT\b"): ("a file of subtitles (WebVTT)", "take the text out of them"),
-    re.compile(r"From \S+ .*\d\d:\d\d:\d\d.*\n(?:[\w-]+:.*\n)"): ("a mailbox", "take the text out of its messages"),
-    re.compile(r"(?:--.*\s+)*-- (?:MySQL|MariaDB|PostgreSQL database) dump"): (
+    re.compile(r"From \S+ (?>.*?\d\d:\d\d:\d\d).*+\n[\w-]++:.*+\n"): ("a mailbox", "take the text out of its messages"),
+    re.compile(r"(?:--(?! (?:MySQL|MariaDB|PostgreSQL database) dump).*+\s*+)*+--"): (
         "an SQL dump",
         "write its text as JSON lines",
     ),

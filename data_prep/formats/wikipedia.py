@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from megadeberta.data_prep.bad_lines import Tally
 from megadeberta.data_prep.cleaning import clean
 from megadeberta.data_prep.formats.base import Format, RowReport
+from megadeberta.data_prep.formats.wiki_openings import is_readable
 from megadeberta.data_prep.lines import BadLine, decode, read_lines, usable
 from megadeberta.data_prep.options import ReadOptions
 from megadeberta.errors import DataError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _ARTICLES = "0"
 """The name space of articles; talk pages, templates and categories have others."""
 _NOT_TEXT = {"ref", "table", "gallery", "math", "timeline", "syntaxhighlight", "source", "score"}
-_LINK_OF_NO_TEXT = re.compile(r"^\s*:?[^\[\]|:]+:", re.UNICODE)  # [[File:...]], [[Category:...]], [[de:...]]
+_LINK_OF_NO_TEXT = re.compile(r"(?:\s*+:)?[^\[\]|:]++:")  # [[File:...]], [[Category:...]], [[de:...]]
 _DOC = re.compile(rb"<doc [^>]*>\s*")
 
 
@@ -36,6 +37,10 @@ def _dump_texts(file: BinaryIO, options: ReadOptions, tally: Tally) -> Iterator[
             if len(markup) > options.max_line_bytes:
                 detail = f"{page.findtext('{*}title')}: {len(markup)} characters"
                 report.reject("line_too_long", detail, num_bytes=len(markup.encode()))
+                continue
+            if not is_readable(markup):
+                detail = f"{page.findtext('{*}title')}: {len(markup)} characters"
+                report.reject("markup_broken", detail, num_bytes=len(markup.encode()))
                 continue
             yield clean(_plain(markup))
     except ElementTree.ParseError as error:
