@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
+import pyarrow.parquet
 import pytest
 import zstandard
 
@@ -155,6 +156,16 @@ def test_long_rows_and_bombs_of_tables_take_no_memory(tmp_path: Path) -> None:
     assert "rows of " in found["long.parquet"]["error"] and "--max-line-bytes" in found["long.parquet"]["error"]
     for name in ("mixed.parquet", "mixed.arrow"):
         assert found[name]["counts"] == {"line_too_long": 1} and found[name]["documents"] == 10
+
+
+def test_a_large_entry_of_a_dictionary_is_not_unfolded_row_by_row(tmp_path: Path) -> None:
+    # 64 rows are read at once: 2.5 GB of the same 40 MB, unless the dictionary stays one.
+    entries = pyarrow.array(["short text", LINE.decode() * (40_000_000 // len(LINE))])
+    rows = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 100 + [1] * 64, pyarrow.int32()), entries)
+    table = pyarrow.table({"text": rows})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", write_statistics=False, store_schema=False)
+    (about,) = read(tmp_path).values()
+    assert about["documents"] == 100 and about["counts"] == {"line_too_long": 64}
 
 
 def test_a_row_that_swallows_others_counts_with_its_bytes(tmp_path: Path) -> None:
