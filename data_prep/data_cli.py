@@ -33,6 +33,12 @@ _Set = Annotated[
         metavar="SET",
     ),
 ]
+_Folders = Annotated[
+    list[Path],
+    typer.Argument(
+        parser=path_or_address, help="The --output of every `prep --part`, or finished sets", metavar="FOLDERS..."
+    ),
+]
 _Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the new set", metavar="DIR")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the finished set in DIR")]
 
@@ -164,14 +170,7 @@ def split(
 
 @app.command()
 def merge(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(
-            parser=path_or_address,
-            help="The --output of every `prep --part`, or finished sets",
-            metavar="FOLDERS...",
-        ),
-    ],
+    folders: _Folders,
     output: _Output,
     max_file_size: MaxFileSize = None,
     overwrite: _Overwrite = False,

@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Look at vocabularies.", no_args_is_help=True, rich_markup_mode="markdown")
 
 
+_Text = Annotated[
+    list[Path],
+    typer.Option(
+        parser=path_or_address,
+        help="File or folder of text that none of them was trained on; may be repeated",
+        metavar="FILE",
+    ),
+]
+
+
 @app.callback()
 def _group() -> None:
     """Look at vocabularies."""
@@ -34,14 +44,7 @@ def compare(
             metavar="TOKENIZERS...",
         ),
     ],
-    text: Annotated[
-        list[Path],
-        typer.Option(
-            parser=path_or_address,
-            help="File or folder of text that none of them was trained on; may be repeated",
-            metavar="FILE",
-        ),
-    ],
+    text: _Text,
     text_key: Annotated[list[str] | None, typer.Option(help="Key or column of the text, where it has any")] = None,
     document_per: Annotated[DocumentPer, typer.Option(help="What a document of a plain-text file is")] = (
         DocumentPer.PARAGRAPH
