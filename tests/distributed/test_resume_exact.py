@@ -32,6 +32,11 @@ LAYOUTS = [
     Layout("v3", micro_batch=2),
     *(Layout("v3", data=2, zero=stage, micro_batch=2) for stage in (1, 2, 3)),
     *(Layout("v3", data=2, zero=stage, micro_batch=2, more=BF16) for stage in (1, 3)),
+    # Its loss scale comes down while gradients overflow, and goes up again: both must survive.
+    pytest.param(
+        Layout("v3", zero=1, more=(("fp16", {"enabled": True, "initial_scale_power": 24, "loss_scale_window": 2}),)),
+        marks=pytest.mark.campaign,
+    ),
     Layout("rtd-gdes", data=2, zero=2, micro_batch=2),
     Layout("rtd-gdes-decoupled", data=2, zero=2, micro_batch=2),
 ]

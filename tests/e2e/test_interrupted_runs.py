@@ -77,10 +77,11 @@ def test_run_killed_at_random_instants_equals_the_uninterrupted_one(
 
 
 @pytest.mark.campaign
-def test_twenty_kills_at_random_instants_lose_nothing(
+@pytest.mark.timeout(3600)
+def test_fifty_kills_at_random_instants_lose_nothing(
     tmp_path: Path, prepared: Path, uninterrupted: list[tuple[int, str, str]]
 ) -> None:
-    _kill_until(20, tmp_path, prepared, seed=2, expected=uninterrupted)
+    _kill_until(50, tmp_path, prepared, seed=2, expected=uninterrupted)
 
 
 def _wait_for_step(run: Path, step: int, *, timeout: float = 90) -> None:

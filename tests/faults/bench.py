@@ -19,7 +19,7 @@ from tests.e2e.tiny_run import losses, write_recipe
 from tests.faults.poison import FAULT_SIGNAL, VARIABLE
 
 ROOT = Path(__file__).parents[2]
-PATIENT_SECONDS = 240.0
+PATIENT_SECONDS = 900.0
 POLL_SECONDS = 0.05
 _UNDISTURBED_SECONDS = 3600.0
 
@@ -82,6 +82,8 @@ class FaultRun:
         self.process = subprocess.Popen(
             self._command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
+            # A campaign in the background of a shell ignores Ctrl-C, and so would the run until it listens.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
         self._reader.start()

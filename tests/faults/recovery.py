@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from megadeberta.errors import EXIT_PREEMPTED
+from megadeberta.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from megadeberta.launcher.restart import MOST_RESTARTS
 from tests.e2e.tiny_run import losses
 from tests.faults.bench import Bench, FaultRun
@@ -23,6 +23,8 @@ STEPS = 300
 """Of the runs that are broken at step 40 to 60; a step takes some hundredths of a second."""
 RUN: dict[str, object] = {"training__steps": STEPS, "checkpoint__interval": 20}
 NOTICED_SECONDS, RUNNING_SECONDS = 20.0, 45.0
+DEADLINE_SECONDS = 15
+"""Of a step, where the bar is that of a deadline; 60 by default."""
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -35,9 +37,11 @@ class Found:
     text: str
 
 
-def _recovered(bench: Bench, fault: str, break_it: Callable[[FaultRun], psutil.Process], expected: str) -> Found:
+def _recovered(
+    bench: Bench, fault: str, break_it: Callable[[FaultRun], psutil.Process], expected: str, **changes: object
+) -> Found:
     """Break rank 1 once: it must be named, and the run go on by itself to the losses of an undisturbed one."""
-    run = bench.start(fault, **RUN)
+    run = bench.start(fault, **RUN, **changes)
     try:
         run.wait_for_step(45)
         before = len(run.lines)
@@ -83,8 +87,9 @@ def stopped(bench: Bench) -> Found:
 
 
 def asleep(bench: Bench) -> Found:
-    """A rank sleeps outside of every collective."""
-    return _recovered(bench, "asleep", lambda run: run.break_rank(1, "sleep"), "hung: ")
+    """A rank sleeps outside of every collective: what tells is the deadline of a step."""
+    deadline = {"step_seconds": DEADLINE_SECONDS}
+    return _recovered(bench, "asleep", lambda run: run.break_rank(1, "sleep"), "hung: ", supervision=deadline)
 
 
 def holds_the_interpreter(bench: Bench) -> Found:
@@ -147,12 +152,14 @@ def signals(bench: Bench, number: int = 20) -> Found:
             time.sleep(rng.uniform(0.5, 25.0))
             if run.process.poll() is None:
                 sent = rng.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+                nothing_to_save = sent == signal.SIGINT and not run.ranks()
                 started = time.monotonic()
                 os.kill(run.process.pid, sent)
                 code = run.wait(60)
                 slowest = max(slowest, time.monotonic() - started)
                 saved += code == EXIT_PREEMPTED
-                if code != EXIT_PREEMPTED or "Traceback" in run.tail(40):
+                right = code == EXIT_PREEMPTED or (code == EXIT_INTERRUPTED and nothing_to_save)
+                if not right or "Traceback" in run.tail(40):
                     wrong.append(f"{sent.name}: {code}")
             run.begin()
         code = run.wait()
