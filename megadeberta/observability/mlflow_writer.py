@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from megadeberta.observability.tracker import TrackedRun
@@ -20,14 +21,14 @@ class MlflowWriter:
     def __init__(self, run: TrackedRun) -> None:
         for name, value in _PATIENCE.items():
             os.environ.setdefault(name, value)
+        address = os.environ.get("MLFLOW_TRACKING_URI") or _local_address(run.folder)
         from mlflow.entities import Metric
         from mlflow.tracking import MlflowClient
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._metric = Metric
-        local = f"sqlite:///{run.folder.absolute() / 'mlflow.db'}"
-        self._client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or local)
+        self._client = MlflowClient(tracking_uri=address)
         known = run.known_identity("mlflow")
         self._run_id = known or run.remember("mlflow", self._create(run))
         self.last: Mapping[str, int] = {prefix: self._last(name) for prefix, name in _FIRST_OF.items()} if known else {}
@@ -60,6 +61,15 @@ class MlflowWriter:
 
     def _last(self, name: str) -> int:
         return max((metric.step for metric in self._client.get_metric_history(self._run_id, name)), default=0)
+
+
+def _local_address(folder: Path) -> str:
+    """Of a database in the output folder. A sign with a meaning in addresses would put it elsewhere, or keep MLflow
+    trying for minutes to open it."""
+    path = folder.absolute() / "mlflow.db"
+    if any(sign in str(path) for sign in "?#%"):
+        raise ValueError(f"the address of {path} cannot be written, for one of ?, # and %; set MLFLOW_TRACKING_URI")
+    return f"sqlite:///{path}"
 
 
 def _flat(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:

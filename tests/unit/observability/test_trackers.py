@@ -20,6 +20,7 @@ from megadeberta.config.training import TrackerName
 from megadeberta.errors import ConfigError
 from megadeberta.observability import tracker as trackers_module
 from megadeberta.observability.journal import open_journal
+from megadeberta.observability.mlflow_writer import MlflowWriter
 from megadeberta.observability.tracker import TrackedRun, Tracker, open_tracker
 from megadeberta.observability.wandb_writer import _is_offline
 from megadeberta.preflight.run import prepare_run
@@ -274,3 +275,14 @@ def test_a_tracker_that_is_not_installed_is_refused_before_the_start(
 def test_monitor_keys_of_deepspeed_point_to_ours(key: str, place: str) -> None:
     with pytest.raises(ConfigError, match=rf"deepspeed\.{key} is not used here; its place is .*{place}"):
         check_keys({key: {"enabled": True}}, source="x")
+
+
+@pytest.mark.parametrize("name", ["what?", "run#1", "run 50%"])
+def test_mlflow_puts_no_database_beside_a_folder_with_signs_of_addresses(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=r"cannot be written, for one of \?, # and %; set MLFLOW_TRACKING_URI"):
+        MlflowWriter(TrackedRun("tiny", "p", tmp_path / name, 0, {}))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
