@@ -64,7 +64,7 @@ class StorageError(MegadebertaError):
 
 
 class WrongPlaceError(StorageError):
-    """A name that nothing can be written under: below a file, say, or that of a folder."""
+    """A name under which this user can write nothing: below a file, say, that of a folder, or in one of others."""
 
     exit_code = EXIT_USAGE
 

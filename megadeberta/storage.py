@@ -27,7 +27,7 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 def storage_errors(path: Path, *, needed: int | None = None) -> Iterator[None]:
     """Turn an ``OSError`` of the block into a ``StorageError`` that names ``path``.
 
-    It is a ``WrongPlaceError`` where the name alone is the reason.
+    It is a ``WrongPlaceError`` where the name or the permissions are the reason.
 
     Args:
         path: what is being written.
@@ -38,7 +38,8 @@ def storage_errors(path: Path, *, needed: int | None = None) -> Iterator[None]:
     except OSError as error:
         if error.errno in _MISNAMED:
             raise WrongPlaceError(_misnamed(path, error)) from error
-        raise StorageError(_explain(path, error, needed)) from error
+        kind = WrongPlaceError if error.errno in (errno.EACCES, errno.EPERM) else StorageError
+        raise kind(_explain(path, error, needed)) from error
 
 
 def file_in_the_way(path: Path) -> Path | None:

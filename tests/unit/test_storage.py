@@ -78,6 +78,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_says_what_is_missing(
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
+def test_a_folder_of_others_is_a_mistake_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(WrongPlaceError, match="Permission denied; choose a folder this user may write to"):
+        write_file(tmp_path / "a", b"")
+
+
 def test_a_name_that_cannot_be_is_a_mistake_and_no_fault_of_the_disk(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(WrongPlaceError, match=r"cannot write .*/file/a/b: .*/file is a file; choose another name"):
