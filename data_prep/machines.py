@@ -182,6 +182,11 @@ class JoinedParts:
         store, inside = self._places[number]
         yield from self._stores[store].token_groups(inside)
 
+    def read_tokens(self, number: int, start: int, count: int) -> np.ndarray:
+        """See ``PartStore.read_tokens``."""
+        store, inside = self._places[number]
+        return self._stores[store].read_tokens(inside, start, count)
+
 
 def _check_together(folders: Sequence[Path], records: list[MachinePart]) -> None:
     first = records[0]

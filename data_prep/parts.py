@@ -177,3 +177,8 @@ class PartStore:
                 last = max(int(np.searchsorted(ends, before + _GROUP_TOKENS, side="right")), first + 1)
                 yield slice(first, last), np.fromfile(file, dtype=self.dtype, count=int(ends[last - 1]) - before)
                 first = last
+
+    def read_tokens(self, number: int, start: int, count: int) -> np.ndarray:
+        """``[count]`` tokens of a part, from its token ``start`` on."""
+        offset = start * self.dtype.itemsize
+        return np.fromfile(self.path(number, "tokens"), dtype=self.dtype, offset=offset, count=count)

@@ -16,6 +16,7 @@ import numpy as np
 from megadeberta.data.tokenizer import VocabularyTokenizer
 from megadeberta.data_prep.left_out import shorten
 from megadeberta.data_prep.machines import JoinedParts
+from megadeberta.data_prep.near.exact import DocumentTexts
 from megadeberta.data_prep.near.groups import DocumentGroups
 from megadeberta.data_prep.near.links import LinkContext, find_links, read_links
 from megadeberta.data_prep.near.sketches import BANDS, COMPARED, WORDS_COMPARED, SketchContext, SketchFiles, sketch_part
@@ -26,6 +27,8 @@ from megadeberta.errors import ConfigError, StorageError
 from megadeberta.storage import free_bytes
 
 _EXAMPLES = 3
+_METHOD = "exact near the border"
+"""Another text where other pairs are found: files of a killed run of before are not used."""
 _DOCUMENTS_PER_WORKER = 1 << 14
 """A worker takes a third of a second to start: none for fewer."""
 
@@ -74,7 +77,7 @@ class ComparedDocuments:
 
     def key(self, similarity: float) -> str:
         """A name for what is found with this ``similarity``."""
-        digest = hashlib.blake2b(repr((similarity, COMPARED, WORDS_COMPARED)).encode(), digest_size=8)
+        digest = hashlib.blake2b(repr((similarity, COMPARED, WORDS_COMPARED, _METHOD)).encode(), digest_size=8)
         for number in self.parts:
             digest.update(self.store.documents(number).tobytes())
         return f"near-{digest.hexdigest()}"
@@ -114,24 +117,31 @@ def find_near_copies(
     _check_room(folder, files)
     files.create()
     run = partial(run_in_order, workers=min(workers, 1 + files.num_documents // _DOCUMENTS_PER_WORKER))
-    context = SketchContext(compared.store, files, tokenizer.piece_kinds())
+    kinds = tokenizer.piece_kinds()
+    context = SketchContext(compared.store, files, kinds)
     stages.begin("sketching documents", total=compared.num_tokens(), unit="Mtokens")
     parts = zip(compared.parts, compared.firsts.tolist(), strict=False)
     for tokens in run(sketch_part, ((part, first, compared.chosen(part)) for part, first in parts), context=context):
         stages.advance(tokens)
-    links, groups = LinkContext(files, similarity), DocumentGroups(files.folder / "parents", files.num_documents)
+    texts = DocumentTexts(compared.store, compared.parts, compared.firsts, files, kinds)
+    links, groups = LinkContext(files, texts, similarity), DocumentGroups(files.folder / "parents", files.num_documents)
     stages.begin("comparing documents", total=BANDS * files.num_documents, unit="M documents")
     for bands in run(find_links, ((bands,) for bands in links.work()), context=links):
         for pairs in read_links(links, bands):
             groups.join(pairs)
         stages.advance(len(bands) * files.num_documents)
     is_first = groups.firsts()
+    return NearCopies(is_first, _examples(compared, groups, is_first, tokenizer))
+
+
+def _examples(
+    compared: ComparedDocuments, groups: DocumentGroups, is_first: np.ndarray, tokenizer: VocabularyTokenizer
+) -> list[dict[str, str]]:
     copies = np.flatnonzero(~is_first)[:_EXAMPLES].tolist()
-    examples = [
+    return [
         {name: compared.start_of(number, tokenizer) for name, number in (("left_out", copy), ("kept", kept))}
         for copy, kept in zip(copies, map(groups.first_of, copies), strict=True)
     ]
-    return NearCopies(is_first, examples)
 
 
 def _check_room(folder: Path, files: SketchFiles) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megadeberta.data_prep.near.sketches import BANDS, COMPARED, RUN_WORDS, WORDS_COMPARED, SketchFiles
+from megadeberta.data_prep.near.exact import DocumentTexts, ExactComparison, needed_overlaps
+from megadeberta.data_prep.near.sketches import BANDS, COMPARED, WORDS_COMPARED, SketchFiles
 from megadeberta.storage import PendingFile
 
 _PIECE = 1 << 20
@@ -33,6 +34,7 @@ class LinkContext:
     """What every band needs; sent to each worker once."""
 
     files: SketchFiles
+    texts: DocumentTexts
     similarity: float
     """The fraction of words, in their order, that two documents share at least."""
 
@@ -46,20 +48,19 @@ class LinkContext:
         return (range(first, min(first + size, BANDS)) for first in range(0, BANDS, size))
 
 
-def needed_matches(similarity: float) -> tuple[int, int]:
-    """How many of the bytes for runs, and of those for words, must be equal.
+@dataclass(frozen=True)
+class _Border:
+    """How many bytes of two sketches are equal: below ``low`` in no similar pair, from ``high`` on in no other."""
 
-    A run of words is untouched where all its words are, which gives the overlap of the runs (as Mash does, Ondov et al.
-    2016); and one of 256 bytes is equal by chance.
-    """
-    runs, words = _equal_fraction(similarity**RUN_WORDS), _equal_fraction(similarity)
-    return math.ceil(COMPARED * runs), math.ceil(WORDS_COMPARED * words)
+    low: int
+    high: int
 
-
-def _equal_fraction(both: float) -> float:
-    """Equal bytes of two documents that have this fraction in common, of as much in each."""
-    overlap = both / (2 - both)
-    return overlap + (1 - overlap) / 256
+    @classmethod
+    def of(cls, overlap: float, size: int) -> "_Border":
+        """Two standard deviations around what documents with this overlap have; a byte is equal by chance in 256."""
+        equal = overlap + (1 - overlap) / 256
+        spread = 2 * math.sqrt(size * equal * (1 - equal))
+        return cls(math.ceil(size * equal - spread), math.ceil(size * equal + spread))
 
 
 def find_links(context: LinkContext, bands: range) -> range:
@@ -69,10 +70,10 @@ def find_links(context: LinkContext, bands: range) -> range:
         StorageError: the file system refused.
     """
     if not context.path(bands).exists():
-        needed = needed_matches(context.similarity)
+        exact = ExactComparison(context.texts, context.similarity)
         with _whole_file(context.path(bands)) as file:
             for hashes, documents in (piece for band in bands for piece in _pieces(context.files, band)):
-                for pairs in _similar(context.files, hashes, documents, needed=needed):
+                for pairs in _similar(context.files, hashes, documents, exact=exact):
                     file.write(pairs.astype(_PAIR).tobytes())
     return bands
 
@@ -114,10 +115,11 @@ def _pieces(files: SketchFiles, band: int) -> Iterator[tuple[np.ndarray, np.ndar
 
 
 def _similar(
-    files: SketchFiles, hashes: np.ndarray, documents: np.ndarray, *, needed: tuple[int, int]
+    files: SketchFiles, hashes: np.ndarray, documents: np.ndarray, *, exact: ExactComparison
 ) -> Iterator[np.ndarray]:
     """Each document with the nearest one before it that has the same hash and is similar: ``[P, 2]``."""
     waits = np.ones(len(hashes), dtype=bool)
+    of_runs, of_words = map(_Border.of, needed_overlaps(exact.similarity), (COMPARED, WORDS_COMPARED))
     with files.compared() as rows:
         for back in range(1, _NEIGHBOURS + 1):
             places = np.flatnonzero((hashes[back:] == hashes[:-back]) & waits[back:]) + back
@@ -126,6 +128,8 @@ def _similar(
                 pairs = np.stack([documents[some - back], documents[some]], axis=1)
                 is_equal = rows(pairs[:, 0]) == rows(pairs[:, 1])
                 runs, words = is_equal[:, :COMPARED].sum(axis=1), is_equal[:, COMPARED:].sum(axis=1)
-                is_similar = (runs >= needed[0]) & (words >= needed[1])
+                is_similar = (runs >= of_runs.high) & (words >= of_words.high)
+                is_open = (runs >= of_runs.low) & (words >= of_words.low) & ~is_similar
+                is_similar[is_open] = exact(pairs[is_open])
                 waits[some[is_similar]] = False
                 yield pairs[is_similar]

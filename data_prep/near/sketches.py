@@ -34,6 +34,8 @@ _FEWEST_WORDS = 10
 """A shorter document is one run: headings and captions that differ in a word or a number are not the same."""
 _SEED, _WORD_SEED = 0x6D656761, 0x776F7264
 _ROW_BYTES = COMPARED + WORDS_COMPARED
+_PLACE = np.dtype([("start", "<i8"), ("length", "<i4")])
+"""Of a document's tokens in its part."""
 _CHUNK_TOKENS, _CHUNK_DOCUMENTS = 1 << 19, 2048
 _POWERS = np.array([pow(0x9E3779B97F4A7C15, place, 1 << 64) for place in range(1, 33)], dtype=np.uint64)
 _BAND_FACTORS = np.array([0xD6E8FEB86659FD93, 0xA0761D6478BD642F, 0xE7037ED1A0B428DB], dtype=np.uint64)
@@ -49,7 +51,7 @@ class SketchFiles:
     @property
     def num_bytes(self) -> int:
         """Room that they take."""
-        return self.num_documents * (_ROW_BYTES + 4 * BANDS)
+        return self.num_documents * (_ROW_BYTES + 4 * BANDS + _PLACE.itemsize)
 
     def create(self) -> None:
         """Make the files at their full size, and leave what is in them.
@@ -59,7 +61,8 @@ class SketchFiles:
         """
         with storage_errors(self.folder, needed=self.num_bytes):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path, size in ((self._bytes, _ROW_BYTES), (self._bands, 4 * BANDS)):
+            sizes = (_ROW_BYTES, 4 * BANDS, _PLACE.itemsize)
+            for path, size in zip(self._paths, sizes, strict=True):
                 with path.open("ab") as file:
                     file.truncate(self.num_documents * size)
 
@@ -70,6 +73,10 @@ class SketchFiles:
     @property
     def _bands(self) -> Path:
         return self.folder / "bands"
+
+    @property
+    def _paths(self) -> tuple[Path, Path, Path]:
+        return self._bytes, self._bands, self.folder / "places"
 
     def mark(self, part: int) -> Path:
         """The file that says that the sketches of a part are on disk."""
@@ -83,8 +90,9 @@ class SketchFiles:
             StorageError: the file system refused.
         """
         with storage_errors(self._bands, needed=self.num_bytes), contextlib.ExitStack() as stack:
-            files = [stack.enter_context(path.open("r+b", buffering=0)) for path in (self._bytes, self._bands)]
-            yield SketchWriter(files[0].fileno(), files[1].fileno(), self.num_documents)
+            files = [stack.enter_context(path.open("r+b", buffering=0)) for path in self._paths]
+            sketches, bands, places = (file.fileno() for file in files)
+            yield SketchWriter(sketches, bands, places, self.num_documents)
             for file in files:
                 os.fsync(file.fileno())
 
@@ -92,6 +100,14 @@ class SketchFiles:
         """``[stop - start]`` uint32: what documents must share to be compared."""
         offset = 4 * (number * self.num_documents + start)
         return np.fromfile(self._bands, dtype="<u4", offset=offset, count=stop - start)
+
+    def places(self, documents: np.ndarray) -> np.ndarray:
+        """``[P]`` records ``start`` and ``length``: where the tokens of documents ``[P]`` are in their parts."""
+        found = np.empty(len(documents), dtype=_PLACE)
+        with self._paths[2].open("rb", buffering=0) as file:
+            for row, place in enumerate((documents * _PLACE.itemsize).tolist()):
+                os.preadv(file.fileno(), [found[row : row + 1].data.cast("B")], place)
+        return found
 
     @contextlib.contextmanager
     def compared(self) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
@@ -116,10 +132,19 @@ class SketchWriter:
 
     sketches: int
     bands: int
+    places: int
     num_documents: int
 
-    def write(self, first: int, numbers: np.ndarray) -> None:
-        """``numbers``: ``[D, B * R + W]`` uint32 of the documents ``first`` and after."""
+    def write(self, first: int, numbers: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
+        """Write the documents ``first`` and after.
+
+        Args:
+            numbers: ``[D, B * R + W]`` uint32.
+            starts, lengths: ``[D]``: of their tokens in the part.
+        """
+        places = np.empty(len(numbers), dtype=_PLACE)
+        places["start"], places["length"] = starts, lengths
+        _write_all(self.places, places.tobytes(), first * _PLACE.itemsize)
         compared = np.concatenate([numbers[:, :COMPARED], numbers[:, BANDS * ROWS :]], axis=1)
         _write_all(self.sketches, compared.astype(np.uint8).tobytes(), first * _ROW_BYTES)
         for band, column in enumerate(band_hashes(numbers[:, : BANDS * ROWS]).T):
@@ -153,14 +178,16 @@ def sketch_part(context: SketchContext, number: int, first: int, is_kept: np.nda
         StorageError: the file system refused.
     """
     lengths = context.store.documents(number)["length"].astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
     if not context.files.mark(number).exists():
         kinds = kinds_with_words(context.kinds)
         with context.files.writer() as writer:
             for documents, tokens in context.store.token_groups(number):
                 for chunk, part in _chunks(lengths[documents], tokens):
                     chosen = is_kept[documents][chunk]
-                    numbers = sketches(part, lengths[documents][chunk], kinds)[chosen]
-                    writer.write(first, numbers)
+                    of_chunk = [values[documents][chunk] for values in (starts, lengths)]
+                    numbers = sketches(part, of_chunk[1], kinds)[chosen]
+                    writer.write(first, numbers, *(values[chosen] for values in of_chunk))
                     first += len(numbers)
         write_file(context.files.mark(number), b"")
     return int(lengths.sum())

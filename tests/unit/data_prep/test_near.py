@@ -18,6 +18,7 @@ import megadeberta.data_prep.near.find
 import megadeberta.data_prep.near.links
 import megadeberta.data_prep.prepare
 from megadeberta.data.tokenizer import PieceKind
+from megadeberta.data_prep.near.exact import common_in_order
 from megadeberta.data_prep.near.groups import DocumentGroups
 from megadeberta.data_prep.near.sketches import BANDS, COMPARED, WORDS_COMPARED, document_runs, document_words, sketches
 from megadeberta.data_prep.options import Deduplication, PrepOptions, SplitOptions, VocabularyOptions
@@ -103,6 +104,31 @@ def test_a_long_passage_in_common_does_not_make_documents_similar(tmp_path: Path
     run(tmp_path / "corpus.txt", tmp_path / "out", model)
     report = json.loads((tmp_path / "out" / "report.json").read_bytes())
     assert report["near_duplicates"]["documents"] <= 3 and len(pages) == 40
+
+
+def test_near_the_border_the_words_in_their_order_decide(tmp_path: Path, model: Path) -> None:
+    generator, copies = random.Random(8), []
+    for number, text in enumerate(PARAGRAPHS):
+        words = text.split()
+        for place in generator.sample(range(len(words)), round((0.2 if number % 2 else 0.28) * len(words))):
+            words[place] = generator.choice(WORDS)
+        copies.append(" ".join(words))
+    (tmp_path / "corpus.txt").write_text("\n\n".join([*PARAGRAPHS, *copies]), encoding="utf-8")
+    run(tmp_path / "corpus.txt", tmp_path / "out", model)
+    report = json.loads((tmp_path / "out" / "report.json").read_bytes())
+    found, alike = report["near_duplicates"]["documents"], len(PARAGRAPHS) // 2
+    assert found == alike
+
+
+def test_words_in_common_are_counted_in_their_order() -> None:
+    generator = random.Random(2)
+    for _ in range(50):
+        first, second = ([generator.randrange(6) for _ in range(generator.randrange(1, 90))] for _ in range(2))
+        table = [[0] * (len(second) + 1) for _ in range(len(first) + 1)]
+        for i, one in enumerate(first):
+            for j, other in enumerate(second):
+                table[i + 1][j + 1] = table[i][j] + 1 if one == other else max(table[i][j + 1], table[i + 1][j])
+        assert common_in_order(first, second) == table[-1][-1]
 
 
 def test_short_documents_must_be_equal_and_validation_keeps_its_own(tmp_path: Path, model: Path) -> None:
