@@ -27,7 +27,7 @@ def _wait_for_a_silent_rank(rank: int, world_size: int) -> tuple[str, float]:
     initialize(model, seed=1, std=0.02)
     engine = build_engine(model, RUN.optimizer, block=RUN.deepspeed, timeout_seconds=TIMEOUT)
     if rank == 1:
-        time.sleep(3 * TIMEOUT)
+        time.sleep(1.8 * TIMEOUT)  # the barrier behind it waits as long at most
         return "", 0.0
     started = time.monotonic()
     try:
@@ -41,7 +41,7 @@ def _wait_for_a_silent_rank(rank: int, world_size: int) -> tuple[str, float]:
 def test_silent_rank_is_an_error_after_the_configured_timeout() -> None:
     text, seconds = run_ranks(_wait_for_a_silent_rank, 2)[0]
     assert "another rank ended or stopped answering" in text
-    assert 0.9 * TIMEOUT < seconds < 2.8 * TIMEOUT
+    assert 0.9 * TIMEOUT < seconds < 1.75 * TIMEOUT
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,14 @@ READ = {"wandb": _wandb_steps, "trackio": _trackio_steps, "mlflow": _mlflow_step
 
 
 @pytest.mark.parametrize("name", get_args(TrackerName))
-def test_a_killed_and_resumed_run_has_every_step_once(name: str, tmp_path: Path) -> None:
-    if find_spec(name) is None:  # not imported here: trackio reads its settings then
+def test_a_killed_and_resumed_run_has_every_step_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
+    if name == "trackio":  # it reads its settings when it is imported, which another test may have done
+        for module in [module for module in sys.modules if module.split(".")[0] == name]:
+            monkeypatch.delitem(sys.modules, module)
     words = [sys.executable, "-c", FIRST_START, name, str(tmp_path), str(KILLED_AT)]
     assert subprocess.run(words, timeout=120, check=False).returncode == 9
     records = [{"step": step, "loss": float(step), "mlm_loss": float(step)} for step in range(1, KILLED_AT + 1)]

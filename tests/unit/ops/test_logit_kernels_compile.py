@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 def test_kernels_over_logits_compile_without_spills_and_the_draw_without_fused_multiply_add(
     capability: str, tmp_path: Path
 ) -> None:
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
+    environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}", "TRITON_CACHE_DIR": str(tmp_path)}
     environ.pop("TRITON_INTERPRET", None)
     command = [sys.executable, "-m", "tests.unit.ops.compile_logit_kernels", capability]
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
