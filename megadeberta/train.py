@@ -67,7 +67,7 @@ def train(prepared: PreparedRun, ranks: RankEnvironment, heartbeat: Heartbeat) -
     with StopFlag() as stop, raise_peer_loss():
         torch.set_num_threads(choose_threads(config.parallel.threads_per_rank, ranks.local_world_size))
         device = start_process_group(config.parallel.timeout_seconds)
-        record = _run_record(prepared, ranks)
+        record = run_record(config, world_size=ranks.world_size, data_fingerprint=prepared.data.fingerprint)
         with watch_peers(device), SharedOutputLock(config.training.output_dir, TorchCollectives(device)):
             check_same_start(record, TorchCollectives(device))
             exit_code = _Run(prepared, ranks, device, record, heartbeat).loop(stop)
@@ -379,17 +379,6 @@ class _Run:
         rates = rates_at_resume(config, saved, point.step)
         if rates and (warning := learning_rate_jump(*rates)):
             self.journal.warn(warning)
-
-
-def _run_record(prepared: PreparedRun, ranks: RankEnvironment) -> RunRecord:
-    """What every rank of this run, and every checkpoint that it resumes from, must have alike."""
-    is_blend = prepared.config.data.is_blend
-    content = {
-        # What a blend is made of may change in a run: the checkpoint has it in its segments.
-        "train": "several sources" if is_blend else prepared.data.train_content,
-        "tokenizer": prepared.data.tokenizer_sha256,
-    }
-    return run_record(prepared.config, world_size=ranks.world_size, data_fingerprint=content)
 
 
 def _describe_origin(origin: Origin | None) -> list[str]:

@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 
 _SHOWN_REASONS = 5
 _MASKING = ("mask_rate", "mask_token_prob", "random_token_prob", "max_gram", "whole_word")
-MAY_CHANGE = frozenset({"data.train", "data.packing", *(f"objective.{name}" for name in _MASKING)})
+MASKS = "data.masks"
+"""The line of a fingerprint with the version of the code that draws masks."""
+MAY_CHANGE = frozenset({"data.train", "data.packing", MASKS, *(f"objective.{name}" for name in _MASKING)})
 """Lines of a fingerprint that may be other ones in a new run that goes on from a checkpoint: what it learns from. The
 step goes on, so the batch and the length stay: samples would come twice or never."""
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -76,7 +78,7 @@ def find_resumable(
             complaints.append(str(error))
             continue
         _report(collectives, candidate, complaints, names)
-        check_same_run(candidate, manifest.run, run)
+        check_same_run(root / candidate, manifest.run, run)
         if collectives.rank == 0:
             _note_changes(candidate, manifest.run, run)
         return ResumePoint(root / candidate, manifest, frozenset(rejected) | frozenset(candidates[:number]))
@@ -116,17 +118,23 @@ def begin_from(folder: Path, *, collectives: Collectives, run: RunRecord) -> tup
     return ResumePoint(folder, manifest), origin
 
 
-def check_same_run(name: str, saved: RunRecord, current: RunRecord) -> None:
+def check_same_run(folder: Path, saved: RunRecord, current: RunRecord) -> None:
     """Refuse a checkpoint of another model, tokenizer or data set; the layout may be another one.
 
     Raises:
         CheckpointError: the fields that differ, with both values.
     """
-    if different := _differences(saved, current):
-        raise CheckpointError(
-            f"checkpoint {name} is of another run: {_described(different, different)}. "
-            "Change the recipe back, or choose another training.output_dir"
-        )
+    different = _differences(saved, current)
+    if not different:
+        return
+    elsewhere = "choose another training.output_dir"
+    if different.keys() <= MAY_CHANGE:
+        elsewhere += f" and go on from this checkpoint there, with training.continue_from={folder}"
+    if different.keys() == {MASKS}:
+        way_out = f"This megadeberta draws other masks than the one that began the run; {elsewhere}"
+    else:
+        way_out = f"Change the recipe back, or {elsewhere}"
+    raise CheckpointError(f"checkpoint {folder.name} is of another run: {_described(different, different)}. {way_out}")
 
 
 def _differences(saved: RunRecord, current: RunRecord) -> dict[str, tuple[str, str]]:
@@ -165,7 +173,7 @@ def _plan(root: Path, run: RunRecord) -> str:
         except CheckpointError:
             continue
         try:
-            check_same_run(candidate, saved, run)
+            check_same_run(root / candidate, saved, run)
         except CheckpointError as error:
             # Said before the first byte of a large checkpoint is hashed.
             return json.dumps([[], [], str(error)])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megadeberta.config.data import DataConfig
 from megadeberta.data.blend_history import SourceFacts
+from megadeberta.data.masking import MASKS_VERSION
 from megadeberta.data.missing import suggest_path
 from megadeberta.data.sequences import open_reader
 from megadeberta.data.shard_files import check_prefix, shard_file
@@ -34,6 +35,16 @@ class DataFacts:
             return self.train[""].content
         lines = [f"{name} {source.content}\n" for name, source in self.train.items()]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What decides the samples and their masks, by name: every checkpoint of a run must have the same."""
+        return {
+            # What a blend is made of may change in a run: the checkpoint has it in its segments.
+            "train": self.train_content if "" in self.train else "several sources",
+            "tokenizer": self.tokenizer_sha256,
+            "masks": str(MASKS_VERSION),
+        }
 
     @property
     def train_tokens(self) -> int:

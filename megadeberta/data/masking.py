@@ -1,11 +1,17 @@
 """Masked language modelling: which tokens are hidden, and what the model sees in their place.
 
 Differs from the n-gram masking of microsoft/DeBERTa (mlm_task.py) where that is biased: there, n-grams are marked at a
-density of 1/6 and the 15 % budget is filled from the left, so the end of a sequence is hardly ever masked, and a random
-replacement may be a special token. Here n-grams tile the sequence and are visited in random order.
+density of 1/6 and the 15 % budget, which counts [CLS] and [SEP], is filled from the left, so the end of a sequence is
+hardly ever masked, and a random replacement may be a special token.
 
-Where a script has no spaces there are no words to be had: each piece is a unit of its own, and a sequence with such
-pieces has ``mask_rate`` of its candidates masked in expectation, [CLS] and [SEP] not counted.
+Here n-grams tile the sequence and stand in random order on a circle, so that each of the C tokens that may be masked
+has a rank. A window as wide as ``mask_rate`` x C ranks begins at a place drawn uniformly, and a unit (a word, or a
+token on its own) is masked whole if its first token is in the window. This is systematic sampling with a random start
+(Madow and Madow 1944): whatever the order, each unit is masked with probability ``mask_rate`` exactly, be it long or
+short, at an edge or in the middle. So ``mask_rate`` of the candidates are masked in expectation, and a sequence has
+fewer or more of them by less than its longest unit. The window cuts two n-grams at most, between units.
+
+Where a script has no spaces there are no words to be had: each piece is a unit of its own.
 """
 
 # B sequences · L tokens · Q slots for masked tokens · K most tokens a row can have masked
@@ -19,14 +25,16 @@ from numpy.typing import NDArray
 from megadeberta.config.objective import ObjectiveConfig
 from megadeberta.data.counter_random import Words, integers, random_words, uniform
 from megadeberta.data.token_kinds import kinds_with_words, token_kinds
-from megadeberta.data.tokenizer import PAD_ID, PieceKind
-from megadeberta.layers.slots import masked_tokens, slots_for
+from megadeberta.data.tokenizer import PieceKind
+from megadeberta.layers.slots import most_masked, slots_for
 
+MASKS_VERSION = 2
+"""Another number where the same sequences and keys would get other masks; checkpoints have it in their fingerprint."""
 MAX_WORD_PIECES = 16
 """A longer word is cut: text without spaces would otherwise be one word, masked whole."""
 
 _BLOCK_TOKENS = 2**14  # the working arrays of a block of rows stay in the processor's cache
-_GRAM, _ORDER, _CORRUPTION, _REPLACEMENT, _BUDGET = range(5)  # the streams of a sequence
+_GRAM, _ORDER, _CORRUPTION, _REPLACEMENT, _WINDOW = range(5)  # the streams of a sequence
 
 
 @dataclass(frozen=True)
@@ -90,11 +98,10 @@ class MlmMasker:
         """Positions to mask, ascending, ``[B, K]``; L stands for none."""
         length = tokens.shape[1]
         positions = np.arange(length)
-        kinds = token_kinds(self._kinds, tokens)
-        units = find_units(kinds, whole_word=self._objective.whole_word)
+        units = find_units(token_kinds(self._kinds, tokens), whole_word=self._objective.whole_word)
         segments = tile_segments(units.opens, _stream(sample_keys, _GRAM), max_gram=self._objective.max_gram)
 
-        # One sort visits the segments in random order, and each one's tokens from left to right: a token's key is its
+        # One sort puts the segments in random order, and each one's tokens from left to right: a token's key is its
         # segment's random priority with its position in the low bits. The others come last.
         low_bits = np.uint64((1 << (length - 1).bit_length()) - 1)
         visits = random_words(_stream(sample_keys, _ORDER), segments)
@@ -102,22 +109,12 @@ class MlmMasker:
         visits |= positions.astype(np.uint64)
         visits[~units.is_candidate] |= ~low_bits
         visits.sort(axis=1)
-        rate = self._objective.mask_rate
-        # The last unit that is taken may go on beyond the budget, by less than a word's longest.
-        most = min(length, int(masked_tokens(rate, length)) + MAX_WORD_PIECES)
-        visited = (visits[:, :most] & low_bits).astype(np.int64)  # [B, L] -> [B, K]
-
-        # A unit is taken whole if its first token comes before the budget is used up. Its tokens are neighbours in the
-        # order of visits, so that the first one's rank is this one's less its place in the unit.
-        ranks = positions[:most]
-        first_ranks = ranks - np.take_along_axis(units.offset, visited, axis=1)
+        visits &= low_bits
         candidates = np.count_nonzero(units.is_candidate, axis=1)[:, None]
-        budgets = masked_tokens(rate, np.count_nonzero(tokens != PAD_ID, axis=1))[:, None]
-        if self._objective.whole_word:
-            is_unspaced = (kinds == PieceKind.UNSPACED).any(axis=1, keepdims=True)
-            budgets = np.where(is_unspaced, _drawn_budgets(rate * candidates, sample_keys), budgets)
-        # L stands behind every position, so that sorting brings empty places to the end.
-        chosen = np.where((first_ranks < budgets) & (ranks < candidates), visited, length)
+        begins = uniform(_stream(sample_keys, _WINDOW), np.zeros(1, np.int64)) * candidates
+        chosen = take_windows(
+            visits.view(np.int64), units.offset, candidates, begins=begins, rate=self._objective.mask_rate
+        )
         chosen.sort(axis=1)
         return chosen
 
@@ -142,13 +139,6 @@ class MlmMasker:
         row_starts = np.arange(len(tokens))[:, None] * length
         input_ids.reshape(-1)[(positions + row_starts)[filled]] = shown[filled]
         return MaskedBatch(input_ids, positions, labels)
-
-
-def _drawn_budgets(expected: NDArray[np.float64], sample_keys: Words) -> NDArray[np.int64]:
-    """Whole numbers of tokens, ``[B, 1]``, one at least, whose means are ``expected``."""
-    below = np.floor(expected)
-    drawn = uniform(_stream(sample_keys, _BUDGET), np.zeros(1, np.int64)) < expected - below
-    return np.maximum(1, below.astype(np.int64) + drawn)
 
 
 def starts_of_units(kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -209,6 +199,36 @@ def tile_segments(opens: NDArray[np.bool_], keys: Words, *, max_gram: int) -> ND
     np.put_along_axis(is_first, ends, 1, axis=1)
     segment_of_unit = np.cumsum(is_first, axis=1)
     return np.take_along_axis(segment_of_unit, np.maximum(units, 0), axis=1)
+
+
+def take_windows(
+    order: NDArray[np.int64],
+    offset: NDArray[np.int64],
+    candidates: NDArray[np.int64],
+    *,
+    begins: NDArray[np.float64],
+    rate: float,
+) -> NDArray[np.int64]:
+    """The units whose first token has a rank in a window on the circle of ranks.
+
+    Args:
+        order: position of the token with each rank, ``[B, L]``; a unit's tokens follow each other.
+        offset: place of the token at each position inside its unit, below ``MAX_WORD_PIECES``: ``[B, L]``.
+        candidates: C, how many ranks make the circle, ``[B, 1]``; what ``order`` has behind them is not read.
+        begins: where the windows begin, in ``[0, C)``: ``[B, 1]``.
+        rate: fraction of the circle that a window is wide.
+
+    Returns:
+        Positions of all tokens of these units, ``[B, K]``; L stands for none.
+    """
+    length = order.shape[1]
+    first = np.ceil(begins).astype(np.int64)
+    widths = np.ceil(begins + rate * candidates).astype(np.int64) - first  # whole ranks, C at most
+    # The last unit may go on beyond its window, by less than a word's longest.
+    steps = np.arange(most_masked(rate, length) + MAX_WORD_PIECES - 1)
+    visited = np.take_along_axis(order, (first + steps) % np.maximum(1, candidates), axis=1)  # [B, K]
+    first_steps = steps - np.take_along_axis(offset, visited, axis=1)
+    return np.where((first_steps >= 0) & (first_steps < widths), visited, length)
 
 
 def _stream(sample_keys: Words, stream: int) -> Words:

@@ -17,7 +17,7 @@ from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
 from megadeberta.layers.catalogue import rtd_layers, token_model_layers
 from megadeberta.layers.layer import Layer
-from megadeberta.layers.slots import SPECIAL_TOKENS, masked_tokens, slots_for
+from megadeberta.layers.slots import SPECIAL_TOKENS, most_masked, slots_for
 
 _MLM, _AR = ("mlm_loss", "mlm_accuracy"), ("ar_loss", "ar_accuracy")
 
@@ -64,11 +64,11 @@ class Objective:
 
     def targets_per_sequence(self, settings: ObjectiveConfig, length: int) -> float:
         """Rows per full sequence that the decoder over the vocabulary has to compute, on average."""
-        return float(masked_tokens(settings.mask_rate, length))
+        return settings.mask_rate * (length - SPECIAL_TOKENS)
 
     def most_targets(self, settings: ObjectiveConfig, length: int) -> int:
         """The same for the sequence of a batch that has most of them."""
-        return int(masked_tokens(settings.mask_rate, length))
+        return most_masked(settings.mask_rate, length - SPECIAL_TOKENS)
 
     def check(self, config: RunConfig) -> None:
         """Refuse a recipe that the objective cannot train.
@@ -83,7 +83,7 @@ class Objective:
 
     def describe(self, settings: ObjectiveConfig) -> str:
         """One line for a model card."""
-        return f"{self.title}, {settings.mask_rate:.0%} of the tokens masked"
+        return f"{self.title}, {_percent(settings.mask_rate)} of the tokens masked"
 
     def slots(self, settings: ObjectiveConfig, length: int) -> int:
         """Q: target rows per sequence of a batch, as the loader makes them."""
@@ -189,12 +189,12 @@ class MaskedAndNextTokens(NextTokens):
     def targets_per_sequence(self, settings: ObjectiveConfig, length: int) -> float:
         """See ``Objective.targets_per_sequence``."""
         fraction = settings.autoregressive.share
-        masked = float(masked_tokens(settings.mask_rate, length))
+        masked = Objective.targets_per_sequence(self, settings, length)
         return fraction * self.most_targets(settings, length) + (1 - fraction) * masked
 
     def describe(self, settings: ObjectiveConfig) -> str:
         """See ``Objective.describe``."""
-        return f"{self.title}, {settings.mask_rate:.0%} of the tokens of masked sequences"
+        return f"{self.title}, {_percent(settings.mask_rate)} of the tokens of masked sequences"
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -229,6 +229,10 @@ def objective_of(settings: ObjectiveConfig) -> Objective:
         f"objective.name={settings.name!r} is unknown; {hint}known are {', '.join(OBJECTIVES)}; one of your own needs "
         "the module that registers it in plugins"
     )
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.4g}%"
 
 
 def list_layers(model: ModelConfig, settings: ObjectiveConfig) -> list[Layer]:

@@ -1,7 +1,6 @@
 """How many tokens of a sequence become targets, and how many rows of a batch are reserved for them."""
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import math
 
 SLOT_MULTIPLE = 8
 """Slots per sequence are a multiple of this, so that a run sees few different shapes."""
@@ -9,12 +8,12 @@ SPECIAL_TOKENS = 2
 """[CLS] and [SEP] of a sequence."""
 
 
-def masked_tokens(mask_rate: float, num_tokens: ArrayLike) -> NDArray[np.int64]:
-    """Tokens to mask among ``num_tokens``, [CLS] and [SEP] counted; ties to even, as Python's ``round``.
+def most_masked(mask_rate: float, candidates: int) -> int:
+    """Tokens that are masked at most among ``candidates``, where each is masked by itself.
 
-    Whole words may make it a few more: a word is taken whole if its first token comes before these are used up.
+    The mean is ``mask_rate * candidates``. Where whole words are masked, a few more may be.
     """
-    return np.maximum(1, np.rint(mask_rate * np.asarray(num_tokens)).astype(np.int64))
+    return math.ceil(mask_rate * candidates)
 
 
 def slots_for(targets: int) -> int:

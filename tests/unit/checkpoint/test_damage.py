@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from megadeberta.checkpoint import ResumePoint, find_resumable, verify_checkpoint
+from megadeberta.checkpoint.collectives import SingleProcess
 from megadeberta.checkpoint.durable import write_new_file
 from megadeberta.checkpoint.folder import checkpoint_path
 from megadeberta.checkpoint.manifest import FORMAT_VERSION, encode_manifest, read_manifest
@@ -248,7 +249,22 @@ def test_another_run_is_refused_with_the_fields_that_differ(root: Path) -> None:
     for error in on_ranks(resume):
         assert isinstance(error, CheckpointError)
         assert "checkpoint step-300 is of another run: data is 'wikitext' here and 'none' there; " in str(error)
-        assert "seed is '3' here and 'absent' there. Change the recipe back, or choose another" in str(error)
+        assert str(error).endswith("there. Change the recipe back, or choose another training.output_dir")
+
+
+def test_a_change_that_a_new_run_may_make_is_refused_with_the_setting_for_it(root: Path) -> None:
+    last = root / "step-300"
+    for fingerprint, way_out in (
+        ({"objective.mask_rate": "0.3"}, "Change the recipe back, or choose another"),
+        ({"data.masks": "2", "data.train": "a"}, "Change the recipe back, or choose another"),
+        ({"data.masks": "2"}, "This megadeberta draws other masks than the one that began the run; choose another"),
+    ):
+        with pytest.raises(CheckpointError) as raised:
+            find_resumable(root, collectives=SingleProcess(), run=run_record(**fingerprint))
+        assert str(raised.value).endswith(
+            f"there. {way_out} training.output_dir and go on from this checkpoint there, with "
+            f"training.continue_from={last}"
+        )
 
 
 def test_another_layout_goes_on_and_rank_0_says_so_once(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -66,7 +66,7 @@ def test_narrow_word_table_is_projected_and_decoded_in_its_own_width() -> None:
 
 def test_replaced_token_detection_counts_both_networks_and_both_heads() -> None:
     model, rtd = ModelConfig(), ObjectiveConfig(name="rtd")
-    generator = flops_per_token(rtd.rtd.generator(model), sequence_length=512, mask_rate=77 / 512)
+    generator = flops_per_token(rtd.rtd.generator(model), sequence_length=512, mask_rate=0.15 * 510 / 512)
     backbone = flops_per_token(rtd.rtd.discriminator(model), sequence_length=512, mask_rate=0.0)
     head = 6 * (768**2 + 768)  # dense and classifier
     assert run_flops_per_token(model, rtd, sequence_length=512) == pytest.approx(generator + backbone + head)
@@ -74,7 +74,7 @@ def test_replaced_token_detection_counts_both_networks_and_both_heads() -> None:
 
 def test_targets_are_those_of_a_full_sequence() -> None:
     model, one = ModelConfig(), {"sequence_length": 512}
-    masked = flops_per_token(model, mask_rate=77 / 512, **one)  # 0.15 x 512, rounded as the masking does
+    masked = flops_per_token(model, mask_rate=0.15 * 510 / 512, **one)  # [CLS] and [SEP] are no targets
     assert run_flops_per_token(model, ObjectiveConfig(), **one) == pytest.approx(masked)
     every = flops_per_token(model, mask_rate=510 / 512, **one)  # [CLS] predicts, [SEP] is no target
     assert run_flops_per_token(model, ObjectiveConfig(name="ar"), **one) == pytest.approx(every)
