@@ -62,7 +62,9 @@ class ObjectiveConfig(Section):
         description="mlm: masked tokens; rtd: replaced tokens (v3); ar: next tokens; mlm_ar: masked and next tokens; "
         "or one that a module of `plugins` registers",
     )
-    mask_rate: float = Field(0.15, gt=0, lt=1, description="share of the tokens that become targets; [CLS], [SEP], [UNK] and padding cannot")
+    mask_rate: float = Field(
+        0.15, gt=0, lt=1, description="share of the tokens that become targets; [CLS], [SEP], [UNK] and padding cannot"
+    )
     mask_token_prob: float = Field(0.8, ge=0, le=1, description="share of the targets replaced by [MASK]")
     random_token_prob: float = Field(0.1, ge=0, le=1, description="share replaced by a random piece; the rest is kept")
     max_gram: int = Field(3, ge=1, le=8, description="longest run of words masked together; drawn with weight 1/n")
