@@ -22,6 +22,7 @@ from megadeberta.engine.mpu import ModelParallelUnit
 from megadeberta.engine.pipeline import build_pipeline_engine
 from megadeberta.engine.pipeline_step import PipelineStepper
 from megadeberta.engine.state.local_parameters import LocalParameter, TensorSlice
+from megadeberta.engine.state.place_tensors import place_tensors
 from megadeberta.engine.step import Stepper
 from megadeberta.engine.whole_step import WholeStepper
 from megadeberta.layers.objectives import list_layers, objective_of
@@ -102,7 +103,17 @@ def assemble(
     build = _pipeline if topology.pipeline > 1 else _whole
     attention = _choose_attention(config, device)
     stepper = build(config, groups, fill, device, attention)
-    return Assembly(stepper, groups, _describe(stepper.engine.module, shapes, groups), attention)
+    parameters = _describe(stepper.engine.module, shapes, groups)
+    place_tensors(
+        stepper.engine,
+        parameters,
+        config.optimizer,
+        place=groups.place,
+        tensor=groups.tensor,
+        data=groups.data,
+        ranks=TorchCollectives(device),
+    )
+    return Assembly(stepper, groups, parameters, attention)
 
 
 def _whole(

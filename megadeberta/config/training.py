@@ -1,5 +1,7 @@
 """The sections that drive the run: optimizer, schedule, training, checkpoint, logging, parallel."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
@@ -7,22 +9,64 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from megadeberta.config.section import Section
 
+OptimizerName = Literal["adamw", "muon", "lamb", "stable_adamw"]
+_MEANS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a library's optimizer changes one parameter."""
+
+    moments: tuple[str, ...]
+    """Tensors as large as the parameter that it keeps: their names in its state and in checkpoints."""
+    is_elementwise: bool = False
+    """Whether each element is updated by itself, so that any part of a tensor may be alone on a rank."""
+
+
+RULES: Mapping[OptimizerName, Rule] = {
+    "adamw": Rule(_MEANS, is_elementwise=True),
+    "muon": Rule(("momentum_buffer",)),
+    "lamb": Rule(_MEANS),
+    "stable_adamw": Rule(_MEANS),
+}
+"""By ``optimizer.name``. Muon is for the matrices of the encoder, and AdamW beside it for everything else."""
+
 
 class OptimizerConfig(Section):
-    """AdamW. Biases and LayerNorm weights are not decayed. Clipping is DeepSpeed's."""
+    """Biases and LayerNorm weights are not decayed. Clipping is DeepSpeed's."""
 
+    name: OptimizerName = Field(
+        "adamw",
+        description="muon: of torch, for the matrices of attention and feed-forward, AdamW for the rest; lamb and "
+        "stable_adamw: of pytorch_optimizer",
+    )
     lr: float = Field(gt=0, description="peak learning rate")
     discriminator_lr: float | None = Field(None, gt=0, description="rtd: of the discriminator; null = lr")
+    muon_lr: float | None = Field(
+        None, gt=0, description="muon: of the matrices, whose update has the size of an AdamW update; null = lr"
+    )
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of the gradients")
     beta2: float = Field(0.999, ge=0, lt=1, description="decay of the mean of their squares")
+    momentum: float = Field(0.95, ge=0, lt=1, description="muon: decay of the mean of the gradients of matrices")
     eps: float = Field(1e-6, gt=0, description="added to the root of the mean square")
     weight_decay: float = Field(0.01, ge=0, description="per step, times the learning rate")
-    bias_correction: bool = Field(True, description="false: Adam as in Microsoft's code, which has no bias correction")
+    bias_correction: bool = Field(
+        True, description="false: Adam as in Microsoft's code, which has no bias correction; adamw alone"
+    )
 
-    @property
-    def num_moments(self) -> int:
-        """Numbers that the optimizer keeps for every parameter besides its weight (``engine.optimizer``)."""
-        return 2
+    @model_validator(mode="after")
+    def _settings_fit_the_name(self) -> Self:
+        if not self.bias_correction and self.name != "adamw":
+            raise ValueError(
+                f"optimizer.bias_correction=false is AdamW's, and optimizer.name={self.name!r}: the library has "
+                "no such form of it; leave it out, or use optimizer.name=adamw"
+            )
+        if self.muon_lr is not None and self.name != "muon":
+            raise ValueError(
+                f"optimizer.muon_lr={self.muon_lr:g} with optimizer.name={self.name!r}, which has no matrices of its "
+                "own; leave it out, or use optimizer.name=muon"
+            )
+        return self
 
 
 class ScheduleConfig(Section):

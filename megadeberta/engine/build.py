@@ -47,12 +47,14 @@ def build_engine(
     Raises:
         ConfigError: DeepSpeed refuses the block; the same on every rank.
     """
+    settings = EngineSettings.of(block)
+    inner = build_optimizer(model, optimizer, offloaded=settings.offloads_optimizer, is_half=settings.is_half)
     try:
         with _overlap_where_asked():
             engine, *_ = deepspeed.initialize(
                 model=model,
-                optimizer=build_optimizer(model, optimizer, offloaded=EngineSettings.of(block).offloads_optimizer),
-                config=_with_defaults(block),
+                optimizer=inner,
+                config=_with_defaults(block, optimizer),
                 mpu=mpu,
                 dist_init_required=False,
             )
@@ -63,9 +65,11 @@ def build_engine(
     return engine
 
 
-def _with_defaults(block: Mapping[str, Any]) -> dict[str, Any]:
+def _with_defaults(block: Mapping[str, Any], optimizer: OptimizerConfig) -> dict[str, Any]:
     """The block with what it leaves open and DeepSpeed would choose otherwise."""
     whole = _NEVER_PRINT | dict(block)
+    if optimizer.name != "adamw":  # which class DeepSpeed does not know; ``library_optimizer.py`` is made for ZeRO
+        whole["zero_allow_untested_optimizer"] = True
     settings = EngineSettings.of(block)
     if settings.precision == "bf16" and not settings.offloads_optimizer:
         whole["bf16"] = _CHECK_THE_NORM_ALONE | dict(block["bf16"])

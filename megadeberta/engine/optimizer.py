@@ -1,6 +1,6 @@
-"""The optimizers, what each keeps for a parameter, and the groups of parameters: AdamW with the no-decay set.
+"""The optimizers, what each keeps for a parameter, and the groups of parameters, with the no-decay set.
 
-A new optimizer is its settings in ``config/training.py``, its class and its line of ``STATE_FORMATS`` here, and a test.
+AdamW is here; what looks at whole tensors is in ``library_optimizer.py``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,8 +12,10 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch import Tensor, nn
 
 from megadeberta.config.objective import DISCRIMINATOR, part_of
-from megadeberta.config.training import OptimizerConfig
+from megadeberta.config.training import RULES, OptimizerConfig
+from megadeberta.engine.library_optimizer import LibraryOptimizer
 from megadeberta.errors import ConfigError
+from megadeberta.layers.optimizer_rules import rule_of
 
 # Adam's correction 1 - beta ** t is exactly 1 in float64 for every beta < 0.9999 at this many steps.
 STEPS_WITHOUT_CORRECTION = 1_000_000.0
@@ -59,7 +61,7 @@ class StateFormat:
         return torch.tensor(count, dtype=torch.float32, device=device) if self.counts_in_tensor else int(count)
 
 
-_MEANS = ("exp_avg", "exp_avg_sq")  # of the gradient and of its square, as torch and DeepSpeed call Adam's
+_MEANS = RULES["adamw"].moments
 STATE_FORMATS: dict[type[torch.optim.Optimizer], StateFormat] = {
     torch.optim.AdamW: StateFormat(_MEANS),
     AdamWithoutBiasCorrection: StateFormat(_MEANS, count_at_start=STEPS_WITHOUT_CORRECTION),
@@ -68,12 +70,15 @@ STATE_FORMATS: dict[type[torch.optim.Optimizer], StateFormat] = {
 """By exact class, as DeepSpeed's ZeRO knows optimizers too. Checkpoints are read and written by it."""
 
 
-def state_format(optimizer: torch.optim.Optimizer) -> StateFormat:
-    """What ``optimizer`` keeps.
+def state_format(optimizer: torch.optim.Optimizer, tensor: Tensor) -> StateFormat:
+    """What ``optimizer`` keeps for ``tensor``, one of those that it updates.
 
     Raises:
         ConfigError: ``STATE_FORMATS`` does not say.
     """
+    if isinstance(optimizer, LibraryOptimizer):
+        rule = RULES[optimizer.rule_of(tensor)]
+        return StateFormat(rule.moments, counts_in_tensor=rule.is_elementwise)
     if type(optimizer) not in STATE_FORMATS:
         raise ConfigError(
             f"what {type(optimizer).__name__} keeps for a parameter is not known, so checkpoints cannot hold it; add "
@@ -88,41 +93,59 @@ def is_decayed(name: str) -> bool:
     return not name.endswith((".bias", "layer_norm.weight"))
 
 
-def parameter_groups(
-    named: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float, part_lr: Mapping[str, float] | None = None
-) -> list[dict[str, Any]]:
-    """For every part of the model two groups, decayed and not, in the order of the model.
+GroupKey = tuple[str, str, bool]
+"""Of a parameter group: part of the model, rule of the update, whether it is decayed."""
+
+
+def group_key(name: str, config: OptimizerConfig) -> GroupKey:
+    """The group of the parameter of this global name."""
+    return part_of(name), rule_of(name, config.name), is_decayed(name)
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """For every part of the model two groups, decayed and not, in the order of the model; with Muon a third one.
 
     A group's ``lr_scale`` is its learning rate over that of the recipe; ``active`` false leaves the group as it is.
-
-    Args:
-        part_lr: learning rate of a part over the recipe's; 1 where a part is not named.
     """
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    groups: dict[GroupKey, list[nn.Parameter]] = {}
     for name, parameter in named:
-        part = part_of(name)
-        for decayed in (True, False):
-            groups.setdefault((part, decayed), [])
-        groups[part, is_decayed(name)].append(parameter)
+        part, rule, decayed = group_key(name, config)
+        for each in (True, False):
+            groups.setdefault((part, rule, each), [])
+        groups[part, rule, decayed].append(parameter)
     return [
         {
             "params": parameters,
-            "weight_decay": weight_decay if decayed else 0.0,
+            "weight_decay": config.weight_decay if decayed else 0.0,
             "part": part,
-            "lr_scale": (part_lr or {}).get(part, 1.0),
+            "lr_scale": _lr_scale(part, rule, config),
             "active": True,
+            "rule": rule,
+            "key": (part, rule, decayed),
         }
-        for (part, decayed), parameters in groups.items()
+        for (part, rule, decayed), parameters in groups.items()
         if parameters  # a pipeline stage may hold nothing of a part but a table
     ]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, *, offloaded: bool) -> torch.optim.Optimizer:
-    """The optimizer that DeepSpeed wraps. ``offloaded``, to the host or to files, it must be DeepSpeed's CPU kernel."""
-    part_lr = {DISCRIMINATOR: (config.discriminator_lr or config.lr) / config.lr}
-    groups = parameter_groups(model.named_parameters(), weight_decay=config.weight_decay, part_lr=part_lr)
+def _lr_scale(part: str, rule: str, config: OptimizerConfig) -> float:
+    """Learning rate of a group over the recipe's."""
+    scale = (config.discriminator_lr or config.lr) / config.lr if part == DISCRIMINATOR else 1.0
+    return scale * (config.muon_lr or config.lr) / config.lr if rule == "muon" else scale
+
+
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, *, offloaded: bool, is_half: bool = False
+) -> torch.optim.Optimizer:
+    """The optimizer that DeepSpeed wraps. ``offloaded``, to the host or to files, it must be DeepSpeed's CPU kernel.
+
+    ``is_half``: forward and backward are in 16 bits.
+    """
+    groups = parameter_groups(model.named_parameters(), config)
     common: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
-    if offloaded:  # the first one compiles a C++ kernel
+    if config.name != "adamw":
+        optimizer: torch.optim.Optimizer = LibraryOptimizer(groups, config, is_half=is_half)
+    elif offloaded:  # the first one compiles a C++ kernel
         optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, bias_correction=config.bias_correction, **common)
     else:
         kind = torch.optim.AdamW if config.bias_correction else AdamWithoutBiasCorrection

@@ -13,7 +13,7 @@ from megadeberta.layers.micro_batch import MicroBatch
 from megadeberta.layers.objectives import Update, objective_of
 from megadeberta.layers.stages import StagePlan
 from megadeberta.plan.layout import Layout
-from megadeberta.plan.stages import Recipe
+from megadeberta.plan.stages import Held, Recipe
 from megadeberta.plan.zero import FP32_BYTES, zero_memory
 
 
@@ -67,8 +67,8 @@ def checkpoint_copy_bytes(recipe: Recipe, layout: Layout) -> int:
     """
     if not recipe.config.checkpoint.asynchronous:
         return 0
-    most = max(recipe.held(stage, layout.tensor).count for stage in recipe.stages(layout))
-    return -(-most // layout.data) * (1 + recipe.config.optimizer.num_moments) * FP32_BYTES
+    held = [recipe.held(stage, layout.tensor) for stage in recipe.stages(layout)]
+    return max(round(-(-each.count // layout.data) * (1 + each.moments)) * FP32_BYTES for each in held)
 
 
 def _stage_memory(recipe: Recipe, layout: Layout, number: int, *, batch: MicroBatch) -> RankMemory:
@@ -77,7 +77,7 @@ def _stage_memory(recipe: Recipe, layout: Layout, number: int, *, batch: MicroBa
     states = zero_memory(
         held.count,
         settings=settings,
-        num_moments=recipe.config.optimizer.num_moments,
+        num_moments=held.moments,
         data_parallel=layout.data,
         largest_parameter=held.largest,
         is_pipelined=layout.pipeline > 1,
@@ -89,7 +89,8 @@ def _stage_memory(recipe: Recipe, layout: Layout, number: int, *, batch: MicroBa
     logits = max(forward.kept_logits * in_flight, forward.peak_logits)
     # The update needs fp32 gradients, but no activations any more.
     passing = _passing(recipe.config.model, layout, number, batch)
-    buffers = max(states.bucket + states.momentary + passing, states.update - kept - logits - forward.workspace)
+    update = states.update + _put_together(held, layout)
+    buffers = max(states.bucket + states.momentary + passing, update - kept - logits - forward.workspace)
     kept_on = settings.optimizer_device
     return RankMemory(
         parameters=states.parameters,
@@ -101,6 +102,14 @@ def _stage_memory(recipe: Recipe, layout: Layout, number: int, *, batch: MicroBa
         workspace=forward.workspace,
         on_host=states.optimizer if kept_on == "cpu" else 0,
     )
+
+
+def _put_together(held: Held, layout: Layout) -> int:
+    """Bytes of the largest tensor that an optimizer has to see whole, where its parts are on several ranks: weight,
+    gradient and moments, the local shard beside the whole."""
+    is_divided = layout.tensor > 1 or (layout.zero_stage > 0 and layout.data > 1)
+    copies = 1 + (layout.tensor > 1)
+    return round(held.largest_divided * (2 + held.moments) * copies) * FP32_BYTES if is_divided else 0
 
 
 def forward_memory(stage: StagePlan, batch: MicroBatch, *, updates: Sequence[Update]) -> ForwardMemory:

@@ -7,6 +7,7 @@ from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.cuts import shard_slice
 from megadeberta.layers.objectives import list_layers
+from megadeberta.layers.optimizer_rules import is_updated_whole, moments_per_element
 from megadeberta.layers.parameters import Shapes
 from megadeberta.layers.recipe import resolved
 from megadeberta.layers.shapes import shapes_of
@@ -16,10 +17,16 @@ from megadeberta.plan.layout import Layout
 
 @dataclass(frozen=True)
 class Held:
-    """Parameters of one rank: their number, and the elements of the largest one."""
+    """Parameters of one rank."""
 
     count: int
     largest: int
+    """Elements of the largest one."""
+    moments: float
+    """Numbers that the optimizer keeps for an element besides its weight, on average."""
+    largest_divided: int
+    """Elements of the largest one, whole, that the optimizer puts together from the parts of several ranks to update
+    it; 0 where it updates elements one by one."""
 
 
 class Recipe:
@@ -60,9 +67,12 @@ class Recipe:
         """Parameters of the fullest of ``tensor`` ranks: shards of the vocabulary may differ by 8 rows."""
         key = (stage.names, tensor)
         if key not in self._held:
-            ranks = [_sizes(local_shapes(stage, tensor=tensor, rank=rank)) for rank in range(tensor)]
-            fullest = max(ranks, key=sum)
-            self._held[key] = Held(sum(fullest), max(fullest))
+            ranks = [local_shapes(stage, tensor=tensor, rank=rank) for rank in range(tensor)]
+            fullest = max(ranks, key=lambda shapes: sum(_sizes(shapes)))
+            sizes, optimizer = _sizes(fullest), self.config.optimizer
+            moments = moments_per_element(fullest, optimizer)
+            whole = {name: shape for name, shape in stage.parameters.items() if is_updated_whole(name, optimizer.name)}
+            self._held[key] = Held(sum(sizes), max(sizes), moments, max(_sizes(whole), default=0))
         return self._held[key]
 
 

@@ -30,14 +30,14 @@ def zero_memory(
     count: int,
     *,
     settings: EngineSettings,
-    num_moments: int,
+    num_moments: float,
     data_parallel: int,
     largest_parameter: int,
     is_pipelined: bool = False,
 ) -> ZeroMemory:
     """Of a rank whose model has ``count`` parameters.
 
-    settings: of a completed recipe in this layout. num_moments: ``OptimizerConfig.num_moments``. largest_parameter:
+    settings: of a completed recipe in this layout. num_moments: ``Held.moments``. largest_parameter:
     elements; its gradient is whole before it is reduced.
     """
     width, stage = settings.element_bytes, settings.zero_stage
@@ -53,7 +53,7 @@ def zero_memory(
     share = -(-count // data_parallel)
     gradients = count * wide if stage == 1 else share * wide
     optimizer, update = (
-        share * (1 + num_moments) * FP32_BYTES,
+        round(share * (1 + num_moments)) * FP32_BYTES,
         0 if settings.keeps_wide_gradients else share * FP32_BYTES,
     )
     if stage == 3:
@@ -74,21 +74,21 @@ def _reduced_at_once(count: int, settings: EngineSettings, largest_parameter: in
     return elements * in_bucket + converted + largest_parameter * settings.element_bytes
 
 
-def _with_bf16_optimizer(count: int, settings: EngineSettings, num_moments: int, data_parallel: int) -> ZeroMemory:
+def _with_bf16_optimizer(count: int, settings: EngineSettings, num_moments: float, data_parallel: int) -> ZeroMemory:
     """fp32 gradients, flattened once more to be reduced. Those of the backward pass are let go when they are added to
     them (``engine/whole_groups.py``), before that."""
     width, sent = settings.element_bytes, bytes_of(settings.reduction_type)
     share = -(-count // data_parallel)
     flat = min(count, _ALL_REDUCE_BUCKET) * (FP32_BYTES + (sent if sent != FP32_BYTES else 0))
     return ZeroMemory(
-        count * width, count * FP32_BYTES, share * (1 + num_moments) * FP32_BYTES, 0, max(flat, count * width), 0
+        count * width, count * FP32_BYTES, round(share * (1 + num_moments)) * FP32_BYTES, 0, max(flat, count * width), 0
     )
 
 
-def _without_zero(count: int, settings: EngineSettings, num_moments: int, *, is_reduced: bool) -> ZeroMemory:
+def _without_zero(count: int, settings: EngineSettings, num_moments: float, *, is_reduced: bool) -> ZeroMemory:
     width, sent, is_half = settings.element_bytes, bytes_of(settings.reduction_type), settings.is_half
     flat = min(count, _ALL_REDUCE_BUCKET) * (width + (sent if sent != width else 0)) if is_reduced else 0
-    states = count * (num_moments + is_half) * FP32_BYTES  # fp32 parameters are their own masters
+    states = round(count * (num_moments + is_half)) * FP32_BYTES  # fp32 parameters are their own masters
     # 16-bit optimizers copy the gradients to fp32 to step.
     return ZeroMemory(count * width, count * width, states, 0, flat, count * FP32_BYTES if is_half else 0)
 

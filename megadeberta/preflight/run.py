@@ -12,7 +12,7 @@ from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
 from megadeberta.config.set_files import TRAIN_NAME, shard_exists
-from megadeberta.config.training import TrackerName
+from megadeberta.config.training import OptimizerName, TrackerName
 from megadeberta.data.check import DataFacts, check_data, vocabulary_size
 from megadeberta.data.missing import check_nothing_is_missing, is_unprepared
 from megadeberta.errors import CheckpointError, ConfigError
@@ -78,6 +78,7 @@ def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> P
     _check_start(config)
     blend = planned_blend(config, facts.train)
     _check_trackers(config.logging.trackers)
+    _check_optimizer(config.optimizer.name)
     check_compiler(config.engine.needs_compiler)
     _check_output(config.training.output_dir)
     return PreparedRun(config, algebra, topology, facts, blend, str(recipe))
@@ -124,6 +125,14 @@ def _check_output(folder: Path) -> None:
     if what is not None:
         raise ConfigError(f"training.output_dir={folder} holds {what}; give the run a folder of its own")
     check_writable(folder)
+
+
+def _check_optimizer(name: OptimizerName) -> None:
+    if name in ("lamb", "stable_adamw") and find_spec("pytorch_optimizer") is None:
+        raise ConfigError(
+            f"optimizer.name={name!r} is of the package pytorch_optimizer, which is not installed here; pip install "
+            "'megadeberta[optimizers]', or use optimizer.name=adamw or muon"
+        )
 
 
 def _check_trackers(names: Sequence[TrackerName]) -> None:

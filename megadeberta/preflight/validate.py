@@ -81,6 +81,17 @@ def _check_optimizer(config: RunConfig, source: str) -> None:
             f"{source}: optimizer.bias_correction=false under ZeRO needs deepspeed.zero_allow_untested_optimizer=true "
             "(DeepSpeed knows torch's AdamW by its class only)"
         )
+    name = config.optimizer.name
+    if name != "adamw" and settings.zero_stage == 3:
+        raise ConfigError(
+            f"{source}: optimizer.name={name!r} looks at whole tensors, and with deepspeed.zero_optimization.stage=3 "
+            "every tensor is divided among all ranks and would be put together at every step; use stage 1 or 2"
+        )
+    if name != "adamw" and settings.offloads_optimizer:
+        raise ConfigError(
+            f"{source}: optimizer.name={name!r} with deepspeed.zero_optimization.offload_optimizer: DeepSpeed's kernel "
+            "for the host is AdamW alone; remove one of the two"
+        )
 
 
 def _check_profile(config: RunConfig, source: str) -> None:

@@ -102,6 +102,8 @@ class Layout:
     discriminator_lr: float | None = None
     seed: int = SEED
     skip_limit: int = 0
+    optimizer: tuple[tuple[str, object], ...] = ()
+    """Further entries of the optimizer section."""
 
     def __str__(self) -> str:
         size = f"tp{self.tensor} pp{self.pipeline} dp{self.data} zero{self.zero} mb{self.micro_batch}"
@@ -133,7 +135,8 @@ class Layout:
             model=model,
             objective=objective,
             data={"sequence_length": LENGTHS.get(self.variant, LENGTH), "packing": packing},
-            optimizer={"lr": self.lr, "discriminator_lr": self.discriminator_lr, "weight_decay": 0.01},
+            optimizer={"lr": self.lr, "discriminator_lr": self.discriminator_lr, "weight_decay": 0.01}
+            | dict(self.optimizer),
             training={"steps": 20, "seed": self.seed, "compile": "layers" if self.compiled else "none"},
             parallel={
                 "tensor": self.tensor,

@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 
 from megadeberta.checkpoint.content import WEIGHT
 from megadeberta.checkpoint.fragments import Fragment
-from megadeberta.engine.optimizer import state_format
+from megadeberta.engine.optimizer import StateFormat, state_format
 from megadeberta.engine.state.local_parameters import LocalParameter
 from megadeberta.engine.state.swapped_state import SwappedState
 from megadeberta.errors import ConfigError
@@ -66,18 +66,17 @@ class OptimizerState:
                 f"the deepspeed block makes DeepSpeed use {type(self._wrapper).__name__}, whose state checkpoints "
                 "cannot hold; leave out the option that asks for it"
             )
-        self._format = state_format(self._inner)
         find = _PIECES.get(type(self._wrapper), _plain_pieces)
         pieces = [piece for piece in find(self._wrapper, parameters) if piece.start < piece.stop]
         # Together what is in one flat tensor: it may have to be read from a file.
         places: dict[int, int] = {}
         self.pieces = sorted(pieces, key=lambda piece: places.setdefault(id(piece.flat), len(places)))
         self._swapped = SwappedState(self._wrapper)
+        self._formats = {id(piece.flat): state_format(self._inner, piece.flat) for piece in self.pieces}
 
-    @property
-    def moments(self) -> tuple[str, ...]:
-        """Names of what the optimizer keeps for every element besides its weight."""
-        return self._format.moments
+    def moments(self, piece: Piece) -> tuple[str, ...]:
+        """Names of what the optimizer keeps for every element of the piece besides its weight."""
+        return self._format(piece).moments
 
     def owned(self) -> list[Piece]:
         """The pieces that this rank writes: over all ranks every element is in one of them."""
@@ -109,7 +108,7 @@ class OptimizerState:
 
     def kept(self, piece: Piece) -> tuple[str, ...]:
         """Names of what there is of the piece: its weight, and its moments once it has been updated."""
-        return (WEIGHT, *self.moments) if self.updates(piece) is not None else (WEIGHT,)
+        return (WEIGHT, *self.moments(piece)) if self.updates(piece) is not None else (WEIGHT,)
 
     def tensor(self, piece: Piece, state: str) -> Tensor:
         """A flat view of the piece's master weights or of one of its moments, good until the next flat tensor's.
@@ -126,15 +125,15 @@ class OptimizerState:
     def updates(self, piece: Piece) -> float | None:
         """How often the piece has been updated; None before the first time."""
         state = self._inner.state.get(piece.flat)
-        return self._format.updates(state) if state else None
+        return self._format(piece).updates(state) if state else None
 
     def set_updates(self, piece: Piece, updates: float) -> None:
         """Set the count for the whole flat tensor of the piece; moments that are not there yet begin as zeros."""
         self._swapped.bring(piece.flat)
         state = self._inner.state[piece.flat]
-        state["step"] = self._format.step(updates, piece.flat.device)
+        state["step"] = self._format(piece).step(updates, piece.flat.device)
         dtype = torch.float32 if getattr(self._inner, "fp32_optimizer_states", False) else piece.flat.dtype
-        for moment in self.moments:
+        for moment in self.moments(piece):
             if moment not in state:
                 state[moment] = torch.zeros_like(piece.flat, dtype=dtype)
 
@@ -184,6 +183,9 @@ class OptimizerState:
         for name in _SCALER_FIELDS:
             if name in values and hasattr(scaler, name):
                 setattr(scaler, name, values[name])
+
+    def _format(self, piece: Piece) -> StateFormat:
+        return self._formats[id(piece.flat)]
 
     def _scaler(self) -> Any:
         """The object that holds it: None for a scale that does not move."""

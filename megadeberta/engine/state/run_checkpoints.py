@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import deepspeed
 
@@ -326,20 +326,7 @@ def run_record(config: RunConfig, *, world_size: int, data_fingerprint: Mapping[
         zero_stage=settings.zero_stage,
         precision=settings.precision,
     )
-    fixed = {
-        "model": config.model.model_dump(mode="json"),
-        # Checkpoints of before there were options have no such line.
-        "objective": config.objective.model_dump(
-            mode="json", exclude=None if config.objective.options else {"options"}
-        ),
-        "data": {
-            "sequence_length": config.data.sequence_length,
-            "packing": config.data.packing,
-            **data_fingerprint,
-        },
-        "training": {"seed": config.training.seed},
-        "deepspeed": {"train_batch_size": settings.global_batch},
-    }
+    fixed = _fixed_settings(config, data_fingerprint)
     return RunRecord(
         world=world,
         versions={
@@ -350,3 +337,23 @@ def run_record(config: RunConfig, *, world_size: int, data_fingerprint: Mapping[
         fingerprint={f"{section}.{key}": str(value) for section, keys in fixed.items() for key, value in keys.items()},
         config=redact(config.model_dump(mode="json")),
     )
+
+
+def _fixed_settings(config: RunConfig, data_fingerprint: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The settings of the fingerprint by section."""
+    return {
+        "model": config.model.model_dump(mode="json"),
+        # Checkpoints of before there were options have no such line.
+        "objective": config.objective.model_dump(
+            mode="json", exclude=None if config.objective.options else {"options"}
+        ),
+        "data": {
+            "sequence_length": config.data.sequence_length,
+            "packing": config.data.packing,
+            **data_fingerprint,
+        },
+        # As above: those of AdamW have none.
+        "optimizer": {} if config.optimizer.name == "adamw" else {"name": config.optimizer.name},
+        "training": {"seed": config.training.seed},
+        "deepspeed": {"train_batch_size": config.engine.global_batch},
+    }

@@ -100,7 +100,7 @@ def _refuse_not_finite(state: OptimizerState, step: int, collectives: Collective
 
 def _share_bytes(state: OptimizerState, pieces: Sequence[Piece]) -> int:
     """Bytes of what this rank writes; the owners' shares are nearly equal."""
-    return sum(piece.stop - piece.start for piece in pieces) * (1 + len(state.moments)) * _FP32_BYTES
+    return sum((piece.stop - piece.start) * (1 + len(state.moments(piece))) for piece in pieces) * _FP32_BYTES
 
 
 def find_not_finite(state: OptimizerState, collectives: Collectives) -> str:
@@ -149,7 +149,7 @@ def _fill(state: OptimizerState, content: CheckpointContent) -> None:
             state.forget_updates(pieces[0])
         for piece, count in zip(pieces, updates, strict=True):
             _read(state, content, piece, WEIGHT)
-            for moment in state.moments if counts else ():
+            for moment in state.moments(piece) if counts else ():
                 if count is None:
                     state.tensor(piece, moment).zero_()
                 else:

@@ -11,6 +11,7 @@ from megadeberta.cli import app
 from megadeberta.config.load import load_run_config
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.objectives import objective_of
+from megadeberta.layers.optimizer_rules import rule_of
 from megadeberta.layers.shapes import count_parameters
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, checkpoint_copy_bytes, forward_memory, fullest, memory_of_stages
@@ -41,6 +42,15 @@ def test_memory_falls_with_the_zero_stage_and_the_optimizer_moves_to_the_host() 
     assert [memory.gradients for memory in stages] == [2 * count, 4 * count, 4 * share, 4 * share]
     assert [memory.optimizer for memory in stages] == [12 * count] + [12 * share] * 3
     assert (on_host.optimizer, on_host.on_host) == (0, 12 * share)
+
+
+def test_muon_keeps_one_moment_of_matrices() -> None:
+    config, wanted = _xlarge(), layout(data=8, zero_stage=1, micro_batch=8)
+    muon = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"name": "muon"})})
+    shapes = Recipe(config).shapes
+    matrices = sum(math.prod(shape) for name, shape in shapes.items() if rule_of(name, "muon") == "muon")
+    saved = _memory(config, wanted).optimizer - _memory(muon, wanted).optimizer
+    assert saved == pytest.approx(4 * matrices / 8, rel=1e-6)
 
 
 def test_a_copy_for_checkpoints_has_weights_and_moments_of_a_rank_s_share_and_is_shown() -> None:

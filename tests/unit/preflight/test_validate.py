@@ -52,6 +52,25 @@ def test_own_optimizer_under_zero_must_be_allowed() -> None:
     _validate(optimizer={"bias_correction": False})
 
 
+@pytest.mark.parametrize("name", ["muon", "lamb", "stable_adamw"])
+def test_optimizers_of_whole_tensors_run_where_a_rank_has_most_tensors_whole(name: str) -> None:
+    for stage in (0, 1, 2):
+        _validate(optimizer={"name": name}, deepspeed={"zero_optimization": {"stage": stage}})
+    with pytest.raises(ConfigError, match=rf"name='{name}' looks at whole tensors.*use stage 1 or 2"):
+        _validate(optimizer={"name": name}, deepspeed={"zero_optimization": {"stage": 3}})
+    offload = {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}}
+    with pytest.raises(ConfigError, match=rf"name='{name}' with .*offload_optimizer.*remove one of the two"):
+        _validate(optimizer={"name": name}, deepspeed=offload)
+
+
+def test_settings_of_another_optimizer_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"bias_correction=false is AdamW's, and optimizer.name='lamb'"):
+        _validate(optimizer={"name": "lamb", "bias_correction": False})
+    with pytest.raises(ConfigError, match=r"muon_lr=0\.01 with optimizer.name='adamw'.*use optimizer.name=muon"):
+        _validate(optimizer={"muon_lr": 0.01})
+    _validate(optimizer={"name": "muon", "muon_lr": 0.01})
+
+
 def test_accumulation_in_bf16_must_be_asked_for_where_deepspeed_has_no_other() -> None:
     block = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 0}}
     with pytest.raises(

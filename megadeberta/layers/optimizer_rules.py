@@ -1,0 +1,32 @@
+"""Which rule updates a parameter, and what it keeps for it: the plan, the engine and checkpoints ask here."""
+
+import math
+
+from megadeberta.config.training import RULES, OptimizerConfig, OptimizerName
+from megadeberta.layers.encoder import ENCODER_CUTS
+from megadeberta.layers.parameters import Shapes
+
+_MATRICES = tuple(f".{ending}" for ending in ENCODER_CUTS if ending.endswith(".weight"))
+
+
+def rule_of(parameter: str, optimizer: OptimizerName) -> OptimizerName:
+    """The rule for the parameter of this global name.
+
+    Muon is for matrices inside a network (https://kellerjordan.github.io/posts/muon/): here the linear maps of
+    attention and feed-forward. Tables, heads, the convolution and vectors are AdamW's.
+    """
+    if optimizer == "muon" and not parameter.endswith(_MATRICES):
+        return "adamw"
+    return optimizer
+
+
+def is_updated_whole(parameter: str, optimizer: OptimizerName) -> bool:
+    """Whether the rule for the parameter has to see all of it."""
+    return not RULES[rule_of(parameter, optimizer)].is_elementwise
+
+
+def moments_per_element(shapes: Shapes, config: OptimizerConfig) -> float:
+    """Numbers kept for an element besides its weight, on the average of these parameters."""
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    kept = sum(size * len(RULES[rule_of(name, config.name)].moments) for name, size in sizes.items())
+    return kept / max(1, sum(sizes.values()))
