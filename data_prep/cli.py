@@ -274,6 +274,9 @@ def prep(
         max_file_bytes=parse_size(max_file_size),
         part=_parse_part(part) if part is not None else None,
     )
+    from megadeberta.data_prep.pool import start_early
+
+    start_early(options.corpora, workers=options.workers)
     from megadeberta.data_prep.prepare import prepare
 
     console = Console()

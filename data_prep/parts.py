@@ -21,7 +21,7 @@ from megadeberta.storage import open_new, storage_errors, temporary_path
 
 DOCUMENT_RECORD = np.dtype([("length", "<i4"), ("key", "<u8")])
 FOLDER = ".parts"
-_GROUP_TOKENS = 16 << 20
+_GROUP_TOKENS = 2 << 20
 
 
 @dataclass(frozen=True)

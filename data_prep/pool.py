@@ -9,9 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 from megadeberta.errors import DataError
+from megadeberta.remote.files import FilePath
+from megadeberta.worker_server import start_server
+
+_BLOCKED = (signal.SIGINT,)
+"""Ctrl-C reaches the whole group; the parent alone decides what happens then."""
+_WORTH_A_SERVER = 16 << 20
+"""Bytes of text that take workers longer than their server needs to start."""
 
 
 def run_in_order(
@@ -29,8 +37,7 @@ def run_in_order(
         for item in items:
             yield function(context, *item)
         return
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(_modules(function))
+    server = start_server(_modules(function), blocked=_BLOCKED)
     pool = ProcessPoolExecutor(
         workers,
         mp_context=server,
@@ -54,6 +61,17 @@ def run_in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def start_early(corpora: Iterable[FilePath], *, workers: int) -> None:
+    """Start the server of the workers that encode, where ``corpora`` will surely need several.
+
+    It loads its modules while this process loads others, finds the files and reads the vocabulary.
+    """
+    sizes = (path.stat().st_size for path in corpora if isinstance(path, Path) and path.is_file())
+    if workers > 1 and sum(sizes) >= _WORTH_A_SERVER:
+        # Every worker loads the main script, which is that of the command line.
+        start_server(["megadeberta.data_prep.work", "megadeberta.cli"], blocked=_BLOCKED)
+
+
 def _modules(function: Callable[..., Any]) -> list[str]:
     """What workers need: the module of their work. The main script, which each of them imports, is light."""
     return [name for name in (function.__module__,) if name != "__main__"]
@@ -65,8 +83,7 @@ _WORK: tuple[Callable[..., Any], Any] | None = None
 def _start_worker(function: Callable[..., Any], context: Any) -> None:
     global _WORK
     _WORK = (function, context)
-    # Ctrl-C reaches the whole group; the parent alone decides what happens then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # blocked already, unless another started the server
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

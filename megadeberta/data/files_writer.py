@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from megadeberta.data.beside import Beside
 from megadeberta.data.index_layout import HEADER_BYTES, digest_of_chunks, index_chunks
 from megadeberta.data.shard_files import numbered
 from megadeberta.data.shard_manifest import FileOfSet, ShardManifest, ShardSource, content_fingerprint
@@ -29,6 +30,7 @@ class FilesWriter:
         self._dtype = np.dtype(dtype)
         self._limit = max_file_bytes
         self._digest = hashlib.sha256()
+        self._beside = Beside(self._digest.update)
         self._lengths: list[np.ndarray] = []
         self._files = [ShardWriter(numbered(prefix, 0), dtype=self._dtype)]
 
@@ -43,7 +45,8 @@ class FilesWriter:
         Raises:
             DataError: a document alone is above the limit.
         """
-        self._digest.update(np.ascontiguousarray(tokens).data.cast("B") if len(tokens) else b"")
+        if len(tokens):
+            self._beside.add(np.ascontiguousarray(tokens).data.cast("B"))
         self._lengths.append(lengths.astype(np.int32))
         ends = np.cumsum(lengths, dtype=np.int64)
         first, start = 0, 0
@@ -71,6 +74,7 @@ class FilesWriter:
         """
         made = {"tokenizer_sha256": tokenizer_sha256, "tokenizer_pieces": tokenizer_pieces}
         try:
+            self._beside.wait()
             parts = [file.commit(options=options, **made) for file in self._files]  # type: ignore[arg-type]
             return publish_manifest(self._prefix, self._describe(parts, options or {}), sources)
         except BaseException:
@@ -79,6 +83,7 @@ class FilesWriter:
 
     def discard(self) -> None:
         """Remove what was written and not committed."""
+        self._beside.stop()
         for file in self._files:
             file.discard()
 

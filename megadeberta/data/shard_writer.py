@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from megadeberta.data.beside import Beside
 from megadeberta.data.block_sums import SumWriter
 from megadeberta.data.index_layout import digest_of_chunks, index_chunks
 from megadeberta.data.indexed import largest_id
@@ -41,6 +42,7 @@ class ShardWriter:
         self._is_finished = False
         self._digest = hashlib.sha256()
         self._sums = SumWriter()
+        self._beside = [Beside(self._digest.update), Beside(self._sums.add)]
         self._bin = PendingFile(shard_file(prefix, "bin"))
 
     @property
@@ -74,7 +76,7 @@ class ShardWriter:
         """Append many documents of one sequence each.
 
         Args:
-            tokens: ``[T]`` in the shard's dtype, all documents back to back.
+            tokens: ``[T]`` in the shard's dtype, all documents back to back; not to be changed afterwards.
             lengths: ``[D]`` tokens of each; must add up to ``T``.
         """
         if tokens.dtype != self._dtype or int(lengths.sum(dtype=np.int64)) != len(tokens):
@@ -95,6 +97,8 @@ class ShardWriter:
             StorageError: the file system refused.
         """
         if not self._is_finished:
+            for work in self._beside:
+                work.wait()
             self._bin.finish()
             self._is_finished = True
 
@@ -115,13 +119,13 @@ class ShardWriter:
         Raises:
             StorageError: the file system refused; no manifest is left.
         """
-        sums = self._sums.finish()
-        manifest = self._describe(
-            sums, tokenizer_sha256=tokenizer_sha256, tokenizer_pieces=tokenizer_pieces, options=options or {}
-        )
         manifest_path = shard_file(self._prefix, "json")
         try:
             self.finish_tokens()
+            sums = self._sums.finish()
+            manifest = self._describe(
+                sums, tokenizer_sha256=tokenizer_sha256, tokenizer_pieces=tokenizer_pieces, options=options or {}
+            )
             with storage_errors(manifest_path):
                 manifest_path.unlink(missing_ok=True)
                 sync_folder(manifest_path.parent)
@@ -139,6 +143,8 @@ class ShardWriter:
 
     def discard(self) -> None:
         """Remove what was written and not committed."""
+        for work in self._beside:
+            work.stop()
         self._bin.discard()
 
     def __enter__(self) -> Self:
@@ -153,8 +159,8 @@ class ShardWriter:
         if len(tokens) == 0:
             return
         payload = np.ascontiguousarray(tokens).data.cast("B")
-        self._digest.update(payload)
-        self._sums.add(payload)
+        for work in self._beside:
+            work.add(payload)
         self._bin.write(payload)
         self._largest = max(self._largest, largest_id(tokens))
         self.num_tokens += len(tokens)

@@ -4,10 +4,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from megadeberta.worker_server import start_server
 
 # A batch system signals every process of a job, and a rank that saves in its own time still needs batches until then.
 _JOB_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -16,20 +17,9 @@ _JOB_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 def worker_context(*, preload: str) -> BaseContext:
     """Start the server that workers are forked from, with the module ``preload`` and the torch it needs loaded.
 
-    Plain fork would copy the locks of gloo's and CUDA's threads, held or not. The server is a fresh process; it and the
-    workers inherit a mask that blocks the job's signals.
+    It and the workers inherit a mask that blocks the job's signals.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
-    try:
-        resource_tracker.ensure_running()
-        # Starting the tracker unblocks some of them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return context
+    return start_server([preload], blocked=_JOB_SIGNALS)
 
 
 def exit_with_the_rank(_worker_id: int) -> None:
