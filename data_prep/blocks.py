@@ -25,7 +25,7 @@ from megadeberta.storage import open_new, storage_errors
 
 _WINDOW = 256 << 10
 _OVERLAP = 4 << 10  # a cut longer than this may be missed, which makes a block longer and changes nothing else
-_UNPACKED = 4
+UNPACKED = 4
 """About so many bytes of text come out of one compressed byte."""
 _LARGEST_WHOLE = 2 << 30
 """A compressed file above this is cut, or a killed run would lose too much of it."""
@@ -77,7 +77,7 @@ def choose_block_bytes(sources: list[Source]) -> int:
 def choose_whole_bytes(sources: list[Source]) -> int:
     """Largest compressed file that one worker reads whole: a sixteenth of the corpus, or less than a block of text."""
     total = sum(source.size for source in sources)
-    return max(choose_block_bytes(sources) // _UNPACKED, min(total // 16, _LARGEST_WHOLE))
+    return max(choose_block_bytes(sources) // UNPACKED, min(total // 16, _LARGEST_WHOLE))
 
 
 class BlockCutter:
@@ -126,7 +126,7 @@ class BlockCutter:
 
     def _text_bytes(self, number: int) -> int:
         source = self._sources[number]
-        return source.size * (_UNPACKED if source.compression else 1)
+        return source.size * (UNPACKED if source.compression else 1)
 
     def _block(self, *sections: Section, consumed: int) -> Block:
         self._number += 1
@@ -152,7 +152,7 @@ class BlockCutter:
         try:
             with source.path.open("rb") as file:
                 while start < source.size:
-                    stop = _find_cut(file, start + self._block_bytes, source.size, cut=cut)
+                    stop = find_cut(file, start + self._block_bytes, source.size, cut=cut)
                     if self._division.takes(stop - start):
                         yield self._block(Section(number, source.path, start, stop, start), consumed=stop - start)
                     start = stop
@@ -228,7 +228,7 @@ class _Group:
 
     def add(self, section: Section, source: Source) -> None:
         self._sections.append(section)
-        self._size += source.size * (_UNPACKED if source.compression else 1)
+        self._size += source.size * (UNPACKED if source.compression else 1)
         self._of = (source.split, source.corpus)
 
     def take(self) -> list[Section]:
@@ -237,7 +237,7 @@ class _Group:
         return sections
 
 
-def _find_cut(file: BinaryIO, mark: int, size: int, *, cut: re.Pattern[bytes] | None) -> int:
+def find_cut(file: BinaryIO, mark: int, size: int, *, cut: re.Pattern[bytes] | None) -> int:
     """The first cut at or after ``mark``, or ``size``."""
     if cut is None:
         return size

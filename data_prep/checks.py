@@ -1,5 +1,7 @@
 """Whether a corpus that was read is good enough to go on with."""
 
+from collections import Counter
+
 from megadeberta.data_prep.bad_lines import CorpusTally
 from megadeberta.data_prep.options import PrepOptions
 from megadeberta.data_prep.parts import Counts
@@ -27,25 +29,35 @@ def check_corpus(tally: CorpusTally, options: PrepOptions, *, num_files: int) ->
 def _check_scripts(tally: CorpusTally, options: PrepOptions) -> None:
     scripts = tally.scripts()
     for name, least in options.expected_scripts:
-        fraction = scripts[name] / max(1, scripts.total())
-        if fraction < least:
-            found = ", ".join(f"{script} {number / scripts.total():.1%}" for script, number in scripts.most_common(4))
-            raise DataError(
-                f"{fraction:.1%} of the letters are {name}, --expect-script={name}:{least:g} wants more; found "
-                f"{found or 'no letters'}: leave out what is of other scripts, or lower the limit"
-            )
+        if scripts[name] / max(1, scripts.total()) < least:
+            raise DataError(too_little_of_script(scripts, name, least))
+
+
+def too_little_of_script(scripts: Counter[str], name: str, least: float) -> str:
+    """What to say where less than ``least`` of the letters, by script, are of the script ``name``."""
+    total = max(1, scripts.total())
+    found = ", ".join(f"{script} {number / total:.1%}" for script, number in scripts.most_common(4))
+    return (
+        f"{scripts[name] / total:.1%} of the letters are {name}, --expect-script={name}:{least:g} wants more; found "
+        f"{found or 'no letters'}: leave out what is of other scripts, or lower the limit"
+    )
 
 
 def _check_languages(tally: CorpusTally, options: PrepOptions) -> None:
     languages = tally.languages()
     for code, least in options.expected_languages:
-        fraction = languages[code] / max(1, languages.total())
-        if fraction < least:
-            found = ", ".join(f"{each} {number / languages.total():.1%}" for each, number in languages.most_common(4))
-            raise DataError(
-                f"{fraction:.1%} of the text is of language {code}, --expect-language={code}:{least:g} wants more; "
-                f"found {found}: leave out what is of others (--quality language={code}), or lower the limit"
-            )
+        if languages[code] / max(1, languages.total()) < least:
+            raise DataError(too_little_of_language(languages, code, least))
+
+
+def too_little_of_language(languages: Counter[str], code: str, least: float) -> str:
+    """What to say where less than ``least`` of the bytes, by language, are of the language ``code``."""
+    total = max(1, languages.total())
+    found = ", ".join(f"{each} {number / total:.1%}" for each, number in languages.most_common(4))
+    return (
+        f"{languages[code] / total:.1%} of the text is of language {code}, --expect-language={code}:{least:g} wants "
+        f"more; found {found}: leave out what is of others (--quality language={code}), or lower the limit"
+    )
 
 
 def check_unknown(counts: Counts, sources: list[Source], options: PrepOptions) -> None:
@@ -57,9 +69,13 @@ def check_unknown(counts: Counts, sources: list[Source], options: PrepOptions) -
     fraction = counts.num_unknown / max(1, counts.num_tokens)
     if fraction > options.max_unknown_fraction:
         worst, of_worst = counts.most_unknown()
-        raise DataError(
-            f"{fraction:.1%} of the tokens are [UNK], unknown to the vocabulary (allowed "
-            f"{options.max_unknown_fraction:.1%}); most in {sources[worst].name} "
-            f"({of_worst:.1%}): is it of the vocabulary's language, and UTF-8? Train "
-            "a vocabulary on this text (--vocab-size), or raise --max-unknown-fraction"
-        )
+        raise DataError(too_many_unknown(fraction, options, f"{sources[worst].name} ({of_worst:.1%})"))
+
+
+def too_many_unknown(fraction: float, options: PrepOptions, worst: str) -> str:
+    """What to say where ``fraction`` of the tokens are unknown, most of them in ``worst``."""
+    return (
+        f"{fraction:.1%} of the tokens are [UNK], unknown to the vocabulary (allowed "
+        f"{options.max_unknown_fraction:.1%}); most in {worst}: is it of the vocabulary's language, and UTF-8? Train "
+        "a vocabulary on this text (--vocab-size), or raise --max-unknown-fraction"
+    )

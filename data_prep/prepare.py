@@ -20,6 +20,7 @@ from megadeberta.data_prep.checks import check_corpus, check_unknown
 from megadeberta.data_prep.division import WorkDivision
 from megadeberta.data_prep.document_filter import describe_test_sets
 from megadeberta.data_prep.duplicates import Copies, check_deduplication, find_copies
+from megadeberta.data_prep.first_look import check_places
 from megadeberta.data_prep.identity import agreement, make_keys
 from megadeberta.data_prep.machines import MachinePart, plain_options, remove_record, write_record
 from megadeberta.data_prep.options import BadLinePolicy, PrepOptions
@@ -168,6 +169,8 @@ class _Run:
         self._scratch.create()
         self._output.remove_drafts()
         tokenizer = load_tokenizer(self._timed("vocabulary", self._vocabulary))
+        if self._options.vocabulary.tokenizer:  # to train one, all of the corpus was read
+            self._timed("look", lambda: check_places(self._sources, self._options, tokenizer, self._stages.say))
         dtype = smallest_dtype(tokenizer.vocab_size_needed)
         return tokenizer, PartStore(self._options.output, self._parts_key, dtype=dtype)
 

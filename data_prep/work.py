@@ -1,6 +1,6 @@
 """What a worker does with a block: offer its documents to the vocabulary sample, or encode them into a part."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -64,7 +64,7 @@ def sample_block(context: SampleContext, block: Block, threshold: int) -> tuple[
     tallies = []
     for section in block.sections:
         tally = Tally()
-        for document in _documents(context, section, tally):
+        for document in documents_of(context, section, tally):
             sample.add(keyed_chunks(document.encode()))
         tallies.append((section.source, tally))
     return tallies, sample.chunks()
@@ -91,7 +91,7 @@ def encode_block(context: EncodeContext, block: Block) -> Part:
     with storage_errors(draft.tokens), open_new(draft.tokens) as tokens, open_new(draft.documents) as records:
         encoder = _Encoder(_load_tokenizer(context.tokenizer), context.dtype, tokens, records, len(block.sections))
         for place, (section, tally) in enumerate(zip(block.sections, tallies, strict=True)):
-            for document in _documents(context, section, tally):
+            for document in documents_of(context, section, tally):
                 encoder.add(document, place)
         encoder.flush()
     files = [
@@ -105,7 +105,12 @@ def encode_block(context: EncodeContext, block: Block) -> Part:
     return part
 
 
-def _documents(context: WorkContext, section: Section, tally: Tally) -> Iterator[str]:
+def documents_of(context: WorkContext, section: Section, tally: Tally) -> Generator[str, None, None]:
+    """See ``read_documents``.
+
+    Raises:
+        DataError: the section cannot be read.
+    """
     source = context.sources[section.source]
     documents = read_documents(section, context.read, source=source, tally=tally, every=context.sample_every)
     while True:

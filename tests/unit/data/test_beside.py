@@ -38,7 +38,11 @@ def test_an_error_reaches_the_caller() -> None:
 
 def test_few_pieces_wait() -> None:
     may_go = threading.Event()
-    work = Beside(lambda piece: None if may_go.wait(60) else None)
+
+    def wait(piece: memoryview) -> None:
+        may_go.wait(60)
+
+    work = Beside(wait)
     added = []
 
     def add() -> None:
