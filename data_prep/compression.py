@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ BOMB_FLOOR = 16 << 20
 """Expansion is judged only beyond this much text: below it no harm is done."""
 _ZSTD_STEP = 2048  # one RLE block of 4 bytes gives 128 KiB, so this bounds one step at 64 MiB
 _ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` writes; the default of the library is 128 MiB
+_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+"""A frame that holds no text: pzstd begins with one."""
 _DAMAGE = (zlib.error, gzip.BadGzipFile, zstandard.ZstdError, lzma.LZMAError)
 
 Read = Callable[[int], bytes]
@@ -95,6 +98,8 @@ COMPRESSIONS = {
 
 def compression_of(head: bytes) -> str | None:
     """The name of the compression of a file that begins with ``head``; None if it is plain."""
+    if _SKIPPABLE.match(head):
+        return "zstd"
     return next((one.name for one in COMPRESSIONS.values() if head.startswith(one.magic)), None)
 
 

@@ -37,11 +37,17 @@ _UNREADABLE = {
     b"\x04\x22\x4d\x18": ("compressed with lz4", "unpack it"),
     b"\xff\xfe": ("UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
     b"\xfe\xff": ("UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
+    b"\x1f\x9d": ("compressed with compress (.Z)", "unpack it: gzip -d"),
+    b"\x5d\0\0": ("compressed with lzma", "unpack it: xz --format=lzma -d"),
+    b"LZIP": ("compressed with lzip", "unpack it"),
+    b"07070": ("a cpio archive", "unpack it"),
+    b"!<arch>": ("an ar archive", "unpack it"),
+    b"PARE": ("encrypted Parquet", "write it without encryption"),
     b"MMIDIDX": ("an index of token files", "it is prepared already"),
 }
 """What holds text that is not read: what it is, and what to do."""
-_USUALLY_BINARY = 0.1
-"""Fraction of control bytes in the head from which a file is no text."""
+_MANY_NULS, _MANY_CONTROLS = 0.1, 0.05
+"""Fractions of the head from which a file is no text; of random bytes, 0.1 are control characters."""
 _FEW = 8
 """Control bytes that a short text may have."""
 _CONTROLS = bytes({*range(32), 127} - {7, 8, 9, 10, 11, 12, 13, 27})
@@ -99,11 +105,11 @@ def _binary(head: bytes) -> Refusal | None:
     if not head:
         return None
     nuls, others = head.count(0), len(head) - len(head.translate(None, _CONTROLS))
-    if nuls > _USUALLY_BINARY * len(head):
+    if nuls > _MANY_NULS * len(head):
         odd, even = head[1::2].count(0), head[::2].count(0)
         if max(odd, even) > 10 * min(odd, even) and others < 1.5 * nuls:
             return Refusal("UTF-16 or UTF-32 without a mark", "convert it: iconv -f UTF-16LE -t UTF-8")
-    if others > max(_FEW, _USUALLY_BINARY * len(head)):
+    if others > max(_FEW, _MANY_CONTROLS * len(head)):
         return Refusal("binary data", "")
     return None
 

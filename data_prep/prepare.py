@@ -34,7 +34,7 @@ from megadeberta.data_prep.report import (
     describe_files,
 )
 from megadeberta.data_prep.sampling import sample_every
-from megadeberta.data_prep.sources import Corpus, Source, find_sources
+from megadeberta.data_prep.sources import Corpus, Source, check_unchanged, find_sources
 from megadeberta.data_prep.standard_input import standard_input
 from megadeberta.data_prep.vocabulary import train_vocabulary
 from megadeberta.data_prep.vocabulary_sample import (
@@ -220,6 +220,7 @@ class _Run:
             samples.add(sources[block.source].corpus, chunks, text_bytes=text_bytes)
             self._done(block, tallies, tally)
         self._add_damage(tally, cutter)
+        check_unchanged(sources)
         check_corpus(tally, self._options, num_files=len(sources))
         return samples.joined()
 
@@ -251,6 +252,7 @@ class _Run:
             places.append([block.source, block.sections[0].offset, block.number])
             self._done(block, [(file.source, file.tally) for file in part.files], tally, tokens=part.num_tokens)
         self._add_damage(tally, cutter)
+        check_unchanged(self._sources)
         return counts, tally, cutter.damage, places
 
     def _cutter(self, sources: list[Source]) -> BlockCutter:

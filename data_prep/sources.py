@@ -95,6 +95,27 @@ def find_sources(corpora: Iterable[Path], *, split: str, options: ReadOptions, o
     return corpus
 
 
+def check_unchanged(sources: Iterable[Source]) -> None:
+    """Refuse files that are not what they were when they were found: a part of what was read may be of neither state.
+
+    Raises:
+        DataError: a file has another size or time, or is gone.
+    """
+    for source in sources:
+        if isinstance(source.path, RemoteFile):
+            continue
+        try:
+            status = source.path.stat()
+            is_same = (status.st_size, status.st_mtime_ns) == (source.size, source.mtime_ns)
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise DataError(
+                f"{source.path}: changed while it was read; leave the corpus alone until `megadeberta prep` ends, and "
+                "run the same command again"
+            )
+
+
 def _check_is_text(folder: FilePath, outside: Path) -> None:
     """Refuse a folder that has another use, before its files are judged one by one."""
     from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints  # which no worker needs
@@ -161,7 +182,7 @@ def _add_folder(
             raise DataError(
                 f"{path}: is {what.what}; {what.remedy}, or use --on-unreadable=skip to go on without such files"
             )
-        corpus.passed_over.append(PassedOver(name, path.stat().st_size, what.what))
+        corpus.passed_over.append(PassedOver(_printable(name), path.stat().st_size, what.what))
     if taken == 0:
         seen = f"; it holds {len(files)} other file(s), first {files[0][1]}" if files else ""
         kinds = ", ".join(known.summary for known in FORMATS.values())
@@ -170,7 +191,8 @@ def _add_folder(
 
 def _files(folder: Path, outside: Path) -> Iterator[tuple[Path, str]]:
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        kept = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in kept if not _leads_back(Path(place, name), folder)]
         if Path(place).resolve() == outside:
             folders.clear()
             continue
@@ -178,6 +200,15 @@ def _files(folder: Path, outside: Path) -> Iterator[tuple[Path, str]]:
             path = Path(place, name)
             if not name.startswith(".") and path.is_file():
                 yield path, str(path.relative_to(folder.parent))
+
+
+def _leads_back(path: Path, folder: Path) -> bool:
+    """Whether a folder is a link to one that it lies in, so that the way through it never ends."""
+    if not path.is_symlink():
+        return False
+    target = path.resolve()
+    above = [parent.resolve() for parent in path.parents if parent == folder or folder in parent.parents]
+    return any(target == real or target in real.parents for real in above)
 
 
 def _of_folder(path: FilePath, name: str, *, split: str, options: ReadOptions) -> Source | Refusal:
@@ -195,6 +226,11 @@ def _of_folder(path: FilePath, name: str, *, split: str, options: ReadOptions) -
     ):
         return Refusal(f"a {ending} file", "")
     return found
+
+
+def _printable(name: str) -> str:
+    """A name as UTF-8 can say it: other bytes as ``\\xff``."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _is_documentation(path: FilePath) -> bool:
@@ -233,7 +269,7 @@ def _describe(path: FilePath, *, name: str, split: str, options: ReadOptions) ->
         return found
     if missing := what_is_missing(found):
         return Refusal(found.summary, missing)
-    return Source(path, name, split, found.name, compression, status.st_size, status.st_mtime_ns)
+    return Source(path, _printable(name), split, found.name, compression, status.st_size, status.st_mtime_ns)
 
 
 def _format(path: FilePath, compression: str | None, options: ReadOptions) -> Format | Refusal:

@@ -18,6 +18,10 @@ _TAG = re.compile(r"</?[A-Za-z][\w:.-]*(?:\s[^<>]*)?/?>|<!--")
 _FEWEST_TAGS = 6
 _CUE = re.compile(r"(?:\d+:)?\d\d:\d\d[.,]\d+ --> ")
 _FEWEST_CUES = 2
+_HEX = re.compile(r"(?:[0-9a-f]{6,8}:? +)?(?:[0-9a-f]{2,4}[ :]?){8}", re.IGNORECASE)
+_QUOTED = re.compile(r"=(?:[0-9A-F]{2}|$)", re.MULTILINE)
+_MOST_WITHOUT_SPACE, _FEWEST_CHARACTERS = 40, 1000
+"""ASCII characters for each white one; the words of languages written so are shorter by far."""
 _SQL = re.compile(r"INSERT INTO\s|CREATE TABLE\s", re.IGNORECASE)
 _OPENINGS = {
     re.compile(r"\{\\rtf"): ("rich text (RTF)", "save it as plain text"),
@@ -27,6 +31,11 @@ _OPENINGS = {
     re.compile(r"(?:--(?! (?:MySQL|MariaDB|PostgreSQL database) dump).*+\s*+)*+--"): (
         "an SQL dump",
         "write its text as JSON lines",
+    ),
+    re.compile(r"begin [0-7]{3,4} \S.*\n[ -`]{2,61}\n"): ("uuencoded data", "decode it"),
+    re.compile(r"(?:[\w-]++:.*+\n(?:[ \t].*+\n)*+)*?(?i:mime-version|content-transfer-encoding):"): (
+        "an e-mail message",
+        "take the text out of it",
     ),
     re.compile(r"[^\n]*\x1b[$(][@B]"): ("ISO-2022 text", "convert it: iconv -f ISO-2022-JP -t UTF-8"),
 }
@@ -136,12 +145,34 @@ def _same_width(rows: list[list[str]], *, narrowest: int) -> bool:
     return not any(column.startswith(" ") for row in of_width for column in row)
 
 
+def _is_encoded(lines: list[str]) -> bool:
+    text = "\n".join(lines)
+    is_ascii = len(text) >= _FEWEST_CHARACTERS and text.isascii()
+    return is_ascii and len(text) > _MOST_WITHOUT_SPACE * (text.count(" ") + text.count("\t") + len(lines))
+
+
+def _is_hex(lines: list[str]) -> bool:
+    return len(lines) >= _FEWEST_ROWS and _fraction(lines, lambda line: _HEX.match(line.strip()) is not None) >= _MOST
+
+
+def _is_quoted_printable(lines: list[str]) -> bool:
+    breaks = _fraction(lines, lambda line: line.endswith("=")) if len(lines) >= _FEWEST_ROWS else 0.0
+    return breaks >= _HALF / 2 and len(_QUOTED.findall("\n".join(lines))) > len(lines)
+
+
 _KINDS: tuple[tuple[str, str, Callable[[list[str]], bool]], ...] = (
     ("a file of JSON values without keys, one per line", _JSON_REMEDY, _is_json_strings),
     ("a file of records as Python prints them", "write them with json.dumps", _is_python),
     ("HTML or XML without a head", "extract its text first", _is_markup),
     ("a file of subtitles", "take the text out of them", _is_subtitles),
     ("an SQL dump", "write its text as JSON lines", _is_sql),
+    ("a hex dump", "decode it", _is_hex),
+    ("quoted-printable text", "decode it", _is_quoted_printable),
+    (
+        "letters without spaces, such as base64, percent or UTF-7 encoding writes",
+        "decode it, or write words with spaces between them",
+        _is_encoded,
+    ),
     (
         "a table without a column of the text's name",
         "give it a header, name it .csv or .tsv and name the column with --text-key",

@@ -93,7 +93,7 @@ def _batches(batches: "Iterator[pyarrow.RecordBatch]", options: ReadOptions, tal
             try:
                 text = record_text(_as_text(values), options.text_keys)
             except BadLine as bad:
-                report.reject(bad.kind, bad.detail)
+                report.reject(bad.kind, bad.detail, num_bytes=size)
                 continue
             if len(text) > options.max_line_bytes:
                 report.reject("line_too_long", f"{len(text)} characters", num_bytes=len(text.encode()))
@@ -166,8 +166,11 @@ def _is_dotted(name: str, wanted: list[str]) -> bool:
 
 
 def _as_text(record: "dict[str, pyarrow.Scalar]") -> dict[str, Any]:
-    """The values as Python's. Some writers store text as bytes."""
-    values = {name: value.as_py() for name, value in record.items()}
+    """The values as Python's. Some writers store text as bytes, some bytes as text."""
+    try:
+        values = {name: value.as_py() for name, value in record.items()}
+    except UnicodeDecodeError as error:
+        raise BadLine("invalid_utf8", f"byte {error.object[error.start]:#x} at {error.start}") from error
     return {
         name: value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
         for name, value in values.items()
@@ -178,7 +181,7 @@ def _columns(schema: "pyarrow.Schema", keys: tuple[str, ...]) -> list[str]:
     """The columns to read.
 
     Raises:
-        DataError: a key names none.
+        DataError: a key names none, or several.
     """
     columns = []
     for key in keys:
@@ -186,6 +189,8 @@ def _columns(schema: "pyarrow.Schema", keys: tuple[str, ...]) -> list[str]:
         if column not in schema.names:
             names = ", ".join(map(repr, schema.names[:20])) or "none"
             raise DataError(f"no column {key!r}; --text-key names the column of the text, of {names}")
+        if (number := schema.names.count(column)) > 1:
+            raise DataError(f"{number} columns are named {column!r}; give them different names")
         columns.append(column)
     return columns
 

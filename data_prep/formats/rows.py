@@ -15,6 +15,8 @@ from megadeberta.data_prep.options import ReadOptions
 from megadeberta.data_prep.records import record_text
 from megadeberta.errors import DataError
 
+_REASONS = {"unexpected end of data": "a quote that is not closed before the end of the file"}
+
 
 def _texts(file: BinaryIO, options: ReadOptions, tally: Tally, *, delimiter: str) -> Iterator[str]:
     csv.field_size_limit(options.max_line_bytes)
@@ -36,27 +38,19 @@ class _Lines(Iterator[str]):
     def begin_row(self) -> None:
         """Count anew."""
         self.num_bytes = 0
-        self._quotes = 0
-        self._is_last = False
-
-    @property
-    def quote_is_open(self) -> bool:
-        """Whether the row ended with the file and not with its last quote."""
-        return self._is_last and self._quotes % 2 == 1
 
     def __next__(self) -> str:
         line = self._text.readline()
         if not line:
-            self._is_last = True
             raise StopIteration
         self.num_bytes += len(line.encode(errors="surrogateescape"))
-        self._quotes += line.count('"')
         return line
 
 
 def _documents(lines: _Lines, options: ReadOptions, tally: Tally, *, delimiter: str) -> Iterator[str]:
-    rows = csv.reader(lines, delimiter=delimiter)
-    header = next(rows, [])
+    # Strict: where a quoted field goes on behind its closing quote, a lone quote has joined two rows.
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    header = _header(rows)
     missing = [key for key in options.text_keys if key not in header]
     if missing:
         columns = ", ".join(repr(shorten(name)) for name in header[:20]) or "none"
@@ -64,6 +58,8 @@ def _documents(lines: _Lines, options: ReadOptions, tally: Tally, *, delimiter: 
             f"no column {missing[0]!r} in the first line, which must be a header; --text-key names the column of the "
             f"text, of {columns}{_other_delimiter(header)}"
         )
+    if twice := [key for key in options.text_keys if header.count(key) > 1]:
+        raise DataError(f"{header.count(twice[0])} columns are named {twice[0]!r}; give them different names")
     report = RowReport(tally)
     while True:
         report.row += 1
@@ -73,16 +69,21 @@ def _documents(lines: _Lines, options: ReadOptions, tally: Tally, *, delimiter: 
             if row is None:
                 return
             if row:
-                yield clean(record_text(_record(header, row, lines), options.text_keys))
+                yield clean(record_text(_record(header, row), options.text_keys))
         except csv.Error as error:
-            report.reject("row_broken", str(error), num_bytes=lines.num_bytes)
+            report.reject("row_broken", _REASONS.get(str(error), str(error)), num_bytes=lines.num_bytes)
         except BadLine as bad:
             report.reject(bad.kind, bad.detail, num_bytes=lines.num_bytes)
 
 
-def _record(header: list[str], row: list[str], lines: _Lines) -> dict[str, str]:
-    if lines.quote_is_open:
-        raise BadLine("row_broken", "a quote that is not closed before the end of the file")
+def _header(rows: Iterator[list[str]]) -> list[str]:
+    try:
+        return next(rows, [])
+    except csv.Error as error:
+        raise DataError(f"the first line, which must be a header, is broken: {error}") from error
+
+
+def _record(header: list[str], row: list[str]) -> dict[str, str]:
     if len(row) != len(header):
         raise BadLine("row_broken", f"{len(row)} fields where the header has {len(header)}")
     return dict(zip(header, row, strict=True))

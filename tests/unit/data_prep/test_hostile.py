@@ -5,7 +5,9 @@ import gzip
 import io
 import json
 import lzma
+import os
 import random
+import struct
 import subprocess
 import sys
 import tarfile
@@ -18,9 +20,10 @@ import pytest
 import zstandard
 
 from megadeberta.data_prep.bad_lines import Tally
-from megadeberta.data_prep.formats.rows import CSV
+from megadeberta.data_prep.formats.rows import CSV, TSV
 from megadeberta.data_prep.options import ReadOptions
-from megadeberta.data_prep.sources import find_sources
+from megadeberta.data_prep.sources import check_unchanged, find_sources
+from megadeberta.errors import DataError
 from tests.unit.data_prep.test_formats import as_arrow, as_parquet, as_tar
 
 SCRIPT = Path(__file__).parent / "read_corpus.py"
@@ -97,7 +100,7 @@ def test_a_tar_archive_writes_nothing_and_follows_no_link(tmp_path: Path) -> Non
 
 
 def test_a_member_that_is_damaged_or_a_bomb_is_named_and_counted(tmp_path: Path) -> None:
-    text = random.Random(1).randbytes(40_000).hex().encode() + b"\n"
+    text = random.Random(1).randbytes(40_000).hex(" ", 5).encode() + b"\n"
     flipped = {name: bytearray(pack(text)) for name, pack in PACKERS.items()}
     for packed in flipped.values():
         packed[len(packed) // 2] ^= 0xFF
@@ -182,6 +185,77 @@ def test_a_row_that_swallows_others_counts_with_its_bytes(tmp_path: Path) -> Non
         assert set(texts) == {"a text of several words"} and len(texts) >= 500
         assert tally.counts == {"row_broken": 1} and tally.rejected_bytes > 10_000
         assert ("not closed" in tally.examples["row_broken"].detail) == (source.path.name == "open.csv")
+
+
+def test_a_lone_quote_never_joins_two_rows(tmp_path: Path) -> None:
+    table = "id\ttext\n" + "".join(f'{number}\t"he said {number}\n' for number in range(6)) + "6\tgood\n"
+    tally = Tally()
+    assert list(TSV.texts(io.BytesIO(table.encode()), ReadOptions(), tally)) == ["good"]
+    assert tally.counts == {"row_broken": 3} and tally.rejected_bytes == 6 * len('0\t"he said 0\n')
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
+    columns = [pyarrow.array(["first", "third"]), pyarrow.array(["second", "fourth"])]
+    pyarrow.parquet.write_table(pyarrow.table(columns, names=["text", "text"]), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("text,text\nfirst,second\nthird,fourth\n")
+    assert "2 columns are named 'text'" in read(tmp_path)[name]["error"]
+
+
+@pytest.mark.parametrize("change", ["grow", "shrink", "rewrite", "remove"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one text of a few words\n" * 100)
+    (source,) = find_sources([path], split="train", options=ReadOptions(), outside=tmp_path / "out").sources
+    check_unchanged([source])
+    size = path.stat().st_size
+    if change == "grow":
+        path.write_text("one text of a few words\n" * 101)
+    elif change == "shrink":
+        os.truncate(path, size // 2)
+    elif change == "rewrite":
+        path.write_text("two text of a few words\n" * 100)
+        os.utime(path, ns=(source.mtime_ns + 1, source.mtime_ns + 1))
+    else:
+        path.unlink()
+    with pytest.raises(DataError, match=r"a\.txt: changed while it was read"):
+        check_unchanged([source])
+
+
+def test_text_of_a_table_that_is_no_utf8_is_counted(tmp_path: Path) -> None:
+    offsets, content = struct.pack("<4i", 0, 4, 8, 12), b"goodab\xff\xfegood"
+    column = pyarrow.Array.from_buffers(
+        pyarrow.string(), 3, [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(content)]
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    assert read(tmp_path)["a.parquet"] == {"documents": 2, "counts": {"invalid_utf8": 1}}
+
+
+def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "text" / name).mkdir(parents=True)
+        (tmp_path / "text" / name / "text.txt").write_text(f"text of {name}")
+    for number in range(30):  # a walk through two of them never ends
+        (tmp_path / "text" / "a" / f"up-{number}").symlink_to(tmp_path if number % 2 else ".")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "more.txt").write_text("more text")
+    (tmp_path / "text" / "c").symlink_to("../elsewhere")
+    found = find_sources([tmp_path / "text"], split="train", options=ReadOptions(), outside=tmp_path / "out")
+    assert [source.name for source in found.sources] == ["text/a/text.txt", "text/b/text.txt", "text/c/more.txt"]
+
+
+def test_a_name_that_is_no_utf8_is_said_in_another_way(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"bad\xff.txt")).write_text("a text")
+    (source,) = find_sources([tmp_path], split="train", options=ReadOptions(), outside=tmp_path / "out").sources
+    assert source.name.endswith("bad\\xff.txt") and source.name.encode()
+
+
+def test_frames_that_hold_no_text_come_before_a_zstd_frame(tmp_path: Path) -> None:
+    text = b"one text of a few words\n" * 100
+    skipped = b"\x50\x2a\x4d\x18\x05\0\0\0hello"
+    (tmp_path / "a.txt.zst").write_bytes(skipped + zstandard.compress(text) + skipped + zstandard.compress(text))
+    (about,) = read(tmp_path).values()
+    assert about == {"documents": 200, "counts": {}}
 
 
 @pytest.mark.parametrize("length", ["\u00b2", "9" * 5000, "-1", ""])

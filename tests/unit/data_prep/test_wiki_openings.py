@@ -65,8 +65,9 @@ def test_a_few_openings_without_an_end_are_read_as_before() -> None:
         ("-- PostgreSQL database dump\n", "an SQL dump"),
         ("From a 00:00:00" * 4000, None),
         ("From a@b Mon Jan 1 10:00:00 2020\nSubject: x\n\ntext\n", "a mailbox"),
-        ("<!--" * 16_000, None),
-        ('{"' * 30_000, None),
+        ("<!-- " * 13_000, None),
+        ('{" ' * 21_000, None),
+        ("a: b c\n b\n" * 6_000, None),
     ],
 )
 def test_the_first_bytes_of_a_file_are_told_in_one_pass(head: str, found: str | None) -> None:
