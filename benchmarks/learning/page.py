@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean
 
 from learning.plan import FULL, HERE, RANDOM, THEIRS, Plan
 from learning.results import (
@@ -32,8 +33,11 @@ _TABLES = {
     "ablation": ("Without parts of the model", "paper, Table 4", "no-emd no-c2p no-p2c no-c2p-p2c"),
     "objective": ("Masked or replaced tokens", "v3 paper, Table 2", "rtd-nes rtd-es rtd-gdes"),
     "masking": ("Spans or tokens", "paper, section 5", "span"),
+    "optimizer": ("AdamW or Muon", "Jordan et al. 2024", "muon"),
     "direction": ("Masked, left to right, or both", "paper, Table 10", "ar mlm-ar"),
 }
+_SAME_TASK = ("ablation", "optimizer")
+"""Groups whose runs predict the same tokens, so that their validation losses compare."""
 _MEASURES: Mapping[str, tuple[Number, int, bool]] = {
     "validation loss": (final_loss, 3, False),
     "BLiMP": (blimp, 3, True),
@@ -58,7 +62,7 @@ def _what_ran(plan: Plan, results: Results) -> str:
     done = sum(run.seed in results.get(run.arm.name, {}) for run in whole)
     model, training, data = (plan.recipe[name] for name in ("model", "training", "data"))
     text = (
-        f"## What was run\n\n{done} of {len(whole)} planned runs are done. Each trains {model['num_hidden_layers']} "
+        f"## What was run\n\nDone: {done} of {len(whole)} planned runs. Each trains {model['num_hidden_layers']} "
         f"layers of width {model['hidden_size']} for {training['steps']:,} steps of "
         f"{plan.recipe['deepspeed']['train_batch_size']} sequences of {data['sequence_length']} tokens, "
         f"{whole[0].tokens / 1e6:.2f}M tokens in all, of WikiText-2, dialogues of films and Tatoeba (5.9M tokens, "
@@ -76,10 +80,10 @@ def _cost(results: Results, *, left: int) -> str:
     commits = ", ".join(f"`{commit}`" for commit in sorted({result["commit"] for result in found}))
     where = ", ".join(found[0][name] for name in ("machine", "versions", "date"))
     text = (
-        f"A run and its scores took {min(minutes):.1f} to {max(minutes):.1f} CPU minutes of one core, on a machine "
-        f"that had other work (commit {commits}; {where})."
+        f"A run and its scores took {mean(minutes):.1f} CPU minutes of one core on average, on a machine that "
+        f"had other work (commit {commits}; {where})."
     )
-    hours = left * sum(minutes) / len(minutes) / 60
+    hours = left * mean(minutes) / 60
     return text + (f" At their mean the {left} others take {hours:.1f} hours.\n" if left else "\n")
 
 
@@ -139,15 +143,15 @@ def _minimal_pairs(results: Results) -> str:
     found = mean_of(results, FULL, blimp)
     if found is None:
         return ""
-    above = "above" if found.low > 0.5 else "not shown to be above"
     first = next(iter(results[FULL].values()))["blimp"]
-    own = 1.96 * (found.mean * (1 - found.mean) / first["pairs"]) ** 0.5
+    of_pairs = 1.96 * (found.mean * (1 - found.mean) / first["pairs"]) ** 0.5
+    half, what = (of_pairs, "of independent pairs") if found.half is None else (found.half, f"over {found.seeds} seeds")
+    above = "above" if found.mean - half > 0.5 else "not shown to be above"
     best = sorted(first["phenomena"], key=lambda name: -_phenomenon(results, name))
     named = ", ".join(f"{name.replace('_', ' ')} {_phenomenon(results, name):.3f}" for name in (*best[:3], *best[-3:]))
     return (
-        f"## BLiMP\n\nThe full model: {found.show(3)} over {found.seeds} seeds, {above} chance (0.5); the interval of "
-        f"{first['pairs']:,} independent pairs of one model is ± {own:.3f}. Three best and three worst phenomena: "
-        f"{named}.\n"
+        f"## BLiMP\n\nThe full model: {found.mean:.3f} ± {half:.3f} on {first['pairs']:,} pairs ({what}), {above} "
+        f"chance, 0.5. Three best and three worst phenomena: {named}.\n"
     )
 
 
@@ -186,7 +190,7 @@ def _group(plan: Plan, results: Results, group: str) -> str:
     for arm in arms:
         for measure, (number, digits, more_is_better) in _MEASURES.items():
             found = difference(by_seed(results, arm, number), by_seed(results, FULL, number))
-            if found is not None and not (measure == "validation loss" and group != "ablation"):
+            if found is not None and (measure != "validation loss" or group in _SAME_TASK):
                 claims.append(f"- {plan.arms[arm].title}, {measure}: {_claim(found, digits, more_is_better)}")
     return f"## {title}\n\n({source})\n\n{_table(head, rows)}\nAgainst the full model:\n\n" + "\n".join(claims) + "\n"
 
