@@ -22,6 +22,7 @@ _HEX = re.compile(r"(?:[0-9a-f]{6,8}:? +)?(?:[0-9a-f]{2,4}[ :]?){8}", re.IGNOREC
 _QUOTED = re.compile(r"=(?:[0-9A-F]{2}|$)", re.MULTILINE)
 _MOST_WITHOUT_SPACE, _FEWEST_CHARACTERS = 40, 1000
 """ASCII characters for each white one; the words of languages written so are shorter by far."""
+_BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 _SQL = re.compile(r"INSERT INTO\s|CREATE TABLE\s", re.IGNORECASE)
 _OPENINGS = {
     re.compile(r"\{\\rtf"): ("rich text (RTF)", "save it as plain text"),
@@ -61,6 +62,8 @@ def structure_of(text: str, *, is_whole: bool) -> tuple[str, str] | None:
     lines = sample_lines(text, is_whole=is_whole)
     if not lines:
         return None
+    if _is_json_lists(lines) or (_are_json_strings(lines) and not _BLANK_LINE.search(text.strip())):
+        return "a file of JSON values without keys, one per line", f"{_JSON_REMEDY}, {_AS_IT_IS}"
     for what, remedy, holds in _KINDS:
         if holds(lines):
             return what, f"{remedy}, {_AS_IT_IS}"
@@ -91,11 +94,13 @@ def _is(line: str, parse: Callable[[str], object], kind: type | tuple[type, ...]
         return False
 
 
-def _is_json_strings(lines: list[str]) -> bool:
-    return (
-        len(lines) > 1
-        and _fraction(lines, lambda line: line[0] in '"[' and _is(line, json.loads, (str, list))) >= _MOST
-    )
+def _is_json_lists(lines: list[str]) -> bool:
+    return len(lines) > 1 and _fraction(lines, lambda line: line[0] == "[" and _is(line, json.loads, list)) >= _MOST
+
+
+def _are_json_strings(lines: list[str]) -> bool:
+    """All of them, as dialogue has many lines between quotation marks; it is written with blank lines, too."""
+    return len(lines) > 1 and all(line[0] == '"' and _is(line, json.loads, str) for line in lines)
 
 
 def _is_python(lines: list[str]) -> bool:
@@ -161,7 +166,6 @@ def _is_quoted_printable(lines: list[str]) -> bool:
 
 
 _KINDS: tuple[tuple[str, str, Callable[[list[str]], bool]], ...] = (
-    ("a file of JSON values without keys, one per line", _JSON_REMEDY, _is_json_strings),
     ("a file of records as Python prints them", "write them with json.dumps", _is_python),
     ("HTML or XML without a head", "extract its text first", _is_markup),
     ("a file of subtitles", "take the text out of them", _is_subtitles),

@@ -47,6 +47,7 @@ def old_tar() -> bytes:
 
 REFUSED = {
     "json strings": (lines('"{s}"'), "a file of JSON values without keys"),
+    "json lists": (b"rows\n" + lines('["{s}"]'), "a file of JSON values without keys"),
     "python records": (lines("{{'id': {n}, 'text': '{s}'}}"), "a file of records as Python prints them"),
     "fragments of HTML": (lines("<div class='post'><p>{s}</p></div>"), "HTML or XML without a head"),
     "HTML after a comment": (b"<!-- saved -->\n<html>\n<p>text</p>\n", "HTML"),
@@ -114,6 +115,8 @@ def test_what_is_no_prose_is_refused_by_name_with_a_remedy(kind: str) -> None:
         (b"<unk> said\n" * 9, "text"),  # marks of a tokenizer, none of them closed
         (lines("{n} a: <b>{s}"), "text"),
         (b"id,text\r1,a\r2,b\r3,c\r", "csv"),
+        (b"The Deck. Ahab\n" + lines('"{s}"'), "text"),  # a chapter of nothing but dialogue
+        (lines('"{s}"\n'), "text"),
         (b"", "text"),
         (b"\n\n\n", "text"),
         (b"one line\rwith a mark", "text"),
