@@ -24,7 +24,7 @@ from megadeberta.data_prep.options import PrepOptions, VocabularyOptions  # noqa
 from megadeberta.data_prep.prepare import prepare  # noqa: E402
 from megadeberta.errors import EXIT_USAGE  # noqa: E402
 from tests.data_fixtures import NUM_PIECES, SOTU  # noqa: E402
-from tests.e2e.late_mistakes import ALL_MISTAKES  # noqa: E402
+from tests.e2e.typed_mistakes import ALL_MISTAKES  # noqa: E402
 
 GOAL = 5.0
 """CPU seconds until the line is there. Without torch it takes less than one."""

@@ -267,7 +267,7 @@ def prep(
         on_bad_line=on_bad_line,
         max_bad_fraction=max_bad_fraction,
         max_unknown_fraction=max_unknown_fraction,
-        expected_scripts=parse_expected("--expect-script", tuple(expect_script or ()), example="Latin:0.9"),
+        expected_scripts=_expected_scripts(tuple(expect_script or ())),
         expected_languages=parse_expected("--expect-language", tuple(expect_language or ()), example="de:0.8"),
         workers=workers or len(os.sched_getaffinity(0)),
         overwrite=overwrite,
@@ -331,6 +331,14 @@ def plot_lengths(folder: Path, lengths: "np.ndarray") -> None:
     from megadeberta.data_prep import length_plot
 
     length_plot.plot_lengths(folder, lengths)
+
+
+def _expected_scripts(values: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+    from megadeberta.data_prep.scripts import check_scripts
+
+    expected = parse_expected("--expect-script", values, example="Latin:0.9")
+    check_scripts((name for name, _ in expected), "--expect-script")
+    return expected
 
 
 def _parse_part(text: str) -> tuple[int, int]:

@@ -52,7 +52,7 @@ def merge_sets(sets: Sequence[FinishedSet], target: Target, *, stages: Stages) -
     """One set with the documents of all, split by split and set by set.
 
     Raises:
-        DataError: the tokenizers differ, or the folder cannot be used.
+        DataError: the tokenizers differ, one set is given twice, or the folder cannot be used.
         StorageError: the file system refused.
     """
     for other in sets[1:]:
@@ -62,6 +62,10 @@ def merge_sets(sets: Sequence[FinishedSet], target: Target, *, stages: Stages) -
                 f"{sets[0].tokenizer.sha256[:12]}…); prepare one of them again with --tokenizer "
                 f"{sets[0].tokenizer.path}"
             )
+    contents = [one.content for one in sets]
+    for number, other in enumerate(sets):
+        if (first := contents.index(other.content)) < number:
+            raise DataError(f"{other.folder} holds the same documents as {sets[first].folder}; give each set once")
     splits = tuple(dict.fromkeys(split for one in sets for split in one.shards))
     sources = {split: list(dict.fromkeys(source for one in sets for source in one.sources(split))) for split in splits}
     plan = Plan("merge", {}, splits, sources)

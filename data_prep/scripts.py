@@ -1,14 +1,19 @@
 """Which scripts a text is written in: a cheap sign of a language that the vocabulary was not made for."""
 
+import difflib
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 
 from megadeberta.data.tokenizer.scripts import script_of
+from megadeberta.errors import ConfigError
 
 _SAMPLED_CHARACTERS = 2000
 """At the beginning of a text."""
 _NO_LATIN = bytes(code for code in range(256) if not (code < 128 and chr(code).isalpha()))
 _ASCII = bytes(range(128))
+_LAST_LETTER = 0x1F000
+"""Behind the letters of all scripts, Han aside, which begins before."""
 _JOINED = {"HIRAGANA": "Japanese kana", "KATAKANA": "Japanese kana", "CJK": "Han"}
 
 
@@ -22,6 +27,24 @@ def count_scripts(text: str) -> Counter[str]:
         if script := _script(character):
             counts[script] += number
     return counts
+
+
+def check_scripts(names: Iterable[str], option: str) -> None:
+    """Refuse the name of no script: no letter would ever be of it.
+
+    Args:
+        names: as the user gives them.
+        option: that they were given to, for the message.
+
+    Raises:
+        ConfigError: with the name that is meant, where one is near.
+    """
+    known = {script for code in range(_LAST_LETTER) if (script := _script(chr(code)))} if (names := [*names]) else set()
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name.capitalize(), known, n=1, cutoff=0.75)
+            meant = f"did you mean {near[0]}?" if near else "report.json of a finished set names those of a text"
+            raise ConfigError(f"{option}: no script is called {name!r}; {meant}")
 
 
 @lru_cache(maxsize=1 << 16)

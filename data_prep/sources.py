@@ -182,7 +182,8 @@ def _add_folder(
             raise DataError(
                 f"{path}: is {what.what}; {what.remedy}, or use --on-unreadable=skip to go on without such files"
             )
-        corpus.passed_over.append(PassedOver(_printable(name), path.stat().st_size, what.what))
+        size = path.lstat().st_size if isinstance(path, Path) else path.stat().st_size  # a link may lead to nothing
+        corpus.passed_over.append(PassedOver(_printable(name), size, what.what))
     if taken == 0:
         seen = f"; it holds {len(files)} other file(s), first {files[0][1]}" if files else ""
         kinds = ", ".join(known.summary for known in FORMATS.values())
@@ -198,7 +199,7 @@ def _files(folder: Path, outside: Path) -> Iterator[tuple[Path, str]]:
             continue
         for name in sorted(names):
             path = Path(place, name)
-            if not name.startswith(".") and path.is_file():
+            if not name.startswith(".") and (path.is_file() or not path.exists()):
                 yield path, str(path.relative_to(folder.parent))
 
 
@@ -215,6 +216,8 @@ def _of_folder(path: FilePath, name: str, *, split: str, options: ReadOptions) -
     """A file that nobody named is read only if its name does not speak against it."""
     if path.name in _ABOUT_A_DATASET:
         return Refusal("a description of the data", "")
+    if isinstance(path, Path) and (broken := broken_link(path)):
+        return Refusal(broken.removeprefix("; it is "), "bring it back, or remove the link")
     found = _describe(path, name=name, split=split, options=options)
     ending = text_ending(path)
     if (

@@ -7,8 +7,10 @@ and import torch, transformers and the like in the bodies of their functions, so
 
 import errno
 import importlib
+import itertools
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -18,7 +20,7 @@ import typer
 
 from megadeberta import __version__
 from megadeberta.config.terminal import wrap_items
-from megadeberta.errors import EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_USAGE, MegadebertaError
+from megadeberta.errors import EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_USAGE, ConfigError, MegadebertaError
 from megadeberta.observability.logs import set_up_logging
 from megadeberta.rank.ending import ending
 
@@ -116,6 +118,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
+        _check_no_word_is_empty()
         # What a test or a plugin put in its place, or as much of the command line as is asked for.
         asked = [name for name in _typed_words()[1:2] if name in COMMANDS]
         app = globals().get("app") or command_line(asked or COMMANDS)
@@ -142,6 +145,15 @@ def _typed_words() -> list[str]:
     return os.environ["COMP_WORDS"].split() if "_MEGADEBERTA_COMPLETE" in os.environ else sys.argv
 
 
+def _check_no_word_is_empty() -> None:
+    """A variable of the shell without a value would be the working folder wherever a path is asked for."""
+    for before, word in itertools.pairwise(sys.argv):
+        option = word[:-1] if re.fullmatch(r"--[\w-]+=", word) else before
+        if not word or option != before:
+            place = f"{option} has an empty value" if option.startswith("-") else f"the word behind {option!r} is empty"
+            raise ConfigError(f"{place}, such as that of a shell variable which is not set; . is the working folder")
+
+
 def _report(message: str, code: int) -> int:
     # A name from a damaged file may hold what the terminal cannot show, which must not become an error of its own.
     line = " ".join(message.split()).encode(errors="backslashreplace").decode()
@@ -152,8 +164,29 @@ def _report(message: str, code: int) -> int:
 
 def _with_help_hint(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "megadeberta"
-    return f"{error.format_message().rstrip('.')} (`{command} --help` explains)"
+    command = context.command_path if context is not None else _typed_command()
+    message = error.format_message().rstrip(".")
+    if unknown := re.match(r"No such command '([\w-]+)'", message):
+        groups = [f"`megadeberta {group} {unknown[1]}`" for group in _groups_with(unknown[1])]
+        message = f"{unknown[0]}; did you mean {' or '.join(groups)}?" if groups else message
+    elif "unexpected extra argument" in message:
+        message += "; put quotes around one that holds spaces"
+    return f"{message} (`{command} --help` explains)"
+
+
+def _typed_command() -> str:
+    """As far as a mistake in an option says nothing of the command that it was given to."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:3]))
+    if not words or words[0] not in COMMANDS:
+        return "megadeberta"
+    return " ".join(["megadeberta", *words[: 2 if COMMANDS[words[0]][2] == "app" else 1]])
+
+
+def _groups_with(name: str) -> list[str]:
+    """The groups of commands that have one of this name: `export` is one of `convert`."""
+    groups = [group for group, (_, _, attribute) in COMMANDS.items() if attribute == "app"]
+    found = typer.main.get_command(command_line(groups))
+    return [group for group, commands in getattr(found, "commands", {}).items() if name in commands.commands]
 
 
 def _report_os_error(error: OSError) -> int:

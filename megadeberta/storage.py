@@ -47,6 +47,17 @@ def file_in_the_way(path: Path) -> Path | None:
     return next((parent for parent in path.absolute().parents if parent.exists() and not parent.is_dir()), None)
 
 
+def check_may_write(path: Path) -> None:
+    """Refuse a name under which this user can make nothing, before there is anything to write.
+
+    Raises:
+        WrongPlaceError: the folder that it would be made in is another user's, or read-only.
+    """
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise WrongPlaceError(_explain(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)), None))
+
+
 def pointer_note(path: Path) -> str | None:
     """What to say of a file that is a pointer of Git LFS; None of any other."""
     try:

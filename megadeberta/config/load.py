@@ -100,7 +100,7 @@ def read_recipe(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _read_text(path: Path, chain: tuple[Path, ...]) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except FileNotFoundError:
         child = f"{chain[-1]}: extends: " if chain else ""
         raise ConfigError(f"{child}recipe {path} does not exist{suggest_recipe(path)}") from None
@@ -220,8 +220,18 @@ def _did_you_mean(location: tuple[int | str, ...]) -> str:
         if str(part) in section.model_fields:  # else a tag, or the name of a source
             section = _section_type(section.model_fields[str(part)].annotation)
     known = list(section.model_fields)
+    if elsewhere := [place for place in _places(RunConfig) if place.rpartition(".")[2] == location[-1]]:
+        return f"; did you mean {' or '.join(elsewhere)}?"
     near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; known keys here: {', '.join(known)}"
+
+
+def _places(section: type[BaseModel], above: str = "") -> Iterator[str]:
+    """Dotted paths of all settings of a section and of those in it."""
+    for name, field in section.model_fields.items():
+        yield above + name
+        for inner in _section_types(field.annotation):
+            yield from _places(inner, f"{above}{name}.")
 
 
 def _section_type(annotation: Any) -> type[BaseModel]:

@@ -20,6 +20,9 @@ _PLAIN = (
     ),
 )
 
+_CURLY = tuple("\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb")
+"""What word processors write for quotes."""
+
 
 def parse_recipe(text: str, path: Path) -> Any:
     """The values of a file's text.
@@ -27,6 +30,8 @@ def parse_recipe(text: str, path: Path) -> Any:
     Raises:
         ConfigError: with file and line, where that is known.
     """
+    if not text.strip():
+        raise ConfigError(f"{path}: is an empty file; a recipe that extends a shipped one needs `extends` alone")
     return _parse_yaml(text, path) if is_yaml(path) else _parse_json(text, path)
 
 
@@ -59,10 +64,14 @@ def _json_hint(text: str, error: json.JSONDecodeError) -> str:
         return "; JSON has no comma behind the last value"
     if after.startswith(("//", "#", "/*")):
         return "; JSON has no comments, a .yaml recipe may have some"
+    if after[:1] in _CURLY:
+        return '; JSON has straight quotes: "name"'
     if after.startswith("'"):
         return '; JSON has double quotes: "name"'
     if after[:4] in ("True", "Fals", "None"):
         return "; JSON writes true, false and null"
+    if not before:
+        return f"; a recipe is one object in JSON, or YAML in a file that ends in {' or '.join(RECIPE_SUFFIXES[1:])}"
     return ""
 
 

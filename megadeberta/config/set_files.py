@@ -31,4 +31,5 @@ def shard_exists(prefix: Path) -> bool:
 
 def broken_link(path: Path) -> str:
     """Of a path that does not exist: where it leads to, if it is a link; else nothing."""
-    return f"; it is a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else ""
+    broken = path.is_symlink() and not path.exists()
+    return f"; it is a link to {os.readlink(path)}, which does not exist" if broken else ""

@@ -136,7 +136,10 @@ def check_command(folder: Annotated[Path, typer.Argument(help="An export", show_
     Example: megadeberta convert check exported
     """
     from megadeberta.convert.formats.families import check_family
+    from megadeberta.errors import CheckpointError
 
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: is a file; give the folder of an export")
     check_family(folder)
     with Waiting("loading torch and transformers"):
         from megadeberta.convert.reload_check import check_export
@@ -206,6 +209,7 @@ def import_command(
     from megadeberta.convert.published_folder import check_free
     from megadeberta.errors import ConfigError
     from megadeberta.weights.hub import MODEL_JSON, check_foreign, find_model
+    from megadeberta.weights.place import weights_path
     from megadeberta.weights.safetensors_file import check_finite_at
 
     if (generator is not None) + new_generator + no_generator > 1:
@@ -221,7 +225,7 @@ def import_command(
     with Waiting(f"looking into {place}"):
         for each in (place, found):
             if each is not None:
-                check_finite_at(each)
+                check_finite_at(weights_path(each))
     with Waiting("loading torch"):
         from megadeberta.convert.import_folder import REPORT, import_folder
         from megadeberta.convert.import_parts import import_parts

@@ -23,9 +23,9 @@ from megadeberta.convert.tokenizer.same_ids import texts_of_run
 from megadeberta.convert.tokenizer.tokenizer_json import write_tokenizer
 from megadeberta.data.tokenizer import load_tokenizer
 from megadeberta.errors import CheckpointError, ConfigError
+from megadeberta.weights.place import PICKLED
 from megadeberta.weights.safetensors_file import SAFETENSORS
 from megadeberta.weights.source import ModelSource, load_weights
-from megadeberta.weights.tensor_file import PICKLED
 
 
 def export_checkpoint(

@@ -9,7 +9,7 @@ from typing import Any
 
 from megadeberta.checkpoint.durable import remove_tree
 from megadeberta.errors import ConfigError
-from megadeberta.storage import TEMPORARY_PREFIX, file_in_the_way, storage_errors, sync_folder
+from megadeberta.storage import TEMPORARY_PREFIX, check_may_write, file_in_the_way, storage_errors, sync_folder
 
 
 def publish_folder(
@@ -47,9 +47,11 @@ def check_free(out: Path, *, overwrite: bool, marker: str = "config.json") -> No
 
     Raises:
         ConfigError: ``out`` exists and may not be replaced, or lies below a file.
+        WrongPlaceError: this user may not write there.
     """
     if blocking := file_in_the_way(out):
         raise ConfigError(f"{out} cannot be a folder: {blocking} is a file; choose another name")
+    check_may_write(out)
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir() or out.is_symlink():

@@ -35,7 +35,9 @@ PairLimit = Annotated[
     int | None, typer.Option("--pairs", min=1, help="The first of each paradigm of --blimp; default: all")
 ]
 Sequences = Annotated[int, typer.Option(min=1, help="At most this many sequences of it")]
-Length = Annotated[int | None, typer.Option(help="Tokens per sequence; default: as in training", show_default=False)]
+Length = Annotated[
+    int | None, typer.Option(min=8, help="Tokens per sequence; default: as in training", show_default=False)
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Sequences at a time")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
 

@@ -78,6 +78,9 @@ def extend(
 
     Example: megadeberta extend runs/base --output runs/base-1024 --length 1024 --steps 17000 --warmup-steps 1000
     """
+    from megadeberta.storage import check_may_write
+
+    check_may_write(output)
     with Waiting(f"reading {checkpoint}, writing {output}"):
         from megadeberta.stages.extend import write_extension
 

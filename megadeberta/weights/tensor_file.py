@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import warnings
 from pathlib import Path
 
 import safetensors.torch
@@ -12,12 +13,9 @@ from torch import Tensor
 
 from megadeberta.errors import CheckpointError
 from megadeberta.weights.hub import check_weights_file
+from megadeberta.weights.place import weights_path
 from megadeberta.weights.safetensors_file import SAFETENSORS, not_finite
 
-PICKLED = "pytorch_model.bin"
-_CANDIDATES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED, f"{PICKLED}.index.json")
-_OF_MICROSOFT_RUNS = "pytorch.model*.bin"
-"""microsoft/DeBERTa ``trainer.py`` and its release archives."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -27,27 +25,11 @@ def read_model_tensors(place: Path) -> tuple[dict[str, Tensor], Path]:
     Raises:
         CheckpointError: no weights, damaged, unsafe, or not only tensors.
     """
-    path = place if place.is_file() else place / _weights_name(place)
+    path = weights_path(place)
     if path.name.endswith(".index.json"):
         return _read_indexed(path), path
     check_weights_file(path)
     return read_tensor_file(path), path
-
-
-def _weights_name(folder: Path) -> str:
-    return next((name for name in _CANDIDATES if (folder / name).is_file()), None) or _of_microsoft_run(folder)
-
-
-def _of_microsoft_run(folder: Path) -> str:
-    names = sorted(path.name for path in folder.glob(_OF_MICROSOFT_RUNS))
-    if len(names) > 1:
-        raise CheckpointError(
-            f"{folder}: holds {len(names)} checkpoints, {names[0]} to {names[-1]}; leave only the one to be read"
-        )
-    if not names:
-        names_read = ", ".join((*_CANDIDATES, _OF_MICROSOFT_RUNS))
-        raise CheckpointError(f"{folder}: holds none of {names_read}; give a folder with a model's weights")
-    return names[0]
 
 
 def read_tensor_file(path: Path) -> dict[str, Tensor]:
@@ -77,7 +59,9 @@ def check_finite(tensors: dict[str, Tensor], source: str) -> None:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about a protocol of pickle that may be refused: so it is
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"(?:GLOBAL|global) `?([\w.]+)", str(error))
         if asked is None:
@@ -106,6 +90,8 @@ def _read_indexed(index: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{index}: not an index of weights ({type(error).__name__}); get it again") from None
     if not plain:
         raise CheckpointError(f"{index}: names files that are not plain names in its own folder; refused")
+    if absent := [name for name in names if not (index.parent / name).is_file()]:
+        raise CheckpointError(f"{index.parent / absent[0]}: is missing, and {index.name} names it; get it too")
     tensors: dict[str, Tensor] = {}
     for name in names:
         tensors |= read_tensor_file(index.parent / name)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from tests.data_fixtures import SOTU
-from tests.e2e.mistakes import MISTAKES, Case, as_recipe, override, words
+from tests.e2e.mistakes import DEBERTA, Case, as_recipe, override, words
 from tests.e2e.tiny_run import write_recipe
 from tests.unit.convert.small_models import small_config, small_model, write_checkpoint
 
@@ -22,7 +22,7 @@ def _checkpoint(folder: Path, prepared: Path, **sections: object) -> Path:
     return write_checkpoint(folder / "done", small_model(config), config, spm, step=STEP, **given | sections)
 
 
-def _done(line: str, **sections: object) -> Case:
+def done(line: str, **sections: object) -> Case:
     """A command; RUN is the folder of a run, STEP that of its checkpoint, SET that of its token files."""
 
     def case(folder: Path, prepared: Path) -> list[str]:
@@ -33,7 +33,7 @@ def _done(line: str, **sections: object) -> Case:
     return case
 
 
-def _with(files: dict[str, str], line: str) -> Case:
+def with_files(files: dict[str, str], line: str) -> Case:
     """A command in a folder with these files."""
 
     def case(folder: Path, prepared: Path) -> list[str]:
@@ -65,44 +65,44 @@ LATE_MISTAKES: dict[str, tuple[Case, str]] = {
     "task without data": (words("finetune sst-2 --model m"), r"finetune sst-2: give --data"),
     "labelled data that do not exist": (words("finetune sst-2 --data nowhere --model m"), r"--data nowhere: no such"),
     "model to tune that is no DeBERTa": (
-        _with(_TABLE | _BERT, "finetune classification --data table --model bert"),
+        with_files(_TABLE | _BERT, "finetune classification --data table --model bert"),
         r"model_type is 'bert', which is no DeBERTa",
     ),
     "model to tune that is a recipe": (
-        _with(_TABLE | {"recipe.json": "{}"}, "finetune classification --data table --model recipe.json"),
+        with_files(_TABLE | {"recipe.json": "{}"}, "finetune classification --data table --model recipe.json"),
         r"recipe.json: is no file of weights",
     ),
     "axis that does not exist": (words("finetune sst-2 --data d --model m --grid lrs"), r"'lrs' is none of lr, batch"),
     "cool-down of nothing": (words("cooldown nowhere --output o --steps 5"), r"nowhere: holds no checkpoint"),
     "cool-down without steps": (words("cooldown runs/x --output o"), r"Missing option '--steps'"),
-    "cool-down into its own run": (_done("cooldown RUN --output RUN --steps 5"), r"holds a run already; choose a new"),
+    "cool-down into its own run": (done("cooldown RUN --output RUN --steps 5"), r"holds a run already; choose a new"),
     "cool-down of a rate that decays already": (
-        _done("cooldown STEP --output o --steps 5", schedule={"name": "linear", "warmup_steps": 10}),
+        done("cooldown STEP --output o --steps 5", schedule={"name": "linear", "warmup_steps": 10}),
         r"would begin with a jump; give a checkpoint of the constant part",
     ),
     "extension to fewer tokens": (
-        _done("extend RUN --output o --steps 5 --length 8"),
+        done("extend RUN --output o --steps 5 --length 8"),
         r"--length 8: the run was trained on 8 tokens per sequence; give more",
     ),
     "extension that ends within its warm-up": (
-        _done("extend RUN --output o --steps 10 --length 16"),
+        done("extend RUN --output o --steps 10 --length 16"),
         r"--steps 10 ends within the warm-up of the old run, 10 steps; give --warmup-steps below",
     ),
-    "extension of token files": (_done("extend SET --output o --steps 5 --length 64"), r"holds no checkpoint"),
+    "extension of token files": (done("extend SET --output o --steps 5 --length 64"), r"holds no checkpoint"),
     "average of one checkpoint": (
-        _done("checkpoint average RUN averaged"),
+        done("checkpoint average RUN averaged"),
         r"has 1 checkpoints, an average needs 2; checkpoint.keep_last and keep_every",
     ),
-    "average of a checkpoint": (_done("checkpoint average STEP averaged"), r"has 0 checkpoints, an average needs 2"),
-    "pairs that do not exist": (_done("evaluate RUN --blimp nowhere.jsonl"), r"nowhere.jsonl: cannot be read"),
+    "average of a checkpoint": (done("checkpoint average STEP averaged"), r"has 0 checkpoints, an average needs 2"),
+    "pairs that do not exist": (done("evaluate RUN --blimp nowhere.jsonl"), r"nowhere.jsonl: cannot be read"),
     "pairs that are a text": (
-        lambda f, p: [*_done("evaluate RUN --blimp")(f, p), str(SOTU)],
+        lambda f, p: [*done("evaluate RUN --blimp")(f, p), str(SOTU)],
         r"sotu.txt: line 1: is no pair of BLiMP with UID, field",
     ),
-    "pairs and a text": (_done("evaluate RUN --blimp b --text t"), r"leave --data and --text to a second command"),
-    "evaluation on a folder": (_done("evaluate RUN --data SET"), r"is a folder, did you mean .*/valid\?"),
-    "evaluation on a text that does not exist": (_done("evaluate RUN --text none.txt"), r"none.txt: cannot be read"),
-    "evaluation of token files": (_done("evaluate SET"), r"holds no checkpoint; give the training.output_dir"),
+    "pairs and a text": (done("evaluate RUN --blimp b --text t"), r"leave --data and --text to a second command"),
+    "evaluation on a folder": (done("evaluate RUN --data SET"), r"is a folder, did you mean .*/valid\?"),
+    "evaluation on a text that does not exist": (done("evaluate RUN --text none.txt"), r"none.txt: cannot be read"),
+    "evaluation of token files": (done("evaluate SET"), r"holds no checkpoint; give the training.output_dir"),
     "restarts below none": (words("launch quickstart --restarts -1"), r"'--restarts': Input should be greater"),
     "restarts that are no number": (words("launch quickstart --restarts many"), r"'--restarts': .*valid integer"),
     "tracker that is no tracker": (
@@ -136,33 +136,33 @@ LATE_MISTAKES: dict[str, tuple[Case, str]] = {
         r"continue_from=.*: is a run; give .*step-50$",
     ),
     "token files into the folder of a run": (
-        _done(f"prep {SOTU} --vocab-size 300 --output RUN"),
+        done(f"prep {SOTU} --vocab-size 300 --output RUN"),
         r"is the output of a training, with its checkpoints; give token files a folder of their own",
     ),
-    "import of a BERT": (_with(_BERT, "convert import bert out"), r"model_type is 'bert'; only 'deberta"),
-    "masks of a BERT": (_with(_BERT, "fill-mask bert [MASK]"), r"model_type is 'bert'; only 'deberta"),
-    "export into a folder that is in use": (_done("convert export RUN RUN"), r"not empty; choose another folder"),
+    "import of a BERT": (with_files(_BERT, "convert import bert out"), r"model_type is 'bert'; only 'deberta"),
+    "masks of a BERT": (with_files(_BERT, "fill-mask bert [MASK]"), r"model_type is 'bert'; only 'deberta"),
+    "export into a folder that is in use": (done("convert export RUN RUN"), r"not empty; choose another folder"),
     "check of what is no export": (words("convert check nowhere"), r"nowhere/config.json: is missing; give a folder"),
-    "no guesses": (_done("fill-mask RUN [MASK] --top-k 0"), r"'--top-k': Input should be greater than or equal to 1"),
+    "no guesses": (done("fill-mask RUN [MASK] --top-k 0"), r"'--top-k': Input should be greater than or equal to 1"),
     "recipe of a run in place of the run": (
         lambda f, p: ["cooldown", str(write_recipe(f, p)), "--output", "o", "--steps", "5"],
         r"recipe.json: holds no checkpoint; give the training.output_dir of a run",
     ),
     "configuration of a model in place of a recipe": (
-        _with(_BERT, "train bert/config.json"),
+        with_files(_BERT, "train bert/config.json"),
         r"is no recipe.*`megadeberta convert import` of its folder",
     ),
     "number of 23 digits": (override("model.vocab_size=1" + "0" * 22), r"model.vocab_size has 23 digits"),
     "token files in place of a text": (
-        _done("prep SET --vocab-size 300 --output o"),
+        done("prep SET --vocab-size 300 --output o"),
         r"is a set of token files.*no text",
     ),
     "run in place of a text": (
-        _done("prep RUN --vocab-size 300 --output o"),
+        done("prep RUN --vocab-size 300 --output o"),
         r"is the output of a training, and no text",
     ),
     "token files into the folder of the text": (
-        _with({"texts/a.txt": "words"}, "prep texts --vocab-size 300 --output texts"),
+        with_files({"texts/a.txt": "words"}, "prep texts --vocab-size 300 --output texts"),
         r"--output=texts is the folder of the text itself",
     ),
     "run into the folder of its token files": (
@@ -174,25 +174,23 @@ LATE_MISTAKES: dict[str, tuple[Case, str]] = {
         r"`hf download microsoft/deberta-v3-base --local-dir FOLDER`",
     ),
     "tokenizer that git did not fetch": (
-        _with({"spm.model": _POINTER}, f"prep {SOTU} --tokenizer spm.model --output o"),
+        with_files({"spm.model": _POINTER}, f"prep {SOTU} --tokenizer spm.model --output o"),
         r"spm.model: is a pointer of Git LFS and not the file itself; fetch it: git lfs pull",
     ),
     "weights that git did not fetch": (
-        _with({"m/config.json": '{"model_type": "deberta-v2"}', "m/model.safetensors": _POINTER}, "convert import m o"),
+        with_files({"m/config.json": json.dumps(DEBERTA), "m/model.safetensors": _POINTER}, "convert import m o"),
         r"model.safetensors: is a pointer of Git LFS",
     ),
     "export below a file": (
-        lambda f, p: [*_done("convert export RUN")(f, p), f"{SOTU}/exported"],
+        lambda f, p: [*done("convert export RUN")(f, p), f"{SOTU}/exported"],
         r"exported cannot be a folder: .*sotu.txt is a file",
     ),
     "recipe onto a folder": (
-        _done("init --data SET --output SET --overwrite"),
+        done("init --data SET --output SET --overwrite"),
         r"cannot write .*: Is a directory; choose another name",
     ),
     "private repository that is not pushed to": (
-        _done("convert export RUN o --private"),
+        done("convert export RUN o --private"),
         r"--private is of a repository",
     ),
 }
-
-ALL_MISTAKES = MISTAKES | LATE_MISTAKES

@@ -1,5 +1,6 @@
 """The list of ``test_mistakes.py``: what a new user types, by name, and what the one line of the answer must say."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,15 @@ from tests.data_fixtures import SOTU
 from tests.e2e.tiny_run import write_recipe
 
 Case = Callable[[Path, Path], list[str]]
+DEBERTA = {
+    "model_type": "deberta-v2",
+    "vocab_size": 64,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+"""A config.json."""
 
 
 def _shards(folder: Path, prepared: Path) -> Path:
@@ -122,7 +132,7 @@ def _nan_weights(folder: Path, prepared: Path) -> list[str]:
 
 def _import_of_nan(folder: Path, prepared: Path) -> list[str]:
     arguments = _import("config.json")(folder, prepared)
-    (folder / "model" / "config.json").write_text('{"model_type": "deberta-v2"}')
+    (folder / "model" / "config.json").write_text(json.dumps(DEBERTA))
     safetensors.numpy.save_file({"deberta.x": np.float32([1, np.inf])}, folder / "model" / "model.safetensors")
     return arguments
 

@@ -20,6 +20,7 @@ STARTS = (
 )
 # Files of other projects, and of the reader's own.
 FOREIGN = {
+    "mlm_task.py",
     "rtd_task.py",
     "bert.py",
     "runtime/engine.py",

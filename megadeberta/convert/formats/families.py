@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megadeberta.config.model import ModelConfig
+from megadeberta.convert.formats.config_json import from_config_json
 from megadeberta.convert.formats.deberta_v1 import DebertaV1
 from megadeberta.convert.formats.deberta_v2 import DebertaV2
 from megadeberta.convert.formats.family import ExportTarget, Family, FileFormat, ModelKind
@@ -61,15 +62,20 @@ def family_of(values: Mapping[str, Any], tensor_names: Collection[str], source: 
 
 
 def check_family(place: Path) -> None:
-    """Refuse a model of no family here by its ``config.json`` alone, before its weights are read.
+    """Refuse a model that cannot be read by its ``config.json`` alone, before its weights are.
 
     Raises:
-        CheckpointError: there is no configuration, or it is another model's.
+        CheckpointError: there is no configuration, or it is another model's, or one with settings that ours lack.
     """
     path = config_path(place)
-    model_type = read_config(path).get("model_type")
-    if model_type is not None and all(family.model_type != model_type for family in FAMILIES):
+    values = read_config(path)
+    model_type = values.get("model_type")
+    if model_type is None:
+        return  # its tensors decide
+    family = next((family for family in FAMILIES if family.model_type == model_type), None)
+    if family is None:
         raise _unknown_family(model_type, str(path))
+    from_config_json(values, family, mask_decoder=False, source=str(path))
 
 
 def _unknown_family(model_type: object, source: str) -> CheckpointError:

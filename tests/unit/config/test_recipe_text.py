@@ -82,7 +82,7 @@ def test_written_yaml_means_the_same_to_yaml_1_1(tmp_path: Path) -> None:
         ("x.yaml", "a:\tb: c\n", r"x\.yaml:1: not valid YAML"),
         ("x.yaml", "a: \x00\n", r"x\.yaml: not a usable recipe"),
         ("x.yaml", "- a\n", r"one YAML mapping, found list"),
-        ("x.yaml", "", r"one YAML mapping, found NoneType"),
+        ("x.yaml", "", r"x.yaml: is an empty file"),
     ],
 )
 def test_what_is_wrong_is_said_with_file_and_line(tmp_path: Path, name: str, text: str, message: str) -> None:
