@@ -24,6 +24,7 @@ from megadeberta.engine.pipeline_step import PipelineStepper
 from megadeberta.engine.state.local_parameters import LocalParameter, TensorSlice
 from megadeberta.engine.state.place_tensors import place_tensors
 from megadeberta.engine.step import Stepper
+from megadeberta.engine.weight_average import keep_average
 from megadeberta.engine.whole_step import WholeStepper
 from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.layers.recipe import micro_batch_of, resolved
@@ -113,6 +114,8 @@ def assemble(
         data=groups.data,
         ranks=TorchCollectives(device),
     )
+    if config.training.ema_decay is not None:
+        keep_average(stepper.engine.basic_optimizer, config.training.ema_decay)
     return Assembly(stepper, groups, parameters, attention)
 
 

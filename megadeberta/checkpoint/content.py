@@ -25,6 +25,8 @@ from megadeberta.errors import CheckpointError
 
 WEIGHT = "weight"
 """The state of a parameter that every reader needs; what an optimizer keeps besides has the names that it gives."""
+AVERAGE = "average"
+"""The exponential average of the weights (``training.ema_decay``), of a parameter that has been updated."""
 _Content = TypeVar("_Content")
 _ITEM = np.dtype("<f4").itemsize
 _BLOCK = 4 << 20
@@ -87,6 +89,7 @@ class CheckpointContent:
         self.folder = folder
         self._where: dict[str, list[tuple[str, Fragment]]] = {}
         self._open: dict[str, Any] = {}
+        self._keys: dict[str, frozenset[str]] = {}
         ranks = _read_ranks(folder)
         for number, content in enumerate(ranks):
             for fragment in content.fragments:
@@ -164,6 +167,18 @@ class CheckpointContent:
             values = np.empty(math.prod(shape), dtype=np.float32)
             self.read(state, Fragment(name=name, shape=shape, start=0, stop=values.size), values)
             yield name, values.reshape(shape)
+
+    def holds(self, state: str, name: str) -> bool:
+        """Whether the parameter has this state here.
+
+        Raises:
+            CheckpointError: there is no such parameter, or its file cannot be read.
+        """
+        file, fragment = self._fragments(name)[0]
+        self._tensor(file, f"{WEIGHT}/{fragment.name}", fragment.size)  # opens it
+        if file not in self._keys:
+            self._keys[file] = frozenset(self._open[file].keys())
+        return f"{state}/{name}" in self._keys[file]
 
     def _fragments(self, name: str) -> list[tuple[str, Fragment]]:
         if name not in self._where:

@@ -98,6 +98,13 @@ class TrainingConfig(Section):
         description="a step-N folder of another run, whose weights, optimizer state and place in the data this run "
         "begins with; see docs/stages.md",
     )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="keep an exponential average of the weights too, of which so much stays at each update, such as "
+        "0.9999; null = none; see docs/stages.md",
+    )
     eval_interval: int = Field(1000, gt=0, description="steps between validations; the last step validates too")
     attention: str = Field(
         "auto", description="a backend of docs/kernels.md, same results by all; auto = the fastest here"

@@ -2,6 +2,7 @@
 
 import math
 
+from megadeberta.config.run import RunConfig
 from megadeberta.config.training import RULES, OptimizerConfig, OptimizerName
 from megadeberta.layers.encoder import ENCODER_CUTS
 from megadeberta.layers.parameters import Shapes
@@ -25,8 +26,13 @@ def is_updated_whole(parameter: str, optimizer: OptimizerName) -> bool:
     return not RULES[rule_of(parameter, optimizer)].is_elementwise
 
 
+def kept_per_element(shapes: Shapes, config: RunConfig) -> float:
+    """``moments_per_element``, and one more where the run keeps an average of the weights."""
+    return moments_per_element(shapes, config.optimizer) + (config.training.ema_decay is not None)
+
+
 def moments_per_element(shapes: Shapes, config: OptimizerConfig) -> float:
-    """Numbers kept for an element besides its weight, on the average of these parameters."""
+    """Numbers that the optimizer keeps for an element besides its weight, on the mean of these parameters."""
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     kept = sum(size * len(RULES[rule_of(name, config.name)].moments) for name, size in sizes.items())
     return kept / max(1, sum(sizes.values()))

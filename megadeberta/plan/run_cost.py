@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.flops import run_flops_per_token
-from megadeberta.layers.optimizer_rules import moments_per_element
+from megadeberta.layers.optimizer_rules import kept_per_element
 from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.plan.cluster import Cluster
 
@@ -71,7 +71,7 @@ def run_cost(config: RunConfig, parameters: int, seconds: float, cluster: Cluste
     tokens = config.engine.global_batch * length / seconds
     peak = None if cluster.peak_tflops is None else cluster.peak_tflops * 1e12 * world
     useful = run_flops_per_token(config.model, config.objective, sequence_length=length)
-    moments = moments_per_element(parameter_shapes(config.model, config.objective), config.optimizer)
+    moments = kept_per_element(parameter_shapes(config.model, config.objective), config)
     size = parameters * 4 * (1 + moments)
     save = size / (failures.save_rate * 1e9 * world) + _COMMIT_SECONDS
     between = failures.gpu_hours * _HOUR / world

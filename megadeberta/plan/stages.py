@@ -7,7 +7,7 @@ from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.cuts import shard_slice
 from megadeberta.layers.objectives import list_layers
-from megadeberta.layers.optimizer_rules import is_updated_whole, moments_per_element
+from megadeberta.layers.optimizer_rules import is_updated_whole, kept_per_element
 from megadeberta.layers.parameters import Shapes
 from megadeberta.layers.recipe import resolved
 from megadeberta.layers.shapes import shapes_of
@@ -23,7 +23,7 @@ class Held:
     largest: int
     """Elements of the largest one."""
     moments: float
-    """Numbers that the optimizer keeps for an element besides its weight, on average."""
+    """Numbers that the optimizer keeps for an element besides its weight, on average; the average weight too."""
     largest_divided: int
     """Elements of the largest one, whole, that the optimizer puts together from the parts of several ranks to update
     it; 0 where it updates elements one by one."""
@@ -70,7 +70,7 @@ class Recipe:
             ranks = [local_shapes(stage, tensor=tensor, rank=rank) for rank in range(tensor)]
             fullest = max(ranks, key=lambda shapes: sum(_sizes(shapes)))
             sizes, optimizer = _sizes(fullest), self.config.optimizer
-            moments = moments_per_element(fullest, optimizer)
+            moments = kept_per_element(fullest, self.config)
             whole = {name: shape for name, shape in stage.parameters.items() if is_updated_whole(name, optimizer.name)}
             self._held[key] = Held(sum(sizes), max(sizes), moments, max(_sizes(whole), default=0))
         return self._held[key]

@@ -21,6 +21,7 @@ def validate_run(config: RunConfig, *, world_size: int, source: str) -> tuple[Ba
     _check_objective(config, source)
     _check_schedule(config, source)
     _check_optimizer(config, source)
+    _check_average(config, source)
     _check_profile(config, source)
     _check_replicas(config, source)
     _check_skips(config, source)
@@ -91,6 +92,16 @@ def _check_optimizer(config: RunConfig, source: str) -> None:
         raise ConfigError(
             f"{source}: optimizer.name={name!r} with deepspeed.zero_optimization.offload_optimizer: DeepSpeed's kernel "
             "for the host is AdamW alone; remove one of the two"
+        )
+
+
+def _check_average(config: RunConfig, source: str) -> None:
+    decay = config.training.ema_decay
+    if decay is not None and config.engine.optimizer_device == "nvme":
+        raise ConfigError(
+            f"{source}: training.ema_decay={decay:g} with deepspeed.zero_optimization.offload_optimizer.device='nvme': "
+            "the weights are in files when they would be averaged; use device='cpu', or `megadeberta checkpoint "
+            "average --ema` of kept checkpoints"
         )
 
 

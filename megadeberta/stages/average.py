@@ -3,19 +3,20 @@
 Averages over the last checkpoints of a constant rate come near what a decay would give (Hägele et al. 2024).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from megadeberta.checkpoint.content import WEIGHT, CheckpointContent
+from megadeberta.checkpoint.content import AVERAGE, WEIGHT, CheckpointContent
 from megadeberta.checkpoint.fragments import Fragment
 from megadeberta.checkpoint.verify import verify_checkpoint
 from megadeberta.config.set_files import TOKENIZER_FILE
 from megadeberta.convert.formats.read_folder import ReportLine
 from megadeberta.convert.import_folder import write_import
+from megadeberta.errors import CheckpointError
 from megadeberta.stages.averaged import average_fractions, chosen_checkpoints
 from megadeberta.weights.source import load_weights
 
@@ -55,6 +56,45 @@ def average_checkpoints(
         overwrite=overwrite,
     )
     return dict(zip(folders, fractions, strict=True))
+
+
+def take_average(run: Path, out: Path, *, overwrite: bool = False) -> Path:
+    """Write the average that a run kept while it trained (``training.ema_decay``) to ``out``; the checkpoint it is of.
+
+    Args:
+        run: training.output_dir, or a ``step-N`` folder.
+
+    Raises:
+        CheckpointError: the checkpoint is not sound, or has none.
+        ConfigError: ``out`` exists.
+    """
+    source = load_weights(run)
+    content = CheckpointContent(source.folder)
+    names = [name for name in source.weights if content.updates(name) is not None]
+    if not names or not all(content.holds(AVERAGE, name) for name in names):
+        raise CheckpointError(
+            f"{source.folder}: holds no average of the weights; a run keeps one with training.ema_decay, and "
+            "`megadeberta checkpoint average` without --trained makes one of several checkpoints"
+        )
+    averaged = dict(_whole(content, names))
+    write_import(
+        out,
+        source.config,
+        {name: averaged.get(name, tensor) for name, tensor in source.weights.items()},
+        [ReportLine("taken", name, name, f"average kept by {source.folder.name}") for name in source.weights],
+        spm=source.tokenizer or source.folder / TOKENIZER_FILE,
+        objective=source.objective,
+        overwrite=overwrite,
+    )
+    return source.folder
+
+
+def _whole(content: CheckpointContent, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in content.whole():
+        if name in names:
+            values = np.empty(weight.size, dtype=np.float32)
+            content.read(AVERAGE, Fragment(name=name, shape=weight.shape, start=0, stop=weight.size), values)
+            yield name, torch.from_numpy(values).view(weight.shape)
 
 
 def _mean(name: str, shape: torch.Size, contents: Sequence[CheckpointContent], fractions: Sequence[float]) -> Tensor:

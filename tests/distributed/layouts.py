@@ -105,6 +105,8 @@ class Layout:
     optimizer: tuple[tuple[str, object], ...] = ()
     """Further entries of the optimizer section."""
 
+    ema_decay: float | None = None
+
     def __str__(self) -> str:
         size = f"tp{self.tensor} pp{self.pipeline} dp{self.data} zero{self.zero} mb{self.micro_batch}"
         more = "".join(f" {name}" for name, _ in self.more)
@@ -137,7 +139,12 @@ class Layout:
             data={"sequence_length": LENGTHS.get(self.variant, LENGTH), "packing": packing},
             optimizer={"lr": self.lr, "discriminator_lr": self.discriminator_lr, "weight_decay": 0.01}
             | dict(self.optimizer),
-            training={"steps": 20, "seed": self.seed, "compile": "layers" if self.compiled else "none"},
+            training={
+                "steps": 20,
+                "seed": self.seed,
+                "ema_decay": self.ema_decay,
+                "compile": "layers" if self.compiled else "none",
+            },
             parallel={
                 "tensor": self.tensor,
                 "pipeline": self.pipeline,

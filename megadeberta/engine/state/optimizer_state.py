@@ -18,11 +18,12 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, distributed
 
-from megadeberta.checkpoint.content import WEIGHT
+from megadeberta.checkpoint.content import AVERAGE, WEIGHT
 from megadeberta.checkpoint.fragments import Fragment
 from megadeberta.engine.optimizer import StateFormat, state_format
 from megadeberta.engine.state.local_parameters import LocalParameter
 from megadeberta.engine.state.swapped_state import SwappedState
+from megadeberta.engine.weight_average import keeps_average
 from megadeberta.errors import ConfigError
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -75,8 +76,9 @@ class OptimizerState:
         self._formats = {id(piece.flat): state_format(self._inner, piece.flat) for piece in self.pieces}
 
     def moments(self, piece: Piece) -> tuple[str, ...]:
-        """Names of what the optimizer keeps for every element of the piece besides its weight."""
-        return self._format(piece).moments
+        """Names of what the optimizer keeps for every element of the piece besides its weight; the average of the
+        weights among them, where the run has one."""
+        return self._format(piece).moments + ((AVERAGE,) if keeps_average(self._inner) else ())
 
     def owned(self) -> list[Piece]:
         """The pieces that this rank writes: over all ranks every element is in one of them."""

@@ -15,6 +15,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 
 from megadeberta.checkpoint.collectives import Collectives
 from megadeberta.checkpoint.content import (
+    AVERAGE,
     WEIGHT,
     CheckpointContent,
     Entry,
@@ -150,7 +151,10 @@ def _fill(state: OptimizerState, content: CheckpointContent) -> None:
         for piece, count in zip(pieces, updates, strict=True):
             _read(state, content, piece, WEIGHT)
             for moment in state.moments(piece) if counts else ():
-                if count is None:
+                if moment == AVERAGE and not content.holds(AVERAGE, piece.local.name):
+                    # Saved before the run had one, or before the parameter's first update: it begins as the weight.
+                    _read(state, content, piece, WEIGHT, into=AVERAGE)
+                elif count is None:
                     state.tensor(piece, moment).zero_()
                 else:
                     _read(state, content, piece, moment)
@@ -159,8 +163,10 @@ def _fill(state: OptimizerState, content: CheckpointContent) -> None:
     state.scaler = content.scaler
 
 
-def _read(state: OptimizerState, content: CheckpointContent, piece: Piece, name: str) -> None:
-    target = state.tensor(piece, name)
+def _read(
+    state: OptimizerState, content: CheckpointContent, piece: Piece, name: str, *, into: str | None = None
+) -> None:
+    target = state.tensor(piece, into or name)
     in_place = target.device.type == "cpu" and target.dtype == torch.float32
     buffer = target if in_place else torch.empty(target.shape, dtype=torch.float32)
     content.read(name, state.fragment(piece), buffer.numpy())

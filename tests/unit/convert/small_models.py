@@ -84,7 +84,14 @@ def write_weights_folder(folder: Path, model: WholeModel, config: ModelConfig, s
 
 
 def write_checkpoint(
-    output_dir: Path, model: WholeModel, config: ModelConfig, spm: Path, *, step: int, **sections: object
+    output_dir: Path,
+    model: WholeModel,
+    config: ModelConfig,
+    spm: Path,
+    *,
+    step: int,
+    average: WholeModel | None = None,
+    **sections: object,
 ) -> Path:
     """Commit a checkpoint through the store, with the files that a run puts in. ``sections``: of its recipe."""
 
@@ -95,11 +102,17 @@ def write_checkpoint(
             "spm.model": hash_file(folder / "spm.model"),
         }
 
+    updates = None if average is None else 1.0
     entries = [
-        Entry("weight", Fragment(name=name, shape=tuple(t.shape), start=0, stop=t.numel()), t.flatten().numpy)
-        for name, t in weights_of(model).items()
+        Entry(
+            state, Fragment(name=n, shape=tuple(t.shape), start=0, stop=t.numel(), updates=updates), t.flatten().numpy
+        )
+        for state, each in (("weight", model), ("average", average))
+        if each is not None
+        for n, t in weights_of(each).items()
     ]
-    index = RankContent(fragments=tuple(entry.fragment for entry in entries), counters={}, scaler={})
+    fragments = {entry.fragment.name: entry.fragment for entry in entries}
+    index = RankContent(fragments=tuple(fragments.values()), counters={}, scaler={})
 
     run = RunRecord(
         world=WorldLayout(world_size=1, data_parallel=1, zero_stage=1, precision="fp32"),

@@ -63,6 +63,13 @@ def test_optimizers_of_whole_tensors_run_where_a_rank_has_most_tensors_whole(nam
         _validate(optimizer={"name": name}, deepspeed=offload)
 
 
+def test_an_average_of_weights_in_files_is_refused() -> None:
+    offload = {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "disk"}}
+    with pytest.raises(ConfigError, match=r"training\.ema_decay=0\.99 with .*device='nvme'.*use device='cpu'"):
+        _validate(training={"ema_decay": 0.99}, deepspeed={"zero_optimization": offload})
+    _validate(training={"ema_decay": 0.99}, deepspeed={"zero_optimization": {"stage": 3}})
+
+
 def test_settings_of_another_optimizer_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"bias_correction=false is AdamW's, and optimizer.name='lamb'"):
         _validate(optimizer={"name": "lamb", "bias_correction": False})

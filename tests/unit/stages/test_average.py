@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from megadeberta.cli import app
 from megadeberta.convert.export import export_checkpoint
 from megadeberta.errors import CheckpointError, ConfigError
-from megadeberta.stages.average import average_checkpoints, average_fractions
+from megadeberta.stages.average import average_checkpoints, average_fractions, take_average
 from megadeberta.weights.source import load_weights
 from tests.unit.convert.small_models import small_config, small_model, weights_of, write_checkpoint
 
@@ -60,3 +62,18 @@ def test_a_damaged_checkpoint_is_not_averaged(tmp_path: Path, run: Path) -> None
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"step-2/rank-0\.safetensors: sha256"):
         average_checkpoints(run, tmp_path / "mean")
+
+
+def test_the_average_that_a_run_kept_is_taken_from_its_newest_checkpoint(tmp_path: Path, spm: Path, run: Path) -> None:
+    config, average = small_config(), small_model(small_config(), seed=9)
+    write_checkpoint(tmp_path / "kept", small_model(config, seed=4), config, spm, step=4, average=average)
+    assert take_average(tmp_path / "kept", tmp_path / "out").name == "step-4"
+    found, expected = load_weights(tmp_path / "out").weights, weights_of(average)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(CheckpointError, match=r"holds no average of the weights; .*training\.ema_decay"):
+        take_average(run, tmp_path / "none")
+
+
+def test_an_average_of_training_is_of_one_checkpoint(tmp_path: Path, run: Path) -> None:
+    done = CliRunner().invoke(app, ["checkpoint", "average", str(run), str(tmp_path / "x"), "--trained", "--last", "2"])
+    assert isinstance(done.exception, ConfigError) and "leave out --last and --ema" in str(done.exception)
