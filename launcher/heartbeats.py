@@ -8,11 +8,15 @@ are; of a step it follows from the run's own step times.
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import median
 
 from megadeberta.config.training import SupervisionConfig
 from megadeberta.rank.heartbeat import Beat, Phase, beat_seconds
 
 _STEP_TIMES = 20
+_SLOWEST_FACTOR = 3.0
+"""Of the slowest of them: a machine that stalled for a while may do so again, and longer."""
+_TRAINING_PHASES = frozenset({Phase.DATA, Phase.COMPILE, Phase.STEP})
 _QUIET_PHASES = (Phase.DATA, Phase.STEP, Phase.EVALUATE)
 """In these no call holds the interpreter for long: a process that says nothing is stopped or stuck."""
 _QUIET_BEATS = 3
@@ -28,8 +32,16 @@ class _Rank:
     at: float
     """When the beat came."""
     stepped_at: float | None = None
-    """When a beat first told of its step; None where something else than a step came between."""
+    """When its step began, as its beats tell; None while it does something else than steps."""
     step_times: deque[float] = field(default_factory=lambda: deque(maxlen=_STEP_TIMES))
+    compile_time: float | None = None
+    """Seconds of the last of the first steps: what is known of a step before there is another one."""
+
+    def known_times(self) -> tuple[float, ...]:
+        """Seconds of its last steps; those that compile count only while there are no others."""
+        if self.step_times or self.compile_time is None:
+            return tuple(self.step_times)
+        return (self.compile_time,)
 
 
 @dataclass(frozen=True)
@@ -69,11 +81,16 @@ class Heartbeats:
             return
         last = known.beat
         self._trained |= beat.steps > 0
-        if not {last.phase, beat.phase} <= {Phase.DATA, Phase.STEP}:
+        if beat.phase not in _TRAINING_PHASES:
             known.stepped_at = None
+        elif known.stepped_at is None:
+            known.stepped_at = now - beat.seconds
         elif beat.step > last.step:
-            if known.stepped_at is not None:
-                known.step_times.append((now - known.stepped_at) / (beat.step - last.step))
+            seconds = (now - known.stepped_at) / (beat.step - last.step)
+            if last.phase is Phase.COMPILE:
+                known.compile_time = seconds
+            else:
+                known.step_times.append(seconds)
             known.stepped_at = now
         known.beat, known.at = beat, now
 
@@ -126,15 +143,21 @@ class Heartbeats:
     def _silence(self) -> float:
         return self._limits.silence_seconds if self.stopping_since is None else _STOPPING_SECONDS
 
+    def _step_limit(self) -> float:
+        stopping = self.stopping_since is not None
+        least = _STOPPING_SECONDS if stopping else self._limits.step_seconds
+        factor = _STOPPING_FACTOR if stopping else self._limits.step_factor
+        times = [known for rank in self._ranks.values() if (known := rank.known_times())]
+        if not times and not stopping:
+            return self._limits.compile_seconds
+        expected = [max(factor * median(known), _SLOWEST_FACTOR * max(known)) for known in times]
+        # A line may be older than the step that it does not tell of yet.
+        return max(least, *expected, _QUIET_BEATS * self._pause)
+
     def _limit(self, phase: Phase) -> float:
         limits = self._limits
         if phase is Phase.STEP:
-            stopping = self.stopping_since is not None
-            least = _STOPPING_SECONDS if stopping else limits.step_seconds
-            factor = _STOPPING_FACTOR if stopping else limits.step_factor
-            slowest = max((max(rank.step_times, default=0.0) for rank in self._ranks.values()), default=0.0)
-            # A line may be older than the step that it does not tell of yet.
-            return max(least, factor * slowest, _QUIET_BEATS * self._pause)
+            return self._step_limit()
         return {
             Phase.START: limits.start_seconds,
             Phase.COMPILE: limits.compile_seconds,

@@ -223,11 +223,13 @@ class SupervisionConfig(Section):
 
     start_seconds: float = Field(1800, gt=0, description="imports, meeting the others, building, reading a checkpoint")
     compile_seconds: float = Field(1800, gt=0, description="each of the first steps, in which kernels are compiled")
-    step_seconds: float = Field(60, ge=5, description="a step, at least: networks need half a minute to recover")
+    step_seconds: float = Field(
+        15, ge=5, description="a step, at least; 60 for a network that may take half a minute to recover"
+    )
     silence_seconds: float = Field(
         15, ge=5, description="a rank whose process says nothing while it trains: stopped, or its interpreter is held"
     )
-    step_factor: float = Field(10, ge=2, description="a step, as a multiple of the slowest of the last 20")
+    step_factor: float = Field(10, ge=2, description="a step, as a multiple of the median of the last 20")
     data_seconds: float = Field(600, gt=0, description="a batch that does not come")
     save_seconds: float = Field(1800, gt=0, description="a checkpoint")
     evaluate_seconds: float = Field(1800, gt=0, description="a validation")

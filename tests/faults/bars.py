@@ -60,7 +60,7 @@ _BARS = (
         f"{_DAMAGE}test_a_rank_that_does_not_see_a_file_stops_all_ranks")),
     Bar("R1", "kill -9 of a rank: named, training again in 45 s", case=recovery.killed),
     Bar("R2", "SIGSTOP of a rank: named in 20 s, training again in 45 s", case=recovery.stopped),
-    Bar("R3a", "a rank sleeps: named in 20 s (a step may take 15), training again in 45 s", case=recovery.asleep),
+    Bar("R3a", "a rank sleeps: named in 20 s, training again in 45 s", case=recovery.asleep),
     Bar("R3b", "a rank holds its interpreter: the same", case=recovery.holds_the_interpreter),
     Bar("R3c", "a rank raises: the same", case=recovery.raises),
     Bar("R3d", "a rank ends with code 0: the same", case=recovery.leaves),

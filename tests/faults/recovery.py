@@ -23,8 +23,6 @@ STEPS = 300
 """Of the runs that are broken at step 40 to 60; a step takes some hundredths of a second."""
 RUN: dict[str, object] = {"training__steps": STEPS, "checkpoint__interval": 20}
 NOTICED_SECONDS, RUNNING_SECONDS = 20.0, 45.0
-DEADLINE_SECONDS = 15
-"""Of a step, where the bar is that of a deadline; 60 by default."""
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -88,8 +86,7 @@ def stopped(bench: Bench) -> Found:
 
 def asleep(bench: Bench) -> Found:
     """A rank sleeps outside of every collective: what tells is the deadline of a step."""
-    deadline = {"step_seconds": DEADLINE_SECONDS}
-    return _recovered(bench, "asleep", lambda run: run.break_rank(1, "sleep"), "hung: ", supervision=deadline)
+    return _recovered(bench, "asleep", lambda run: run.break_rank(1, "sleep"), "hung: ")
 
 
 def holds_the_interpreter(bench: Bench) -> Found:

@@ -35,7 +35,10 @@ class _Job:
         return found
 
     def train(self, steps: int, seconds_per_step: int = 1) -> None:
-        for step in range(1, steps + 1):
+        self.train_from(1, steps=steps, seconds_per_step=seconds_per_step)
+
+    def train_from(self, first: int, *, steps: int, seconds_per_step: int) -> None:
+        for step in range(first, first + steps):
             assert self.pass_seconds(seconds_per_step, (Phase.STEP, step), (Phase.STEP, step)) is None
 
 
@@ -70,7 +73,49 @@ def test_rank_that_is_behind_is_hung_and_not_those_that_wait_for_it() -> None:
     assert found == Hang((1,), "for 15 s in step 6, of at most 15 s")
 
 
-def test_deadline_of_a_step_follows_from_the_slowest_of_the_last_ones() -> None:
+def test_deadline_of_a_step_is_short_by_default_where_steps_are() -> None:
+    job = _Job(step_seconds=SupervisionConfig().step_seconds)
+    job.train(20)
+    found = job.pass_seconds(18, (Phase.STEP, 22), (Phase.STEP, 21))
+    assert found == Hang((1,), "for 15 s in step 21, of at most 15 s")
+
+
+def test_machine_that_stalls_for_some_seconds_in_every_tenth_step_hangs_never() -> None:
+    job = _Job(step_seconds=SupervisionConfig().step_seconds)
+    for step in range(1, 201):
+        seconds = 12 if step % 10 == 0 else 1
+        assert job.pass_seconds(seconds, (Phase.STEP, step), (Phase.STEP, step)) is None
+
+
+def test_one_slow_step_puts_the_deadline_off_by_three_times_itself_and_not_by_ten() -> None:
+    job = _Job()
+    job.train(10)
+    job.train_from(11, steps=1, seconds_per_step=12)
+    assert job.pass_seconds(1, (Phase.STEP, 12), (Phase.STEP, 12)) is None
+    found = job.pass_seconds(40, (Phase.STEP, 13), (Phase.STEP, 12))
+    assert found == Hang((1,), "for 36 s in step 12, of at most 36 s")
+
+
+def test_first_step_that_compiles_nothing_may_be_long_where_those_before_it_were() -> None:
+    job = _Job()
+    for step in (1, 2):
+        assert job.pass_seconds(40, (Phase.COMPILE, step), (Phase.COMPILE, step)) is None
+    assert job.pass_seconds(40, (Phase.STEP, 3), (Phase.STEP, 3)) is None
+    job.train_from(4, steps=2, seconds_per_step=2)
+    found = job.pass_seconds(130, (Phase.STEP, 7), (Phase.STEP, 6))
+    assert found is not None
+    assert found.ranks == (1,)
+
+
+def test_step_of_which_nothing_is_known_has_the_time_of_a_compilation() -> None:
+    job = _Job(compile_seconds=120)
+    assert job.pass_seconds(119, (Phase.STEP, 2), (Phase.STEP, 1)) is None
+    found = job.pass_seconds(122, (Phase.STEP, 2), (Phase.STEP, 1))
+    assert found is not None
+    assert found.reason == "for 120 s in step 1, of at most 120 s"
+
+
+def test_deadline_of_a_step_follows_from_the_middle_of_the_last_ones() -> None:
     job = _Job()
     job.train(4, seconds_per_step=6)
     assert job.pass_seconds(55, (Phase.STEP, 5), (Phase.STEP, 5)) is None
