@@ -1,10 +1,10 @@
-"""What a model card says of the run that trained the weights: settings, data, hardware and losses."""
+"""What a model card says of the run that trained the weights: settings, data, hardware and losses. Without torch."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.config.model import ModelConfig
@@ -15,7 +15,9 @@ from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.layers.terms import term
 from megadeberta.observability.metrics import METRICS_FILE, read_metrics
 from megadeberta.remote.path import as_path
-from megadeberta.weights.source import ModelSource
+
+if TYPE_CHECKING:
+    from megadeberta.weights.source import ModelSource
 
 _CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 _SHOWN_SOURCES = 3
@@ -31,7 +33,8 @@ class CardFacts:
     """Codes: "en", "de"."""
 
     def __post_init__(self) -> None:
-        for option, values in (("--license", [self.licence] if self.licence else []), ("--language", self.languages)):
+        licences = [] if self.licence is None else [self.licence]
+        for option, values in (("--license", licences), ("--language", self.languages)):
             if bad := [value for value in values if not _CODE.fullmatch(value)]:
                 raise ConfigError(f"{option} {bad[0]!r} is no code; write one such as mit, apache-2.0, en or de")
 
@@ -49,7 +52,7 @@ class CardFacts:
         }
 
 
-def training_table(source: ModelSource, facts: CardFacts) -> str:
+def training_table(source: "ModelSource", facts: CardFacts) -> str:
     """The card's table in Markdown, or a sentence for weights of no run."""
     run = source.run
     if not run:
@@ -79,7 +82,7 @@ def _table(rows: Mapping[str, object]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-def _run_folder(source: ModelSource) -> Path:
+def _run_folder(source: "ModelSource") -> Path:
     """Where the checkpoint's run wrote its log; another folder when the checkpoint was moved away from it."""
     return source.folder.absolute().parent.parent
 

@@ -74,44 +74,30 @@ def export_command(
 
     Example: megadeberta convert export runs/quickstart exported
     """
-    from megadeberta.convert.published_folder import check_free
+    from megadeberta.convert.card_facts import CardFacts
+    from megadeberta.convert.export_checks import check_export, kept_steps
+    from megadeberta.convert.formats.family import FileFormat, ModelKind
+    from megadeberta.convert.publish import Destination
     from megadeberta.errors import ConfigError
-    from megadeberta.weights.hub import check_ours
 
-    check_ours(checkpoint)
-    if not all_steps:
-        check_free(out, overwrite=overwrite)
     if private and push is None:
         raise ConfigError("--private is of a repository that --push makes; give --push OWNER/MODEL, or leave it out")
-    with Waiting("loading torch and transformers"):
-        from megadeberta.convert.card_facts import CardFacts
-        from megadeberta.convert.formats.family import FileFormat, ModelKind
-        from megadeberta.convert.publish import Destination
-
     to = None if push is None else Destination(push, private)
-    options = {
-        "kind": ModelKind(model) if model else None,
-        "file_format": FileFormat(file_format),
-        "facts": CardFacts(licence, tuple(language or ())),
-        "onnx": onnx,
-        "overwrite": overwrite,
-    }
-    _publish(_export(checkpoint, out, all_steps=all_steps, options=options), to)
-
-
-def _export(checkpoint: Path, out: Path, *, all_steps: bool, options: dict[str, Any]) -> list[Path]:
-    """Write one export or one for each kept step, and say what was checked; the folders, oldest first."""
-    from megadeberta.convert.export import export_checkpoint
-    from megadeberta.convert.publish import export_steps
-
+    facts = CardFacts(licence, tuple(language or ()))
+    options: dict[str, Any] = {"kind": ModelKind(model) if model else None, "file_format": FileFormat(file_format)}
+    options |= {"onnx": onnx, "overwrite": overwrite}
+    folders = kept_steps(checkpoint, out) if all_steps else {checkpoint: out}
+    for source, target in folders.items():
+        check_export(source, target, **options)
+    with Waiting("loading torch and transformers"):
+        from megadeberta.convert.export import export_checkpoint
     with Waiting(f"exporting {checkpoint}, comparing with transformers"):
-        if all_steps:
-            found = {out / name: findings for name, findings in export_steps(checkpoint, out, **options).items()}
-        else:
-            found = {out: export_checkpoint(checkpoint, out, **options)}
+        found = {
+            target: export_checkpoint(source, target, facts=facts, **options) for source, target in folders.items()
+        }
     for folder, findings in found.items():
         _print_findings(f"{folder} is written and checked", [(finding.what, finding.detail) for finding in findings])
-    return list(found)
+    _publish(list(found), to)
 
 
 def _publish(folders: list[Path], to: "Destination | None") -> None:
@@ -137,10 +123,12 @@ def check_command(folder: Annotated[Path, typer.Argument(help="An export", show_
     """
     from megadeberta.convert.formats.families import check_family
     from megadeberta.errors import CheckpointError
+    from megadeberta.weights.place import weights_path
 
     if folder.is_file():
         raise CheckpointError(f"{folder}: is a file; give the folder of an export")
     check_family(folder)
+    weights_path(folder)
     with Waiting("loading torch and transformers"):
         from megadeberta.convert.reload_check import check_export
     with Waiting(f"comparing {folder} with our model"):
@@ -219,6 +207,7 @@ def import_command(
     check_foreign(place)
     check_family(place)
     check_free(out, overwrite=overwrite, marker=MODEL_JSON)
+    weights_path(place)
     found = None if new_generator or no_generator else find_generator(place, given)
 
     # Torch comes after the names and numbers: a mistake in one is said at once.

@@ -5,9 +5,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from megadeberta.checkpoint.manifest import MANIFEST_NAME
-from megadeberta.config.objective import DISCRIMINATOR, GENERATOR
 from megadeberta.convert.card_facts import CardFacts
+from megadeberta.convert.export_checks import check_export, choose_kind
 from megadeberta.convert.formats.config_json import to_config_json, to_model_config_json
 from megadeberta.convert.formats.export_tensors import export_tensors, table_rows
 from megadeberta.convert.formats.families import choose_target
@@ -16,13 +15,14 @@ from megadeberta.convert.formats.names import RELATIVE_TABLE
 from megadeberta.convert.formats.places import HF_CONFIG, MICROSOFT_CONFIG
 from megadeberta.convert.formats.read_folder import read_discriminator, read_hf_folder
 from megadeberta.convert.model_card import describe_part, microsoft_decoder_note, write_model_card
-from megadeberta.convert.onnx_file import check_packages, write_onnx
+from megadeberta.convert.onnx_file import write_onnx
 from megadeberta.convert.published_folder import publish_folder, write_json
-from megadeberta.convert.reload_check import Finding, check_export
+from megadeberta.convert.reload_check import Finding
+from megadeberta.convert.reload_check import check_export as compare_export
 from megadeberta.convert.tokenizer.same_ids import texts_of_run
 from megadeberta.convert.tokenizer.tokenizer_json import write_tokenizer
 from megadeberta.data.tokenizer import load_tokenizer
-from megadeberta.errors import CheckpointError, ConfigError
+from megadeberta.errors import CheckpointError
 from megadeberta.weights.place import PICKLED
 from megadeberta.weights.safetensors_file import SAFETENSORS
 from megadeberta.weights.source import ModelSource, load_weights
@@ -56,11 +56,9 @@ def export_checkpoint(
         ConfigError: ``out`` is in use, or inside a checkpoint.
         StorageError: the file system refused a write.
     """
-    _check_place(out)
-    if onnx:
-        _check_onnx(file_format)
+    check_export(checkpoint, out, kind=kind, file_format=file_format, onnx=onnx, overwrite=overwrite)
     loaded = load_weights(checkpoint)
-    kind = _kind_for(loaded, kind)
+    kind = choose_kind(loaded.folder, loaded.config, loaded.objective, kind)
     source = _source_of(loaded, kind)
     tokenizer = source.checked_tokenizer()
     texts = texts_of_run(source, load_tokenizer(tokenizer))
@@ -71,29 +69,12 @@ def export_checkpoint(
     def fill(folder: Path) -> None:
         _write_files(folder, source, target, facts, tokenizer=tokenizer)
         findings.append(_check_round_trip(folder, source, kind))
-        findings.extend(check_export(folder, texts=texts))
+        findings.extend(compare_export(folder, texts=texts))
         if onnx:
             findings.append(write_onnx(folder, target, source.config))
 
     publish_folder(out, fill, overwrite=overwrite)
     return findings
-
-
-def _check_onnx(file_format: FileFormat) -> None:
-    if file_format != FileFormat.HUGGING_FACE:
-        raise ConfigError("--onnx is of a model of transformers; export with --format hf")
-    check_packages()
-
-
-def _kind_for(loaded: ModelSource, asked: ModelKind | None) -> ModelKind:
-    """What the export of these weights holds."""
-    if asked is None:
-        return ModelKind.DISCRIMINATOR if DISCRIMINATOR in loaded.parts else ModelKind.MLM
-    if asked != ModelKind.GENERATOR:
-        return asked
-    if GENERATOR not in loaded.parts:
-        raise loaded.lacks(GENERATOR)
-    return ModelKind.MLM
 
 
 def _what(loaded: ModelSource, source: ModelSource) -> str:
@@ -138,12 +119,3 @@ def _check_round_trip(target: Path, source: ModelSource, kind: ModelKind) -> Fin
     copies = sum(row != copied for row, copied in enumerate(rows))
     exception = f"; rows of the distance table that nothing reads, copied from others: {copies}" if copies else ""
     return Finding("weights on disk", f"{len(found)} tensors, bit for bit those of the checkpoint{exception}")
-
-
-def _check_place(out: Path) -> None:
-    for parent in out.absolute().parents:
-        if (parent / MANIFEST_NAME).is_file():
-            raise ConfigError(
-                f"{out} is inside the checkpoint {parent}, which would no longer match its manifest; choose a folder "
-                "elsewhere"
-            )

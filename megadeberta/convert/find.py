@@ -5,6 +5,7 @@ from pathlib import Path
 from megadeberta.convert.formats.families import check_family
 from megadeberta.convert.formats.places import is_ours
 from megadeberta.weights.hub import check_ours, find_model
+from megadeberta.weights.place import weights_path
 
 
 def find_any_model(place: Path, *, of_others: bool = False) -> Path:
@@ -23,4 +24,5 @@ def find_any_model(place: Path, *, of_others: bool = False) -> Path:
     found = find_model(place)
     if not of_others:
         check_family(found)
+        weights_path(found)
     return found

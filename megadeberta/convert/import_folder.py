@@ -22,8 +22,8 @@ from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.model.initialize import initialize
 from megadeberta.model.whole import WholeModel
 from megadeberta.weights.hub import MODEL_JSON
+from megadeberta.weights.recorded import OBJECTIVE_JSON
 from megadeberta.weights.safetensors_file import SAFETENSORS
-from megadeberta.weights.source import OBJECTIVE_JSON
 from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 log = logging.getLogger(__name__)

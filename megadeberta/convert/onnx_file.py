@@ -4,7 +4,6 @@ Shapes: B batch · L length.
 """
 
 import contextlib
-import importlib.util
 import io
 import logging
 import warnings
@@ -18,10 +17,9 @@ from torch import Tensor, nn
 from megadeberta.config.model import ModelConfig
 from megadeberta.convert.formats.family import ExportTarget, ModelKind
 from megadeberta.convert.reload_check import TOLERANCE, Finding, load_export
-from megadeberta.errors import CheckpointError, ConfigError
+from megadeberta.errors import CheckpointError
 
 ONNX_FILE = "model.onnx"
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _SHAPES = ((1, 1), (1, 7), (3, 16), (2, 29))
 """Batch and length of the comparisons: none is that of the tracing."""
 
@@ -44,19 +42,6 @@ class _Outputs(nn.Module):
         return self.model(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, return_dict=False
         )[0]
-
-
-def check_packages() -> None:
-    """Refuse to begin without the packages.
-
-    Raises:
-        ConfigError: the first that is missing.
-    """
-    for name in _PACKAGES:
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                f"--onnx needs the package {name}, which is not installed: pip install 'megadeberta[onnx]'"
-            )
 
 
 def write_onnx(folder: Path, target: ExportTarget, config: ModelConfig) -> Finding:

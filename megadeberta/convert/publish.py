@@ -1,15 +1,11 @@
-"""Exports for the Hugging Face hub: a run's kept steps as revisions, the upload, and the command for it."""
+"""Exports for the Hugging Face hub: the upload, by revision, and the command for it. Without torch."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints
-from megadeberta.convert.export import export_checkpoint
-from megadeberta.convert.reload_check import Finding
-from megadeberta.errors import CheckpointError, ConfigError, StorageError
+from megadeberta.errors import ConfigError, StorageError
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAIN = "main"
@@ -35,22 +31,6 @@ class Destination:
             raise ConfigError(
                 f"--push {self.repo}: nobody is logged in to the hub; run `hf auth login` or set HF_TOKEN"
             )
-
-
-def export_steps(run: Path, out: Path, **options: Any) -> dict[str, list[Finding]]:
-    """Every checkpoint that the run kept, oldest first, as ``out/step-N``; see :func:`export_checkpoint`.
-
-    Raises:
-        ConfigError: ``out`` holds an export itself, which would be published together with those of the steps.
-        CheckpointError: the run has none, and what an export raises.
-    """
-    if (out / "config.json").exists():
-        raise ConfigError(f"{out}: holds an export, and --all-steps writes one folder per step; choose another folder")
-    root = run / CHECKPOINTS_FOLDER
-    names = sorted(list_checkpoints(root), key=lambda name: name.step)
-    if not names:
-        raise CheckpointError(f"{run}: holds no checkpoints of a run; --all-steps needs training.output_dir")
-    return {str(name): export_checkpoint(root / str(name), out / str(name), **options) for name in names}
 
 
 def upload_commands(folders: Mapping[str, Path], repo: str = "OWNER/MODEL") -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megadeberta.checkpoint.durable import remove_tree
+from megadeberta.checkpoint.manifest import MANIFEST_NAME
 from megadeberta.errors import ConfigError
 from megadeberta.storage import TEMPORARY_PREFIX, check_may_write, file_in_the_way, storage_errors, sync_folder
 
@@ -46,11 +47,17 @@ def check_free(out: Path, *, overwrite: bool, marker: str = "config.json") -> No
     """Refuse a place where no folder may be published; the arguments are those of ``publish_folder``.
 
     Raises:
-        ConfigError: ``out`` exists and may not be replaced, or lies below a file.
+        ConfigError: ``out`` exists and may not be replaced, or lies below a file or inside a checkpoint.
         WrongPlaceError: this user may not write there.
     """
     if blocking := file_in_the_way(out):
         raise ConfigError(f"{out} cannot be a folder: {blocking} is a file; choose another name")
+    for parent in out.absolute().parents:
+        if (parent / MANIFEST_NAME).is_file():
+            raise ConfigError(
+                f"{out} is inside the checkpoint {parent}, which would no longer match its manifest; choose a folder "
+                "elsewhere"
+            )
     check_may_write(out)
     if not out.exists() and not out.is_symlink():
         return

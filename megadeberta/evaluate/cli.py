@@ -35,9 +35,7 @@ PairLimit = Annotated[
     int | None, typer.Option("--pairs", min=1, help="The first of each paradigm of --blimp; default: all")
 ]
 Sequences = Annotated[int, typer.Option(min=1, help="At most this many sequences of it")]
-Length = Annotated[
-    int | None, typer.Option(min=8, help="Tokens per sequence; default: as in training", show_default=False)
-]
+Length = Annotated[int | None, typer.Option(help="Tokens per sequence; default: as in training", show_default=False)]
 BatchSize = Annotated[int, typer.Option(min=1, help="Sequences at a time")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
 
@@ -63,15 +61,14 @@ def evaluate(
             raise ConfigError("--blimp is scored alone; leave --data and --text to a second command")
         _score_pairs(path, blimp, most=pairs, batch_size=batch_size, as_json=as_json)
         return
+    if pairs is not None:
+        raise ConfigError("--pairs is of --blimp; give --blimp FILE too, or leave it out")
     from megadeberta.convert.find import find_any_model
-    from megadeberta.data.missing import check_prefix
-    from megadeberta.evaluate.inputs import read_text
+    from megadeberta.evaluate.inputs import check_files, check_inputs
 
-    if text is not None:
-        read_text(text)
-    if data is not None:
-        check_prefix("--data", data)
+    check_files(data, text)
     place = find_any_model(path)
+    check_inputs(place, shard=data, text=text, length=length)
     with Waiting("loading torch"):
         from megadeberta.convert.any_model import load_model
         from megadeberta.evaluate.run import score

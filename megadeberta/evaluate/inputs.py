@@ -1,13 +1,23 @@
-"""The files that `megadeberta evaluate` scores: a text, and BLiMP's pairs of sentences. Read before torch is loaded."""
+"""What `megadeberta evaluate` scores: a text, BLiMP's pairs of sentences, token files. Read before torch is loaded."""
 
 import gzip
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from megadeberta.errors import DataError
+from megadeberta.checkpoint.newest import manifest_at
+from megadeberta.config.data import DataConfig
+from megadeberta.config.model import ModelConfig
+from megadeberta.config.set_files import tokenizer_in
+from megadeberta.convert.formats.places import is_ours
+from megadeberta.data.check import check_data
+from megadeberta.data.missing import check_prefix
+from megadeberta.errors import ConfigError, DataError
+from megadeberta.weights.hub import MODEL_JSON
+from megadeberta.weights.recorded import check_has_tokenizer, sections_of
 
 _FIELDS = ("UID", "field", "linguistics_term", "sentence_good", "sentence_bad")
 
@@ -83,3 +93,69 @@ def _pair(line: str, source: str) -> Pair:
         ) from None
     # The published files spell one field in two ways.
     return Pair(paradigm, term, field.replace("/", "_"), good, bad)
+
+
+def check_files(shard: Path | None, text: Path | None) -> None:
+    """Refuse files that are not there or hold nothing to score.
+
+    Raises:
+        DataError: says which.
+    """
+    if text is not None:
+        read_text(text)
+    if shard is not None:
+        check_prefix("--data", shard)
+
+
+def check_inputs(place: Path, *, shard: Path | None, text: Path | None, length: int | None) -> None:
+    """Refuse what ``evaluate.run.score`` would, as far as weights of ours say it without their tensors; others pass.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: nothing to score on, or it does not fit.
+    """
+    if (place / MODEL_JSON).is_file():
+        if shard is None and text is None:
+            raise nothing_to_score(place)
+        return
+    if not is_ours(place):
+        return
+    folder, manifest = manifest_at(place)
+    model, _ = sections_of(manifest, folder)
+    recipe = manifest.run.config
+    tokenizer = check_has_tokenizer(folder, tokenizer_in(folder))
+    data = data_section(recipe, tokenizer, shard=shard, length=sequence_length(model, recipe, length))
+    if data.valid is None and text is None:
+        raise nothing_to_score(folder)
+    if shard is not None or text is None:
+        for prefix in data.valid_prefixes.values():
+            check_data(data.model_copy(update={"train": prefix, "valid": prefix}), model.vocab_size)
+
+
+def nothing_to_score(folder: Path) -> ConfigError:
+    """What to tell who names weights alone that are of no run with validation data."""
+    return ConfigError(f"{folder}: these weights name no validation shard; give --data PREFIX or --text FILE")
+
+
+def data_section(recipe: Mapping[str, Any], tokenizer: Path, *, shard: Path | None, length: int) -> DataConfig:
+    """The data section of the run, with the tokenizer beside the weights; a plain one where there was no run."""
+    section = dict(recipe["data"]) if recipe else {"train": shard or Path(), "valid": None}
+    section |= {"tokenizer": tokenizer, "loader_workers": 0, "sequence_length": length}
+    if shard is not None:
+        section["valid"] = shard
+    return DataConfig.model_validate(section)
+
+
+def sequence_length(model: ModelConfig, recipe: Mapping[str, Any], asked: int | None) -> int:
+    """As asked, else as in the run, else the longest.
+
+    Raises:
+        ConfigError: the model has fewer positions, or it is no length of a sequence.
+    """
+    longest = model.max_position_embeddings
+    if asked is None:
+        return recipe["data"]["sequence_length"] if recipe else longest
+    if asked < 8:
+        raise ConfigError(f"--length {asked} is below 8, the shortest sequence")
+    if asked > longest and (model.position_biased_input or model.enhanced_mask_decoder):
+        raise ConfigError(f"--length {asked} is more than the {longest} absolute positions of the model")
+    return asked

@@ -11,8 +11,8 @@ from megadeberta.convert.any_model import load_model
 from megadeberta.data.check import check_data
 from megadeberta.data.loader import validation_batches
 from megadeberta.data.tokenizer import VocabularyTokenizer, load_tokenizer
-from megadeberta.errors import ConfigError, DataError
-from megadeberta.evaluate.inputs import read_text
+from megadeberta.errors import DataError
+from megadeberta.evaluate.inputs import data_section, nothing_to_score, read_text, sequence_length
 from megadeberta.evaluate.sequences import Scores, score_by_mask_kind, score_terms
 from megadeberta.evaluate.texts import score_left_to_right, score_pseudo_perplexity
 from megadeberta.layers.objectives import list_layers, objective_of
@@ -58,7 +58,8 @@ def score(
         CheckpointError, ConfigError, DataError: no tokenizer, nothing to score on, or it does not fit.
     """
     tokenizer_file = source.checked_tokenizer()
-    data = _data_section(source, tokenizer_file, shard=shard, length=_sequence_length(source, length))
+    recipe = source.run.get("config", {})
+    data = data_section(recipe, tokenizer_file, shard=shard, length=sequence_length(source.config, recipe, length))
     tokenizer = load_tokenizer(tokenizer_file)
     model = _model(source)
     scores: Scores = {}
@@ -69,7 +70,7 @@ def score(
             found = _score_shard(model, source, of_name, mask_id=tokenizer.mask_id, rows=(sequences, batch_size))
             scores |= {f"{key} ({name})" if name else key: value for key, value in found.items()}
     elif text is None:
-        raise ConfigError(f"{source.folder}: these weights name no validation shard; give --data PREFIX or --text FILE")
+        raise nothing_to_score(source.folder)
     if text is not None:
         scores |= _score_text(text, model, source, tokenizer, length=data.sequence_length, batch_size=batch_size)
     return scores
@@ -119,28 +120,6 @@ def _score_shard(
 def _losses(source: ModelSource) -> set[str]:
     """Names of the loss terms that the weights were trained on."""
     return set(objective_of(source.objective).loss_weights(source.objective))
-
-
-def _data_section(source: ModelSource, tokenizer: Path, *, shard: Path | None, length: int) -> DataConfig:
-    """The data section of the run, with the tokenizer beside the weights; a plain one where there was no run."""
-    section = dict(source.run["config"]["data"]) if source.run else {"train": shard or Path(), "valid": None}
-    section |= {"tokenizer": tokenizer, "loader_workers": 0, "sequence_length": length}
-    if shard is not None:
-        section["valid"] = shard
-    return DataConfig.model_validate(section)
-
-
-def _sequence_length(source: ModelSource, asked: int | None) -> int:
-    """As asked, else as in the run, else the longest."""
-    config = source.config
-    longest = config.max_position_embeddings
-    if asked is None:
-        return source.run["config"]["data"]["sequence_length"] if source.run else longest
-    if asked < 8:
-        raise ConfigError(f"--length {asked} is below 8, the shortest sequence")
-    if asked > longest and (config.position_biased_input or config.enhanced_mask_decoder):
-        raise ConfigError(f"--length {asked} is more than the {longest} absolute positions of the model")
-    return asked
 
 
 def _model(source: ModelSource) -> WholeModel:

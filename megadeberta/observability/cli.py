@@ -41,7 +41,7 @@ def report(
         raise ConfigError(f"--html={page}: is a folder, or lies in one that does not exist; give a file to write")
     runs = [read_run(folder) for folder in output_dirs]
     if len(runs) == 1:
-        print_report(output_dirs[0], Console())
+        print_report(output_dirs[0], runs[0].records, Console())
     else:
         _print_comparison(runs, Console())
     if page is not None:

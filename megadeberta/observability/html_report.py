@@ -70,7 +70,7 @@ def read_run(folder: Path) -> RunFacts:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise ConfigError(f"{folder} {what}; give a run's training.output_dir")
-    records = read_metrics(folder / METRICS_FILE)
+    records = read_metrics(folder / METRICS_FILE, refuse_damaged=True)
     if not any(TRAIN_LOSS in record for record in records):
         raise ConfigError(f"{folder} holds no {METRICS_FILE} with training steps; give a run's training.output_dir")
     try:

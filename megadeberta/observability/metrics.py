@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from megadeberta.errors import ConfigError
 from megadeberta.storage import write_file
 
 logger = logging.getLogger(__name__)
@@ -101,12 +102,19 @@ class MetricsFile:
         self.close()
 
 
-def read_metrics(path: Path) -> list[Record]:
-    """All whole records of a metrics file, in order; none if there is no file."""
-    return [record for _, record in _whole_lines(path)]
+def read_metrics(path: Path, *, refuse_damaged: bool = False) -> list[Record]:
+    """All whole records of a metrics file, in order; none if there is no file.
+
+    Args:
+        refuse_damaged: a file without a whole record is an error, and not a warning and no records.
+
+    Raises:
+        ConfigError: no line of the file is whole.
+    """
+    return [record for _, record in _whole_lines(path, refuse_damaged=refuse_damaged)]
 
 
-def _whole_lines(path: Path) -> list[tuple[bytes, Record]]:
+def _whole_lines(path: Path, *, refuse_damaged: bool = False) -> list[tuple[bytes, Record]]:
     if not path.exists():
         return []
     found, broken = [], 0
@@ -121,6 +129,8 @@ def _whole_lines(path: Path) -> list[tuple[bytes, Record]]:
             broken += 1
             continue
         found.append((line + b"\n", record))
+    if refuse_damaged and broken and not found:
+        raise ConfigError(f"{path}: none of its {broken} lines is whole; the file is damaged, put a copy of it back")
     if broken:
         logger.warning("%s: %d damaged line(s) left out", path, broken)
     return found

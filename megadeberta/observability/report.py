@@ -8,9 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from megadeberta.config.terminal import print_line
-from megadeberta.errors import ConfigError
 from megadeberta.layers.terms import TERMS, baselines
-from megadeberta.observability.metrics import CURVE_FILE, METRICS_FILE, SOURCE_MARK, Record, read_metrics
+from megadeberta.observability.metrics import CURVE_FILE, SOURCE_MARK, Record
 from megadeberta.observability.progress import format_terms
 
 ROWS_SHOWN = 8
@@ -18,15 +17,12 @@ TRAIN_LOSS, VALID_LOSS = "loss", "valid_loss"
 _VALID = "valid_"
 
 
-def print_report(output_dir: Path, console: Console) -> None:
+def print_report(output_dir: Path, records: list[Record], console: Console) -> None:
     """Print the end of the curve as a table, the last validation beside its baselines, and where the picture is.
 
-    Raises:
-        ConfigError: the folder holds no metrics of a training run.
+    Args:
+        records: of the run's metrics.
     """
-    records = read_metrics(output_dir / METRICS_FILE)
-    if not any(TRAIN_LOSS in record for record in records):
-        raise ConfigError(f"{output_dir} holds no {METRICS_FILE} with training steps; give a run's training.output_dir")
     console.print(_curve_table(records))
     validations = [record for record in records if record.get(VALID_LOSS) is not None]
     if validations:

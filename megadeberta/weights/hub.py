@@ -6,8 +6,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, checkpoints_of, list_checkpoints
+from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints
 from megadeberta.checkpoint.manifest import MANIFEST_NAME
+from megadeberta.checkpoint.newest import manifest_at
 from megadeberta.config.waiting import Waiting
 from megadeberta.errors import CheckpointError
 from megadeberta.storage import pointer_note
@@ -100,16 +101,17 @@ def check_start(place: Path) -> None:
 
 
 def check_ours(place: Path) -> None:
-    """Refuse what can hold no weights of ours, by the names of its files.
+    """Refuse what can hold no weights of ours, by the names and sizes of its files.
 
     Raises:
-        CheckpointError: neither a run with a checkpoint, nor a checkpoint, nor an imported folder.
+        CheckpointError: neither a run with a checkpoint, nor a checkpoint, nor an imported folder; or a file of it is
+            missing or has another size.
     """
     if not place.is_dir():
         what = "is a file" if place.exists() else "no such folder"
         raise CheckpointError(f"{place}: {what}; give the output folder of a run, or one of its step-N folders")
-    if not (place / MODEL_JSON).is_file() and not (place / MANIFEST_NAME).is_file():
-        checkpoints_of(place)
+    if not (place / MODEL_JSON).is_file():
+        manifest_at(place)
 
 
 def check_foreign(place: Path) -> None:

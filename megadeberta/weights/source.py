@@ -1,39 +1,30 @@
 """Weights of ours on disk: a checkpoint of a run, or a folder that ``convert import`` wrote."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from megadeberta.checkpoint.content import CheckpointContent
-from megadeberta.checkpoint.manifest import MANIFEST_NAME, Manifest
 from megadeberta.checkpoint.newest import checkpoint_at
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, GENERATOR, ObjectiveConfig
-from megadeberta.config.section import Section
-from megadeberta.config.set_files import TOKENIZER_FILE, tokenizer_in
-from megadeberta.errors import CheckpointError, ConfigError
-from megadeberta.layers.heads import MlmHead
+from megadeberta.config.set_files import tokenizer_in
+from megadeberta.errors import CheckpointError
 from megadeberta.layers.layer import Layer
 from megadeberta.layers.objectives import list_layers, objective_of
 from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.weights.hub import MODEL_JSON, check_ours
 from megadeberta.weights.parts import split_parts
+from megadeberta.weights.recorded import check_has_tokenizer, imported_sections, lacks, mask_head, parts_of, sections_of
 from megadeberta.weights.safetensors_file import SAFETENSORS
 from megadeberta.weights.shapes import compare_shapes, shapes_of
 from megadeberta.weights.tensor_file import check_finite, read_tensor_file
 from megadeberta.weights.vocabulary import check_tokenizer_fits
-
-_Section = TypeVar("_Section", bound=Section)
-
-OBJECTIVE_JSON = "objective.json"
-"""In an imported folder of two parts: the dump of the ObjectiveConfig that says how they share tables."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ class ModelSource:
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts that the objective trains; none where it trains one model."""
-        return tuple(part for part in objective_of(self.objective).models(self.config, self.objective) if part)
+        return parts_of(self.config, self.objective)
 
     def checked_tokenizer(self) -> Path:
         """The tokenizer, which belongs to these weights as far as can be told.
@@ -63,12 +54,9 @@ class ModelSource:
             CheckpointError: there is none, or it is that of other weights.
             DataError: it is no tokenizer with the special ids of these models.
         """
-        if self.tokenizer is None:
-            raise CheckpointError(
-                f"{self.folder / TOKENIZER_FILE}: is missing; put the tokenizer of these weights there"
-            )
-        check_tokenizer_fits(self.tokenizer, self.config)
-        return self.tokenizer
+        tokenizer = check_has_tokenizer(self.folder, self.tokenizer)
+        check_tokenizer_fits(tokenizer, self.config)
+        return tokenizer
 
     def token_model(self) -> "ModelSource":
         """The model that predicts masked tokens: of two parts, the generator.
@@ -77,33 +65,12 @@ class ModelSource:
             CheckpointError: the objective trains no such head, or only on next tokens.
         """
         layers = list_layers(self.config, self.objective)
-        head = self._mask_head(layers)
+        head = mask_head(self.folder, layers, self.objective)
         return self._part(head.part, [layer for layer in layers if layer is head or not layer.is_head])
-
-    def _mask_head(self, layers: Sequence[Layer]) -> MlmHead:
-        objective = objective_of(self.objective)
-        if objective.reads_left_to_right and "mlm_loss" not in objective.loss_weights(self.objective):
-            raise CheckpointError(
-                f"{self.folder}: objective {self.objective.name} predicts next tokens from those before and never "
-                "saw a [MASK], so it fills none, and transformers has no such DeBERTa; export the encoder alone with "
-                "--model backbone"
-            )
-        head = next((layer for layer in layers if isinstance(layer, MlmHead)), None)
-        if head is None:
-            raise CheckpointError(
-                f"{self.folder}: objective {self.objective.name} trains no head that predicts tokens; export the "
-                "encoder alone with --model backbone"
-            )
-        return head
 
     def lacks(self, part: str) -> CheckpointError:
         """What to tell who asks for a part that the objective does not train."""
-        try:
-            self._mask_head(list_layers(self.config, self.objective))
-            advice = "export without --model"
-        except CheckpointError:
-            advice = "export the encoder with --model backbone"
-        return CheckpointError(f"{self.folder}: has no {part} (objective {self.objective.name}); {advice}")
+        return lacks(self.folder, self.config, self.objective, part)
 
     def encoder_model(self) -> "ModelSource":
         """The encoder that training was for, with whole tables: of several parts, that of the last."""
@@ -149,55 +116,16 @@ def load_weights(path: Path) -> ModelSource:
     """
     check_ours(path)
     if (path / MODEL_JSON).is_file():
-        objective = _imported_objective(path / OBJECTIVE_JSON)
-        config, weights = _read_json(path / MODEL_JSON, ModelConfig), _imported_weights(path / SAFETENSORS)
+        config, objective = imported_sections(path)
+        weights = _imported_weights(path / SAFETENSORS)
         return _complete(path, config, objective, weights=weights, run={})
     folder, manifest = checkpoint_at(path)
-    config, objective = _sections_of(manifest, folder)
+    config, objective = sections_of(manifest, folder)
     record = manifest.run
     run = {"step": manifest.step, "config": record.config, "hardware": record.hardware}
     run["world"] = record.world.model_dump(mode="json")
     weights = {name: torch.from_numpy(values) for name, values in CheckpointContent(folder).whole()}
     return _complete(folder, config, objective, weights=weights, run=run)
-
-
-def _sections_of(manifest: Manifest, folder: Path) -> tuple[ModelConfig, ObjectiveConfig]:
-    try:
-        recipe = manifest.run.config
-        model, objective = recipe["model"], recipe.get("objective", {})
-        sections = ModelConfig.model_validate(model), ObjectiveConfig.model_validate(objective)
-        objective_of(sections[1])
-    except ConfigError as error:
-        hint = "".join(f" --plugin {name}" for name in recipe.get("plugins", ()))
-        raise CheckpointError(
-            f"{folder / MANIFEST_NAME}: {error}" + (f"; the run had{hint}: add that if you trust it" if hint else "")
-        ) from None
-    except (KeyError, ValidationError) as error:
-        raise CheckpointError(
-            f"{folder / MANIFEST_NAME}: its configuration has no model section that this megadeberta reads "
-            f"({type(error).__name__}); use the megadeberta version that wrote it"
-        ) from None
-    return sections
-
-
-def _read_json(path: Path, section: type[_Section]) -> _Section:
-    try:
-        return section.model_validate(json.loads(path.read_bytes()))
-    except (OSError, ValueError, RecursionError) as error:
-        detail = " ".join(str(error).split())[:200]
-        what = "a model configuration" if section is ModelConfig else "an objective"
-        raise CheckpointError(f"{path}: not {what} ({detail}); import the model again") from None
-
-
-def _imported_objective(path: Path) -> ObjectiveConfig:
-    if not path.is_file():
-        return ObjectiveConfig()
-    objective = _read_json(path, ObjectiveConfig)
-    try:
-        objective_of(objective)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: not an objective ({error}); import the model again") from None
-    return objective
 
 
 def _imported_weights(path: Path) -> dict[str, Tensor]:

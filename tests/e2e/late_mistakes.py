@@ -1,6 +1,8 @@
 """More of ``mistakes.py``: what a user types who has a run, or means to start one from something that is none."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.data_fixtures import SOTU
@@ -31,6 +33,37 @@ def done(line: str, **sections: object) -> Case:
         return [names.get(word, word.replace("SET/", f"{prepared}/")) for word in line.split()]
 
     return case
+
+
+CONFIGURATION = {
+    "m/config.json": json.dumps(
+        {
+            "model_type": "deberta-v2",
+            "vocab_size": 64,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+        }
+    )
+}
+"""A model's settings without its weights."""
+
+
+def _damaged_run(line: str, damage: Callable[[Path], object]) -> Case:
+    """A command on a run whose only checkpoint is damaged."""
+
+    def case(folder: Path, prepared: Path) -> list[str]:
+        arguments = done(line)(folder, prepared)
+        damage(folder / "done" / "checkpoints" / f"step-{STEP}")
+        return arguments
+
+    return case
+
+
+def _moved(folder: Path) -> dict[str, object]:
+    """The data section of a run whose token files are no longer there."""
+    return {"train": str(folder / "gone/train"), "valid": str(folder / "gone/valid"), "sequence_length": 8}
 
 
 def with_files(files: dict[str, str], line: str) -> Case:
@@ -188,6 +221,69 @@ LATE_MISTAKES: dict[str, tuple[Case, str]] = {
     "recipe onto a folder": (
         done("init --data SET --output SET --overwrite"),
         r"cannot write .*: Is a directory; choose another name",
+    ),
+    "licence that is a sentence": (
+        lambda f, p: [*done("convert export RUN o --license")(f, p), "do what you like"],
+        r"--license 'do what you like' is no code; write one such as mit",
+    ),
+    "language that is none": (done("convert export RUN o --language en_US"), r"--language 'en_US' is no code"),
+    "repository without an owner": (done("convert export RUN o --push mine"), r"is no repository of the hub; write"),
+    "ONNX for microsoft/DeBERTa": (
+        done("convert export RUN o --onnx --format microsoft"),
+        r"--onnx is of a model of transformers; export with --format hf",
+    ),
+    "generator of a run without one": (
+        done("convert export RUN o --model generator"),
+        r"step-50: has no generator \(objective mlm\); export without --model",
+    ),
+    "mask filling after next tokens": (
+        done("convert export RUN o", objective={"name": "ar"}),
+        r"objective ar predicts next tokens .* --model backbone",
+    ),
+    "export into a checkpoint": (
+        lambda f, p: [*done("convert export RUN")(f, p), str(f / "done/checkpoints/step-50/o")],
+        r"is inside the checkpoint .*step-50, which would no longer match its manifest",
+    ),
+    "every step of one checkpoint": (
+        done("convert export STEP o --all-steps"),
+        r"holds no checkpoints of a run; --all-steps needs training.output_dir",
+    ),
+    "import of a configuration alone": (
+        with_files(CONFIGURATION, "convert import m o"),
+        r"m: holds none of model.safetensors.*; give a folder with a model's weights",
+    ),
+    "check of a configuration alone": (
+        with_files(CONFIGURATION, "convert check m"),
+        r"m: holds none of model.safetensors",
+    ),
+    "masks of a configuration alone": (
+        with_files(CONFIGURATION, "fill-mask m [MASK]"),
+        r"m: holds none of model.safetensors",
+    ),
+    "evaluation of longer sequences than there are positions": (
+        done("evaluate RUN --length 4096"),
+        r"--length 4096 is more than the \d+ absolute positions",
+    ),
+    "evaluation on data that were moved": (
+        lambda f, p: done("evaluate RUN", data=_moved(f))(f, p),
+        r"gone/valid: no shard here .*make one with `megadeberta prep`",
+    ),
+    "number of pairs without pairs": (done("evaluate RUN --pairs 3"), r"--pairs is of --blimp; give --blimp FILE too"),
+    "export of a checkpoint that lost a file": (
+        _damaged_run("convert export RUN o", lambda step: (step / "spm.model").unlink()),
+        r"none of 1 checkpoints is intact, the newest: .*spm.model: is missing, the manifest lists it",
+    ),
+    "masks of a checkpoint that was cut off": (
+        _damaged_run("fill-mask STEP [MASK]", lambda step: os.truncate(step / "rank-0.safetensors", 100)),
+        r"rank-0.safetensors: 100 bytes, the manifest says \d+ .*the checkpoint is damaged; use an older one",
+    ),
+    "evaluation of a checkpoint whose manifest is damaged": (
+        _damaged_run("evaluate RUN", lambda step: (step / "manifest.json").write_text("{")),
+        r"none of 1 checkpoints is intact, the newest: .*manifest.json: not a manifest",
+    ),
+    "report of a run whose metrics are damaged": (
+        with_files({"done/metrics.jsonl": '\0\n{"step": 1, "lo\n'}, "report done"),
+        r"metrics.jsonl: none of its 2 lines is whole; the file is damaged, put a copy of it back",
     ),
     "private repository that is not pushed to": (
         done("convert export RUN o --private"),

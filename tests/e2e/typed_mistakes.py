@@ -231,7 +231,7 @@ TYPED_MISTAKES: dict[str, tuple[Case, str]] = {
         r"cannot be a folder: .*theirs is a file",
     ),
     "export into a folder of others": (_in_a_folder_of_others("convert export RUN THEIRS"), _NO_SUCH_PLACE),
-    "evaluation of one token": (done("evaluate RUN --length 1"), r"'--length': .*greater than or equal to 8"),
+    "evaluation of one token": (done("evaluate RUN --length 1"), r"--length 1 is below 8, the shortest sequence"),
     "evaluation on a folder of texts": (done(f"evaluate RUN --text {SOTU.parent}"), r"cannot be read: Is a directory"),
     "mask of another model": (_typed("fill-mask", "x", "a <mask> b"), r"holds no \[MASK\]: 'a <mask> b'"),
     "text and model the wrong way round": (_typed("fill-mask", "a [MASK] b", "runs/x"), r"holds no \[MASK\]: 'runs/x'"),

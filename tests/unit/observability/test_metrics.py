@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from megadeberta.errors import StorageError
+from megadeberta.errors import ConfigError, StorageError
 from megadeberta.observability.metrics import MetricsFile, read_metrics
 
 
@@ -78,10 +78,15 @@ def test_start_from_scratch_drops_what_was_there(path: Path) -> None:
 
 def test_damaged_lines_are_left_out_and_counted(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.parent.mkdir()
-    path.write_bytes(b'{"step": 1}\n\x00\xff\n[]\n{"loss": 2}\n{"step": "2"}\n{"step": 3}\n')
+    damaged = b'\x00\xff\n[]\n{"loss": 2}\n{"step": "2"}\n'
+    path.write_bytes(b'{"step": 1}\n' + damaged + b'{"step": 3}\n')
     with caplog.at_level(logging.WARNING):
-        assert [record["step"] for record in read_metrics(path)] == [1, 3]
+        assert [record["step"] for record in read_metrics(path, refuse_damaged=True)] == [1, 3]
     assert "4 damaged line(s) left out" in caplog.text
+    path.write_bytes(damaged)
+    assert read_metrics(path) == []
+    with pytest.raises(ConfigError, match=r"metrics.jsonl: none of its 4 lines is whole; the file is damaged"):
+        read_metrics(path, refuse_damaged=True)
 
 
 def test_value_that_is_not_finite_is_null_and_the_line_stays_json(path: Path) -> None:

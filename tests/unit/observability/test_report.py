@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megadeberta.observability.metrics import MetricsFile
+from megadeberta.observability.metrics import MetricsFile, read_metrics
 from megadeberta.observability.report import print_report
 
 
@@ -14,7 +14,7 @@ def _report(folder: Path, valid: dict[str, float]) -> str:
         file.write(10, {"loss": 7.5})
         file.write(10, {"valid_loss": 7.0, "valid_perplexity": 90.0, "unigram_cross_entropy": 6.5} | valid)
     console = Console(record=True, width=160, file=io.StringIO())
-    print_report(folder, console)
+    print_report(folder, read_metrics(folder / "metrics.jsonl"), console)
     return " ".join(console.export_text().split())
 
 

@@ -60,7 +60,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(run: Path, caplog: pytest
     assert load_weights(run).run["step"] == 20
     for step in (10, 20):
         _flip_a_bit(run / "checkpoints" / f"step-{step}" / "spm.model")
-    with pytest.raises(CheckpointError, match=r"none of 3 checkpoints is sound, the newest: .*step-30"):
+    with pytest.raises(CheckpointError, match=r"none of 3 checkpoints is intact, the newest: .*step-30"):
         load_weights(run)
 
 
