@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 _FRAME = re.compile(r'\s*File "([^"]+)", line (\d+) in (\S+)')
 _THREAD = re.compile(r"(Current t|T)hread 0x")
 _COLLECTIVE = re.compile(r"/torch/distributed/|/deepspeed/comm/|/engine/collectives\.py|/checkpoint/collectives\.py")
-_LOOKED_AT = 4
-"""Innermost frames that may belong to the collective itself."""
+_DISPATCH = re.compile(r"/torch/(_ops|_compile|_dynamo/eval_frame|utils/_contextlib)\.py")
+"""Frames of torch between a collective and the call that waits."""
 
 
 def main_stack(lines: Sequence[str]) -> list[str]:
@@ -24,6 +24,8 @@ def main_stack(lines: Sequence[str]) -> list[str]:
 def outside_collectives(stacks: Mapping[int, Sequence[str]]) -> list[int]:
     """Ranks that wait for nobody although others do; all are suspects where none waits, none where all do.
 
+    The innermost frame tells: a signal handler that runs on top of a collective is no wait for it.
+
     Args:
         stacks: what each rank has written; ranks that wrote nothing are left out.
     """
@@ -31,5 +33,5 @@ def outside_collectives(stacks: Mapping[int, Sequence[str]]) -> list[int]:
     return [
         rank
         for rank, of_rank in frames.items()
-        if of_rank and not any(_COLLECTIVE.search(frame) for frame in of_rank[:_LOOKED_AT])
+        if of_rank and not _COLLECTIVE.search(next((f for f in of_rank if not _DISPATCH.search(f)), ""))
     ]

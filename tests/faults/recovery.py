@@ -55,7 +55,7 @@ def _recovered(
     finally:
         run.end()
     equal = losses(run.output) == bench.undisturbed(**RUN)
-    right = expected in line and f"rank 1 (pid {broken.pid})" in line
+    right = expected in line and f"rank 1 (pid {broken.pid})" in line and "rank 0 (" not in line
     met = code == 0 and equal and right and noticed <= NOTICED_SECONDS and running <= RUNNING_SECONDS
     same = "equal bit for bit" if equal else "DIFFERENT"
     seen = f"named after {noticed:.1f} s ({line[7:90]}), training again after {running:.1f} s"

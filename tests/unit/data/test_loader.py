@@ -367,19 +367,19 @@ class _BadBatches(TrainingBatches):
 
 
 @pytest.mark.parametrize(
-    ("fault", "workers", "error", "said"),
+    ("fault", "workers", "timeout", "error", "said"),
     [
-        ("raises", 1, ZeroDivisionError, "a bug"),
-        ("raises", 2, ZeroDivisionError, "a bug"),
-        ("hangs", 2, PeerLostError, "is lost .*timed out after 5.0 seconds"),
+        ("raises", 1, 300.0, ZeroDivisionError, "a bug"),
+        ("raises", 2, 300.0, ZeroDivisionError, "a bug"),
+        ("hangs", 2, 5.0, PeerLostError, "is lost .*timed out after 5.0 seconds"),
     ],
 )
 def test_a_worker_that_fails_or_hangs_ends_the_run_and_leaves_no_process(
-    data: DataConfig, fault: str, workers: int, error: type[Exception], said: str
+    data: DataConfig, fault: str, workers: int, timeout: float, error: type[Exception], said: str
 ) -> None:
     with (
         pytest.raises(error, match=said) as caught,
-        StepIterator(_BadBatches(data, fault), range(100), workers=workers, timeout=5.0) as steps,
+        StepIterator(_BadBatches(data, fault), range(100), workers=workers, timeout=timeout) as steps,
     ):
         for _ in steps:
             pass

@@ -194,3 +194,13 @@ def test_stack_of_the_main_thread_is_read_innermost_first() -> None:
 
 def test_rank_outside_a_collective_stands_out() -> None:
     assert outside_collectives({0: WAITS, 1: SLEEPS, 2: []}) == [1]
+
+
+def test_rank_whose_signal_handler_interrupts_a_collective_stands_out() -> None:
+    handler = '  File "/x/plugin.py", line 18 in on_signal'
+    dispatch = '  File "/v/torch/_ops.py", line 1158 in __call__'
+    interrupted, waits = list(WAITS), list(WAITS)
+    interrupted.insert(4, handler)
+    waits.insert(4, dispatch)
+    assert main_stack(interrupted)[0] == "/x/plugin.py:18 on_signal"
+    assert outside_collectives({0: waits, 1: interrupted}) == [1]
