@@ -34,7 +34,8 @@ NAME = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*/?")
 def _paths(text: str) -> set[str]:
     """What stands in backticks and looks like a source file, a document, or a path from a folder of the repository."""
     tokens = {token for token in re.findall(r"`([^`\n]+)`", text) if NAME.fullmatch(token)}
-    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    made = re.findall(r"^/(\w+)/$", (ROOT / ".gitignore").read_text(encoding="utf-8"), re.MULTILINE)  # by `make run`
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")} - {*made}
     return {
         token
         for token in tokens - FOREIGN
