@@ -18,15 +18,13 @@ from megadeberta.data_prep.converted import ConvertedStream
 from megadeberta.data_prep.division import WorkDivision
 from megadeberta.data_prep.formats.base import LINE_END
 from megadeberta.data_prep.options import ReadOptions
-from megadeberta.data_prep.sources import Source
+from megadeberta.data_prep.sources import UNPACKED, Source
 from megadeberta.errors import DataError
 from megadeberta.remote.files import FilePath
 from megadeberta.storage import open_new, storage_errors
 
 _WINDOW = 256 << 10
 _OVERLAP = 4 << 10  # a cut longer than this may be missed, which makes a block longer and changes nothing else
-UNPACKED = 4
-"""About so many bytes of text come out of one compressed byte."""
 _LARGEST_WHOLE = 2 << 30
 """A compressed file above this is cut, or a killed run would lose too much of it."""
 _MOST_SECTIONS = 512
@@ -120,13 +118,9 @@ class BlockCutter:
         yield from self._blocks_of(group.take())
 
     def _blocks_of(self, sections: list[Section]) -> Iterator[Block]:
-        size = sum(self._text_bytes(section.source) for section in sections)
+        size = sum(self._sources[section.source].text_bytes for section in sections)
         if sections and self._division.takes(size):
             yield self._block(*sections, consumed=sum(section.stop for section in sections))
-
-    def _text_bytes(self, number: int) -> int:
-        source = self._sources[number]
-        return source.size * (UNPACKED if source.compression else 1)
 
     def _block(self, *sections: Section, consumed: int) -> Block:
         self._number += 1
@@ -135,7 +129,7 @@ class BlockCutter:
     def _cut(self, number: int, source: Source) -> Iterator[Block]:
         cuts = source.file_format.cuts
         is_unpacked_here = cuts is None or source.compression is not None
-        if is_unpacked_here and not self._division.takes(self._text_bytes(number)):
+        if is_unpacked_here and not self._division.takes(self._sources[number].text_bytes):
             return
         if cuts is None:
             tally = self.damage.setdefault(number, Tally())
@@ -228,7 +222,7 @@ class _Group:
 
     def add(self, section: Section, source: Source) -> None:
         self._sections.append(section)
-        self._size += source.size * (UNPACKED if source.compression else 1)
+        self._size += source.text_bytes
         self._of = (source.split, source.corpus)
 
     def take(self) -> list[Section]:

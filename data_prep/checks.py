@@ -35,10 +35,9 @@ def _check_scripts(tally: CorpusTally, options: PrepOptions) -> None:
 
 def too_little_of_script(scripts: Counter[str], name: str, least: float) -> str:
     """What to say where less than ``least`` of the letters, by script, are of the script ``name``."""
-    total = max(1, scripts.total())
-    found = ", ".join(f"{script} {number / total:.1%}" for script, number in scripts.most_common(4))
+    fraction, found = _fractions(scripts, name)
     return (
-        f"{scripts[name] / total:.1%} of the letters are {name}, --expect-script={name}:{least:g} wants more; found "
+        f"{fraction:.1%} of the letters are {name}, --expect-script={name}:{least:g} wants more; found "
         f"{found or 'no letters'}: leave out what is of other scripts, or lower the limit"
     )
 
@@ -52,12 +51,17 @@ def _check_languages(tally: CorpusTally, options: PrepOptions) -> None:
 
 def too_little_of_language(languages: Counter[str], code: str, least: float) -> str:
     """What to say where less than ``least`` of the bytes, by language, are of the language ``code``."""
-    total = max(1, languages.total())
-    found = ", ".join(f"{each} {number / total:.1%}" for each, number in languages.most_common(4))
+    fraction, found = _fractions(languages, code)
     return (
-        f"{languages[code] / total:.1%} of the text is of language {code}, --expect-language={code}:{least:g} wants "
+        f"{fraction:.1%} of the text is of language {code}, --expect-language={code}:{least:g} wants "
         f"more; found {found}: leave out what is of others (--quality language={code}), or lower the limit"
     )
+
+
+def _fractions(counts: Counter[str], name: str) -> tuple[float, str]:
+    """That of one name, and the largest in words."""
+    total = max(1, counts.total())
+    return counts[name] / total, ", ".join(f"{each} {number / total:.1%}" for each, number in counts.most_common(4))
 
 
 def check_unknown(counts: Counts, sources: list[Source], options: PrepOptions) -> None:

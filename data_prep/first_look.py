@@ -16,7 +16,7 @@ import numpy as np
 
 from megadeberta.data.tokenizer import VocabularyTokenizer
 from megadeberta.data_prep.bad_lines import Tally
-from megadeberta.data_prep.blocks import UNPACKED, Section, find_cut
+from megadeberta.data_prep.blocks import Section, find_cut
 from megadeberta.data_prep.checks import too_little_of_language, too_little_of_script, too_many_unknown
 from megadeberta.data_prep.options import PrepOptions
 from megadeberta.data_prep.sources import Source
@@ -76,7 +76,7 @@ def check_places(
         DataError: with what was found.
     """
     is_remote = any(not isinstance(source.path, Path) for source in sources)
-    if sum(map(_text_bytes, sources)) < (WORTH_REMOTE if is_remote else WORTH_A_LOOK):
+    if sum(source.text_bytes for source in sources) < (WORTH_REMOTE if is_remote else WORTH_A_LOOK):
         return
     read = replace(options.read, count_languages=bool(options.expected_languages))
     context = WorkContext(tuple(sources), read, sample_every=1)
@@ -125,7 +125,7 @@ def _lacks(
 
 def _sections(context: WorkContext) -> Iterator[tuple[_Place, Section]]:
     """Places that are evenly spaced over the corpus, and the file from each of them on."""
-    ends = list(accumulate(map(_text_bytes, context.sources)))
+    ends = list(accumulate(source.text_bytes for source in context.sources))
     begun: dict[int, _Place] = {}
     for number in range(_PLACES):
         at = (2 * number + 1) * ends[-1] // (2 * _PLACES)
@@ -173,7 +173,3 @@ def _look(place: _Place, section: Section, context: WorkContext, tokenizer: Voca
     if contents:
         ids, _ = tokenizer.encode_utf8(contents)
         place.num_tokens, place.num_unknown = len(ids), int(np.count_nonzero(ids == tokenizer.unk_id))
-
-
-def _text_bytes(source: Source) -> int:
-    return source.size * (UNPACKED if source.compression else 1)

@@ -27,6 +27,10 @@ _ABOUT_A_DATASET = {"dataset_info.json", "dataset_infos.json", "dataset_dict.jso
 _DOCUMENTATION = ("readme", "license", "licence", "copying", "citation", "changelog", "notice")
 
 
+UNPACKED = 4
+"""About so many bytes of text come out of one compressed byte."""
+
+
 @dataclass(frozen=True)
 class Source:
     """One file of the corpus. ``size`` is its size on disk; ``name`` is relative to the folder that was given."""
@@ -44,6 +48,11 @@ class Source:
     @property
     def file_format(self) -> Format:
         return FORMATS[self.format_name]
+
+    @property
+    def text_bytes(self) -> int:
+        """About so many bytes of text it holds."""
+        return self.size * (UNPACKED if self.compression else 1)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from megadeberta.config.set_files import TOKENIZER_FOLDER, TRAIN_NAME, VALID_NAM
 from megadeberta.remote.path import as_path
 
 DEFAULT_CACHE_BYTES = 16 << 30
+SHORTEST_SEQUENCE = 8
+"""Tokens, [CLS] and [SEP] included."""
 _OF_FOLDER = ("train", "valid", "tokenizer")
 
 
@@ -80,7 +82,7 @@ class DataConfig(Section):
         description="none: documents laid end to end and cut; documents: each with its own [CLS] and [SEP], and "
         "attention, positions and convolution that stay inside it",
     )
-    sequence_length: int = Field(512, ge=8, description="tokens a sequence, [CLS] and [SEP] included")
+    sequence_length: int = Field(512, ge=SHORTEST_SEQUENCE, description="tokens a sequence, [CLS] and [SEP] included")
     remote_cache: Path | None = Field(
         None,
         description="folder for local copies of token files at an address such as s3://bucket/set/train; null = "

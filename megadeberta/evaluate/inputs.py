@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megadeberta.checkpoint.newest import manifest_at
-from megadeberta.config.data import DataConfig
+from megadeberta.config.data import SHORTEST_SEQUENCE, DataConfig
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.set_files import tokenizer_in
 from megadeberta.convert.formats.places import is_ours
@@ -154,8 +154,8 @@ def sequence_length(model: ModelConfig, recipe: Mapping[str, Any], asked: int | 
     longest = model.max_position_embeddings
     if asked is None:
         return recipe["data"]["sequence_length"] if recipe else longest
-    if asked < 8:
-        raise ConfigError(f"--length {asked} is below 8, the shortest sequence")
+    if asked < SHORTEST_SEQUENCE:
+        raise ConfigError(f"--length {asked} is below {SHORTEST_SEQUENCE}, the shortest sequence")
     if asked > longest and (model.position_biased_input or model.enhanced_mask_decoder):
         raise ConfigError(f"--length {asked} is more than the {longest} absolute positions of the model")
     return asked

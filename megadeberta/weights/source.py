@@ -68,10 +68,6 @@ class ModelSource:
         head = mask_head(self.folder, layers, self.objective)
         return self._part(head.part, [layer for layer in layers if layer is head or not layer.is_head])
 
-    def lacks(self, part: str) -> CheckpointError:
-        """What to tell who asks for a part that the objective does not train."""
-        return lacks(self.folder, self.config, self.objective, part)
-
     def encoder_model(self) -> "ModelSource":
         """The encoder that training was for, with whole tables: of several parts, that of the last."""
         layers = list_layers(self.config, self.objective)
@@ -85,7 +81,7 @@ class ModelSource:
         """
         layers = list_layers(self.config, self.objective)
         if not any(layer.part == DISCRIMINATOR for layer in layers):
-            raise self.lacks(DISCRIMINATOR)
+            raise lacks(self.folder, self.config, self.objective, DISCRIMINATOR)
         prefix = f"{DISCRIMINATOR}."
         differences = {n.removeprefix(prefix): t for n, t in self.weights.items() if n.endswith(".delta")}
         found = self._part(DISCRIMINATOR, layers)

@@ -50,6 +50,20 @@ def go_on(assembly: Assembly, layout: Layout, more: int) -> list[tuple[float, fl
     return train_steps(assembly, layout, range(SAVED_AFTER, SAVED_AFTER + more))
 
 
+def save_and_go_on(rank: int, world_size: int, layout: Layout, root: Path, more: int) -> Outcome:
+    """On every rank: train, save, and ``more`` steps."""
+    assembly = build(layout)
+    train_steps(assembly, layout, range(SAVED_AFTER))
+    return Outcome(save(assembly, root), go_on(assembly, layout, more))
+
+
+def resume_and_go_on(rank: int, world_size: int, layout: Layout, source: Path, root: Path, more: int) -> Outcome:
+    """On every rank: load the newest checkpoint below ``source``, save it below ``root``, and ``more`` steps."""
+    assembly = build(layout)
+    load(assembly, source)
+    return Outcome(save(assembly, root), go_on(assembly, layout, more))
+
+
 def config_into(layout: Layout, folder: Path, **model: object) -> RunConfig:
     """Of a run into ``folder``; ``model``: what its recipe says otherwise than the layout."""
     tokenizer = folder / "spm.model"

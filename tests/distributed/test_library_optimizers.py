@@ -9,8 +9,8 @@ from megadeberta.checkpoint.content import WEIGHT, CheckpointContent
 from megadeberta.checkpoint.fragments import Fragment
 from megadeberta.config.training import RULES, OptimizerName
 from megadeberta.layers.optimizer_rules import rule_of
-from tests.distributed.layouts import Layout, assert_equal, build, run_layout, train_steps
-from tests.distributed.resuming import SAVED_AFTER, Outcome, go_on, load, save
+from tests.distributed.layouts import Layout, assert_equal, run_layout
+from tests.distributed.resuming import resume_and_go_on, save_and_go_on
 from tests.ranks import run_ranks
 
 STEPS = 4
@@ -38,18 +38,6 @@ def test_updates_of_whole_tensors_do_not_depend_on_the_layout(name: str) -> None
     assert_equal(run_layout(_layout(name, **TENSOR_AND_DATA), STEPS), run_layout(_layout(name), STEPS))
 
 
-def _save(rank: int, world_size: int, layout: Layout, root: Path, more: int) -> Outcome:
-    assembly = build(layout)
-    train_steps(assembly, layout, range(SAVED_AFTER))
-    return Outcome(save(assembly, root), go_on(assembly, layout, more))
-
-
-def _resume(rank: int, world_size: int, layout: Layout, source: Path, root: Path, more: int) -> Outcome:
-    assembly = build(layout)
-    load(assembly, source)
-    return Outcome(save(assembly, root), go_on(assembly, layout, more))
-
-
 def _states(folder: Path, name: OptimizerName) -> dict[str, np.ndarray]:
     """Of every parameter its weight and what its rule keeps."""
     content, found = CheckpointContent(folder), {}
@@ -63,8 +51,8 @@ def _states(folder: Path, name: OptimizerName) -> dict[str, np.ndarray]:
 
 def _check_resume(name: OptimizerName, source: dict[str, object], target: dict[str, object], root: Path) -> None:
     first, second = _layout(name, **source), _layout(name, **target)
-    before = run_ranks(_save, first.topology.world_size, first, root / "from", 2)[0]
-    after = run_ranks(_resume, second.topology.world_size, second, before.folder.parent, root / "to", 2)[0]
+    before = run_ranks(save_and_go_on, first.topology.world_size, first, root / "from", 2)[0]
+    after = run_ranks(resume_and_go_on, second.topology.world_size, second, before.folder.parent, root / "to", 2)[0]
     expected, found = _states(before.folder, name), _states(after.folder, name)
     assert expected.keys() == found.keys()
     assert [key for key, values in expected.items() if not np.array_equal(values, found[key])] == []

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.distributed.layouts import Layout, build, train_steps
-from tests.distributed.resuming import SAVED_AFTER, Outcome, assert_same_content, go_on, load, save
+from tests.distributed.layouts import Layout
+from tests.distributed.resuming import Outcome, assert_same_content, resume_and_go_on, save_and_go_on
 from tests.ranks import run_ranks
 
 LAYOUTS = {
@@ -39,29 +39,17 @@ PAIRS = [
 COVERING = [PAIRS[i] for i in (2, 3, 8)]
 
 
-def _save(rank: int, world_size: int, layout: Layout, root: Path, more: int) -> Outcome:
-    assembly = build(layout)
-    train_steps(assembly, layout, range(SAVED_AFTER))
-    return Outcome(save(assembly, root), go_on(assembly, layout, more))
-
-
-def _resume(rank: int, world_size: int, layout: Layout, source: Path, root: Path, more: int) -> Outcome:
-    assembly = build(layout)
-    load(assembly, source)
-    return Outcome(save(assembly, root), go_on(assembly, layout, more))
-
-
 def _check(variant: str, pairs: Sequence[tuple[str, str]], root: Path, *, more: int) -> None:
     saved: dict[str, Outcome] = {}
     for number, (source, target) in enumerate(pairs):
         first, second = (Layout(variant, **LAYOUTS[name]) for name in (source, target))
         if source not in saved:
             folder = root / f"from-{number}"
-            saved[source] = run_ranks(_save, first.topology.world_size, first, folder, more)[0]
+            saved[source] = run_ranks(save_and_go_on, first.topology.world_size, first, folder, more)[0]
         before = saved[source]
         into = root / f"to-{number}"
         args = (second, before.folder.parent, into, more)
-        after = run_ranks(_resume, second.topology.world_size, *args)[0]
+        after = run_ranks(resume_and_go_on, second.topology.world_size, *args)[0]
         assert_same_content(before.folder, after.folder)
         assert after.steps[0][0] == pytest.approx(before.steps[0][0], rel=1e-6), f"{source} -> {target}"
         np.testing.assert_allclose(after.steps, before.steps, rtol=1e-5, atol=1e-5, err_msg=f"{source} -> {target}")
