@@ -15,6 +15,8 @@ _TEMPLATE = """\
 #SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node={tasks_per_node}
 #SBATCH --gpus-per-node={tasks_per_node}
+#SBATCH --exclusive
+#SBATCH --mem=0
 #SBATCH --time={time_limit}
 #SBATCH --signal=B:USR1@{notice_seconds}
 #SBATCH --requeue
@@ -22,8 +24,10 @@ _TEMPLATE = """\
 #SBATCH --output={name}-%j.log
 
 # Slurm sends USR1 to this shell only; the ranks save a checkpoint when they hear it and exit with {preempted}.
-# --wait: a task that crashed takes the others with it after a minute, one that has saved waits for them.
-srun --kill-on-bad-exit=0 --wait=60 {command} &
+# --wait: a task that crashed takes the others with it after a minute, one that has saved waits for them. --label: every
+# line begins with the number of its task. The nodes are whole ones (--exclusive, --mem=0), and each task gets its share
+# of their cores, where Slurm would give it one.
+srun --label --cpus-per-task="$((SLURM_CPUS_ON_NODE / {tasks_per_node}))" --kill-on-bad-exit=0 --wait=60 {command} &
 step=$!
 trap 'told=1; scancel --signal=USR1 "$SLURM_JOB_ID.0"' USR1
 trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM

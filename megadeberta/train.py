@@ -189,7 +189,9 @@ class _Run:
     def _stop(self) -> int:
         self._heartbeat.enter(Phase.SAVE, self.done)
         self._compare_replicas()
+        started = time.monotonic()
         self.checkpoints.save(self.done, required=True)
+        self.journal.saved(self.done, seconds=time.monotonic() - started, committed=True)
         self.journal.note(f"stopped and saved after step {self.done}; the same command resumes")
         return EXIT_PREEMPTED
 
@@ -247,12 +249,12 @@ class _Run:
             if self.config.checkpoint.asynchronous and not required:
                 self.checkpoints.save_beside(self.done)
                 return
-            self.checkpoints.save(self.done, required=required)
-        self.journal.saved(self.done, seconds=time.monotonic() - started)
+            committed = self.checkpoints.save(self.done, required=required)
+        self.journal.saved(self.done, seconds=time.monotonic() - started, committed=committed)
 
     def _tell_saved(self, save: BackgroundSave) -> None:
         """A checkpoint that was written beside training is committed, or could not be."""
-        self.journal.saved(self.done, seconds=save.waited)
+        self.journal.saved(self.done, seconds=save.waited, committed=save.committed is not None)
         if save.committed is not None:
             took = f"in {save.seconds:.1f} s, of which training waited {save.waited:.2f} s"
             self.journal.note(f"saved step {save.step} beside training {took}")

@@ -21,6 +21,7 @@ from megadeberta.observability.metrics import (
     KERNELS_FILE,
     METRICS_FILE,
     RECIPE_FILE,
+    SAVED,
     SOURCE_MARK,
     TENSORBOARD_FOLDER,
     MetricsFile,
@@ -95,8 +96,8 @@ class Journal:
     def validation(self, step: int, facts: ValidationFacts, *, seconds: float = 0.0) -> None:
         """Record a validation after ``step``."""
 
-    def saved(self, step: int, *, seconds: float) -> None:
-        """Record how long the checkpoint of ``step`` took."""
+    def saved(self, step: int, *, seconds: float, committed: bool) -> None:
+        """Record how long the checkpoint of ``step`` took, and whether it is there."""
 
     def go_back(self, step: int, windows: Sequence[PassedOver]) -> None:
         """The run goes on from ``step`` and has passed over these samples: later lines of the metrics are replaced."""
@@ -211,10 +212,10 @@ class WritingJournal(Journal):
         if self._curve is not None:
             self._curve.draw()
 
-    def saved(self, step: int, *, seconds: float) -> None:
+    def saved(self, step: int, *, seconds: float, committed: bool) -> None:
         self._times.add_between(SAVE, seconds)
         values = time_values({SAVE: seconds})
-        self._metrics.write(step, values)
+        self._metrics.write(step, values | {SAVED: committed})
         for tracker in self._trackers:
             tracker.log(step, values, prefix="train")
 

@@ -23,6 +23,8 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 SOURCE_MARK = "/"
 """Between the name of a validation value and that of its source: ``valid_mlm_loss/en``."""
+SAVED = "saved"
+"""In a line about a save: whether the checkpoint was committed."""
 
 Record = dict[str, Any]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megadeberta.config.redact import redact
-from megadeberta.observability.metrics import Record
+from megadeberta.observability.metrics import SAVED, Record
 from megadeberta.observability.progress import format_duration
 
 _MOST_SHOWN = 12
@@ -72,7 +72,8 @@ def lost_checkpoints(records: Sequence[Record], *, interval: int, output: Path, 
         begun: step of the checkpoint of another run that this one begins with.
     """
     last = max((record["step"] for record in records), default=0)
-    if last - begun <= interval:  # a save may not have been finished
+    # Of a run that was killed in a save, or right after it, the log does not say that there is a checkpoint.
+    if last - begun <= interval and not any(record.get(SAVED) for record in records):
         return ""
     return (
         f"{output}: the log has {last} steps, so there was a checkpoint, and there is none now. Put it back; "

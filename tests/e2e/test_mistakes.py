@@ -157,6 +157,23 @@ def test_damaged_checkpoints_are_never_a_silent_fresh_start(finished_run: Path, 
     assert re.search(r"error: .*no sound checkpoint to resume from: .*rank-0.safetensors.*sha256", "\n".join(lines))
 
 
+@pytest.mark.parametrize("how", ["emptied", pytest.param("renamed", marks=pytest.mark.campaign)])
+def test_checkpoints_that_vanished_stop_the_start_and_the_log_stays(
+    how: str, finished_run: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """Also where the run was too short for one of ``checkpoint.interval``."""
+    copy = Path(shutil.copytree(finished_run, tmp_path / "copy"))
+    checkpoints = copy / "run" / "checkpoints"
+    checkpoints.rename(copy / "run" / "old")
+    if how == "emptied":
+        checkpoints.mkdir()
+    before = (copy / "run" / "metrics.jsonl").read_bytes()
+    code, lines, _ = _run(_with_recipe_of(copy, prepared, "checkpoint.interval=100"))
+    assert code == EXIT_USAGE
+    assert re.search(r"error: .*the log has 6 steps, so there was a checkpoint, and there is none", "\n".join(lines))
+    assert (copy / "run" / "metrics.jsonl").read_bytes() == before
+
+
 def test_folder_in_use_names_the_process_that_holds_it(tmp_path: Path, prepared: Path) -> None:
     recipe = write_recipe(tmp_path, prepared)
     (tmp_path / "run").mkdir()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 from tests.models import recipe, write_json
 
 STEPS = 32
+_TAIL_BYTES = 1 << 14
+
+Losses = list[tuple[int, str, str]]
 
 
 def write_recipe(folder: Path, prepared: Path, **changes: object) -> Path:
@@ -74,7 +78,20 @@ def finish(process: subprocess.Popen, *, timeout: float = 180) -> str:
     return output
 
 
-def losses(run: Path) -> list[tuple[int, str, str]]:
+def losses(run: Path) -> Losses:
     """(step, loss, gradient norm) of every training step in the metrics file, floats as exact text."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(row["step"], float.hex(row["loss"]), float.hex(row["grad_norm"])) for row in rows if "loss" in row]
+
+
+def last_step(run: Path) -> int:
+    """The last step in the metrics file, from its end alone: it is asked many times a second; 0 before there is one."""
+    try:
+        with (run / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            tail = file.read()
+    except FileNotFoundError:
+        return 0
+    whole = tail[: tail.rfind(b"\n") + 1]  # the rest is being written
+    found = re.findall(rb'"step": ?(\d+)[^\n]*"loss"|"loss"[^\n]*"step": ?(\d+)', whole)
+    return max((int(one or other) for one, other in found), default=0)

@@ -10,6 +10,10 @@ from tests.faults.recovery import Found
 _CHECKPOINTS = "tests/distributed/test_checkpoint_faults.py::"
 _STORE = "tests/unit/checkpoint/test_store.py::"
 _DAMAGE = "tests/unit/checkpoint/test_damage.py::"
+_LAUNCHERS = "tests/e2e/test_launchers.py::"
+_MISTAKES = "tests/e2e/test_mistakes.py::"
+_LOADER = "tests/unit/data/test_loader.py::"
+_LOCAL = "tests/unit/launcher/test_local.py::"
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,12 @@ _BARS = (
         "tests/unit/checkpoint/test_store.py")),
     Bar("D6", "a full disk: found before it is written to, or exit 79", tests=(
         f"{_STORE}test_too_little_free_space_is_found_before_writing",
-        "tests/e2e/test_mistakes.py::test_full_disk_stops_with_79_and_leaves_no_checkpoint")),
+        f"{_MISTAKES}test_full_disk_stops_with_79_and_leaves_no_checkpoint")),
     Bar("D7", "everything is synced before the name that shows it", tests=(
         f"{_STORE}test_everything_is_on_the_disk_before_the_name_that_shows_it",)),
     Bar("D8", "saved beside training: the same bytes; 100 kill -9 meanwhile: resumed, losses bit-equal", tests=(
-        "tests/distributed/test_save_beside_training.py", "tests/unit/checkpoint/test_stages.py")),
+        "tests/distributed/test_save_beside_training.py", "tests/distributed/test_slow_disk.py",
+        "tests/unit/checkpoint/test_stages.py")),
     Bar("D9", "two jobs in one folder: the second is refused; kills while old checkpoints are deleted", tests=(
         "tests/unit/checkpoint/test_lock.py",
         f"{_STORE}test_a_kill_in_the_deletion_of_an_old_checkpoint_leaves_nothing_that_looks_whole")),
@@ -50,7 +55,7 @@ _BARS = (
     Bar("E2", "saved under one layout, resumed under another", tests=("tests/distributed/test_resume_layouts.py",)),
     Bar("E3", "order of samples independent of ranks and workers", tests=("tests/unit/data/test_loader.py",)),
     Bar("E4", "masks depend on seed, epoch and sample alone", tests=(
-        "tests/unit/data/test_loader.py::test_every_layout_and_resume_point_gives_the_same_samples_and_masks",)),
+        f"{_LOADER}test_every_layout_and_resume_point_gives_the_same_samples_and_masks",)),
     Bar("E5", "fp16's loss scale across a resume", tests=("tests/distributed/test_resume_exact.py",)),
     Bar("E6", "another model, data or tokenizer is refused with what differs", tests=(
         f"{_DAMAGE}test_another_run_is_refused_with_the_fields_that_differ",
@@ -77,22 +82,26 @@ _BARS = (
     Bar("R11", "dead build locks, a port in use", tests=(
         "tests/unit/rank/test_extensions.py", "tests/unit/launcher/test_cli.py")),
     Bar("R12", "machines or ranks that differ are refused, both named", tests=(
-        "tests/unit/launcher/hosts/test_supervise.py", "tests/unit/engine/test_same_start.py")),
+        "tests/unit/launcher/hosts/test_supervise.py", "tests/unit/engine/test_same_start.py",
+        f"{_LAUNCHERS}test_a_rank_that_was_given_other_settings_is_refused_under_every_launcher")),
     Bar("R13", "half an hour of random faults: 95 % recovered, losses bit-equal", case=surroundings.soak),
+    Bar("R13b", "ten minutes of it over two rehearsed machines", case=surroundings.soak_of_two_machines),
     Bar("N1", "a value that is not finite changes no weight, and is passed over up to a limit", tests=(
         "tests/distributed/test_divergence.py", "tests/distributed/test_steps_passed_over.py")),
     Bar("N2", "a loss that jumps: back to a checkpoint, samples passed over, replayed alike", tests=(
         "tests/distributed/test_spikes.py",)),
     Bar("N3", "a flipped bit in a replica: its rank named", tests=("tests/distributed/test_replicas.py",)),
+    Bar("N4", "comparing replicas moves at most 1 % of the bytes", tests=("tests/unit/engine/test_replica_cost.py",)),
     Bar("H1", "damaged token files: none silent", tests=("tests/unit/data/test_indexed_damage.py",)),
     Bar("H2", "token files cut under their reader: an error", tests=(
         "tests/unit/data/test_indexed_damage.py::test_a_bin_cut_under_the_reader_is_an_error_that_names_it",
-        "tests/unit/data/test_loader.py::test_a_shard_cut_while_in_use_is_one_clear_error")),
+        f"{_LOADER}test_a_shard_cut_while_in_use_is_one_clear_error")),
     Bar("H3", "hostile texts: counted or refused", tests=("tests/unit/data_prep/test_hostile.py",)),
     Bar("H4", "pickles in checkpoints: none runs", tests=(
         f"{_CHECKPOINTS}test_a_payload_in_any_file_is_executed_by_no_rank_and_refused_where_it_is_read",)),
     Bar("H5", "damaged safetensors headers: none silent", tests=("tests/unit/convert/test_bad_weights.py",)),
-    Bar("H6", "hostile hostfiles, words and variables: none runs", tests=(
+    Bar("H6", "200 hostile lines of hostfiles, words and variables: none runs", tests=(
+        "tests/unit/launcher/hosts/test_hostile_lines.py",
         "tests/unit/launcher/hosts/test_hostfile.py", "tests/unit/launcher/hosts/test_environment.py")),
     Bar("H7", "secrets reach no log, no command line, no checkpoint", tests=(
         "tests/unit/config/test_redact.py", "tests/unit/observability/test_logs.py",
@@ -106,6 +115,51 @@ _BARS = (
         "tests/unit/observability/test_tracker.py", "tests/unit/engine/test_phases.py",
         f"{_STORE}test_a_link_planted_at_a_hidden_name_is_removed_and_its_target_untouched")),
     Bar("H12", "mistakes of users: one line, the code that is documented", tests=("tests/e2e/test_mistakes.py",)),
+    Bar("F1", "a lost rank: the run starts again, the sbatch script goes back into the queue", tests=(
+        "tests/e2e/test_interrupted_runs.py::test_run_that_loses_a_rank_starts_again_by_itself",
+        "tests/unit/launcher/test_restart.py", "tests/unit/launcher/test_slurm.py")),
+    Bar("F2", "a data worker that is killed, fails or hangs ends the run, and no process is left", tests=(
+        f"{_LOADER}test_a_killed_worker_is_one_clear_error",
+        f"{_LOADER}test_a_worker_that_fails_or_hangs_ends_the_run_and_leaves_no_process",
+        f"{_LOADER}test_workers_ignore_the_signals_of_the_job_and_leave_with_the_rank")),
+    Bar("F3", "start, step, save and validation have deadlines of their own; who hangs is named with stacks", tests=(
+        "tests/unit/launcher/test_heartbeats.py",
+        f"{_LOCAL}test_rank_that_hangs_is_named_with_its_stack_and_all_are_ended")),
+    Bar("F4", "an old checkpoint that cannot be deleted keeps no save from succeeding", tests=(
+        f"{_STORE}test_what_cannot_be_deleted_keeps_no_save_from_succeeding",)),
+    Bar("F5", "ranks that were given other settings are refused under torchrun, mpiexec and srun", tests=(
+        f"{_LAUNCHERS}test_a_rank_that_was_given_other_settings_is_refused_under_every_launcher",)),
+    Bar("F6", "a value that is not finite is in no checkpoint, and an older one is taken where it is", tests=(
+        "tests/distributed/test_resume_exact.py::test_a_weight_that_is_not_finite_is_never_saved_and_never_resumed_from",
+    )),
+    Bar("F7", "checkpoints that vanished stop the start, and the log stays", tests=(
+        f"{_MISTAKES}test_checkpoints_that_vanished_stop_the_start_and_the_log_stays",
+        "tests/unit/observability/test_resume_note.py")),
+    Bar("F8", "slow ranks, spikes and unequal replicas are found; every k-th checkpoint stays", tests=(
+        "tests/unit/launcher/test_stragglers.py", "tests/distributed/test_spikes.py",
+        "tests/distributed/test_replicas.py", f"{_STORE}test_every_kth_checkpoint_stays_beside_the_last_ones")),
+    Bar("F9", "a line of the log that cannot be written waits, and training goes on", tests=(
+        "tests/unit/observability/test_metrics.py",)),
+    Bar("F10", "a damaged checkpoint is not kept in the place of a sound one", tests=(
+        f"{_STORE}test_a_damaged_checkpoint_is_not_kept_in_place_of_a_sound_one",)),
+    Bar("F11", "secrets and credentials in addresses are in no manifest, command line or log", tests=(
+        "tests/unit/config/test_redact.py", "tests/unit/observability/test_logs.py")),
+    Bar("F12", "names of variables run nothing", tests=(
+        "tests/unit/launcher/hosts/test_environment.py::"
+        "test_variable_whose_name_a_shell_would_run_is_refused", "tests/unit/launcher/hosts/test_hostile_lines.py")),
+    Bar("F13", "signals: while nobody reads, while a rank hangs, and before the ranks listen", tests=(
+        f"{_LOCAL}test_output_that_nobody_reads_stops_neither_ranks_nor_signals",
+        f"{_LOCAL}test_signal_ends_a_job_with_a_stopped_rank_in_seconds",
+        f"{_LOCAL}test_signal_before_the_ranks_listen_is_no_failure")),
+    Bar("F14", "stray files, named errors, changed rates, build locks, overrides, limits of memory and disk", tests=(
+        f"{_DAMAGE}test_a_hidden_file_of_a_file_system_discards_no_checkpoint",
+        f"{_STORE}test_a_failed_save_warns_and_names_file_and_cause",
+        "tests/unit/observability/test_resume_note.py::test_only_a_learning_rate_that_was_not_planned_is_a_jump",
+        "tests/unit/rank/test_extensions.py", "tests/unit/launcher/test_memory_limit.py",
+        "tests/unit/launcher/test_slurm.py::test_script_asks_for_the_layout_and_quotes_the_command",
+        f"{_STORE}test_too_little_free_space_is_found_before_writing",
+        "tests/unit/data_prep/test_verify.py::test_a_flipped_bit_is_found",
+        "tests/unit/config/test_load.py::test_override_of_the_wrong_form_shows_the_right_one")),
 )  # fmt: skip
 
 BARS = (

@@ -15,15 +15,14 @@ from rich.console import Console
 
 from megadeberta.data_prep.options import PrepOptions, VocabularyOptions
 from megadeberta.data_prep.prepare import prepare
-from tests.e2e.tiny_run import losses, write_recipe
+from megadeberta.errors import EXIT_PREEMPTED
+from tests.e2e.tiny_run import Losses, last_step, losses, write_recipe
 from tests.faults.poison import FAULT_SIGNAL, VARIABLE
 
 ROOT = Path(__file__).parents[2]
 PATIENT_SECONDS = 900.0
 POLL_SECONDS = 0.05
 _UNDISTURBED_SECONDS = 3600.0
-
-Losses = list[tuple[int, str, str]]
 
 
 class Bench:
@@ -96,11 +95,7 @@ class FaultRun:
     @property
     def step(self) -> int:
         """The last step in the log of this run."""
-        path = self.output / "metrics.jsonl"
-        try:
-            return max((row[0] for row in losses(self.output)), default=0) if path.exists() else 0
-        except (ValueError, KeyError):  # a line that is being written
-            return 0
+        return last_step(self.output)
 
     def ranks(self) -> list[psutil.Process]:
         """The processes of the ranks, by rank; fewer while they start or end."""
@@ -133,9 +128,19 @@ class FaultRun:
             time.sleep(POLL_SECONDS)
         return time.monotonic() - started
 
-    def wait_for_step(self, step: int) -> float:
+    def wait_for_step(self, step: int, *, seconds: float = PATIENT_SECONDS) -> float:
         """Until the log has this step."""
-        return self.wait_until(lambda: self.step >= step, f"step {step}")
+        return self.wait_until(lambda: self.step >= step, f"step {step}", seconds=seconds)
+
+    def stop(self) -> None:
+        """SIGTERM to the launcher, as a scheduler sends it.
+
+        Raises:
+            RuntimeError: it does not end with the exit code of a run that has saved.
+        """
+        self.process.send_signal(signal.SIGTERM)
+        if (code := self.wait(60)) != EXIT_PREEMPTED:
+            raise RuntimeError(f"SIGTERM ended the run with {code}:\n{self.tail()}")
 
     def wait_for_line(self, text: str, *, seconds: float = PATIENT_SECONDS, after: int = 0) -> tuple[float, str]:
         """Time and text of the first line with ``text`` among those from number ``after`` on."""

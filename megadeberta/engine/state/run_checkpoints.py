@@ -190,9 +190,9 @@ class RunCheckpoints:
         """Of the step after ``step``."""
         return sample_after(step * self._config.engine.global_batch, self.spikes.windows)
 
-    def save(self, step: int, *, required: bool) -> None:
-        """Commit a checkpoint of ``step`` optimizer steps, unless that step is saved already; one that is being written
-        is waited for first.
+    def save(self, step: int, *, required: bool) -> bool:
+        """Commit a checkpoint of ``step`` optimizer steps, unless that step is saved already; whether it is there now.
+        One that is being written is waited for first.
 
         Raises:
             StorageError: it could not be written and is ``required``, or it was the third failure in a row.
@@ -200,10 +200,11 @@ class RunCheckpoints:
         """
         self.finish()
         if step == self._saved_step:
-            return
+            return True
         if save_at_once(self._stages(step, required=required)) is not None:
             self._saved_step = step
         self._saved_at = time.monotonic()
+        return step == self._saved_step
 
     def save_beside(self, step: int) -> None:
         """Begin a checkpoint of ``step`` optimizer steps that is written while training goes on: the state is copied

@@ -32,7 +32,8 @@ def _prepare(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     script = tmp_path / "job.sh"
     job = SlurmJob("v3", tmp_path / "my run", nodes=4, tasks_per_node=8)
     script.write_text(render_sbatch(job, ["megadeberta", "train", "my recipe.json", "--set", "name=$x"]))
-    return script, {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+    job_environ = {"SLURM_JOB_ID": "77", "SLURM_CPUS_ON_NODE": "96"}
+    return script, {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", **job_environ}
 
 
 def test_notice_is_passed_to_the_step_and_the_job_requeued(tmp_path: Path) -> None:
@@ -74,10 +75,12 @@ def test_other_ends_are_passed_on_without_requeueing(tmp_path: Path, code: int) 
 def test_script_asks_for_the_layout_and_quotes_the_command(tmp_path: Path) -> None:
     script, environ = _prepare(tmp_path)
     text = script.read_text()
-    for line in ("--nodes=4", "--ntasks-per-node=8", "--signal=B:USR1@180", "--requeue"):
+    for line in ("--nodes=4", "--ntasks-per-node=8", "--signal=B:USR1@180", "--requeue", "--exclusive", "--mem=0"):
         assert f"#SBATCH {line}\n" in text
     subprocess.run(["bash", str(script)], cwd=tmp_path, env=environ | {"QUICK": "0"}, timeout=20, check=True)
-    assert (tmp_path / "srun.args").read_text().endswith("megadeberta train my recipe.json --set name=$x\n")
+    arguments = (tmp_path / "srun.args").read_text()
+    assert arguments.endswith("megadeberta train my recipe.json --set name=$x\n")
+    assert arguments.startswith("--label --cpus-per-task=12 ")
 
 
 def test_job_without_ranks_is_refused() -> None:

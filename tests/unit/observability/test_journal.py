@@ -121,11 +121,11 @@ def test_phases_memory_validations_and_saves_are_logged(tmp_path: Path, caplog: 
         for step in (1, 2):
             journal.step(step, _Step(2.0, means), lr=1e-3, seconds=1.0, memory=3 << 30)
         journal.validation(2, _Facts(2.0, means), seconds=4.0)
-        journal.saved(2, seconds=6.0)
+        journal.saved(2, seconds=6.0, committed=True)
     first, _, valid, saved = read_metrics(tmp_path / "metrics.jsonl")
     assert (first["seconds_forward"], first["gpu_memory_gib"]) == (0.3, 3.0)
     assert valid["seconds_validation"] == 4.0
-    assert saved == {"step": 2, "seconds_save": 6.0}
+    assert saved == {"step": 2, "seconds_save": 6.0, "saved": True}
     assert "mem 3.0 GiB" in caplog.text
     shown = " ".join(caplog.text.split())  # lines are as wide as the terminal
     assert "step 2 time: 1 s per step data 0.1 s (10 %) forward 0.3 s (30 %) backward 0.5 s (50 %)" in shown

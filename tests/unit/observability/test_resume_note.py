@@ -62,3 +62,11 @@ def test_a_log_without_the_checkpoint_that_it_speaks_of_is_no_new_run() -> None:
     assert lost_checkpoints(records, interval=3, output=Path("run")).startswith(
         "run: the log has 9 steps, so there was"
     )
+
+
+def test_a_checkpoint_that_the_log_has_seen_is_missed_whatever_the_interval() -> None:
+    """As that of a signal, or of the end of a short run."""
+    records = [{"step": 9, "loss": 1.0}, {"step": 9, "seconds_save": 0.1, "saved": True}]
+    assert lost_checkpoints(records, interval=1000, output=Path("run")).startswith("run: the log has 9 steps")
+    refused = [records[0], {"step": 9, "seconds_save": 0.1, "saved": False}]
+    assert lost_checkpoints(refused, interval=1000, output=Path("run")) == ""

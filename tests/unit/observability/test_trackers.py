@@ -120,7 +120,7 @@ def test_a_killed_and_resumed_run_has_every_step_once(
         for step in range(SAVED_AT + 1, STEPS + 1):
             journal.step(step, _StepFacts(float(step)), lr=1e-3, seconds=0.1)
             if step % 10 == 0:
-                journal.saved(step, seconds=0.5)
+                journal.saved(step, seconds=0.5, committed=True)
         journal.validation(STEPS, _Facts(3.0, _Means({"mlm_loss": 3.0}, {"mlm_loss": 1})))
     assert READ[name](tmp_path, "train/loss") == list(range(1, STEPS + 1))
     assert READ[name](tmp_path, "valid/valid_loss") == [10, 20, 30]
