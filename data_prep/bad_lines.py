@@ -63,6 +63,10 @@ class Tally:
     """Letters of each script in a sample of the documents."""
     languages: dict[str, int] = field(default_factory=dict)
     """Bytes of the documents of each language in that sample, if they are asked for."""
+    described_bytes: int = 0
+    """Of that sample, each document times those it stands for."""
+    unfit: LeftOutByReason = field(default_factory=LeftOutByReason)
+    """What of it is no prose, by the names of ``unfit_text.KINDS``."""
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, Example] = field(default_factory=dict)
     left_out: LeftOutByReason = field(default_factory=LeftOutByReason)
@@ -116,6 +120,8 @@ class Tally:
             self.scripts[script] = self.scripts.get(script, 0) + number
         for language, number in other.languages.items():
             self.languages[language] = self.languages.get(language, 0) + number
+        self.described_bytes += other.described_bytes
+        self.unfit.join(other.unfit)
         self.lines += other.lines
         self.text_bytes += other.text_bytes
         self.rejected_bytes += other.rejected_bytes
@@ -127,15 +133,16 @@ class Tally:
     def to_json(self) -> dict[str, Any]:
         """Plain values, without those that are 0 or empty; ``from_json`` gives the tally back."""
         examples = {kind: vars(example) for kind, example in self.examples.items()}
-        fields = {**vars(self), "examples": examples, "left_out": self.left_out.to_json()}
+        described = {name: getattr(self, name).to_json() for name in ("left_out", "unfit")}
+        fields = {**vars(self), "examples": examples, **described}
         return {name: value for name, value in fields.items() if value}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
         """The tally that ``to_json`` described."""
         examples = {kind: Example(**value) for kind, value in fields.get("examples", {}).items()}
-        left_out = LeftOutByReason.from_json(fields.get("left_out", {}))
-        return cls(**{**fields, "examples": examples, "left_out": left_out})
+        described = {name: LeftOutByReason.from_json(fields.get(name, {})) for name in ("left_out", "unfit")}
+        return cls(**{**fields, "examples": examples, **described})
 
 
 class CorpusTally:
@@ -144,7 +151,7 @@ class CorpusTally:
     def __init__(self, names: list[str]) -> None:
         self._names = names
         self._whole = Tally()
-        self._first: dict[str, int] = {}  # kind -> the file of its example
+        self._first: dict[str, int] = {}  # kind of line or of unfit text -> the file of its example
         self._source, self._lines = -1, 0
 
     def add(self, source: int, tally: Tally) -> None:
@@ -156,6 +163,8 @@ class CorpusTally:
                 line = example.line + self._lines if example.line else 0
                 self._first[kind] = source
                 self._whole.examples[kind] = Example(line, example.offset, example.detail)
+        for kind in tally.unfit:
+            self._first.setdefault(kind, source)
         self._lines += tally.lines
         self._whole.add(tally)
 
@@ -174,6 +183,23 @@ class CorpusTally:
     def left_out(self) -> LeftOutByReason:
         """Documents of all files that rules of quality or test sets left out."""
         return self._whole.left_out
+
+    def unfit(self) -> dict[str, Any]:
+        """For the report: per kind of text that is no prose its fraction of the bytes, the first file and examples."""
+        bytes_of_all = max(1, self._whole.described_bytes)
+        return {
+            kind: {
+                "fraction": round(found.num_bytes / bytes_of_all, 4),
+                "documents": found.documents,
+                "first": self._names[self._first[kind]],
+                "examples": found.examples,
+            }
+            for kind, found in self._whole.unfit.items()
+        }
+
+    def first_unfit(self, kind: str) -> int:
+        """Number of the file with the first text of a kind that ``unfit`` names."""
+        return self._first[kind]
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """For the report: per kind its meaning, count and first place."""

@@ -1,16 +1,19 @@
 """Whether a corpus that was read is good enough to go on with."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from megadeberta.data_prep.bad_lines import CorpusTally
-from megadeberta.data_prep.options import PrepOptions
+from megadeberta.data_prep.formats.tar import TAR
+from megadeberta.data_prep.options import AUTO_FORMAT, PrepOptions
 from megadeberta.data_prep.parts import Counts
 from megadeberta.data_prep.sources import Source
+from megadeberta.data_prep.unfit_text import KINDS, in_file
 from megadeberta.errors import DataError
 
 
-def check_corpus(tally: CorpusTally, options: PrepOptions, *, num_files: int) -> None:
-    """Refuse a corpus without a document, of which too much cannot be used, or of other scripts or languages.
+def check_corpus(tally: CorpusTally, options: PrepOptions, sources: Sequence[Source]) -> None:
+    """Refuse a corpus without a document, of which too much cannot be used or is no prose, or of other languages.
 
     Raises:
         DataError: with the fraction and the first place, or the counts.
@@ -18,12 +21,36 @@ def check_corpus(tally: CorpusTally, options: PrepOptions, *, num_files: int) ->
     tally.check(max_bad_fraction=options.max_bad_fraction)
     if tally.total("documents") == 0:
         raise DataError(
-            f"no document in {num_files} file(s): {tally.total('lines')} lines, "
+            f"no document in {len(sources)} file(s): {tally.total('lines')} lines, "
             f"{tally.total('empty_documents')} of them empty after cleaning; check --text-key and --document-per"
             + "".join(f"; {line}" for line in tally.left_out().lines())
         )
+    _check_unfit(tally, options, sources)
     _check_scripts(tally, options)
     _check_languages(tally, options)
+
+
+def _check_unfit(tally: CorpusTally, options: PrepOptions, sources: Sequence[Source]) -> None:
+    for what, found in tally.unfit().items():
+        if is_too_much(found["fraction"], what, options):
+            first = sources[tally.first_unfit(what)]
+            raise DataError(too_much_unfit(what, found["fraction"], first, found["examples"][0]))
+
+
+def is_too_much(fraction: float, what: str, options: PrepOptions) -> bool:
+    """Whether ``fraction`` of the bytes may not be of the kind ``what`` that ``unfit_text`` names.
+
+    Whoever names the format of the files has text read as it stands; for archives it must be named.
+    """
+    return options.read.input_format in (AUTO_FORMAT, TAR.name) and fraction > KINDS[what].most
+
+
+def too_much_unfit(what: str, fraction: float, first: Source, example: str) -> str:
+    """What to say where ``fraction`` of the bytes are no prose; ``example`` is how the first of it begins."""
+    is_archive = first.file_format is TAR
+    as_it_is = "unpack it to read it" if is_archive else f"--format={first.format_name} reads it"
+    where = in_file(first.name, example)
+    return f"{fraction:.1%} of the text is {what}, {where}; {KINDS[what].remedy}; {as_it_is} as it stands"
 
 
 def _check_scripts(tally: CorpusTally, options: PrepOptions) -> None:

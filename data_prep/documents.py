@@ -15,11 +15,13 @@ from megadeberta.data_prep.document_filter import document_filter
 from megadeberta.data_prep.formats.base import MAX_DOCUMENT_CHARACTERS
 from megadeberta.data_prep.formats.json_lines import JSON_LINES
 from megadeberta.data_prep.languages import language_of
+from megadeberta.data_prep.left_out import LeftOut, shorten
 from megadeberta.data_prep.lines import CutOff
 from megadeberta.data_prep.options import MAX_LINE_BYTES, ReadOptions
 from megadeberta.data_prep.sampling import sample_weight
 from megadeberta.data_prep.scripts import count_scripts
 from megadeberta.data_prep.sources import Source
+from megadeberta.data_prep.unfit_text import kind_of
 
 _UNPACKED_AT_ONCE = 256 << 10
 _NORMALIZED_AT_ONCE = 64 << 10
@@ -89,12 +91,16 @@ def read_documents(
 
 
 def _describe(text: str, weight: int, options: ReadOptions, tally: Tally) -> None:
-    """Count the scripts of a document that stands for ``weight`` of them, and its language where that is asked for."""
+    """Count scripts and form of a document that stands for ``weight`` of them; its language where that is asked for."""
+    num_bytes = weight * len(text.encode())
+    tally.described_bytes += num_bytes
+    if unfit := kind_of(text):
+        tally.unfit.setdefault(unfit, LeftOut()).add(LeftOut(weight, num_bytes, [shorten(text)]))
     for script, number in count_scripts(text).items():
         tally.scripts[script] = tally.scripts.get(script, 0) + weight * number
     if options.count_languages:
         language = language_of(text)
-        tally.languages[language] = tally.languages.get(language, 0) + weight * len(text.encode())
+        tally.languages[language] = tally.languages.get(language, 0) + num_bytes
 
 
 @contextmanager

@@ -17,9 +17,17 @@ import numpy as np
 from megadeberta.data.tokenizer import VocabularyTokenizer
 from megadeberta.data_prep.bad_lines import Tally
 from megadeberta.data_prep.blocks import Section, find_cut
-from megadeberta.data_prep.checks import too_little_of_language, too_little_of_script, too_many_unknown
+from megadeberta.data_prep.checks import (
+    is_too_much,
+    too_little_of_language,
+    too_little_of_script,
+    too_many_unknown,
+    too_much_unfit,
+)
+from megadeberta.data_prep.left_out import LeftOutByReason
 from megadeberta.data_prep.options import PrepOptions
 from megadeberta.data_prep.sources import Source
+from megadeberta.data_prep.unfit_text import KINDS
 from megadeberta.data_prep.work import WorkContext, documents_of
 from megadeberta.errors import DataError
 
@@ -100,12 +108,32 @@ def _doubts(places: Sequence[_Place], sources: Sequence[Source], options: PrepOp
         name = f"{sources[places[worst].source].name} ({rates[worst]:.1%})"
         message = too_many_unknown(unknown / tokens, options, name)
         yield _Doubt(message, [rate - most for rate in rates], [place.weight for place in places])
+    yield from _unfit(places, sources, options)
     for name, least in options.expected_scripts:
         scripts = [(Counter(place.tally.scripts), place.weight) for place in places]
         yield from _lacks(scripts, name, least, too_little_of_script)
     for code, least in options.expected_languages:
         languages = [(Counter(place.tally.languages), place.weight) for place in places]
         yield from _lacks(languages, code, least, too_little_of_language)
+
+
+def _unfit(places: Sequence[_Place], sources: Sequence[Source], options: PrepOptions) -> Iterator[_Doubt]:
+    described = sum(place.tally.described_bytes for place in places)
+    together = LeftOutByReason()
+    for place in places:
+        together.join(place.tally.unfit)
+    for what, found in together.items():
+        fraction = found.num_bytes / described
+        if is_too_much(fraction, what, options):
+            first = next(place for place in places if what in place.tally.unfit)
+            message = too_much_unfit(what, fraction, sources[first.source], found.examples[0])
+            excess = [_unfit_fraction(place.tally, what) - KINDS[what].most for place in places]
+            yield _Doubt(message, excess, [place.weight for place in places])
+
+
+def _unfit_fraction(tally: Tally, what: str) -> float:
+    found = tally.unfit.get(what)
+    return found.num_bytes / tally.described_bytes if found else 0.0
 
 
 def _lacks(

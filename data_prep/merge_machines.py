@@ -51,7 +51,7 @@ def merge_machines(
         with folder.unfinished() as scratch:
             stages.begin(f"reading {len(folders)} parts", total=None)
             counts, tally = parts.count(sources)
-            check_corpus(tally, options, num_files=len(sources))
+            check_corpus(tally, options, sources)
             check_unknown(counts, sources, options)
             report = {"run_key": run_key, "machines": len(folders)}
             copies = find_copies(parts, counts.numbers, options, tokenizer=tokenizer, folder=scratch, stages=stages)

@@ -128,7 +128,7 @@ class _Run:
         """All stages in order."""
         tokenizer, store = self._prepare_vocabulary()
         counts, tally, _, _ = self._timed("encode", lambda: self._encode(store))
-        check_corpus(tally, self._options, num_files=len(self._sources))
+        check_corpus(tally, self._options, self._sources)
         check_unknown(counts, self._sources, self._options)
         report = {"run_key": run_key, "workers": self._workers, "seconds": self._seconds}
         copies = self._timed("copies", lambda: self._find_copies(store, counts, tokenizer))
@@ -221,7 +221,7 @@ class _Run:
             self._done(block, tallies, tally)
         self._add_damage(tally, cutter)
         check_unchanged(sources)
-        check_corpus(tally, self._options, num_files=len(sources))
+        check_corpus(tally, self._options, sources)
         return samples.joined()
 
     def _encode(self, store: PartStore) -> tuple[Counts, CorpusTally, dict[int, Tally], list[list[int]]]:

@@ -16,10 +16,13 @@ from megadeberta.data_prep.formats.table import FORMATS
 from megadeberta.data_prep.left_out import LeftOutByReason
 from megadeberta.data_prep.parts import Counts
 from megadeberta.data_prep.sources import Corpus
+from megadeberta.data_prep.unfit_text import in_file
 from megadeberta.storage import write_file
 
 REPORT = "report.json"
 _NAMED, _LISTED, _MOST_FRACTIONS = 4, 1000, 12
+_WORTH_SAYING = 0.005
+"""Of the text that is no prose: a fraction of the bytes."""
 
 
 def describe_corpus(tally: CorpusTally) -> dict[str, Any]:
@@ -35,6 +38,7 @@ def describe_corpus(tally: CorpusTally) -> dict[str, Any]:
         "rejected_bytes": tally.total("rejected_bytes"),
         "scripts": _fractions(tally.scripts()),
         **({"languages": _fractions(languages)} if (languages := tally.languages()) else {}),
+        "unfit": tally.unfit(),
         "damaged_files": tally.total("damaged_files"),
         "bad_lines": tally.describe(),
     }
@@ -71,6 +75,11 @@ def describe_result(report: dict[str, Any], copies: Copies) -> list[str]:
     ]
     if languages := corpus.get("languages"):
         lines.append("languages, of the bytes: " + _named(languages))
+    for what, found in corpus["unfit"].items():
+        if found["fraction"] >= _WORTH_SAYING:
+            lines.append(
+                f"{found['fraction']:.1%} of the text is {what}, {in_file(found['first'], found['examples'][0])}"
+            )
     lines += copies.lines()
     lines += LeftOutByReason.from_json(corpus["left_out"]).lines()
     for entry in corpus["bad_lines"].values():

@@ -11,10 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
+from megadeberta.data_prep.machine_text import is_log_file, is_settings, is_terminal, is_yaml
+
 _LINES = 200
 _FEWEST_ROWS = 5
 _MOST, _HALF = 0.8, 0.5
-_TAG = re.compile(r"</?[A-Za-z][\w:.-]*(?:\s[^<>]*)?/?>|<!--")
+TAG = re.compile(r"</?[A-Za-z][\w:.-]*(?:\s[^<>]*)?/?>|<!--")
 _FEWEST_TAGS = 6
 _CUE = re.compile(r"(?:\d+:)?\d\d:\d\d[.,]\d+ --> ")
 _FEWEST_CUES = 2
@@ -38,7 +40,7 @@ _OPENINGS = {
         "an e-mail message",
         "take the text out of it",
     ),
-    re.compile(r"[^\n]*\x1b[$(][@B]"): ("ISO-2022 text", "convert it: iconv -f ISO-2022-JP -t UTF-8"),
+    re.compile(r"[^\n]*\x1b\$[@AB)]"): ("ISO-2022 text", "convert it: iconv -f ISO-2022-JP -t UTF-8"),
 }
 _JSON_REMEDY = "write records with the text under a key, one per line"
 _AS_IT_IS = "or read it as it stands with --format=text"
@@ -103,14 +105,15 @@ def _are_json_strings(lines: list[str]) -> bool:
     return len(lines) > 1 and all(line[0] == '"' and _is(line, json.loads, str) for line in lines)
 
 
-def _is_python(lines: list[str]) -> bool:
+def is_python(lines: list[str]) -> bool:
+    """Whether lines are dictionaries as Python prints them."""
     return _fraction(lines, lambda line: line.startswith("{'") and _is(line, ast.literal_eval, dict)) >= _MOST
 
 
 def _is_markup(lines: list[str]) -> bool:
-    if _fraction(lines, lambda line: _TAG.match(line.lstrip()) is not None) < _HALF:
+    if _fraction(lines, lambda line: TAG.match(line.lstrip()) is not None) < _HALF:
         return False
-    tags = [tag for line in lines for tag in _TAG.findall(line)]
+    tags = [tag for line in lines for tag in TAG.findall(line)]
     return len(tags) >= _FEWEST_TAGS and any(tag.startswith("</") for tag in tags)
 
 
@@ -118,7 +121,8 @@ def _is_subtitles(lines: list[str]) -> bool:
     return sum(_CUE.match(line) is not None for line in lines) >= max(_FEWEST_CUES, len(lines) / 10)
 
 
-def _is_sql(lines: list[str]) -> bool:
+def is_sql(lines: list[str]) -> bool:
+    """Whether lines begin a statement that fills a database."""
     return _fraction(lines, lambda line: _SQL.match(line.lstrip()) is not None) >= _HALF
 
 
@@ -166,11 +170,13 @@ def _is_quoted_printable(lines: list[str]) -> bool:
 
 
 _KINDS: tuple[tuple[str, str, Callable[[list[str]], bool]], ...] = (
-    ("a file of records as Python prints them", "write them with json.dumps", _is_python),
+    ("a file of records as Python prints them", "write them with json.dumps", is_python),
     ("HTML or XML without a head", "extract its text first", _is_markup),
     ("a file of subtitles", "take the text out of them", _is_subtitles),
-    ("an SQL dump", "write its text as JSON lines", _is_sql),
+    ("an SQL dump", "write its text as JSON lines", is_sql),
     ("a hex dump", "decode it", _is_hex),
+    ("a capture of a terminal with escape codes", "take the codes out (ansi2txt)", is_terminal),
+    ("a log", "take the text out of its lines", is_log_file),
     ("quoted-printable text", "decode it", _is_quoted_printable),
     (
         "letters without spaces, such as base64, percent or UTF-7 encoding writes",
@@ -182,4 +188,6 @@ _KINDS: tuple[tuple[str, str, Callable[[list[str]], bool]], ...] = (
         "give it a header, name it .csv or .tsv and name the column with --text-key",
         _is_table,
     ),
+    ("YAML", "write its text as JSON lines", is_yaml),
+    ("a file of settings (INI, TOML, properties)", "leave it out", is_settings),
 )

@@ -85,6 +85,19 @@ REFUSED = {
     "quoted-printable": (quopri.encodestring(lines("{s} \u00e9t\u00e9")), "quoted-printable text"),
     "uuencode": (b"begin 644 a.txt\n" + binascii.b2a_uu(b"text of a few words") + b"`\nend\n", "uuencoded data"),
     "e-mail": (b"From: a@b.c\nSubject: text\n of two lines\nMIME-Version: 1.0\n\n" + lines("{s}"), "an e-mail message"),
+    "a log": (lines("2024-05-01 12:00:{n:02d},003 INFO worker: {s}"), "a log"),
+    "a log of levels": (lines("WARNING:root:{s}"), "a log"),
+    "syslog": (lines("May  1 12:00:{n:02d} host cron[{n}]: {s}"), "a log"),
+    "a kernel's log": (lines("[    {n}.000000] usb {n}: {s}"), "a log"),
+    "a web server's log": (lines('192.0.2.7 - - [01/May/2024:12:00:{n:02d} +0000] "GET /{n}"'), "a log"),
+    "a log with a trace": (lines("2024-05-01T12:00:{n:02d}Z ERROR {s}\n  at f (a.js:{n})"), "a log"),
+    "a terminal": (lines("\x1b[32mok\x1b[0m {n} {s}"), "a capture of a terminal"),
+    "a terminal of tput": (lines("\x1b[1mok\x1b(B\x1b[m {s}"), "a capture of a terminal"),
+    "YAML": (lines("job{n}:\n  image: python\n  steps:\n    - run: make {n}\n    - name: it"), "YAML"),
+    "flat YAML": (b"---\nname: a\nversion: 1.0\nlicense: MIT\nauthor: me\nmain: a.js\n", "YAML"),
+    "INI": (lines("[section {n}]\n; why\nkey{n} = some value\nother=1"), "a file of settings"),
+    "TOML": (b'[tool]\nname = "a"\nlist = [1, 2]\n[[of.many]]\na.b = 1\nc = "d"\n', "a file of settings"),
+    "environment": (lines("export NAME_{n}={n}"), "a file of settings"),
     "random bytes": (random.Random(0).randbytes(HEAD_BYTES), "binary data"),
     "packed twice": (gzip.compress(lines("{s}")), "gzip data within compressed data"),
     "carriage returns": (lines("{s}").replace(b"\n", b"\r"), "text whose lines end in a carriage return alone"),
@@ -112,6 +125,17 @@ def test_what_is_no_prose_is_refused_by_name_with_a_remedy(kind: str) -> None:
         (lines("Apples {n}, pears, plums"), "text"),  # equally many commas, as prose writes them
         (lines("\t{s}"), "text"),  # indented
         (lines("First half of {n}\tsecond half {s}"), "text"),
+        (lines("HAMLET: {s}\n\nOPHELIA: My lord?"), "text"),
+        (lines("user: {s}\nassistant: Yes."), "text"),
+        (lines("word{n}: {s}"), "text"),  # a glossary
+        (lines("Ingredients:\n  - {n} eggs\n  - some flour\n  - a little salt\nSteps:\n  - {s}"), "text"),
+        (lines("---\ntitle: It\n---\n\n{s}\n\n{s}\n\n{s}\n\n{s}\n\n{s}\n"), "text"),
+        (lines("Let x = {n}.\n\n{s}"), "text"),
+        (lines("# Heading {n}\n\n{s}\n\n    key = value\n"), "text"),
+        (lines("[12:{n:02d}] <anna> {s}"), "text"),  # people who talk
+        (lines("{n:04d}-05-01  A. Person  <a@b.c>\n\n\t* {s}"), "text"),  # a history of changes
+        (lines("WARNING: {s}\n{s}\n{s}"), "text"),
+        (b"\x1b[1mA title\x1b[0m\n" + lines("{s}"), "text"),
         (b"<unk> said\n" * 9, "text"),  # marks of a tokenizer, none of them closed
         (lines("{n} a: <b>{s}"), "text"),
         (b"id,text\r1,a\r2,b\r3,c\r", "csv"),
