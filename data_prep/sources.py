@@ -3,7 +3,7 @@
 import difflib
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from megadeberta.data_prep.compression import (
     compression_of_ending,
 )
 from megadeberta.data_prep.detect import HEAD_BYTES, Refusal, detect
+from megadeberta.data_prep.folder_walk import is_of_the_kernel, walk
 from megadeberta.data_prep.formats.base import Format
 from megadeberta.data_prep.formats.table import FORMATS, check_format_name, format_of_ending, what_is_missing
 from megadeberta.data_prep.formats.tar import TAR
@@ -88,8 +89,7 @@ def find_sources(corpora: Iterable[Path], *, split: str, options: ReadOptions, o
         for given in _expand(pattern):
             if given.is_dir():
                 _check_is_text(given, outside)
-                files = given.files() if isinstance(given, RemoteFile) else list(_files(given, outside.resolve()))
-                _add_folder(corpus, given, files, split=split, options=options)
+                _add_folder(corpus, given, _files(given, outside), split=split, options=options)
                 continue
             found = _describe(_existing(given), name=given.name, split=split, options=options)
             if isinstance(found, Refusal):
@@ -170,12 +170,15 @@ def _existing(path: FilePath) -> FilePath:
 def _add_folder(
     corpus: Corpus,
     folder: FilePath,
-    files: Sequence[tuple[FilePath, str]],
+    files: Sequence[tuple[FilePath, str, str]],
     *,
     split: str,
     options: ReadOptions,
 ) -> None:
-    found = [(path, name, _of_folder(path, name, split=split, options=options)) for path, name in files]
+    found: list[tuple[FilePath, str, Source | Refusal]] = [
+        (path, name, Refusal(reason, "") if reason else _of_folder(path, name, split=split, options=options))
+        for path, name, reason in files
+    ]
     sources = [what for *_, what in found if isinstance(what, Source)]
     has_records = any(not source.file_format.is_plain_text for source in sources)
     taken = 0
@@ -199,26 +202,11 @@ def _add_folder(
         raise DataError(f"{folder}: no corpus file in this folder{seen}; looked for {kinds}")
 
 
-def _files(folder: Path, outside: Path) -> Iterator[tuple[Path, str]]:
-    for place, folders, names in os.walk(folder, followlinks=True):
-        kept = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = [name for name in kept if not _leads_back(Path(place, name), folder)]
-        if Path(place).resolve() == outside:
-            folders.clear()
-            continue
-        for name in sorted(names):
-            path = Path(place, name)
-            if not name.startswith(".") and (path.is_file() or not path.exists()):
-                yield path, str(path.relative_to(folder.parent))
-
-
-def _leads_back(path: Path, folder: Path) -> bool:
-    """Whether a folder is a link to one that it lies in, so that the way through it never ends."""
-    if not path.is_symlink():
-        return False
-    target = path.resolve()
-    above = [parent.resolve() for parent in path.parents if parent == folder or folder in parent.parents]
-    return any(target == real or target in real.parents for real in above)
+def _files(folder: FilePath, outside: Path) -> Sequence[tuple[FilePath, str, str]]:
+    """Files, their names, and why one is not read or an empty string."""
+    if isinstance(folder, RemoteFile):
+        return [(path, name, "") for path, name in folder.files()]
+    return list(walk(folder, outside.resolve()))
 
 
 def _of_folder(path: FilePath, name: str, *, split: str, options: ReadOptions) -> Source | Refusal:
@@ -266,6 +254,8 @@ def text_ending(path: FilePath) -> str:
 
 
 def _describe(path: FilePath, *, name: str, split: str, options: ReadOptions) -> Source | Refusal:
+    if isinstance(path, Path) and is_of_the_kernel(path):
+        return Refusal("a file of the kernel", "")
     try:
         with path.open("rb") as file:
             magic = file.read(len(LFS_POINTER))  # more than any compression has

@@ -242,6 +242,61 @@ def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "text" / "c").symlink_to("../elsewhere")
     found = find_sources([tmp_path / "text"], split="train", options=ReadOptions(), outside=tmp_path / "out")
     assert [source.name for source in found.sources] == ["text/a/text.txt", "text/b/text.txt", "text/c/more.txt"]
+    assert len(found.passed_over) == 30 and all("a link to a folder" in file.reason for file in found.passed_over)
+
+
+def test_every_real_folder_is_walked_once_whatever_leads_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 12 folders outside, each with links to all: there are 12! ways through them."""
+    listed: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda place: listed.append(os.path.realpath(place)) or scandir(place))
+    (tmp_path / "text").mkdir()
+    for number in range(12):
+        folder = tmp_path / "elsewhere" / f"{number:02d}"
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text(f"text {number}")
+        for other in range(12):
+            (folder / f"to-{other:02d}").symlink_to(f"../{other:02d}")
+    for name in ("first", "second"):
+        (tmp_path / "text" / name).symlink_to("../elsewhere")
+    found = find_sources([tmp_path / "text"], split="train", options=ReadOptions(), outside=tmp_path / "out")
+    assert sorted(source.path.read_text() for source in found.sources) == sorted(f"text {n}" for n in range(12))
+    assert len(listed) < 20 and len({place for place in listed if "elsewhere" in place}) == 13
+
+
+def test_a_link_to_a_hidden_folder_is_followed_and_one_to_its_neighbour_is_not(tmp_path: Path) -> None:
+    for name in (".store", "b"):
+        (tmp_path / "text" / name).mkdir(parents=True)
+        (tmp_path / "text" / name / "a.txt").write_text(f"text of {name}")
+    (tmp_path / "text" / "a").symlink_to("b")
+    (tmp_path / "text" / "c").symlink_to(".store")
+    found = find_sources([tmp_path / "text"], split="train", options=ReadOptions(), outside=tmp_path / "out")
+    assert [source.name for source in found.sources] == ["text/b/a.txt", "text/c/a.txt"]
+    assert [file.name for file in found.passed_over] == ["text/a"]
+
+
+def test_what_the_kernel_makes_and_what_is_no_file_are_passed_over_and_listed(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("a text")
+    links = {"proc": "/proc", "root": "/", "sys": "/sys", "zero": "/dev/zero", "status.txt": "/proc/self/status"}
+    for name, target in links.items():
+        (tmp_path / "text" / name).symlink_to(target)
+    os.mkfifo(tmp_path / "text" / "pipe")
+    found = find_sources([tmp_path / "text"], split="train", options=ReadOptions(), outside=tmp_path / "out")
+    assert [source.name for source in found.sources] == ["text/a.txt"]
+    reasons = {Path(file.name).name: file.reason for file in found.passed_over}
+    assert reasons == {
+        "proc": "a folder of the kernel",
+        "sys": "a folder of the kernel",
+        "root": "a link to a folder that is read without it, or that it is in",
+        "zero": "a pipe, socket or device",
+        "pipe": "a pipe, socket or device",
+        "status.txt": "a file of the kernel",
+    }
+    with pytest.raises(DataError, match=r"^/proc: is a folder of the kernel, and no text"):
+        find_sources([Path("/proc")], split="train", options=ReadOptions(), outside=tmp_path / "out")
+    with pytest.raises(DataError, match=r"/proc/self/status: is a file of the kernel; give files that hold text"):
+        find_sources([Path("/proc/self/status")], split="train", options=ReadOptions(), outside=tmp_path / "out")
 
 
 def test_a_name_that_is_no_utf8_is_said_in_another_way(tmp_path: Path) -> None:
