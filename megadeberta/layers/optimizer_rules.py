@@ -6,6 +6,7 @@ from megadeberta.config.run import RunConfig
 from megadeberta.config.training import RULES, OptimizerConfig, OptimizerName
 from megadeberta.layers.encoder import ENCODER_CUTS
 from megadeberta.layers.parameters import Shapes
+from megadeberta.layers.shapes import parameter_shapes
 
 _MATRICES = tuple(f".{ending}" for ending in ENCODER_CUTS if ending.endswith(".weight"))
 
@@ -24,6 +25,17 @@ def rule_of(parameter: str, optimizer: OptimizerName) -> OptimizerName:
 def is_updated_whole(parameter: str, optimizer: OptimizerName) -> bool:
     """Whether the rule for the parameter has to see all of it."""
     return not RULES[rule_of(parameter, optimizer)].is_elementwise
+
+
+def checkpoint_bytes(config: RunConfig, parameters: int | None = None) -> int:
+    """Of the tensors of one checkpoint of a run: weights and what is kept for them in fp32, each once.
+
+    Args:
+        parameters: of the model; None: those that the recipe says.
+    """
+    shapes = parameter_shapes(config.model, config.objective)
+    count = sum(math.prod(shape) for shape in shapes.values()) if parameters is None else parameters
+    return round(4 * count * (1 + kept_per_element(shapes, config)))
 
 
 def kept_per_element(shapes: Shapes, config: RunConfig) -> float:

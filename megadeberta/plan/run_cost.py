@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from megadeberta.config.run import RunConfig
 from megadeberta.layers.flops import run_flops_per_token
-from megadeberta.layers.optimizer_rules import kept_per_element
-from megadeberta.layers.shapes import parameter_shapes
+from megadeberta.layers.optimizer_rules import checkpoint_bytes
 from megadeberta.plan.cluster import Cluster
 
 _COMMIT_SECONDS = 1.0
@@ -71,9 +70,7 @@ def run_cost(config: RunConfig, parameters: int, seconds: float, cluster: Cluste
     tokens = config.engine.global_batch * length / seconds
     peak = None if cluster.peak_tflops is None else cluster.peak_tflops * 1e12 * world
     useful = run_flops_per_token(config.model, config.objective, sequence_length=length)
-    moments = kept_per_element(parameter_shapes(config.model, config.objective), config)
-    size = parameters * 4 * (1 + moments)
-    save = size / (failures.save_rate * 1e9 * world) + _COMMIT_SECONDS
+    save = checkpoint_bytes(config, parameters) / (failures.save_rate * 1e9 * world) + _COMMIT_SECONDS
     between = failures.gpu_hours * _HOUR / world
     interval = config.checkpoint.interval * seconds
     lost = (interval / 2 + failures.restart_seconds) / between

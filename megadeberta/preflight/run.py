@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from megadeberta.checkpoint.durable import format_bytes
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints
 from megadeberta.checkpoint.manifest import read_manifest
 from megadeberta.config.blend import BlendSegment
@@ -15,11 +16,13 @@ from megadeberta.config.set_files import TRAIN_NAME, shard_exists
 from megadeberta.config.training import OptimizerName, TrackerName
 from megadeberta.data.check import DataFacts, check_data, vocabulary_size
 from megadeberta.data.missing import check_nothing_is_missing, is_unprepared
-from megadeberta.errors import CheckpointError, ConfigError
+from megadeberta.errors import CheckpointError, ConfigError, StorageError
+from megadeberta.layers.optimizer_rules import checkpoint_bytes
 from megadeberta.layers.recipe import resolved
 from megadeberta.preflight.blend import planned_blend
 from megadeberta.preflight.validate import validate_run
 from megadeberta.rank.machine import check_compiler, check_writable
+from megadeberta.storage import free_bytes
 from megadeberta.topology import Topology
 from megadeberta.weights.hub import check_start
 
@@ -81,6 +84,7 @@ def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> P
     _check_optimizer(config.optimizer.name)
     check_compiler(config.engine.needs_compiler)
     _check_output(config.training.output_dir)
+    _check_room(config)
     return PreparedRun(config, algebra, topology, facts, blend, str(recipe))
 
 
@@ -125,6 +129,18 @@ def _check_output(folder: Path) -> None:
     if what is not None:
         raise ConfigError(f"training.output_dir={folder} holds {what}; give the run a folder of its own")
     check_writable(folder)
+
+
+def _check_room(config: RunConfig) -> None:
+    """Whether the next checkpoint fits, before a run trains towards it."""
+    folder = config.training.output_dir
+    newest = next(iter(list_checkpoints(folder / CHECKPOINTS_FOLDER)), None)
+    needed, free = checkpoint_bytes(config), free_bytes(folder)
+    if free < needed and (newest is None or newest.step < config.training.steps):
+        raise StorageError(
+            f"{folder}: a checkpoint of this run takes {format_bytes(needed)}, and {format_bytes(free)} are free; make "
+            "room or choose another training.output_dir"
+        )
 
 
 def _check_optimizer(name: OptimizerName) -> None:

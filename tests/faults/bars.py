@@ -157,7 +157,7 @@ _BARS = (
         "tests/unit/observability/test_resume_note.py::test_only_a_learning_rate_that_was_not_planned_is_a_jump",
         "tests/unit/rank/test_extensions.py", "tests/unit/launcher/test_memory_limit.py",
         "tests/unit/launcher/test_slurm.py::test_script_asks_for_the_layout_and_quotes_the_command",
-        f"{_STORE}test_too_little_free_space_is_found_before_writing",
+        f"{_STORE}test_too_little_free_space_is_found_before_writing", "tests/unit/preflight/test_run.py",
         "tests/unit/data_prep/test_verify.py::test_a_flipped_bit_is_found",
         "tests/unit/config/test_load.py::test_override_of_the_wrong_form_shows_the_right_one")),
 )  # fmt: skip
