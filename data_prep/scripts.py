@@ -1,6 +1,7 @@
 """Which scripts a text is written in: a cheap sign of a language that the vocabulary was not made for."""
 
 import difflib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
@@ -14,7 +15,9 @@ _NO_LATIN = bytes(code for code in range(256) if not (code < 128 and chr(code).i
 _ASCII = bytes(range(128))
 _LAST_LETTER = 0x1F000
 """Behind the letters of all scripts, Han aside, which begins before."""
-_JOINED = {"HIRAGANA": "Japanese kana", "KATAKANA": "Japanese kana", "CJK": "Han"}
+_JOINED = {"HIRAGANA": "Japanese kana", "KATAKANA": "Japanese kana", "CJK": "Han", "IDEOGRAPHIC": "Han"}
+_OF_ALL = "MODIFIER"
+"""Begins the names of letters that several scripts use, as the apostrophe of Ukrainian and the okina of Hawaiian."""
 
 
 def count_scripts(text: str) -> Counter[str]:
@@ -49,8 +52,12 @@ def check_scripts(names: Iterable[str], option: str) -> None:
 
 @lru_cache(maxsize=1 << 16)
 def _script(character: str) -> str:
-    """Of a letter, by its name in Unicode; empty for what is no letter."""
+    """Of a letter, by its name in Unicode; empty for what is no letter, or belongs to several scripts.
+
+    A form of a letter (\u00aa, \u00b5, \u2115) has the script of that letter: its own name does not tell it.
+    """
     if not character.isalpha():
         return ""
-    first = script_of(character)
-    return _JOINED.get(first, first.capitalize())
+    letter = next(filter(str.isalpha, unicodedata.normalize("NFKD", character)), character)
+    first = script_of(letter)
+    return "" if first == _OF_ALL else _JOINED.get(first, first.capitalize())

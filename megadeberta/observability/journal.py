@@ -228,6 +228,8 @@ class WritingJournal(Journal):
             spike = {"spike_step": window.step, "spike_loss": window.loss, "spike_median": window.median}
             self._metrics.write(step + 1, {f"passed_over_{name}": value for name, value in facts.items()} | spike)
         self._speedometer.go_back(step)
+        for tracker in self._trackers:
+            tracker.go_back()
 
     def note(self, text: str) -> None:
         log.info("%s", text)
@@ -324,7 +326,7 @@ def _open_trackers(config: RunConfig, *, done: int, unigram: float | None) -> li
         for tracker in trackers:
             tracker.log(
                 record["step"],
-                {key: value for key, value in record.items() if key != "step"} | _baseline_values(terms, unigram),
+                {key: value for key, value in record.items() if key not in ("step", SAVED)} | _baseline_values(terms, unigram),
                 prefix="valid" if is_validation else "train",
             )
     board = tensorboard_tracker(output / TENSORBOARD_FOLDER, done=done) if settings.tensorboard else None

@@ -29,7 +29,7 @@ class MlflowWriter:
             logging.getLogger(name).setLevel(logging.WARNING)
         self._metric = Metric
         self._client = MlflowClient(tracking_uri=address)
-        known = run.known_identity("mlflow")
+        known = self._still_there(run.known_identity("mlflow"))
         self._run_id = known or run.remember("mlflow", self._create(run))
         self.last: Mapping[str, int] = {prefix: self._last(name) for prefix, name in _FIRST_OF.items()} if known else {}
         if known:
@@ -47,6 +47,18 @@ class MlflowWriter:
     def close(self) -> None:
         """The run is not running any more; a resume opens it again."""
         self._client.set_terminated(self._run_id)
+
+    def _still_there(self, identity: str | None) -> str | None:
+        """None for a run that was deleted, alone or with its database: what it held is written into another."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self._client.get_run(identity) if identity else None
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return identity if found and found.info.lifecycle_stage == "active" else None
 
     def _create(self, run: TrackedRun) -> str:
         from mlflow.entities import Param

@@ -1,5 +1,6 @@
 """Trackers beside the metrics file: TensorBoard, W&B, trackio, MLflow. Each may fail; training goes on and says so."""
 
+import hashlib
 import json
 import logging
 import math
@@ -16,7 +17,8 @@ from megadeberta.storage import refuse_link, write_file
 logger = logging.getLogger(__name__)
 
 TRACKERS_FILE = "trackers.json"
-"""In the output folder: the identity of the run in each tracker, for a resume."""
+"""In the output folder: the identity of the run in each tracker, for a resume, and the hash of its recipe."""
+_RECIPE = "recipe"
 
 
 class Writer(Protocol):
@@ -43,10 +45,11 @@ class TrackedRun:
     settings: Mapping[str, Any]
 
     def known_identity(self, tracker: str) -> str | None:
-        """Of a resumed run; a run from the start is another one."""
-        if not self.done:
-            return None
-        found = self._read().get(tracker)
+        """Of a resumed run, and of one that was ended before its first checkpoint and begins again.
+
+        A run from the start by another recipe is another one.
+        """
+        found = self._known().get(tracker)
         return found if isinstance(found, str) else None
 
     def identity(self, tracker: str) -> str:
@@ -55,8 +58,17 @@ class TrackedRun:
 
     def remember(self, tracker: str, identity: str) -> str:
         """Store an identity for later starts."""
-        write_file(self.folder / TRACKERS_FILE, json.dumps(self._read() | {tracker: identity}).encode())
+        values = self._known() | {_RECIPE: self._digest(), tracker: identity}
+        write_file(self.folder / TRACKERS_FILE, json.dumps(values).encode())
         return identity
+
+    def _known(self) -> dict[str, Any]:
+        """What earlier starts of this run stored."""
+        found = self._read()
+        return found if self.done or found.get(_RECIPE) == self._digest() else {}
+
+    def _digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True, default=str).encode()).hexdigest()
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -71,16 +83,25 @@ class Tracker:
 
     def __init__(self, open_writer: Callable[[], Writer], *, name: str = "TensorBoard") -> None:
         self._name = name
+        self._highest: dict[str, int] = {}
+        """By prefix: the last step that went into the writer."""
+        self._before: Mapping[str, int] = {}
+        """The same at the last time that the run went back."""
         self._writer: Writer | None = None
         self._writer = self._guarded(open_writer)
 
     def log(self, step: int, values: Mapping[str, Any], *, prefix: str) -> None:
         """Write every finite number of ``values`` under ``prefix/name``, unless the step is there already."""
-        if self._writer is None or step <= self._writer.last.get(prefix, 0):
+        if self._writer is None or step <= max(self._writer.last.get(prefix, 0), self._before.get(prefix, 0)):
             return
+        self._highest[prefix] = max(step, self._highest.get(prefix, 0))
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         scalars = {f"{prefix}/{name}": float(value) for name, value in numbers.items() if math.isfinite(value)}
         self._guarded(partial(self._writer.log, step, scalars))
+
+    def go_back(self) -> None:
+        """The run goes on from an earlier step: steps that are there already are not written again."""
+        self._before = dict(self._highest)
 
     def flush(self) -> None:
         if self._writer is not None:

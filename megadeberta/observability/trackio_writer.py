@@ -24,22 +24,23 @@ class TrackioWriter:
 
         self._trackio = trackio
         # trackio finds a run by its name alone.
+        known = run.known_identity("trackio")
         name = f"{run.name}-{run.identity('trackio')[:8]}"
         is_local = not (os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL"))
-        if is_local and run.done:
+        if is_local and known:
             _remove_earlier(trackio, run.project, name)
         with _silence():
             self._run = trackio.init(
                 project=run.project,
                 name=name,
                 config=dict(run.settings),
-                resume="never" if is_local or not run.done else "allow",
+                resume="allow" if known and not is_local else "never",
                 embed=False,
                 auto_log_cpu=False,
                 auto_log_gpu=False,
             )
         # Of a remote run trackio knows the last step, and tells it nowhere else.
-        last = 0 if is_local or not run.done else max(0, self._run._next_step - 1)
+        last = 0 if is_local or not known else max(0, self._run._next_step - 1)
         self.last: Mapping[str, int] = {"train": last, "valid": last}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

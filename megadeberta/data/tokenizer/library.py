@@ -47,8 +47,8 @@ class LibraryTokenizer(VocabularyTokenizer):
         self._texts = {token_id: text for text, token_id in vocabulary.items()}
         added = tokenizer.get_added_tokens_decoder()
         self._special = {token_id for token_id, token in added.items() if token.special} | set(ids.values())
-        self._tokenizer = Tokenizer.from_buffer(content)
-        self._tokenizer.encode_special_tokens = True  # names of special tokens in a corpus are text
+        self._tokenizer = Tokenizer.from_buffer(_for_text(content))
+        self._tokenizer.encode_special_tokens = True  # the names of the five in a corpus are text
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -83,6 +83,14 @@ class LibraryTokenizer(VocabularyTokenizer):
 
     def listing(self) -> bytes:
         return "".join(f"{self.piece(token_id)}\n" for token_id in range(self.num_pieces)).encode()
+
+
+def _for_text(content: bytes) -> bytes:
+    """The file with none but the five as special tokens: others that were added are found in text, as exports do."""
+    values = json.loads(content)
+    for token in values["added_tokens"]:
+        token["special"] = token["content"] in ALL_SPECIAL
+    return json.dumps(values).encode()
 
 
 def prepared(tokenizer: Tokenizer, ids: Mapping[str, int]) -> bytes:

@@ -2,17 +2,20 @@
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from megadeberta.config.set_files import TOKENIZER_FILE, TOKENIZER_JSON
 from megadeberta.data.tokenizer.base import VocabularyTokenizer, check_expected
-from megadeberta.data.tokenizer.pieces import CLS_ID, SEP_ID
+from megadeberta.data.tokenizer.pieces import CLS_ID, MASK, SEP_ID, SPECIAL_PIECES
 from megadeberta.data.tokenizer.sentencepiece_model import SentencePieceTokenizer
 from megadeberta.errors import DataError
 from megadeberta.storage import pointer_note
 
 VOCAB_JSON, MERGES, VOCAB_TXT = "vocab.json", "merges.txt", "vocab.txt"
+_ADDED = "added_tokens.json"
+"""Beside ``spm.model``, as transformers wrote it before it had ``tokenizer.json``."""
 _OTHERS = (VOCAB_JSON, VOCAB_TXT)
 _MICROSOFT_BPE = "bpe_encoder.bin"
 READABLE = f"{TOKENIZER_FILE}, {TOKENIZER_JSON}, {VOCAB_JSON} with {MERGES}, or {VOCAB_TXT}"
@@ -63,14 +66,52 @@ def sequence_marks(path: Path) -> tuple[int, int]:
 def find_tokenizer(folder: Path) -> Path | None:
     """The tokenizer in a folder of weights, published or ours; None where it has none.
 
+    Of several files it is the first that is read, unless tokens were added that only ``tokenizer.json`` has.
+
     Raises:
-        DataError: the only one is Microsoft's pickle, which is not read.
+        DataError: the only one is Microsoft's pickle, which is not read, or tokens were added that none has.
     """
     names = (TOKENIZER_FILE, TOKENIZER_JSON, *_OTHERS)
     found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is not None and found.name != TOKENIZER_JSON and (added := _added_beside(found)):
+        if not added.keys() <= _added_in(folder / TOKENIZER_JSON).keys():
+            raise DataError(_without_added(found, added))
+        found = folder / TOKENIZER_JSON
     if found is None and (folder / _MICROSOFT_BPE).is_file():
         raise DataError(_of_microsoft(folder / _MICROSOFT_BPE))
     return found
+
+
+def _added_beside(path: Path) -> dict[str, int]:
+    """Tokens that other files add to a vocabulary without added tokens, or put elsewhere, and their ids."""
+    added = _added_in(path.with_name(TOKENIZER_JSON)) | _added_in(path.with_name(_ADDED))
+    if added.keys() <= {*SPECIAL_PIECES}:
+        return {}
+    tokenizer = load_tokenizer(path)
+    beyond = {token: token_id for token, token_id in added.items() if token_id >= tokenizer.num_pieces}
+    return {} if beyond == {MASK: tokenizer.mask_id} else beyond
+
+
+def _added_in(path: Path) -> dict[str, int]:
+    """Added tokens of a ``tokenizer.json`` or ``added_tokens.json``; none of a file that is missing or no such file."""
+    try:
+        values = json.loads(path.read_bytes())
+        if path.name == TOKENIZER_JSON:
+            return {token["content"]: token["id"] for token in values["added_tokens"]}
+        return {token: int(token_id) for token, token_id in values.items()}
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _without_added(path: Path, added: Mapping[str, int]) -> str:
+    first, *others = added
+    more = f" and {len(others)} more" if others else ""
+    folder = str(path.parent)
+    return (
+        f"{folder}: {_ADDED} has {first!r}{more}, which {path.name} has not; write the {TOKENIZER_JSON} that has all, "
+        f"in Python: `from transformers import AutoTokenizer`, "
+        f"`AutoTokenizer.from_pretrained({folder!r}).save_pretrained({folder!r})`"
+    )
 
 
 def _of_microsoft(path: Path) -> str:

@@ -112,6 +112,16 @@ def test_random_configurations_import_with_the_outputs_of_transformers(tmp_path:
     assert len(seen) > 60 and worst > 0
 
 
+@pytest.mark.parametrize("names", NAMES, ids=repr)
+def test_every_spelling_of_the_terms_is_read(names: Any, tmp_path: Path) -> None:
+    """``["none"]``, as transformers saves "none", and names with blanks and capitals among them."""
+    torch.manual_seed(5)
+    values = SIZES | {"model_type": "deberta-v2", "relative_attention": True, "max_position_embeddings": 16}
+    values |= {"pos_att_type": names}
+    model = model_of(values)
+    assert difference(write(tmp_path / "hf", values, model), model) < WITHIN["atol"]
+
+
 @pytest.mark.parametrize("relative", [False, None])
 @pytest.mark.parametrize("model_type", ["deberta", "deberta-v2", None])
 def test_terms_without_relative_attention_go_into_the_query_projection_and_the_report(

@@ -138,3 +138,52 @@ def test_vocabularies_that_cannot_be_trained_on_are_refused(tmp_path: Path) -> N
     (path.parent / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match="asks for MeCab"):
         load_tokenizer(path)
+
+
+def _with_added(path: Path, folder: Path, *, special: bool) -> Path:
+    """Its ``tokenizer.json`` with two tokens more, as ``add_tokens`` of transformers leaves it."""
+    library = load_tokenizer(path).fast()
+    add = library.add_special_tokens if special else library.add_tokens
+    add(["<url>", "New York"])
+    folder.mkdir(exist_ok=True)
+    library.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("kind", ["byte-level BPE, tokenizer.json", "WordPiece, vocab.txt", "unigram, tokenizer.json"])
+def test_added_tokens_are_found_in_text_as_the_export_finds_them(kind: str, special: bool, tmp_path: Path) -> None:
+    path = _with_added(KINDS[kind](tmp_path / "given"), tmp_path, special=special)
+    tokenizer = load_tokenizer(path)
+    added = [tokenizer.fast().token_to_id(name) for name in ("<url>", "New York")]
+    for text in ("see <url>, in New York.", "<url><url>", "a [MASK] b", *TEXTS[:50]):
+        if "[MASK]" not in text:
+            assert tokenizer.encode(text) == tokenizer.fast().encode(text, add_special_tokens=False).ids
+        assert tokenizer.mask_id not in tokenizer.encode(text)
+    assert set(added) < set(tokenizer.encode("see <url>, in New York."))
+    assert "<url>" in tokenizer.decode(tokenizer.encode("see <url>"))
+    kinds = tokenizer.piece_kinds()[added]
+    assert all(kinds == PieceKind.SPECIAL) if special else all(kinds != PieceKind.SPECIAL)
+
+
+def test_the_file_that_has_added_tokens_is_taken_of_two(tmp_path: Path, spm: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "spm.model").write_bytes(spm.read_bytes())
+    load_tokenizer(spm).fast().save(str(folder / "tokenizer.json"))
+    mask = load_tokenizer(spm).mask_id
+    (folder / "added_tokens.json").write_text(json.dumps({"[MASK]": mask}))
+    assert find_tokenizer(folder) == folder / "spm.model"  # both say the same
+    _with_added(spm, folder, special=False)
+    assert find_tokenizer(folder) == folder / "tokenizer.json"
+    (folder / "tokenizer.json").unlink()
+    (folder / "added_tokens.json").write_text(json.dumps({"[MASK]": mask, "<url>": mask + 1}))
+    with pytest.raises(
+        DataError, match=r"added_tokens\.json has .*, which spm\.model has not; write the tokenizer\.js"
+    ):
+        find_tokenizer(folder)
+    (folder / "added_tokens.json").write_text(json.dumps({"[MASK]": mask + 5}))  # the weights' row for it is elsewhere
+    with pytest.raises(DataError, match=r"added_tokens\.json has '\[MASK\]', which spm"):
+        load_tokenizer(folder)
+    (folder / "added_tokens.json").write_text("[1]")
+    assert load_tokenizer(folder).mask_id == mask

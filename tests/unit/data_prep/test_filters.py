@@ -24,6 +24,7 @@ from megadeberta.data_prep.options import (
 )
 from megadeberta.data_prep.prepare import prepare
 from megadeberta.data_prep.quality import parse_rules, repeated_fraction, symbol_fraction
+from megadeberta.data_prep.scripts import count_scripts
 from megadeberta.data_prep.shingles import run_hashes, word_hashes
 from megadeberta.errors import ConfigError, DataError
 from tests.data_fixtures import SOTU
@@ -178,6 +179,18 @@ def test_a_corpus_that_is_left_out_whole_says_why(tmp_path: Path, prepared: Path
     read = ReadOptions(document_per=DocumentPer.LINE, quality=("min-words=100000",))
     with pytest.raises(DataError, match=r"no document in .*; left out, --quality min-words=100000: \d+ documents"):
         run(SOTU, tmp_path / "out", prepared / "tokenizer" / "spm.model", read)
+
+
+def test_forms_of_letters_count_for_the_script_of_the_letter() -> None:
+    text = "1.\u00aa, n.\u00ba, \ufb01m, \u2115, \uff21 5 \u00b5m 3 k\u2126 \u4eba\u3005 \uff76\uff80"
+    text += " \u043f\u02bc\u044f\u0442\u044c"
+    assert dict(count_scripts(text)) == {
+        "Latin": 9,
+        "Greek": 2,
+        "Han": 2,
+        "Japanese kana": 2,
+        "Cyrillic": 4,
+    }
 
 
 def test_text_of_another_script_than_expected_stops_the_run(tmp_path: Path, prepared: Path) -> None:

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -215,6 +216,71 @@ def test_a_step_that_a_tracker_has_is_not_written_again() -> None:
     assert Remembering.rows == [(5, {"valid/loss": 1.0}), (6, {"train/loss": 1.0}), (6, {"valid/loss": 1.0})]
 
 
+def _first_start(name: str, folder: Path, steps: int) -> TrackedRun:
+    """The run of a process that was killed after ``steps`` steps, as its next start finds it."""
+    words = [sys.executable, "-c", FIRST_START, name, str(folder), str(steps)]
+    assert subprocess.run(words, timeout=120, check=False).returncode == 9
+    return TrackedRun("tiny", "megadeberta", folder, 0, {"optimizer": {"lr": 1}})
+
+
+@pytest.mark.parametrize("name", get_args(TrackerName))
+def test_a_run_that_was_killed_before_its_first_checkpoint_has_every_step_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    for module in [module for module in sys.modules if name == "trackio" and module.split(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
+    tracker = open_tracker(name, _first_start(name, tmp_path, 5))
+    for step in range(1, 11):
+        tracker.log(step, {"loss": float(step)}, prefix="train")
+    tracker.close()
+    assert READ[name](tmp_path, "train/loss") == list(range(1, 11))
+
+
+@pytest.mark.parametrize("database_too", [True, False])
+def test_a_run_that_mlflow_has_lost_is_written_into_another(database_too: bool, tmp_path: Path) -> None:
+    run = replace(_first_start("mlflow", tmp_path, 5), done=4)
+    if database_too:
+        (tmp_path / "mlflow.db").unlink()
+    else:
+        MlflowWriter(run)._client.delete_run(run.identity("mlflow"))
+    tracker = open_tracker("mlflow", run)
+    for step in range(1, 7):
+        tracker.log(step, {"loss": float(step)}, prefix="train")
+    tracker.close()
+    steps = sqlite3.connect(tmp_path / "mlflow.db").execute(
+        "select step from metrics where key = 'train/loss' and run_uuid = ? order by step", (run.identity("mlflow"),)
+    )
+    assert [step for (step,) in steps] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_that_goes_back_writes_no_step_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Remembering:
+        last: ClassVar[dict[str, int]] = {}
+        rows: ClassVar[list[int]] = []
+
+        def log(self, step: int, values: Mapping[str, float]) -> None:
+            self.rows += [step] if "train/loss" in values else []
+
+        def flush(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    monkeypatch.setitem(trackers_module._OPENERS, "mlflow", lambda run: Remembering())
+    config = run_config(
+        training={"output_dir": str(tmp_path)},
+        logging={"plot": False, "tensorboard": False, "trackers": ["mlflow"], "interval": 1},
+    )
+    with open_journal(config, done=0, unigram=6.5, world_size=1, device=torch.device("cpu"), is_writer=True) as journal:
+        for first, last in ((1, 4), (3, 6)):
+            for step in range(first, last + 1):
+                journal.step(step, _StepFacts(float(step)), lr=1e-3, seconds=0.1)
+                journal.saved(step, seconds=0.5, committed=True)
+            journal.go_back(2, [])
+    assert Remembering.rows == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize("name", get_args(TrackerName))
 def test_a_tracker_that_cannot_be_opened_is_one_warning(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -230,12 +296,16 @@ def test_a_tracker_that_cannot_be_opened_is_one_warning(
     assert "training goes on without it" in caplog.text
 
 
-def test_a_run_keeps_its_identity_at_a_resume_and_gets_another_at_a_start(tmp_path: Path) -> None:
+def test_a_run_keeps_its_identity_at_a_resume_and_another_recipe_gets_another(tmp_path: Path) -> None:
     first = TrackedRun("tiny", "p", tmp_path, 0, {})
     identity = first.identity("wandb")
     assert TrackedRun("tiny", "p", tmp_path, 5, {}).identity("wandb") == identity
     assert TrackedRun("tiny", "p", tmp_path, 5, {}).known_identity("mlflow") is None
-    assert TrackedRun("tiny", "p", tmp_path, 0, {}).identity("wandb") != identity
+    assert TrackedRun("tiny", "p", tmp_path, 0, {}).identity("wandb") == identity  # ended before its first checkpoint
+    other = TrackedRun("tiny", "p", tmp_path, 0, {"optimizer": {"lr": 1}})
+    assert other.known_identity("wandb") is None and other.identity("wandb") != identity
+    other.remember("mlflow", "a")
+    assert first.known_identity("mlflow") is None
     (tmp_path / "trackers.json").write_text("[")
     assert TrackedRun("tiny", "p", tmp_path, 5, {}).known_identity("wandb") is None
 
