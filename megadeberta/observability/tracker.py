@@ -118,7 +118,8 @@ class Tracker:
         # Anything may come out of a tracker: a full disk, a protobuf that does not fit, its own writer thread's error.
         except Exception as error:
             self._writer = None
-            logger.warning("%s stopped (%s: %s); training goes on without it", self._name, type(error).__name__, error)
+            reason = next(iter(str(error).splitlines()), "")  # SQLAlchemy adds the statement and a link
+            logger.warning("%s stopped (%s: %s); training goes on without it", self._name, type(error).__name__, reason)
             return None
 
 

@@ -296,6 +296,15 @@ def test_a_tracker_that_cannot_be_opened_is_one_warning(
     assert "training goes on without it" in caplog.text
 
 
+def test_the_reason_why_a_tracker_stopped_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise OSError("database or disk is full\n[SQL: INSERT]\n(Background at https://x)")
+
+    with caplog.at_level(logging.WARNING):
+        Tracker(fail, name="mlflow")
+    assert caplog.messages == ["mlflow stopped (OSError: database or disk is full); training goes on without it"]
+
+
 def test_a_run_keeps_its_identity_at_a_resume_and_another_recipe_gets_another(tmp_path: Path) -> None:
     first = TrackedRun("tiny", "p", tmp_path, 0, {})
     identity = first.identity("wandb")
