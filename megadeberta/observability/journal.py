@@ -326,7 +326,8 @@ def _open_trackers(config: RunConfig, *, done: int, unigram: float | None) -> li
         for tracker in trackers:
             tracker.log(
                 record["step"],
-                {key: value for key, value in record.items() if key not in ("step", SAVED)} | _baseline_values(terms, unigram),
+                {key: value for key, value in record.items() if key not in ("step", SAVED)}
+                | _baseline_values(terms, unigram),
                 prefix="valid" if is_validation else "train",
             )
     board = tensorboard_tracker(output / TENSORBOARD_FOLDER, done=done) if settings.tensorboard else None
