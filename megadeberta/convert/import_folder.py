@@ -59,7 +59,8 @@ def import_folder(
     imported = read_hf_folder(place, mask_decoder=mask_decoder)
     folder = folder_of(place)
     spm = find_tokenizer(folder) or folder / TOKENIZER_FILE
-    check_tokenizer_fits(spm, imported.config)
+    if tokenizer is None:
+        check_tokenizer_fits(spm, imported.config)
     if imported.missing and not allow_new:
         raise CheckpointError(
             f"{place}: has no {', '.join(imported.missing)}; add --allow-new to start them from random values"

@@ -80,7 +80,8 @@ def import_parts(
     )
     objective = ObjectiveConfig(name="rtd", rtd=rtd)
     spm = _common_vocabulary([folder_of(place) for place in (discriminator, generator) if place is not None])
-    check_tokenizer_fits(spm, config)
+    if tokenizer is None:
+        check_tokenizer_fits(spm, config)
     if generator_model is not None:
         _check_two(discriminator_model, generator_model, source)
 

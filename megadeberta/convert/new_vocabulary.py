@@ -47,6 +47,8 @@ def onto_vocabulary(
         )
     size = vocabulary_size(new)
     sources = equal_pieces(load_tokenizer(old), load_tokenizer(new))
+    # Tokens that were added to a tokenizer alone have no rows yet.
+    sources = [source if source is not None and source < config.vocab_size else None for source in sources]
     taken = sum(source is not None for source in sources)
     said = f"{taken} of {len(sources)} rows are those of equal pieces, {len(sources) - taken} drawn from seed {seed}"
     log.warning("new vocabulary: %s; its untrained pieces need training", said)

@@ -22,5 +22,5 @@ def check_tokenizer_fits(spm: Path, config: ModelConfig) -> None:
     if needed > config.vocab_size:
         raise CheckpointError(
             f"{spm}: needs {needed} rows with [MASK], the word table has {config.vocab_size}; it is not the tokenizer "
-            "of these weights"
+            f"of these weights, or tokens were added to it without rows, which `convert import --tokenizer {spm}` draws"
         )

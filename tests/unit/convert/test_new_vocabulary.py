@@ -43,6 +43,21 @@ def _pieces(path: Path) -> list[str]:
     return [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
 
 
+def test_tokens_that_were_added_without_rows_get_rows(folder: Path, spm: Path, tmp_path: Path) -> None:
+    library = load_tokenizer(spm).fast()
+    library.add_tokens([f"<<{number}>>" for number in range(40)])
+    library.save(str(folder / "tokenizer.json"))
+    message = r"needs \d+ rows with \[MASK\], .*tokens were added to it without rows, which `convert import --tokenizer"
+    with pytest.raises(CheckpointError, match=message):
+        import_folder(folder, tmp_path / "out")
+    import_folder(folder, tmp_path / "out", tokenizer=folder / "tokenizer.json")
+    found, old = load_weights(tmp_path / "out"), weights_of(small_model(small_config()))
+    needed, rows = load_tokenizer(found.tokenizer).vocab_size_needed, small_config().vocab_size
+    assert found.config.vocab_size == rounded_vocabulary(needed) > needed - 1 > rows
+    taken = load_tokenizer(spm).num_pieces
+    assert torch.equal(found.weights[TABLE][:taken], old[TABLE][:taken])
+
+
 def test_rows_of_equal_pieces_are_taken_and_others_drawn(folder: Path, spm: Path, other: Path, tmp_path: Path) -> None:
     lines = import_folder(folder, tmp_path / "out", tokenizer=other, seed=7)
     found, old = load_weights(tmp_path / "out"), weights_of(small_model(small_config()))
