@@ -1,6 +1,6 @@
 """For whoever waits: what is going on, once it has taken some seconds, and how much of it is done.
 
-On a terminal that is a bar which disappears at the end; elsewhere a line, ever more rarely.
+On a terminal that is a bar which disappears at the end; elsewhere lines, more rarely after the first minute.
 """
 
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-_FIRST_SECONDS, _GROWTH = 2.5, 2.0
+_FIRST_SECONDS, _SHARE = 2.5, 0.05
 _TICK_SECONDS = 0.2
 _stack: list["Waiting"] = []
 """Those of this process under way, outermost first."""
@@ -82,16 +82,20 @@ class Waiting:
                 shown.update(task, description=inner._what, total=total or None, completed=done)
 
     def _write_lines(self, started: float) -> None:
-        pause = _FIRST_SECONDS
         while True:
             inner = _innermost(self)
             done, total = inner._amounts
             part = f", {100 * done // total} %" if total else ""
-            sys.stderr.write(f"{inner._what}{part}, {time.monotonic() - started:.0f} s ...\n")
+            seconds = time.monotonic() - started
+            sys.stderr.write(f"{inner._what}{part}, {seconds:.0f} s ...\n")
             sys.stderr.flush()
-            pause *= _GROWTH
-            if self._done.wait(pause):
+            if self._done.wait(_pause(seconds)):
                 return
+
+
+def _pause(seconds: float) -> float:
+    """How long after so many seconds the next line follows: under 3 s in the first minute, then a share of the wait."""
+    return max(_FIRST_SECONDS, _SHARE * seconds)
 
 
 def counted(items: Iterable[Item], *, total: int | None = None) -> Iterator[Item]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -195,10 +196,19 @@ def test_who_waits_learns_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sys.stderr.getvalue().startswith("loading torch, 0 s ...\n")  # type: ignore[attr-defined]
 
 
+def test_lines_follow_within_three_seconds_in_the_first_minute_and_are_few_in_an_hour() -> None:
+    lines = [2.5]
+    while lines[-1] < 3600:
+        lines.append(lines[-1] + waiting._pause(lines[-1]))
+    in_a_minute = [line for line in lines if line <= 60]
+    assert max(after - before for before, after in pairwise([0.0, *in_a_minute])) < 3
+    assert len(lines) - len(in_a_minute) < 90
+
+
 def test_what_waits_inside_another_is_said_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = io.StringIO()
     monkeypatch.setattr(waiting, "_FIRST_SECONDS", 0.0)
-    monkeypatch.setattr(waiting, "_GROWTH", 1.0)
+    monkeypatch.setattr(waiting, "_SHARE", 0.0)
     monkeypatch.setattr(sys, "stderr", lines)
     with Waiting("exporting"):
         with Waiting("comparing"):
