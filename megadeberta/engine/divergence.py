@@ -1,7 +1,7 @@
 """When a step is refused, and when a run is called diverged: what is not finite, and how often in a row."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from megadeberta.config.deepspeed_block import Precision
 from megadeberta.errors import DivergenceError
@@ -25,7 +25,13 @@ class DivergenceGuard:
         self._overflows_in_a_row = 0
 
     def find_problem(
-        self, update: Update, sums: Mapping[str, float], *, norm: float | None = None, applied: bool = True
+        self,
+        update: Update,
+        sums: Mapping[str, float],
+        *,
+        norm: float | None = None,
+        applied: bool = True,
+        where: Callable[[str], str] = lambda name: "",
     ) -> str:
         """What was not finite in an update that for this reason changed nothing, as a part of a sentence; "" where
         nothing was.
@@ -34,11 +40,12 @@ class DivergenceGuard:
             sums: of the loss terms.
             norm: of the gradient; None where it is not known. One that is not finite is an overflow in fp16.
             applied: False: the optimizer refused the update by itself.
+            where: of a loss that is not finite, words that say on which ranks; collective.
         """
-        where = f" of the {update.part}" if update.part else ""
+        part = f" of the {update.part}" if update.part else ""
         for name in update.weights:
             if not math.isfinite(sums[name]):
-                return f"the loss ({name}) is {sums[name]}; no weight{where} was changed at this step"
+                return f"the loss ({name}) is {sums[name]}{where(name)}; no weight{part} was changed at this step"
         norm = norm if applied else math.nan
         if norm is None or self._may_overflow or math.isfinite(norm):
             return ""

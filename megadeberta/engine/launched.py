@@ -1,8 +1,9 @@
 """A step whose work is under way on the device, and what it did, read in one copy."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -55,18 +56,28 @@ class LaunchedUpdate:
     """False: the optimizer refused it by itself."""
     handed_on: Sequence[Batch] = ()
     """The micro batches of the next update, if there is one."""
+    own: TermSums | None = None
+    """Of this rank alone; None where they are those of all."""
 
 
 class LaunchedStep:
     """What was launched of one step; between that and ``result`` the host may do something else."""
 
     def __init__(
-        self, updates: Sequence[LaunchedUpdate], *, step: int, guard: DivergenceGuard, phases: StepPhases
+        self,
+        updates: Sequence[LaunchedUpdate],
+        *,
+        step: int,
+        guard: DivergenceGuard,
+        phases: StepPhases,
+        ranks_where: Callable[[bool], Sequence[int]] = lambda found: [],
     ) -> None:
+        """``ranks_where``: the ranks on which something was found; collective over all of them."""
         self._updates = updates
         self._phases = phases
         self._step = step
         self._guard = guard
+        self._ranks_where = ranks_where
 
     def result(self) -> StepResult:
         """Waits for the device; one copy to the host.
@@ -80,7 +91,9 @@ class LaunchedStep:
         norms: dict[str, float] = {}
         problem, applied = "", all(each.applied for each in self._updates)
         for each, (terms, norm) in zip(self._updates, _read(self._updates), strict=True):
-            problem = problem or self._guard.find_problem(each.update, terms.sums, norm=norm, applied=each.applied)
+            problem = problem or self._guard.find_problem(
+                each.update, terms.sums, norm=norm, applied=each.applied, where=partial(self._where, each.own)
+            )
             sums |= terms.sums
             counts |= terms.counts
             norms[each.update.part or ""] = math.nan if norm is None else norm
@@ -88,6 +101,18 @@ class LaunchedStep:
         terms = Terms(sums, counts)
         loss = terms.total([each.update for each in self._updates])
         return StepResult(loss, terms, norms, applied and not problem, self._phases.seconds(), problem)
+
+    def _where(self, own: TermSums | None, name: str) -> str:
+        """Of a loss that is not finite."""
+        if own is None:
+            return ""
+        ranks = self._ranks_where(not math.isfinite(own.total(name)))
+        shown = ", ".join(map(str, ranks[:_MOST_RANKS]))
+        more = f" and {len(ranks) - _MOST_RANKS} more" if len(ranks) > _MOST_RANKS else ""
+        return f" on rank{'s' if len(ranks) > 1 else ''} {shown}{more}" if ranks else ""
+
+
+_MOST_RANKS = 8
 
 
 def _read(updates: Sequence[LaunchedUpdate]) -> list[tuple[Terms, float | None]]:

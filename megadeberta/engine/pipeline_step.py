@@ -105,7 +105,8 @@ class PipelineStepper(Stepper):
         schedule = _CheckedSchedule(engine.micro_batches, engine.num_stages, engine.stage_id)
         schedule.before_update = before_update
         self._run(schedule, batches)
-        return LaunchedUpdate(update, shared[0], self._reported_norm(), engine.was_step_applied())
+        norm, own = self._reported_norm(), self._sums or TermSums(self._terms, torch.zeros_like(shared[0].values))
+        return LaunchedUpdate(update, shared[0], norm, engine.was_step_applied(), own=own)
 
     def _validate(self, batches: Sequence[Batch], *, passes: int) -> TermSums | None:
         # All batches of a rank have one length, and what passes between two stages one shape.
@@ -145,7 +146,7 @@ class PipelineStepper(Stepper):
         """The terms of all micro batches, on every rank. One all-reduce over the world."""
         values = torch.zeros(len(self._terms), 2, dtype=torch.float64, device=self.device)
         if self._counts_terms and self._sums is not None:
-            values = self._sums.values
+            values = self._sums.values.clone()
         distributed.all_reduce(values)
         return TermSums(self._terms, values)
 

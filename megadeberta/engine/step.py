@@ -130,7 +130,15 @@ class Stepper(ABC):
             batches = launched[-1].handed_on
             if not (launched[-1].applied or self._may_overflow):
                 break  # the next update must not follow this one
-        return LaunchedStep(launched, step=step, guard=self.guard, phases=self.clock.take())
+        phases = self.clock.take()
+        return LaunchedStep(launched, step=step, guard=self.guard, phases=phases, ranks_where=self._ranks_where)
+
+    def _ranks_where(self, found: bool) -> list[int]:
+        """The ranks that found something. One all-reduce over the world."""
+        ranks = torch.zeros(self.topology.world_size, dtype=torch.int64)
+        ranks[distributed.get_rank()] = found
+        distributed.all_reduce(ranks, group=self._host_group)
+        return ranks.nonzero().flatten().tolist()
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> EvalResult:

@@ -62,6 +62,10 @@ class TermSums:
         """With another micro batch, which has the same terms."""
         return TermSums(self.names, self.values + TermSums.of(terms).values)
 
+    def copy(self) -> "TermSums":
+        """In memory of its own."""
+        return TermSums(self.names, self.values.clone())
+
     def total(self, name: str) -> Tensor:
         """The sum of a term: a scalar."""
         return self.values[self.names.index(name), 0]

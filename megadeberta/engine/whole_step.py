@@ -63,6 +63,7 @@ class WholeStepper(Stepper):
     ) -> LaunchedUpdate:
         sums: TermSums | None = None
         handed_on = []
+        own: TermSums | None = None
         own_norm: Tensor | None = None
         for number, batch in enumerate(batches):
             with self.clock.phase(FORWARD):
@@ -73,6 +74,7 @@ class WholeStepper(Stepper):
             sums = TermSums.of(terms) if sums is None else sums.plus(terms)
             with self.clock.phase(UPDATE):
                 if number == len(batches) - 1:
+                    own = sums.copy() if self.topology.data > 1 else None
                     self._add_over_ranks(sums)
                     if self._unguarded:
                         own_norm = gradient_norm(self.engine.module.parameters(), device=self.device, mpu=self._mpu)
@@ -80,7 +82,7 @@ class WholeStepper(Stepper):
                 self.engine.step()
         assert sums is not None, "a step has one micro batch at least"
         norm = own_norm if self._unguarded else self._reported_norm()
-        return LaunchedUpdate(update, sums, norm, self.engine.was_step_applied(), handed_on)
+        return LaunchedUpdate(update, sums, norm, self.engine.was_step_applied(), handed_on, own)
 
     def _validate(self, batches: Sequence[Batch], *, passes: int) -> TermSums | None:
         sums: TermSums | None = None

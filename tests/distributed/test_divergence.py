@@ -106,6 +106,8 @@ def test_steps_that_are_not_finite_are_passed_over_as_if_they_had_not_been_until
     for refused, error, unchanged, same in run_ranks(_poisoned_steps, layout.topology.world_size, layout, poisons):
         for poison, text in zip(poisons, refused, strict=True):
             assert text.startswith(f"the {poison.split()[0]}")
+            if "loss" in poison and layout.topology.data == layout.topology.world_size > 1:
+                assert f" on rank {layout.topology.world_size - 1}; " in text
             assert text.endswith(f"no weight{part if 'loss' in poison else ''} was changed at this step")
         assert error.startswith(f"step {len(poisons) + 2}: {refused[-1]}, as {len(poisons)} before it were. Lower")
         assert unchanged

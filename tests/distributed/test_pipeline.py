@@ -76,7 +76,7 @@ def _train_poisoned(rank: int, world_size: int, layout: Layout) -> tuple[str, bo
 def test_every_stage_stops_before_the_update_when_the_loss_is_not_finite() -> None:
     found = run_ranks(_train_poisoned, 2, Layout("v3", pipeline=2, zero=1, micro_batch=2))
     for message, unchanged in found:
-        assert message.startswith("step 1: the loss (mlm_loss) is nan; no weight was changed at this step.")
+        assert message.startswith("step 1: the loss (mlm_loss) is nan on rank 1; no weight was changed at this step.")
         assert unchanged
 
 

@@ -115,6 +115,12 @@ _BARS = (
         "tests/unit/observability/test_tracker.py", "tests/unit/engine/test_phases.py",
         f"{_STORE}test_a_link_planted_at_a_hidden_name_is_removed_and_its_target_untouched")),
     Bar("H12", "mistakes of users: one line, the code that is documented", tests=("tests/e2e/test_mistakes.py",)),
+    Bar("S1", "a save and a resume of 1 024 and 4 096 ranks: the work of one", tests=(
+        "tests/unit/checkpoint/test_many_ranks.py",)),
+    Bar("S2", "the start of a rank of 10B parameters: its host holds rows and no model", tests=(
+        "tests/distributed/test_start_memory.py",)),
+    Bar("S3", "plans: stages, memory, 10 000 GPUs, tables at 80 and 120 columns", tests=(
+        "tests/unit/plan/test_timing.py", "tests/unit/plan/test_cli.py")),
     Bar("F1", "a lost rank: the run starts again, the sbatch script goes back into the queue", tests=(
         "tests/e2e/test_interrupted_runs.py::test_run_that_loses_a_rank_starts_again_by_itself",
         "tests/unit/launcher/test_restart.py", "tests/unit/launcher/test_slurm.py")),
