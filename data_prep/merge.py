@@ -104,10 +104,20 @@ def merge_parts(
         for group, tokens in store.token_groups(number):
             lengths = documents["length"][group]
             for writer, chosen in ((train, is_train[group]), (valid, is_valid[group])):
-                if writer is None or not chosen.any():
-                    continue
-                if chosen.all():
-                    writer.add_documents(tokens, lengths)
-                else:
-                    writer.add_documents(tokens[np.repeat(chosen, lengths)], lengths[chosen])  # [D] -> [T]
+                if writer is not None and chosen.any():
+                    writer.add_documents(_tokens_of(chosen, tokens, lengths), lengths[chosen])
             advance(len(tokens))
+
+
+def _tokens_of(chosen: np.ndarray, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The tokens of some documents, copied in runs of neighbours, or as they are where all are chosen.
+
+    Args:
+        chosen: ``[D]`` booleans.
+        tokens: ``[T]`` of all documents back to back, ``lengths`` (``[D]``) of each.
+    """
+    if chosen.all():
+        return tokens
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    borders = np.flatnonzero(np.diff(chosen, prepend=False, append=False))  # of runs: first, and one past the last
+    return np.concatenate([tokens[ends[first] : ends[last]] for first, last in borders.reshape(-1, 2)])

@@ -42,8 +42,8 @@ class ShardWriter:
         self._is_finished = False
         self._digest = hashlib.sha256()
         self._sums = SumWriter()
-        self._beside = [Beside(self._digest.update), Beside(self._sums.add)]
         self._bin = PendingFile(shard_file(prefix, "bin"))
+        self._beside = [Beside(self._bin.write), Beside(self._digest.update), Beside(self._sums.add)]
 
     @property
     def num_documents(self) -> int:
@@ -161,7 +161,6 @@ class ShardWriter:
         payload = np.ascontiguousarray(tokens).data.cast("B")
         for work in self._beside:
             work.add(payload)
-        self._bin.write(payload)
         self._largest = max(self._largest, largest_id(tokens))
         self.num_tokens += len(tokens)
 
