@@ -27,7 +27,8 @@ _TEMPLATE = """\
 # --wait: a task that crashed takes the others with it after a minute, one that has saved waits for them. --label: every
 # line begins with the number of its task. The nodes are whole ones (--exclusive, --mem=0), and each task gets its share
 # of their cores, where Slurm would give it one.
-srun --label --cpus-per-task="$((SLURM_CPUS_ON_NODE / {tasks_per_node}))" --kill-on-bad-exit=0 --wait=60 {command} &
+cores=$((${{SLURM_CPUS_ON_NODE:-0}} / {tasks_per_node}))
+srun --label --cpus-per-task="$((cores > 0 ? cores : 1))" --kill-on-bad-exit=0 --wait=60 {command} &
 step=$!
 trap 'told=1; scancel --signal=USR1 "$SLURM_JOB_ID.0"' USR1
 trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM

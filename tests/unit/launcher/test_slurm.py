@@ -83,6 +83,15 @@ def test_script_asks_for_the_layout_and_quotes_the_command(tmp_path: Path) -> No
     assert arguments.startswith("--label --cpus-per-task=12 ")
 
 
+@pytest.mark.parametrize(("cores", "share"), [("96", 12), ("8", 1), ("4", 1), (None, 1)])
+def test_each_task_gets_its_share_of_the_cores_and_one_at_least(tmp_path: Path, cores: str | None, share: int) -> None:
+    script, environ = _prepare(tmp_path)
+    environ.pop("SLURM_CPUS_ON_NODE")
+    told = {} if cores is None else {"SLURM_CPUS_ON_NODE": cores}
+    subprocess.run(["bash", str(script)], cwd=tmp_path, env=environ | {"QUICK": "0"} | told, timeout=20, check=True)
+    assert (tmp_path / "srun.args").read_text().startswith(f"--label --cpus-per-task={share} ")
+
+
 def test_job_without_ranks_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"0 node\(s\) with 8 rank\(s\) each starts nothing"):
         render_sbatch(SlurmJob("v3", Path("run"), nodes=0, tasks_per_node=8), ["true"])
