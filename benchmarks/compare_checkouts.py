@@ -148,18 +148,17 @@ def _read_metrics(run: Path, first: int) -> dict[str, Any]:
 
 
 def _read_checkpoint(run: Path, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors as ``rank-0 weight/NAME``; and what the index of every rank says about them, and its counters."""
+    """Tensors as ``rank-0/weight/NAME``; and what the index of every rank says about them, and its counters."""
     folder = run / "checkpoints" / (run / "checkpoints/latest").read_text().strip()
     if (saved := json.loads((folder / "manifest.json").read_text())["step"]) != step:
         raise Mismatch(f"{folder} is the last checkpoint, of step {saved} instead of {step}")
-    tensors: dict[str, np.ndarray] = {}
     facts: dict[str, Any] = {}
-    for index in sorted(folder.glob("rank-*.json")):
-        content = json.loads(index.read_text())
-        facts |= {f"{index.stem} {fragment['name']}": fragment for fragment in content.pop("fragments")}
-        facts |= {f"{index.stem} {key}": value for key, value in content.items()}
-        stored = load_file(index.with_suffix(".safetensors"))
-        tensors |= {f"{index.stem} {name}": tensor for name, tensor in stored.items()}
+    for rank, entry in enumerate(json.loads((folder / "index.json").read_text())):
+        content = entry["content"]
+        facts |= {f"rank-{rank} {fragment['name']}": fragment for fragment in content.pop("fragments")}
+        facts |= {f"rank-{rank} {key}": value for key, value in content.items()}
+    files = [load_file(path) for path in folder.glob("node-*.safetensors")]
+    tensors = {name: tensor for stored in files for name, tensor in stored.items() if tensor.dtype == np.float32}
     return tensors, facts
 
 

@@ -1,24 +1,22 @@
-"""What a checkpoint holds, whatever the layout was: one safetensors file and one index of it for every rank.
+"""Reading a checkpoint, whatever the layout was: an index of all ranks, and a safetensors file of every machine.
 
-``rank-R.safetensors`` has a flat float32 tensor ``STATE/NAME`` for every fragment and state; the fragments, and the
-counters of the run, are in ``rank-R.json``, and those of all ranks once more in ``index.json``. A reader under another
-layout finds by name what overlaps with what it needs, and reads those bytes only.
+What a rank wrote, and how its tensors are called, is in ``rank_share.py``; ``index.json`` has the records of all.
+A reader under another layout finds by name what overlaps with what it needs, and reads those bytes only.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from megadeberta.checkpoint.durable import Digest, HashingFile
-from megadeberta.checkpoint.folder import INDEX_NAME, rank_file_name, tensor_file_name
+from megadeberta.checkpoint.folder import INDEX_NAME, NODE_FILE
 from megadeberta.checkpoint.fragments import Fragment, overlaps
+from megadeberta.checkpoint.rank_share import ITEM, RankContent, tensor_key
 from megadeberta.config.first_problem import first_problem
 from megadeberta.config.section import Section
 from megadeberta.errors import CheckpointError
@@ -27,74 +25,43 @@ WEIGHT = "weight"
 """The state of a parameter that every reader needs; what an optimizer keeps besides has the names that it gives."""
 AVERAGE = "average"
 """The exponential average of the weights (``training.ema_decay``), of a parameter that has been updated."""
-_Content = TypeVar("_Content")
-_ITEM = np.dtype("<f4").itemsize
 _BLOCK = 4 << 20
 """Elements read at a time: bounds the memory of loading."""
 
 
-class RankContent(Section):
-    """``rank-R.json``."""
+class RankEntry(Section):
+    """What ``index.json`` has for a rank."""
 
-    fragments: tuple[Fragment, ...]
-    counters: dict[str, int | float] = Field(description="of the engine: the same on every rank")
-    scaler: dict[str, int | float] = Field(description="state of the fp16 loss scale; empty in other precisions")
+    file: str = Field(pattern=NODE_FILE)
+    content: RankContent
 
 
-class Entry(NamedTuple):
-    """A fragment's values of one state; ``read`` gives them as flat float32 when their turn comes."""
+class _Held(NamedTuple):
+    """A fragment, and the rank and file that have its tensors."""
 
-    state: str
+    file: str
+    rank: int
     fragment: Fragment
-    read: Callable[[], np.ndarray]
-
-
-def write_tensors(path: Path, entries: Sequence[Entry]) -> Digest:
-    """A new safetensors file, hashed and durable, one entry in memory at a time.
-
-    Raises:
-        OSError: the disk refused.
-    """
-    header: dict[str, Any] = {}
-    offset = 0
-    for state, fragment, _ in entries:
-        end = offset + fragment.size * _ITEM
-        header[f"{state}/{fragment.name}"] = {
-            "dtype": "F32",
-            "shape": [fragment.size],
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    assert len(header) == len(entries)  # a rank holds at most one fragment of a parameter
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with HashingFile(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for entry in entries:
-            values = entry.read()
-            assert values.dtype == np.float32 and values.shape == (entry.fragment.size,)
-            file.write(np.ascontiguousarray(values).data)
-        return file.finish()
 
 
 class CheckpointContent:
     """The fragments of all ranks of one verified checkpoint folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the indexes of all ranks.
+        """Read the index.
 
         Raises:
-            CheckpointError: an index is missing, or is not one.
+            CheckpointError: it is missing, or is not one.
         """
         self.folder = folder
-        self._where: dict[str, list[tuple[str, Fragment]]] = {}
+        self._where: dict[str, list[_Held]] = {}
         self._open: dict[str, Any] = {}
         self._keys: dict[str, frozenset[str]] = {}
-        ranks = _read_ranks(folder)
-        for number, content in enumerate(ranks):
-            for fragment in content.fragments:
-                self._where.setdefault(fragment.name, []).append((tensor_file_name(number), fragment))
-        self._first = ranks[0]
+        ranks = _read_index(folder)
+        for rank, entry in enumerate(ranks):
+            for fragment in entry.content.fragments:
+                self._where.setdefault(fragment.name, []).append(_Held(entry.file, rank, fragment))
+        self._first = ranks[0].content
 
     @property
     def names(self) -> list[str]:
@@ -117,7 +84,7 @@ class CheckpointContent:
         Raises:
             CheckpointError: there is no such parameter, or its fragments do not agree.
         """
-        found = {fragment.updates for _, fragment in self._fragments(name)}
+        found = {held.fragment.updates for held in self._held(name)}
         if len(found) > 1:
             raise CheckpointError(f"{self.folder}: {name} has fragments of different updates; {_ADVICE}")
         return found.pop()
@@ -132,18 +99,19 @@ class CheckpointContent:
             CheckpointError: the parameter is not there, has another shape, or elements are missing.
         """
         filled = 0
-        for file, fragment in self._fragments(wanted.name):
+        for held in self._held(wanted.name):
+            fragment = held.fragment
             if fragment.shape != wanted.shape:
                 raise CheckpointError(
                     f"{self.folder}: {wanted.name} has shape {list(fragment.shape)} there, {list(wanted.shape)} here; "
                     "resume with the model that wrote it"
                 )
             for overlap in overlaps(fragment, wanted):
-                source = self._tensor(file, f"{state}/{fragment.name}", fragment.size)
+                source = self._tensor(held, state)
                 target = as_strided(
                     out[overlap.target_offset :],
                     (overlap.rows, overlap.columns),
-                    (overlap.target_stride * _ITEM, _ITEM),
+                    (overlap.target_stride * ITEM, ITEM),
                 )
                 _copy(source, overlap.source_offset, overlap.source_stride, target)
                 filled += overlap.size
@@ -159,10 +127,10 @@ class CheckpointContent:
             CheckpointError: elements are missing.
         """
         for name in self.names:
-            held = self._fragments(name)
-            shape = held[0][1].shape
+            held = self._held(name)
+            shape = held[0].fragment.shape
             # Before the memory for it is taken: what an index says about shapes is only as good as its fragments.
-            if sum(fragment.size for _, fragment in held) != math.prod(shape):
+            if sum(each.fragment.size for each in held) != math.prod(shape):
                 raise CheckpointError(f"{self.folder}: {name} {list(shape)} is not whole; {_ADVICE}")
             values = np.empty(math.prod(shape), dtype=np.float32)
             self.read(state, Fragment(name=name, shape=shape, start=0, stop=values.size), values)
@@ -174,23 +142,24 @@ class CheckpointContent:
         Raises:
             CheckpointError: there is no such parameter, or its file cannot be read.
         """
-        file, fragment = self._fragments(name)[0]
-        self._tensor(file, f"{WEIGHT}/{fragment.name}", fragment.size)  # opens it
-        if file not in self._keys:
-            self._keys[file] = frozenset(self._open[file].keys())
-        return f"{state}/{name}" in self._keys[file]
+        held = self._held(name)[0]
+        self._tensor(held, WEIGHT)  # opens it
+        if held.file not in self._keys:
+            self._keys[held.file] = frozenset(self._open[held.file].keys())
+        return tensor_key(held.rank, state, name) in self._keys[held.file]
 
-    def _fragments(self, name: str) -> list[tuple[str, Fragment]]:
+    def _held(self, name: str) -> list[_Held]:
         if name not in self._where:
             raise CheckpointError(f"{self.folder}: holds no parameter {name}; resume with the model that wrote it")
         return self._where[name]
 
-    def _tensor(self, file: str, key: str, size: int) -> Any:
-        path = self.folder / file
+    def _tensor(self, held: _Held, state: str) -> Any:
+        path, size = self.folder / held.file, held.fragment.size
+        key = tensor_key(held.rank, state, held.fragment.name)
         try:
-            if file not in self._open:
-                self._open[file] = safe_open(path, framework="numpy").__enter__()
-            tensor = self._open[file].get_slice(key)
+            if held.file not in self._open:
+                self._open[held.file] = safe_open(path, framework="numpy").__enter__()
+            tensor = self._open[held.file].get_slice(key)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: cannot be read as tensors ({error}); {_ADVICE}") from None
         if tensor.get_dtype() != "F32" or tensor.get_shape() != [size]:
@@ -214,29 +183,20 @@ def _copy(source: Any, offset: int, stride: int, target: np.ndarray) -> None:
         part = target[row : row + together]
         start = offset + row * stride
         block = source[start : start + (len(part) - 1) * stride + columns]
-        part[:] = as_strided(block, part.shape, (stride * _ITEM, _ITEM))
+        part[:] = as_strided(block, part.shape, (stride * ITEM, ITEM))
 
 
-def _read_ranks(folder: Path) -> list[RankContent]:
-    """The indexes of all ranks: of one file, or in older checkpoints of a file of each."""
+def _read_index(folder: Path) -> list[RankEntry]:
+    """Of all ranks."""
     path = folder / INDEX_NAME
-    if path.exists():
-        found = _read_json(path, TypeAdapter(list[RankContent]))
-        if not found:
-            raise CheckpointError(f"{path}: is no index of tensors (of no rank); {_ADVICE}")
-        return found
-    one, ranks = TypeAdapter(RankContent), [_read_json(folder / rank_file_name(0), TypeAdapter(RankContent))]
-    while (path := folder / rank_file_name(len(ranks))).exists():
-        ranks.append(_read_json(path, one))
-    return ranks
-
-
-def _read_json(path: Path, kind: TypeAdapter[_Content]) -> _Content:
     try:
-        return kind.validate_json(path.read_bytes())
+        found = TypeAdapter(list[RankEntry]).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         detail = error.strerror if isinstance(error, OSError) else first_problem(error)
         raise CheckpointError(f"{path}: is no index of tensors ({detail}); {_ADVICE}") from None
+    if not found:
+        raise CheckpointError(f"{path}: is no index of tensors (of no rank); {_ADVICE}")
+    return found
 
 
 _ADVICE = "the checkpoint is damaged; use an older one"

@@ -1,20 +1,23 @@
 """Files that survive a power cut, and what they weigh: hashed while they are written, fsynced, read back and compared.
 
-Names are never followed through a symbolic link, and a file is never opened that exists already: what is written here
-is new, in a folder that becomes visible by a rename or not at all.
+Names are never followed through a link: what is written here is new, in a folder that becomes visible by a rename or
+not at all. A file that exists is written to only by the processes that share it, each its own part.
 """
 
+import errno
 import hashlib
 import os
 import shutil
 import stat
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self
 
 _HASH_ASIDE_BYTES = 1 << 18
 """From this size on a second thread pays off."""
+_READ_BYTES = 1 << 20
 
 
 class Digest(NamedTuple):
@@ -25,14 +28,25 @@ class Digest(NamedTuple):
 
 
 class HashingFile:
-    """A new file that is hashed while it is written; ``finish`` makes it durable and gives the digest."""
+    """A file that is hashed while it is written; ``finish`` makes it durable and gives the digest."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_new: bool = True) -> None:
+        """``is_new``: it must not exist yet; else it must, as a file with no other name, and keeps what it has.
+
+        Raises:
+            OSError: the disk refused, or another name leads there.
+        """
         self._bytes = 0
         self._hash = hashlib.sha256()
         self._path = path
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="hash")
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        if is_new:
+            self._fd = _open_new(path)
+        else:
+            self._fd = _open_regular(path, os.O_WRONLY)
+            if os.fstat(self._fd).st_nlink != 1:
+                os.close(self._fd)
+                raise OSError(errno.ELOOP, "has another name too, so that a write would change it elsewhere", str(path))
 
     def __enter__(self) -> Self:
         return self
@@ -45,8 +59,12 @@ class HashingFile:
             self._fd = -1
         self._hasher.shutdown()
 
+    def go_to(self, offset: int) -> None:
+        """Write from here on; what lies there is overwritten."""
+        os.lseek(self._fd, offset, os.SEEK_SET)
+
     def write(self, data: bytes | memoryview) -> None:
-        """Append and hash.
+        """Write behind what was written last, and hash.
 
         Raises:
             OSError: the disk refused; the file is incomplete.
@@ -68,14 +86,25 @@ class HashingFile:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
+    def take_digest(self) -> Digest:
+        """Of what was written since the last call; not durable yet."""
+        digest = Digest(self._bytes, self._hash.hexdigest())
+        self._bytes, self._hash = 0, hashlib.sha256()
+        return digest
+
     def finish(self) -> Digest:
-        """Fsync and give the digest.
+        """Fsync, and give the digest of what was written since the last ``take_digest``.
 
         Raises:
             OSError: the fsync failed.
         """
         os.fsync(self._fd)
-        return Digest(self._bytes, self._hash.hexdigest())
+        return self.take_digest()
+
+
+def create_empty(path: Path) -> None:
+    """A file that must not exist yet."""
+    os.close(_open_new(path))
 
 
 def write_new_file(path: Path, data: bytes) -> Digest:
@@ -99,12 +128,26 @@ def hash_file(path: Path) -> Digest:
     Raises:
         OSError: not there, a symbolic link, not a regular file, or unreadable.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(fd, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(0, "not a regular file", str(path))
+    with open(_open_regular(path, os.O_RDONLY), "rb", buffering=0) as file:
         digest = hashlib.file_digest(file, "sha256")
         return Digest(file.tell(), digest.hexdigest())
+
+
+def hash_parts(path: Path, parts: Iterable[tuple[int, int]]) -> Iterator[str]:
+    """SHA-256 of parts of a regular file, each ``(offset, bytes)``; what lies behind its end is no part of it.
+
+    Raises:
+        OSError: as ``hash_file``.
+    """
+    with open(_open_regular(path, os.O_RDONLY), "rb", buffering=0) as file:
+        buffer = memoryview(bytearray(_READ_BYTES))
+        for offset, size in parts:
+            file.seek(offset)
+            digest, left = hashlib.sha256(), size
+            while left and (count := file.readinto(buffer[: min(left, len(buffer))])):
+                digest.update(buffer[:count])
+                left -= count
+            yield digest.hexdigest()
 
 
 def read_small_file(path: Path, max_bytes: int) -> bytes:
@@ -113,14 +156,32 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
     Raises:
         OSError: not there, a symbolic link, not a regular file, larger than ``max_bytes``, or unreadable.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(0, "not a regular file", str(path))
+    with open_to_read(path) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise OSError(0, f"larger than {max_bytes} bytes", str(path))
     return data
+
+
+def open_to_read(path: Path) -> BinaryIO:
+    """A regular file that is not a link.
+
+    Raises:
+        OSError: not there, a symbolic link, not a regular file, or unreadable.
+    """
+    return open(_open_regular(path, os.O_RDONLY), "rb")
+
+
+def _open_new(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+
+
+def _open_regular(path: Path, flags: int) -> int:
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(0, "not a regular file", str(path))
+    return fd
 
 
 def format_bytes(size: int) -> str:

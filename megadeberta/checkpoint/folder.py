@@ -86,18 +86,14 @@ def checkpoint_path(root: Path, tag: str) -> Path:
     return path
 
 
-def rank_file_name(rank: int) -> str:
-    """The file of a rank's own values: what its tensors are, and counters."""
-    return f"rank-{rank}.json"
+def node_file_name(number: int) -> str:
+    """The file of the tensors of all ranks of a machine; machines are numbered by their first ranks."""
+    return f"node-{number}.safetensors"
 
 
+NODE_FILE = r"^node-(0|[1-9][0-9]{0,8})\.safetensors$"
 INDEX_NAME = "index.json"
-"""The files of ``rank_file_name`` of all ranks in one, a JSON list: a resume opens it instead of all of them."""
-
-
-def tensor_file_name(rank: int) -> str:
-    """The file of a rank's tensors."""
-    return f"rank-{rank}.safetensors"
+"""What every rank wrote where, a JSON list in the order of the ranks: a resume opens it instead of all the others."""
 
 
 def read_pointer(root: Path) -> str | None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field, ValidationError
 
@@ -20,19 +20,41 @@ from megadeberta.config.spikes import SpikeRecord
 from megadeberta.errors import CheckpointError
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SAFE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 """Names of checkpoint folders and of the files in them: never a path, never hidden."""
 _MAX_BYTES = 64 << 20
 _HASH_LINE = re.compile(rb'^ "manifest_sha256": "([0-9a-f]{64})",\n', re.MULTILINE)
 
 
-class FileRecord(Section):
-    """One file of the folder and the rank that wrote it."""
+class PartRecord(Section):
+    """What one rank wrote without a gap."""
 
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     rank: int = Field(ge=0)
+
+
+class FileRecord(Section):
+    """One file of the folder: its parts from the first byte to the last, each where the one before ends."""
+
+    parts: tuple[PartRecord, ...] = Field(min_length=1)
+
+    @classmethod
+    def of_one(cls, digest: Digest, rank: int) -> Self:
+        """A file that one rank wrote as a whole."""
+        return cls(parts=(PartRecord(bytes=digest.bytes, sha256=digest.sha256, rank=rank),))
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def writers(self) -> str:
+        """``rank 3``, or the first and the last of several: ``ranks 0 to 7``."""
+        ranks = {part.rank for part in self.parts}
+        return f"rank {min(ranks)}" if len(ranks) == 1 else f"ranks {min(ranks)} to {max(ranks)}"
 
 
 class WorldLayout(Section):
@@ -93,10 +115,17 @@ class Manifest(Section):
 def encode_manifest(manifest: Manifest) -> bytes:
     """The exact bytes of ``manifest.json``."""
     content = manifest.model_dump(mode="json")
-    data = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False).encode() + b"\n"
+    # A line each: there may be thousands of parts, and an encoder that indents is many times slower.
+    files = ",\n".join(f"  {json.dumps(name)}: {_to_json(record)}" for name, record in sorted(content["files"].items()))
+    data = _to_json({**content, "files": {}}, indent=1).encode() + b"\n"
+    data = data.replace(b'\n "files": {}', b'\n "files": {\n%s\n }' % files.encode(), 1)
     line = f' "manifest_sha256": "{hashlib.sha256(data).hexdigest()}",\n'.encode()
     place = data.index(b'\n "run": ') + 1  # the next key in order
     return data[:place] + line + data[place:]
+
+
+def _to_json(value: object, *, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=True, allow_nan=False)
 
 
 def manifest_digest(manifest: Manifest) -> Digest:

@@ -5,43 +5,40 @@ power cut at any instant leaves the pointer on a whole checkpoint. A rank whose 
 collective, so no rank waits for another that has given up.
 """
 
-import hashlib
 import itertools
 import json
 import logging
 import os
-import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from megadeberta.checkpoint.collectives import Collectives
-from megadeberta.checkpoint.durable import Digest, format_bytes, remove_tree, write_new_file
+from megadeberta.checkpoint.durable import Digest, create_empty, format_bytes, remove_tree, write_new_file
 from megadeberta.checkpoint.folder import (
-    INDEX_NAME,
     TRASH_PREFIX,
     CheckpointName,
     list_checkpoints,
     list_leftovers,
     next_name,
-    rank_file_name,
     write_pointer,
 )
 from megadeberta.checkpoint.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
-    SAFE_NAME,
-    FileRecord,
     Manifest,
     RunRecord,
     encode_manifest,
     read_manifest,
 )
+from megadeberta.checkpoint.merge import Report, merge_reports
+from megadeberta.checkpoint.rank_share import RankShare
+from megadeberta.checkpoint.shares import Place, ShareSize, plan_shares
 from megadeberta.checkpoint.stages import SaveStages
 from megadeberta.errors import CheckpointError, StorageError
+from megadeberta.host import machine_id
 from megadeberta.storage import TEMPORARY_PREFIX, sync_folder
 
 log = logging.getLogger(__name__)
@@ -68,36 +65,39 @@ class CheckpointStore:
     def stages(
         self,
         step: int,
-        write: Callable[[Path], Mapping[str, Digest]],
+        share: RankShare,
         *,
         run: RunRecord,
-        rank_state: Mapping[str, Any],
-        expected_bytes: int = 0,
+        write_more: Callable[[Path], Mapping[str, Digest]] | None = None,
         required: bool = False,
     ) -> SaveStages:
-        """Write and commit a checkpoint: rank 0 makes the folder, all write, rank 0 commits, rank 0 tidies up. Between
-        them a broadcast, an all-gather and a broadcast of text, on the thread that drives the stages.
+        """Write and commit a checkpoint: rank 0 makes folder and files, all write, rank 0 commits, rank 0 tidies up.
+        Before them, an all-gather of sizes; between them a broadcast, an all-gather and a broadcast of text, on the
+        thread that drives the stages.
 
         A failed save (disk full, I/O error) leaves the previous checkpoint and the pointer as they were, removes what
         it wrote, warns, and gives None on every rank; the third one in a row raises.
 
         Args:
-            write: called on every rank with the same new folder; writes this rank's files into it, durably, and gives
+            share: what this rank writes into the file of its machine; it may be written on another thread.
+            write_more: called on every rank with the same new folder; writes further files into it, durably, and gives
                 their digests by name. It may raise OSError, has no collectives, and may run on another thread.
-            rank_state: this rank's JSON values; they go into ``rank-R.json``.
-            expected_bytes: size of the checkpoint over all ranks as far as known; the last one's size counts too.
             required: raise at the first failure, for the last checkpoint of a run.
 
         Raises:
             StorageError: on every rank; what failed where, and which checkpoint is still there.
         """
-        prepared = yield partial(self._prepare, step, expected_bytes) if self._is_first else _nothing
+        size = ShareSize(machine_id(), share.header_bytes, share.data_bytes)
+        sizes = [ShareSize(*json.loads(text)) for text in self._collectives.all_gather_text(json.dumps(size))]
+        places = plan_shares(sizes)
+        prepared = yield partial(self._prepare, step, places) if self._is_first else _nothing
         problem, name = json.loads(self._collectives.broadcast_text(prepared))
         folder = self.root / name
         if not problem:
-            report = yield partial(self._write_share, folder, write, rank_state)
+            place = places[self._collectives.rank]
+            report = yield partial(_write_share, folder, place, share, write_more)
             reports = self._collectives.all_gather_text(report)
-            outcome = yield partial(self._commit, step, folder, reports, run) if self._is_first else _nothing
+            outcome = yield partial(self._commit, step, folder, places, reports, run) if self._is_first else _nothing
             problem, committed = json.loads(self._collectives.broadcast_text(outcome))
         if problem:
             self._give_up(step, folder, problem, required)
@@ -110,14 +110,18 @@ class CheckpointStore:
     def _is_first(self) -> bool:
         return self._collectives.rank == 0
 
-    def _prepare(self, step: int, expected_bytes: int) -> str:
-        """Rank 0 alone. Gives ``[problem, name of the new hidden folder]`` as JSON."""
+    def _prepare(self, step: int, places: Sequence[Place]) -> str:
+        """Rank 0 alone. Gives ``[problem, name of the new hidden folder]`` as JSON.
+
+        The files are made here, where nothing can be in the way of their names; the ranks open what is there.
+        """
         name = f"{TEMPORARY_PREFIX}step-{step}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.root)
             newest = next(iter(list_checkpoints(self.root)), None)
-            needed = int(max(expected_bytes, _size_of(self.root, newest)) * _HEADROOM)
+            expected = sum(place.header.bytes + place.data.bytes for place in places)
+            needed = int(max(expected, _size_of(self.root, newest)) * _HEADROOM)
             free = shutil.disk_usage(self.root).free
             if free < needed:
                 return json.dumps([f"needs {format_bytes(needed)}, {format_bytes(free)} free on {self.root}", name])
@@ -126,29 +130,17 @@ class CheckpointStore:
             while name in taken:
                 name = f"{TEMPORARY_PREFIX}step-{step}-{next(numbers)}"
             (self.root / name).mkdir()
+            for file in {place.file: None for place in places}:
+                create_empty(self.root / name / file)
             sync_folder(self.root)
         except OSError as error:
             return json.dumps([_describe(error), name])
         return json.dumps(["", name])
 
-    def _write_share(
-        self, folder: Path, write: Callable[[Path], Mapping[str, Digest]], rank_state: Mapping[str, Any]
-    ) -> str:
-        files: dict[str, Digest] = {}
-        problem = ""
-        try:
-            files |= write(folder)
-            name = rank_file_name(self._collectives.rank)
-            files[name] = write_new_file(folder / name, json.dumps(dict(rank_state), allow_nan=False).encode())
-        except OSError as error:
-            problem = _describe(error)
-        return json.dumps({"files": files, "problem": problem})
-
-    def _commit(self, step: int, folder: Path, reports: list[str], run: RunRecord) -> str:
+    def _commit(self, step: int, folder: Path, places: Sequence[Place], reports: list[str], run: RunRecord) -> str:
         """Rank 0 alone. Gives ``[problem, name]`` as JSON."""
         try:
-            files = _merge_reports(folder, [json.loads(report) for report in reports])
-            files[INDEX_NAME] = _write_index(folder, files, len(reports))
+            files = merge_reports(folder, places, [Report.from_json(report) for report in reports])
             created = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = Manifest(format_version=FORMAT_VERSION, step=step, created=created, run=run, files=files)
             write_new_file(folder / MANIFEST_NAME, encode_manifest(manifest))
@@ -220,6 +212,16 @@ def _nothing() -> str:
     return ""
 
 
+def _write_share(
+    folder: Path, place: Place, share: RankShare, write_more: Callable[[Path], Mapping[str, Digest]] | None
+) -> str:
+    try:
+        files = write_more(folder) if write_more is not None else {}
+        return Report(share.write(folder, place), files, "").to_json()
+    except OSError as error:
+        return Report(None, {}, _describe(error)).to_json()
+
+
 def remove_leftovers(root: Path) -> None:
     """Delete what an interrupted save or deletion left in ``root``; only for the job that holds the output lock.
 
@@ -231,42 +233,6 @@ def remove_leftovers(root: Path) -> None:
             remove_tree(leftover)
         except OSError as error:
             log.warning("%s could not be removed: %s; remove it by hand", leftover, _describe(error))
-
-
-def _merge_reports(folder: Path, reports: list[dict[str, Any]]) -> dict[str, FileRecord]:
-    files: dict[str, FileRecord] = {}
-    for rank, report in enumerate(reports):
-        if report["problem"]:
-            raise StorageError(f"rank {rank}: {report['problem']}")
-        for name, (size, sha256) in report["files"].items():
-            if name in files or not re.fullmatch(SAFE_NAME, name):
-                raise StorageError(f"rank {rank} wrote {name!r}, which another rank wrote too or is no plain name")
-            files[name] = FileRecord(bytes=size, sha256=sha256, rank=rank)
-    found = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder)}
-    for name, record in files.items():
-        if found.pop(name, None) != record.bytes:
-            raise StorageError(
-                f"rank {record.rank} wrote {name}, rank 0 does not find its {record.bytes} bytes in {folder}; "
-                "the output folder must be one that all nodes share"
-            )
-    if found:
-        raise StorageError(f"{folder / min(found)}: was put into the unfinished checkpoint by something else")
-    return files
-
-
-def _write_index(folder: Path, files: Mapping[str, FileRecord], world_size: int) -> FileRecord:
-    """What every rank wrote about its tensors, as one file: else every rank that resumes would open all of them."""
-    parts = []
-    for rank in range(world_size):
-        name = rank_file_name(rank)
-        text = (folder / name).read_bytes()
-        if hashlib.sha256(text).hexdigest() != files[name].sha256:
-            raise StorageError(
-                f"rank 0 reads another {folder / name} than rank {rank} wrote; the disk or its cache is bad"
-            )
-        parts.append(text)
-    size, sha256 = write_new_file(folder / INDEX_NAME, b"[" + b",\n".join(parts) + b"]\n")
-    return FileRecord(bytes=size, sha256=sha256, rank=0)
 
 
 def _size_of(root: Path, name: CheckpointName | None) -> int:

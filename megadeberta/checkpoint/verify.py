@@ -1,18 +1,22 @@
 """Is this folder exactly what its manifest says? Reading every byte is the price; the ranks share it."""
 
+import itertools
 import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from megadeberta.checkpoint.collectives import Collectives
-from megadeberta.checkpoint.durable import Digest, hash_file
+from megadeberta.checkpoint.durable import hash_parts
 from megadeberta.checkpoint.folder import checkpoint_path
 from megadeberta.checkpoint.manifest import (
     MANIFEST_NAME,
     SAFE_NAME,
     FileRecord,
     Manifest,
+    PartRecord,
     manifest_digest,
     read_manifest,
 )
@@ -39,13 +43,12 @@ def check_files(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     _check_missing(folder, manifest)
     for name, record in sorted(manifest.files.items()):
-        path = folder / name
-        _check_bytes(path, path.lstat().st_size, record.bytes, _origin(record, manifest))
+        _check_size(folder / name, record, manifest.step)
     return manifest
 
 
 def verify_together(root: Path, name: str, collectives: Collectives) -> Manifest:
-    """Check every file of ``root/name``, file k on rank k mod world size. All-gathers the findings over all ranks.
+    """Check every file of ``root/name``, the ranks sharing the parts. All-gathers the findings over all ranks.
 
     Raises:
         CheckpointError: the same on every rank: what the first rank with a finding found.
@@ -71,22 +74,36 @@ def verify_together(root: Path, name: str, collectives: Collectives) -> Manifest
 
 
 def verify_share(folder: Path, *, rank: int, world_size: int) -> Manifest:
-    """Read the manifest, compare the list of files with it, and hash the files that fall to ``rank``.
+    """Read the manifest, compare the list of files with it, and hash the parts of files that fall to ``rank``.
 
     Raises:
         CheckpointError: file, expected, found, what to do.
     """
     manifest = read_manifest(folder)
     _check_names(folder, manifest)
-    for index, (name, record) in enumerate(sorted(manifest.files.items())):
-        if index % world_size == rank:
-            expected = Digest(record.bytes, record.sha256)
-            _check_file(folder / name, expected, _origin(record, manifest))
+    for name, parts in _parts_of_rank(manifest, rank, world_size).items():
+        record = manifest.files[name]
+        _check_size(folder / name, record, manifest.step)
+        _check_parts(folder / name, parts, is_all=len(record.parts) == 1, step=manifest.step)
     return manifest
 
 
-def _origin(record: FileRecord, manifest: Manifest) -> str:
-    return f"written by rank {record.rank} at step {manifest.step}"
+class _Part(NamedTuple):
+    offset: int
+    record: PartRecord
+
+
+def _parts_of_rank(manifest: Manifest, rank: int, world_size: int) -> dict[str, list[_Part]]:
+    """Every part of every file falls to one rank; the longest are dealt first, so that all have as much to read."""
+    parts = []
+    for name, record in manifest.files.items():
+        ends = itertools.accumulate(part.bytes for part in record.parts)
+        parts += [(name, _Part(end - part.bytes, part)) for end, part in zip(ends, record.parts, strict=True)]
+    parts.sort(key=lambda item: (-item[1].record.bytes, item[0], item[1].offset))
+    found: dict[str, list[_Part]] = {}
+    for name, part in sorted(parts[rank::world_size], key=lambda item: (item[0], item[1].offset)):
+        found.setdefault(name, []).append(part)
+    return found
 
 
 def _check_missing(folder: Path, manifest: Manifest) -> set[str]:
@@ -112,22 +129,31 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def _check_file(path: Path, expected: Digest, origin: str) -> None:
+def _check_parts(path: Path, parts: Sequence[_Part], *, is_all: bool, step: int) -> None:
     try:
-        size = os.lstat(path).st_size
-        found = hash_file(path) if size == expected.bytes else Digest(size, "")
+        for (offset, part), found in zip(
+            parts, hash_parts(path, [(at, part.bytes) for at, part in parts]), strict=True
+        ):
+            if found != part.sha256:
+                where = "" if is_all else f" of bytes {offset} to {offset + part.bytes}"
+                raise CheckpointError(
+                    f"{path}: sha256{where} {found[:12]}…, the manifest says {part.sha256[:12]}… "
+                    f"(written by rank {part.rank} at step {step}); {_ADVICE}"
+                )
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {_ADVICE}") from error
-    _check_bytes(path, found.bytes, expected.bytes, origin)
-    if found.sha256 != expected.sha256:
+
+
+def _check_size(path: Path, record: FileRecord, step: int) -> None:
+    try:
+        size = os.lstat(path).st_size
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {_ADVICE}") from error
+    if size != record.bytes:
         raise CheckpointError(
-            f"{path}: sha256 {found.sha256[:12]}…, the manifest says {expected.sha256[:12]}… ({origin}); {_ADVICE}"
+            f"{path}: {size} bytes, the manifest says {record.bytes} (written by {record.writers} at step {step}); "
+            f"{_ADVICE}"
         )
-
-
-def _check_bytes(path: Path, found: int, expected: int, origin: str) -> None:
-    if found != expected:
-        raise CheckpointError(f"{path}: {found} bytes, the manifest says {expected} ({origin}); {_ADVICE}")
 
 
 _ADVICE = "the checkpoint is damaged; use an older one"

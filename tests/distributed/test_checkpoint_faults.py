@@ -21,8 +21,8 @@ from megadeberta.checkpoint import SingleProcess, find_resumable, verify_checkpo
 from megadeberta.checkpoint.durable import hash_file
 from megadeberta.checkpoint.folder import read_pointer
 from megadeberta.checkpoint.manifest import FileRecord, encode_manifest, read_manifest
+from megadeberta.checkpoint.rank_share import RankShare
 from megadeberta.checkpoint.stages import save_at_once
-from megadeberta.engine.state import save_load as checkpoints
 from megadeberta.engine.state.optimizer_state import OptimizerState
 from megadeberta.engine.state.save_load import load_checkpoint, refuse_unsaved_state, save_stages
 from megadeberta.errors import CheckpointError, ConfigError, StorageError
@@ -36,13 +36,13 @@ from tests.ranks import RankFailedError, run_ranks
 def _save_until_told(rank: int, world_size: int, root: str, control: str, delay: float) -> int:
     """Train a step and save, again and again; rank 1 writes its tensors ``delay`` seconds late."""
     engine = build_engine()
-    write = checkpoints.write_tensors
+    write = RankShare.write
 
-    def write_late(path: Path, entries: Any) -> Any:
+    def write_late(*arguments: Any) -> Any:
         time.sleep(delay if rank == 1 else 0.0)
-        return write(path, entries)
+        return write(*arguments)
 
-    checkpoints.write_tensors = write_late
+    RankShare.write = write_late
     store, ranks = open_store(root), collectives()
     pids = ranks.all_gather_text(str(os.getpid()))
     if rank == 0:
@@ -147,7 +147,7 @@ def root(made: tuple[Path, list[list[str]]], tmp_path: Path) -> Path:
 def test_single_bit_flips_over_all_files_are_all_found(root: Path, flips: int) -> None:
     generator = random.Random(17)
     names = sorted(path.name for path in (root / "step-3").iterdir())
-    assert len(names) == 6  # tensors and index of each rank, index of all, manifest
+    assert names == ["index.json", "manifest.json", "node-0.safetensors"]
     for index in range(flips):
         path = root / "step-3" / names[index % len(names)]
         whole = path.read_bytes()
@@ -172,7 +172,7 @@ def _resume(rank: int, world_size: int, root: str) -> tuple[int, list[str]]:
 def test_after_damage_the_run_goes_on_from_the_previous_checkpoint_exactly(
     made: tuple[Path, list[list[str]]], root: Path
 ) -> None:
-    path = root / "step-3" / "rank-1.safetensors"
+    path = root / "step-3" / "node-0.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
     for rank, (step, losses) in enumerate(run_ranks(_resume, 2, str(root))):
         assert step == 2
@@ -193,8 +193,7 @@ def _plant(folder: Path, name: str, content: bytes) -> None:
     """What an attacker would do: another file, and a manifest that says so."""
     manifest = read_manifest(folder)
     (folder / name).write_bytes(content)
-    digest = hash_file(folder / name)
-    record = FileRecord(bytes=digest.bytes, sha256=digest.sha256, rank=manifest.files[name].rank)
+    record = FileRecord.of_one(hash_file(folder / name), 0)
     changed = manifest.model_copy(update={"files": {**manifest.files, name: record}})
     (folder / "manifest.json").write_bytes(encode_manifest(changed))
 
@@ -236,12 +235,9 @@ def test_a_payload_in_any_file_is_executed_by_no_rank_and_refused_where_it_is_re
     first, second = run_ranks(_try_payloads, 2, str(root), str(marker))
     assert not marker.exists()
     assert first == second
-    assert len(first) == 10  # two kinds of payload in the index of all ranks, and in two files of each of the two
+    assert len(first) == 4  # two kinds of payload in the index and in the tensors
     for text in first:
         name = text.split(":")[0]
-        if name.startswith("rank-") and name.endswith(".json"):
-            assert text == f"{name}: loaded"  # index.json has what it says
-            continue
         assert re.search(rf"/step-3/{re.escape(name)}: (cannot be read as tensors|is no index of tensors)", text), text
 
 
@@ -292,7 +288,7 @@ def _die_in_a_save(rank: int, world_size: int, root: str) -> None:
         save_stages(state_of(engine), store, 1, run=run_record(world_size), collectives=collectives(), required=True)
     )
     if rank == 1:
-        checkpoints.write_tensors = lambda path, entries: os.kill(os.getpid(), signal.SIGKILL)
+        RankShare.write = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
     save_at_once(
         save_stages(state_of(engine), store, 2, run=run_record(world_size), collectives=collectives(), required=True)
     )
@@ -320,12 +316,23 @@ def _resume_error(rank: int, world_size: int, root: str) -> str:
     return str(caught.value)
 
 
-def test_tensors_that_are_not_what_their_index_says_stop_all_ranks(root: Path) -> None:
-    folder = root / "step-3"
-    _plant(folder, "rank-1.safetensors", (folder / "rank-0.safetensors").read_bytes())
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"F32"', b'"I32"', r"rank-\d/weight/\S+ is I32 \[\d+\], its index says F32 \[\d+\]"),
+        (b'"rank-1/weight/', b'"rank-2/weight/', r"cannot be read as tensors \(.*rank-1/weight/"),
+    ],
+)
+def test_tensors_that_are_not_what_their_index_says_stop_all_ranks(
+    root: Path, old: bytes, new: bytes, message: str
+) -> None:
+    folder, name = root / "step-3", "node-0.safetensors"
+    content = (folder / name).read_bytes()
+    assert old in content
+    _plant(folder, name, content.replace(old, new))
     first, second = run_ranks(_resume_error, 2, str(root))
     assert first == second
-    assert re.search(r"/step-3/rank-1\.safetensors: .* its index says|cannot be read as tensors", first), first
+    assert re.search(rf"/step-3/node-0\.safetensors: {message}", first), first
 
 
 def _refuse_partial_offload(rank: int, world_size: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from megadeberta.checkpoint import SingleProcess, find_resumable, verify_checkpoint
-from megadeberta.engine.state import save_load
+from megadeberta.checkpoint.rank_share import RankShare
 from megadeberta.engine.state.run_checkpoints import RunCheckpoints, find_own_checkpoint, run_record
 from tests.distributed.checkpoint_toy import collectives
 from tests.distributed.layouts import Layout, train_steps
@@ -28,17 +28,17 @@ ZERO_1 = Layout("v3", data=2, zero=1, micro_batch=2)
 @contextmanager
 def _held_back(until: threading.Event) -> Iterator[None]:
     """The tensors of a checkpoint are written no earlier than that."""
-    write = save_load.write_tensors
+    write = RankShare.write
 
-    def write_late(path: Path, entries: Any) -> Any:
+    def write_late(*arguments: Any) -> Any:
         assert until.wait(60)
-        return write(path, entries)
+        return write(*arguments)
 
-    save_load.write_tensors = write_late
+    RankShare.write = write_late
     try:
         yield
     finally:
-        save_load.write_tensors = write
+        RankShare.write = write
 
 
 def _save_both_ways(rank: int, world_size: int, folder: Path, layout: Layout) -> None:
@@ -149,8 +149,10 @@ def _train_beside(rank: int, world_size: int, folder: Path, steps: int) -> None:
         checkpoints.save(steps, required=True)
 
 
-def _run_until_killed(folder: Path, steps: int, wait: float) -> bool:
-    """Whether a save was under way when both ranks were killed, ``wait`` seconds after they began to train."""
+def _run_until_killed(folder: Path, steps: int, wait: float, *, in_save: bool) -> bool:
+    """Whether a save was under way when both ranks were killed, ``wait`` seconds after they began to train, or
+    ``in_save`` to save, which on a busy machine is much later."""
+    checkpoints = folder / "run" / "checkpoints"
     pids = [folder / f"pid-{rank}" for rank in range(2)]
     log = folder / "losses-0"
     for path in pids:
@@ -160,11 +162,13 @@ def _run_until_killed(folder: Path, steps: int, wait: float) -> bool:
         future = pool.submit(run_ranks, _train_beside, 2, folder, steps)
         while not future.done() and not (log.exists() and log.stat().st_size > before):
             time.sleep(0.005)
+        while in_save and not future.done() and not any(checkpoints.glob(".tmp-step-*")):
+            time.sleep(0.001)
         time.sleep(wait)
         for path in pids:
             with suppress(ProcessLookupError):
                 os.kill(int(path.read_text()), signal.SIGKILL)
-        is_saving = any((folder / "run" / "checkpoints").glob(".tmp-step-*"))
+        is_saving = any(checkpoints.glob(".tmp-step-*"))
         with suppress(RankFailedError, RuntimeError):
             future.result()
     return is_saving
@@ -191,8 +195,10 @@ def test_killed_at_any_instant_of_it_the_run_goes_on_from_a_whole_checkpoint_exa
     run_ranks(_train_beside, 2, runs[0], STEPS, timeout=300)
     generator, in_saves, newest = random.Random(kills), 0, 0
     record = run_record(ZERO_1.config, world_size=2, data_fingerprint={"shard": "toy"})
-    for _ in range(kills):
-        in_saves += _run_until_killed(runs[-1], STEPS, generator.uniform(0.0, 0.4))
+    for number in range(kills):
+        longest = 0.4 if number % 3 == 2 else 0.02
+        wait = generator.uniform(0.0, longest)
+        in_saves += _run_until_killed(runs[-1], STEPS, wait, in_save=number % 3 != 2)
         checkpoints = runs[-1] / "run" / "checkpoints"
         for folder in checkpoints.glob("step-*"):
             verify_checkpoint(folder)

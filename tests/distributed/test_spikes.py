@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megadeberta.checkpoint.manifest import Manifest, read_manifest
+from megadeberta.checkpoint.manifest import FileRecord, Manifest, read_manifest
 from megadeberta.errors import DivergenceError
 from megadeberta.preflight.run import prepare_run
 from megadeberta.rank.environment import apply, detect_ranks
@@ -63,8 +63,8 @@ def _last(run: Path) -> Manifest:
     return read_manifest(run / "checkpoints" / f"step-{STEPS}")
 
 
-def _tensors(manifest: Manifest) -> dict[str, str]:
-    return {name: file.sha256 for name, file in manifest.files.items() if name.endswith(".safetensors")}
+def _tensors(manifest: Manifest) -> dict[str, FileRecord]:
+    return {name: file for name, file in manifest.files.items() if name.endswith(".safetensors")}
 
 
 def test_samples_behind_a_spike_are_passed_over_and_a_resumed_run_is_the_uninterrupted_one(

@@ -274,8 +274,8 @@ LATE_MISTAKES: dict[str, tuple[Case, str]] = {
         r"none of 1 checkpoints is intact, the newest: .*spm.model: is missing, the manifest lists it",
     ),
     "masks of a checkpoint that was cut off": (
-        _damaged_run("fill-mask STEP [MASK]", lambda step: os.truncate(step / "rank-0.safetensors", 100)),
-        r"rank-0.safetensors: 100 bytes, the manifest says \d+ .*the checkpoint is damaged; use an older one",
+        _damaged_run("fill-mask STEP [MASK]", lambda step: os.truncate(step / "node-0.safetensors", 100)),
+        r"node-0.safetensors: 100 bytes, the manifest says \d+ .*the checkpoint is damaged; use an older one",
     ),
     "evaluation of a checkpoint whose manifest is damaged": (
         _damaged_run("evaluate RUN", lambda step: (step / "manifest.json").write_text("{")),

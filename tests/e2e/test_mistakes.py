@@ -148,13 +148,13 @@ def test_run_that_is_done_says_so_and_changes_nothing(finished_run: Path, prepar
 
 def test_damaged_checkpoints_are_never_a_silent_fresh_start(finished_run: Path, prepared: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(finished_run, tmp_path / "copy"))
-    for weights in (copy / "run" / "checkpoints").glob("step-*/rank-0.safetensors"):
+    for weights in (copy / "run" / "checkpoints").glob("step-*/node-0.safetensors"):
         data = bytearray(weights.read_bytes())
         data[-1] ^= 1
         weights.write_bytes(data)
     code, lines, _ = _run(_with_recipe_of(copy, prepared))
     assert code == EXIT_USAGE
-    assert re.search(r"error: .*no sound checkpoint to resume from: .*rank-0.safetensors.*sha256", "\n".join(lines))
+    assert re.search(r"error: .*no sound checkpoint to resume from: .*node-0.safetensors.*sha256", "\n".join(lines))
 
 
 @pytest.mark.parametrize("how", ["emptied", pytest.param("renamed", marks=pytest.mark.campaign)])

@@ -113,6 +113,7 @@ _BARS = (
     Bar("H11", "planted links are replaced or refused, their targets untouched", tests=(
         "tests/unit/test_storage.py", "tests/unit/checkpoint/test_lock.py", "tests/unit/observability/test_metrics.py",
         "tests/unit/observability/test_tracker.py", "tests/unit/engine/test_phases.py",
+        "tests/unit/checkpoint/test_shares.py",
         f"{_STORE}test_a_link_planted_at_a_hidden_name_is_removed_and_its_target_untouched")),
     Bar("H12", "mistakes of users: one line, the code that is documented", tests=("tests/e2e/test_mistakes.py",)),
     Bar("S1", "a save and a resume of 1 024 and 4 096 ranks: the work of one", tests=(

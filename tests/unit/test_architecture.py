@@ -14,12 +14,14 @@ LONGEST_FILE = 400
 LONG_FUNCTION, MOST_LONG_FUNCTIONS = 40, 15
 
 # Room -> rooms it may import (None: all). The longest prefix of a module's name is its room.
-CONFIG = {f"megadeberta.{room}" for room in ("config", "errors", "remote", "storage", "topology")} | {"megadeberta"}
+FIRST_ROOMS = ("config", "errors", "host", "remote", "storage", "topology")
+CONFIG = {f"megadeberta.{room}" for room in FIRST_ROOMS} | {"megadeberta"}
 BACKENDS = "megadeberta.ops.attention.backends"  # facts about attention, without its code
 LAYERS = CONFIG | {"megadeberta.layers", BACKENDS}
 DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta": set(),
     "megadeberta.errors": set(),
+    "megadeberta.host": set(),
     "megadeberta.batch": LAYERS,
     "megadeberta.storage": {"megadeberta.errors"},
     "megadeberta.topology": {"megadeberta.errors"},

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from megadeberta.checkpoint.content import Entry
+from megadeberta.checkpoint.rank_share import Entry
 from megadeberta.engine.state.optimizer_state import OptimizerState, Piece
 
 

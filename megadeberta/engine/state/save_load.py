@@ -5,7 +5,7 @@ global names and JSON (``checkpoint/content.py``); loading computes nothing but 
 what was written, wherever it goes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -14,25 +14,16 @@ import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 
 from megadeberta.checkpoint.collectives import Collectives
-from megadeberta.checkpoint.content import (
-    AVERAGE,
-    WEIGHT,
-    CheckpointContent,
-    Entry,
-    RankContent,
-    write_tensors,
-)
+from megadeberta.checkpoint.content import AVERAGE, WEIGHT, CheckpointContent
 from megadeberta.checkpoint.durable import Digest
-from megadeberta.checkpoint.folder import tensor_file_name
 from megadeberta.checkpoint.manifest import RunRecord
+from megadeberta.checkpoint.rank_share import Entry, RankContent, RankShare
 from megadeberta.checkpoint.resume import ResumePoint
 from megadeberta.checkpoint.stages import SaveStages
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.engine.state.host_copy import HostCopy
 from megadeberta.engine.state.optimizer_state import OptimizerState, Piece
 from megadeberta.errors import CheckpointError, ConfigError, DivergenceError
-
-_FP32_BYTES = 4
 
 
 def refuse_unsaved_state(engine: DeepSpeedEngine) -> None:
@@ -64,7 +55,7 @@ def save_stages(
     Args:
         step: optimizer steps done.
         required: raise ``StorageError`` if it fails; else that happens at the third failure in a row.
-        write_more: called on every rank; gives digests as ``write`` of ``CheckpointStore.stages`` does.
+        write_more: called on every rank; as of ``CheckpointStore.stages``.
         copy: takes all that will be written before this returns, so that training may go on; without it the state must
             stay as it is until the last stage.
 
@@ -73,23 +64,20 @@ def save_stages(
     """
     _refuse_not_finite(state, step, collectives)
     pieces = state.owned()
-    index = RankContent(
+    content = RankContent(
         fragments=tuple(state.fragment(piece) for piece in pieces), counters=state.counters, scaler=state.scaler
     )
     entries = _entries(state, pieces) if copy is None else copy.take(state, pieces)
+    share = RankShare(collectives.rank, content, entries)
+    stages = store.stages(step, share, run=run, write_more=write_more, required=required)
+    return stages if copy is not None else _release_after(stages, state)
 
-    def write(folder: Path) -> dict[str, Digest]:
-        name = tensor_file_name(collectives.rank)
-        more = write_more(folder) if write_more is not None else {}
-        try:
-            return {name: write_tensors(folder / name, entries), **more}
-        finally:
-            if copy is None:
-                state.release(changed=False)
 
-    size = _share_bytes(state, pieces) * run.world.world_size
-    record = index.model_dump(mode="json")
-    return store.stages(step, write, run=run, rank_state=record, expected_bytes=size, required=required)
+def _release_after(stages: SaveStages, state: OptimizerState) -> SaveStages:
+    try:
+        return (yield from stages)
+    finally:
+        state.release(changed=False)
 
 
 def _refuse_not_finite(state: OptimizerState, step: int, collectives: Collectives) -> None:
@@ -97,11 +85,6 @@ def _refuse_not_finite(state: OptimizerState, step: int, collectives: Collective
         raise DivergenceError(
             f"step {step}: {bad}, so that no checkpoint was written; start again: the run resumes from its last one"
         )
-
-
-def _share_bytes(state: OptimizerState, pieces: Sequence[Piece]) -> int:
-    """Bytes of what this rank writes; the owners' shares are nearly equal."""
-    return sum((piece.stop - piece.start) * (1 + len(state.moments(piece))) for piece in pieces) * _FP32_BYTES
 
 
 def find_not_finite(state: OptimizerState, collectives: Collectives) -> str:

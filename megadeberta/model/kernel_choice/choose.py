@@ -7,12 +7,11 @@ draw the same conclusion, and each checks it on its own device before the first 
 
 import json
 import logging
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
+from megadeberta.host import machine_id
 from megadeberta.model.kernel_choice.cache import Facts, KernelCache
 from megadeberta.model.kernel_choice.findings import (
     ENCODER,
@@ -137,17 +136,11 @@ def _names_to_try(setting: str, device_type: str) -> list[str]:
 
 def _find(names: Sequence[str], trial: Trial, facts: Facts, cache: KernelCache, ranks: Ranks) -> tuple[Findings, str]:
     """What holds on all kinds of machines of the job, and where this rank has it from."""
-    own = json.dumps([_machine(), dict(facts)])
+    own = json.dumps([machine_id(), dict(facts)])
     is_first = ranks.all_gather_text(own).index(own) == ranks.rank
     found, source = _find_here(names, trial, facts, cache) if is_first else (None, "")
     texts = ranks.all_gather_text("" if found is None else to_json(found))
     return slowest([from_json(text) for text in texts if text]), source
-
-
-def _machine() -> str:
-    """What ranks on one machine, in one container, have in common: containers of several may share a host name."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}"
 
 
 def _find_here(names: Sequence[str], trial: Trial, facts: Facts, cache: KernelCache) -> tuple[Findings, str]:

@@ -8,10 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from megadeberta.checkpoint import CheckpointStore, Digest, RunRecord, WorldLayout
+from megadeberta.checkpoint.content import WEIGHT
 from megadeberta.checkpoint.durable import write_new_file
+from megadeberta.checkpoint.fragments import Fragment
+from megadeberta.checkpoint.rank_share import Entry, RankContent, RankShare
 from megadeberta.checkpoint.stages import save_at_once
 
 WORLD_SIZE = 2
@@ -68,9 +72,21 @@ def content(step: int, name: str) -> bytes:
     return f"{name} of step {step}\n".encode() * 200
 
 
+def share(rank: int, step: int, size: int = 1000) -> RankShare:
+    """A rank's part of one parameter, about 4 kB; different for every step and rank."""
+    piece = Fragment(name="weight", shape=(WORLD_SIZE * size,), start=rank * size, stop=(rank + 1) * size)
+    record = RankContent(fragments=(piece,), counters={"step": step}, scaler={})
+    return RankShare(rank, record, [Entry(WEIGHT, piece, lambda: values(rank, step, size))])
+
+
+def values(rank: int, step: int, size: int = 1000) -> np.ndarray:
+    """What ``share`` holds."""
+    return np.random.default_rng([rank, step]).standard_normal(size, dtype=np.float32)
+
+
 def write_files(rank: int, step: int) -> Callable[[Path], dict[str, Digest]]:
-    """A rank's two files: weights from rank 0 only, optimizer from every rank."""
-    names = [f"optim-{rank}.pt"] + (["weights.pt"] if rank == 0 else [])
+    """A file of every rank and one of rank 0, beside those of all."""
+    names = [f"own-{rank}.txt"] + (["spm.model"] if rank == 0 else [])
 
     def write(folder: Path) -> dict[str, Digest]:
         return {name: write_new_file(folder / name, content(step, name)) for name in names}
@@ -94,7 +110,11 @@ def save(
         return [
             save_at_once(
                 store.stages(
-                    step, write_files(rank, step), run=run_record(world_size), rank_state={"step": step}, **options
+                    step,
+                    share(rank, step),
+                    run=run_record(world_size),
+                    write_more=write_files(rank, step),
+                    **options,
                 )
             )
             for step in steps
@@ -118,7 +138,7 @@ class FailingCalls:
         def call(*args: Any, **options: Any) -> Any:
             if threading.current_thread().name != thread:
                 return real(*args, **options)
-            if name == "open" and not args[1] & os.O_CREAT:
+            if name == "open" and not args[1] & (os.O_CREAT | os.O_WRONLY):
                 return real(*args, **options)
             self.calls.append(name)
             index = len(self.calls) - 1

@@ -34,7 +34,7 @@ def test_what_would_move_the_samples_or_the_weights_is_refused_with_the_way_to_d
 
 def test_a_damaged_checkpoint_is_not_begun_with(tmp_path: Path) -> None:
     save(tmp_path, 5)
-    file = tmp_path / "step-5" / "weights.pt"
+    file = tmp_path / "step-5" / "spm.model"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(CheckpointError, match=r"weights\.pt: sha256"):
+    with pytest.raises(CheckpointError, match=r"spm\.model: sha256"):
         begin_from(tmp_path / "step-5", collectives=SingleProcess(), run=run_record(1))

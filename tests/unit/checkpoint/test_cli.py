@@ -25,7 +25,7 @@ def test_list_shows_size_layout_and_the_latest(output_dir: Path) -> None:
     newest = next(line for line in result.output.splitlines() if "step-200" in line)
     files = [path for path in (output_dir / "checkpoints/step-200").iterdir() if path.name != "manifest.json"]
     size = f"{sum(path.stat().st_size for path in files) / 1000:.1f} kB"
-    assert newest.split()[:8] == ["step-200", "200", *size.split(), "6", "2", "1", "fp32"]
+    assert newest.split()[:8] == ["step-200", "200", *size.split(), "5", "2", "1", "fp32"]
     assert "latest" in newest
     assert "step-100" in result.output
 
@@ -43,24 +43,24 @@ def test_verify_says_sound_for_each(output_dir: Path) -> None:
     result = CliRunner().invoke(app, ["verify", str(output_dir)])
     assert result.exit_code == 0
     lines = result.output.splitlines()
-    assert lines[0].startswith("step-200: sound, 6 files, ")
-    assert lines[1].startswith("step-100: sound, 6 files, ")
+    assert lines[0].startswith("step-200: sound, 5 files, ")
+    assert lines[1].startswith("step-100: sound, 5 files, ")
     assert lines[2] == "latest: step-200"
 
 
 def test_verify_fails_for_damage_and_names_the_file(output_dir: Path) -> None:
-    with (output_dir / "checkpoints/step-100/optim-1.pt").open("r+b") as file:
+    with (output_dir / "checkpoints/step-100/own-1.txt").open("r+b") as file:
         file.write(b"X")
     result = CliRunner().invoke(app, ["verify", str(output_dir)])
     assert isinstance(result.exception, CheckpointError)
     assert "1 of 3 checks failed, the first: " in str(result.exception)
-    assert "step-100/optim-1.pt: sha256 " in str(result.exception)
+    assert "step-100/own-1.txt: sha256 " in str(result.exception)
     assert "step-100: NOT SOUND: " in result.output
     assert "step-200: sound" in result.output
 
 
 def test_verify_of_one_checkpoint_leaves_the_others_alone(output_dir: Path) -> None:
-    (output_dir / "checkpoints/step-100/optim-1.pt").unlink()
+    (output_dir / "checkpoints/step-100/own-1.txt").unlink()
     result = CliRunner().invoke(app, ["verify", str(output_dir), "--name", "step-200"])
     assert result.exit_code == 0
     assert "step-100" not in result.output

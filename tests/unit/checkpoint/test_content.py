@@ -1,19 +1,24 @@
 """Tensors written under one layout and read under another; and files that are not what their index says."""
 
 import json
-import tracemalloc
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from megadeberta.checkpoint import content
-from megadeberta.checkpoint.content import WEIGHT, CheckpointContent, Entry, RankContent, write_tensors
+from megadeberta.checkpoint import CheckpointStore, content
+from megadeberta.checkpoint import store as store_module
+from megadeberta.checkpoint.content import WEIGHT, CheckpointContent
 from megadeberta.checkpoint.fragments import Fragment, TensorSlice
+from megadeberta.checkpoint.rank_share import Entry, RankContent, RankShare
+from megadeberta.checkpoint.stages import save_at_once
 from megadeberta.errors import CheckpointError
-from tests.counting import counted_calls
 from tests.unit.checkpoint.cuts import cut, values_of
+from tests.unit.checkpoint.rank_threads import ThreadCollectives, on_ranks, run_record
 
 SHAPES = {"word": (21, 6), "up": (10, 6), "down": (6, 10), "bias": (10,), "norm": (6,), "kernel": (6, 6, 3)}
 DIMS = {"word": 0, "up": 0, "down": 1, "bias": 0, "norm": None, "kernel": None}
@@ -40,18 +45,31 @@ def _layout(tensor: int, pipeline: int, data: int) -> list[list[Fragment]]:
     return ranks
 
 
-def _write(folder: Path, layout: list[list[Fragment]], updates: float | None = 3.0) -> Path:
-    for rank, fragments in enumerate(layout):
-        counted = tuple(f.model_copy(update={"updates": updates}) for f in fragments)
-        index = RankContent(fragments=counted, counters={"global_steps": 3}, scaler={})
-        (folder / f"rank-{rank}.json").write_text(index.model_dump_json())
+def _rank() -> int:
+    return int(threading.current_thread().name.removeprefix("rank-"))
+
+
+def _write(
+    folder: Path, layout: list[list[Fragment]], updates: float | None = 3.0, ranks_of_a_machine: int = 3
+) -> Path:
+    """As many ranks write it at once, on so many machines."""
+
+    def body(collectives: ThreadCollectives) -> Path | None:
+        rank = collectives.rank
+        counted = tuple(fragment.model_copy(update={"updates": updates}) for fragment in layout[rank])
         entries = [
             Entry(state, fragment, lambda s=state, f=fragment: values_of(f, VALUES[s, f.name]))
-            for fragment in fragments
+            for fragment in layout[rank]
             for state in STATES
         ]
-        write_tensors(folder / f"rank-{rank}.safetensors", entries)
-    return folder
+        share = RankShare(rank, RankContent(fragments=counted, counters={"global_steps": 3}, scaler={}), entries)
+        store = CheckpointStore(folder, collectives=collectives, keep_last=1)
+        return save_at_once(store.stages(3, share, run=run_record(len(layout)), required=True))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "machine_id", lambda: f"machine {_rank() // ranks_of_a_machine}")
+        (written,) = set(on_ranks(body, len(layout)))
+    return written
 
 
 @pytest.fixture(params=[1 << 22, 7], ids=["", "in small blocks"])
@@ -76,12 +94,26 @@ def test_what_one_layout_wrote_every_other_one_reads_bit_for_bit(tmp_path: Path,
     assert checkpoint.counters == {"global_steps": 3}
 
 
-def test_the_files_are_plain_safetensors(tmp_path: Path) -> None:
-    (fragments,) = _layout(1, 1, 1)
-    _write(tmp_path, [fragments])
-    tensors = safetensors.numpy.load_file(tmp_path / "rank-0.safetensors")
-    assert tensors.keys() == {f"{state}/{name}" for state in STATES for name in SHAPES}
-    assert (tensors["exp_avg/down"] == VALUES["exp_avg", "down"].reshape(-1)).all()
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("ranks_of_a_machine", [1, 2, 8])
+def test_a_file_of_a_machine_is_a_plain_one_of_safetensors(
+    tmp_path: Path, layout: tuple[int, int, int], ranks_of_a_machine: int
+) -> None:
+    ranks = _layout(*layout)
+    folder = _write(tmp_path, ranks, ranks_of_a_machine=ranks_of_a_machine)
+    machines = -(-len(ranks) // ranks_of_a_machine)
+    names = {f"node-{number}.safetensors" for number in range(machines)}
+    assert {path.name for path in folder.iterdir()} == names | {"index.json", "manifest.json"}
+    for number, name in enumerate(sorted(names)):
+        tensors = safetensors.numpy.load_file(folder / name)
+        for rank in range(len(ranks))[number * ranks_of_a_machine : (number + 1) * ranks_of_a_machine]:
+            record = RankContent.model_validate_json(tensors.pop(f"rank-{rank}/record").tobytes())
+            assert [fragment.name for fragment in record.fragments] == [fragment.name for fragment in ranks[rank]]
+            for fragment in ranks[rank]:
+                for state in STATES:
+                    found = tensors.pop(f"rank-{rank}/{state}/{fragment.name}")
+                    assert found.tobytes() == values_of(fragment, VALUES[state, fragment.name]).tobytes()
+        assert not tensors
 
 
 @pytest.fixture
@@ -89,8 +121,14 @@ def folder(tmp_path: Path) -> Path:
     return _write(tmp_path, _layout(2, 1, 2))
 
 
+def _edit_index(folder: Path, edit: Callable[[list[dict[str, Any]]], object]) -> None:
+    index = json.loads((folder / "index.json").read_bytes())
+    edit(index)
+    (folder / "index.json").write_text(json.dumps(index))
+
+
 def test_a_missing_rank_is_found_by_its_elements(folder: Path) -> None:
-    (folder / "rank-3.json").unlink()
+    _edit_index(folder, lambda index: index.pop())
     checkpoint = CheckpointContent(folder)
     wanted = Fragment(name="up", shape=(10, 6), start=0, stop=60)
     with pytest.raises(CheckpointError, match=r"holds \d+ of 60 elements of weight/up; the checkpoint is damaged"):
@@ -106,76 +144,56 @@ def test_other_names_shapes_and_counts_are_refused(folder: Path) -> None:
     other = Fragment(name="up", shape=(6, 10), start=0, stop=60)
     with pytest.raises(CheckpointError, match=r"up has shape \[10, 6\] there, \[6, 10\] here; resume with the model"):
         checkpoint.read(WEIGHT, other, np.empty(60, dtype=np.float32))
-    index = json.loads((folder / "rank-3.json").read_bytes())
-    index["fragments"][1]["updates"] = 4
-    (folder / "rank-3.json").write_text(json.dumps(index))
-    name = index["fragments"][1]["name"]
-    with pytest.raises(CheckpointError, match=rf"{name} has fragments of different updates; the checkpoint is damaged"):
-        CheckpointContent(folder).updates(name)
+    changed = checkpoint.names[-1]
+
+    def count_another(index: list[dict[str, Any]]) -> None:
+        held = [f for entry in index for f in entry["content"]["fragments"] if f["name"] == changed]
+        assert len(held) > 1
+        held[-1]["updates"] = 4
+
+    _edit_index(folder, count_another)
+    with pytest.raises(CheckpointError, match=rf"{changed} has fragments of different updates; the checkpoint is dama"):
+        CheckpointContent(folder).updates(changed)
 
 
 def test_files_that_are_no_tensors_or_other_ones_are_refused(folder: Path) -> None:
     wanted = Fragment(name="up", shape=(10, 6), slice=TensorSlice(0, 0, 10), start=0, stop=60)
     out = np.empty(60, dtype=np.float32)
-    whole = (folder / "rank-0.safetensors").read_bytes()
+    path = folder / "node-0.safetensors"
+    whole = path.read_bytes()
     for damaged in (b"", b"\x80\x04.", whole[:-1]):
-        (folder / "rank-0.safetensors").write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"rank-0\.safetensors: cannot be read as tensors .*; the checkpoint"):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"node-0\.safetensors: cannot be read as tensors .*; the checkpoint"):
             CheckpointContent(folder).read(WEIGHT, wanted, out)
-    (folder / "rank-0.safetensors").unlink()
-    safetensors.numpy.save_file({"weight/up": np.zeros(3, dtype=np.float64)}, folder / "rank-0.safetensors")
-    with pytest.raises(CheckpointError, match=r"rank-0\.safetensors: weight/up is F64 \[3\], its index says F32 \[\d+"):
+    path.unlink()
+    safetensors.numpy.save_file({"rank-0/weight/up": np.zeros(3, dtype=np.float64)}, path)
+    message = r"node-0\.safetensors: rank-0/weight/up is F64 \[3\], its index says F32 \[\d+"
+    with pytest.raises(CheckpointError, match=message):
         CheckpointContent(folder).read(WEIGHT, wanted, out)
 
 
+CONTENT = '{"fragments": [], "counters": {}, "scaler": {}}'
+OUTSIDE = CONTENT.replace("[]", '[{"name": "a", "shape": [2], "start": 0, "stop": 3}]')
+
+
 @pytest.mark.parametrize(
-    "index", [b"\x80\x04.", b"[]", b'{"fragments": [{"name": "a", "shape": [2], "start": 0, "stop": 3}]}']
+    "index",
+    [
+        b"\x80\x04.",
+        b"",
+        b"[]",
+        b"{}",
+        b"[{}]",
+        f'[{{"file": "node-0.safetensors", "content": {OUTSIDE}}}]'.encode(),
+        f'[{{"file": "../node-0.safetensors", "content": {CONTENT}}}]'.encode(),
+        f'[{{"file": "/etc/passwd", "content": {CONTENT}}}]'.encode(),
+        f'[{{"file": "node-0.safetensors\\n", "content": {CONTENT}}}]'.encode(),
+    ],
 )
 def test_an_index_that_is_none_is_refused(folder: Path, index: bytes) -> None:
-    (folder / "rank-0.json").write_bytes(index)
-    with pytest.raises(CheckpointError, match=r"rank-0\.json: is no index of tensors .*the checkpoint is damaged"):
+    (folder / "index.json").write_bytes(index)
+    with pytest.raises(CheckpointError, match=r"index\.json: is no index of tensors .*the checkpoint is damaged"):
         CheckpointContent(folder)
-    (folder / "rank-0.json").unlink()
-    with pytest.raises(CheckpointError, match=r"rank-0\.json: is no index of tensors \(No such file"):
+    (folder / "index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"index\.json: is no index of tensors \(No such file"):
         CheckpointContent(folder)
-
-
-@pytest.mark.parametrize("ranks", [1024, 4096])
-def test_a_rank_of_many_opens_one_index_with_few_calls_and_100_mb(
-    tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As ZeRO 1 cuts 1.5B parameters: about one fragment per rank."""
-    each = 1_567_828_068 // ranks
-    for rank in range(ranks):
-        piece = Fragment(
-            name=f"layer.{rank % 784}.weight", shape=(ranks * each,), start=rank * each, stop=(rank + 1) * each
-        )
-        index = RankContent(fragments=(piece,), counters={"global_steps": 3}, scaler={})
-        (tmp_path / f"rank-{rank}.json").write_text(index.model_dump_json())
-    parts = [(tmp_path / f"rank-{rank}.json").read_text() for rank in range(ranks)]
-    (tmp_path / "index.json").write_text("[" + ",".join(parts) + "]")
-    opened: list[str] = []
-    read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: (opened.append(path.name), read(path))[1])
-    tracemalloc.start()
-    with counted_calls() as calls:
-        merged = CheckpointContent(tmp_path)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert opened == ["index.json"]
-    assert 0 < calls.made < 300 * ranks
-    assert peak < 100 * 10**6
-    (tmp_path / "index.json").unlink()
-    opened.clear()
-    older = CheckpointContent(tmp_path)
-    assert len(opened) == ranks
-    assert older.names == merged.names
-    assert older.counters == merged.counters
-
-
-def test_an_index_of_all_ranks_that_is_none_is_refused(tmp_path: Path) -> None:
-    folder = _write(tmp_path, _layout(1, 1, 2))
-    for text in ("[]", "{}", "[{}]", ""):
-        (folder / "index.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"index\.json: is no index of tensors .*the checkpoint is damaged"):
-            CheckpointContent(folder)

@@ -47,7 +47,7 @@ def test_a_hundred_single_bit_flips_are_all_found(root: Path) -> None:
     random.seed(7)
     target = root / "step-300"
     names = sorted(path.name for path in target.iterdir())
-    assert len(names) == 7  # the manifest is one of them
+    assert len(names) == 6  # the manifest is one of them
     for index in range(100):
         path = target / names[index % len(names)]
         whole = path.read_bytes()
@@ -81,10 +81,17 @@ def test_a_flipped_bit_in_the_pointer_leads_to_a_sound_checkpoint_or_an_error(ro
 
 
 def _swap(root: Path) -> None:
-    first, second = root / "step-300/optim-0.pt", root / "step-300/optim-1.pt"
+    first, second = root / "step-300/own-0.txt", root / "step-300/own-1.txt"
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
+
+
+def _swap_parts(path: Path, first: int, second: int) -> None:
+    """Of a file, two parts of equal length that touch."""
+    content, size = path.read_bytes(), second - first
+    parts = content[second : second + size] + content[first:second]
+    path.write_bytes(content[:first] + parts + content[second + size :])
 
 
 def _edit_manifest(root: Path) -> None:
@@ -124,32 +131,52 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], int, str]] = {
         200,
         r"step-300: is a symbolic link",
     ),
-    "file missing": (
-        lambda root: (root / "step-300/optim-1.pt").unlink(),
+    "tensors truncated": (
+        lambda root: _zero(root / "step-300/node-0.safetensors", 9000),
         200,
-        r"step-300/optim-1\.pt: is missing, the manifest lists it; the checkpoint is damaged; use an older one",
+        r"node-0\.safetensors: 9000 bytes, the manifest says 24576 \(written by ranks 0 to 1 at step 300\)",
+    ),
+    "tensors too long": (
+        lambda root: (root / "step-300/node-0.safetensors").open("ab").write(b"\0"),
+        200,
+        r"node-0\.safetensors: 24577 bytes, the manifest says 24576",
+    ),
+    "tensors swapped between ranks": (
+        lambda root: _swap_parts(root / "step-300/node-0.safetensors", 8192, 16384),
+        200,
+        r"node-0\.safetensors: sha256 of bytes (8192 to 16384|16384 to 24576) [0-9a-f]{12}…, the manifest says",
+    ),
+    "tensors of another step": (
+        lambda root: shutil.copy(root / "step-200/node-0.safetensors", root / "step-300/node-0.safetensors"),
+        200,
+        r"node-0\.safetensors: sha256 of bytes \d+ to \d+ .* \(written by rank [01] at step 300\)",
+    ),
+    "file missing": (
+        lambda root: (root / "step-300/own-1.txt").unlink(),
+        200,
+        r"step-300/own-1\.txt: is missing, the manifest lists it; the checkpoint is damaged; use an older one",
     ),
     "file truncated": (
-        lambda root: _zero(root / "step-300/optim-1.pt", 100),
+        lambda root: _zero(root / "step-300/own-1.txt", 100),
         200,
-        r"optim-1\.pt: 100 bytes, the manifest says 4\d\d\d \(written by rank 1 at step 300\)",
+        r"own-1\.txt: 100 bytes, the manifest says 4\d\d\d \(written by rank 1 at step 300\)",
     ),
-    "file empty": (lambda root: _zero(root / "step-300/weights.pt", 0), 200, r"weights\.pt: 0 bytes, the manifest"),
-    "files swapped between ranks": (_swap, 200, r"optim-[01]\.pt: sha256 [0-9a-f]{12}…, the manifest says"),
+    "file empty": (lambda root: _zero(root / "step-300/spm.model", 0), 200, r"spm\.model: 0 bytes, the manifest"),
+    "files swapped between ranks": (_swap, 200, r"own-[01]\.txt: sha256 [0-9a-f]{12}…, the manifest says"),
     "file of another step": (
-        lambda root: shutil.copy(root / "step-200/weights.pt", root / "step-300/weights.pt"),
+        lambda root: shutil.copy(root / "step-200/spm.model", root / "step-300/spm.model"),
         200,
-        r"weights\.pt: sha256 .* \(written by rank 0 at step 300\)",
+        r"spm\.model: sha256 .* \(written by rank 0 at step 300\)",
     ),
     "file is a link": (
         lambda root: (
-            (root / "step-300/weights.pt").unlink(),
-            (root / "step-300/weights.pt").symlink_to(root / "step-200/weights.pt"),
+            (root / "step-300/spm.model").unlink(),
+            (root / "step-300/spm.model").symlink_to(root / "step-200/spm.model"),
         ),
         200,
-        r"weights\.pt: ",
+        r"spm\.model: ",
     ),
-    "file too many": (lambda root: (root / "step-300/extra.pt").touch(), 200, r"extra\.pt: is not in the manifest"),
+    "file too many": (lambda root: (root / "step-300/extra.txt").touch(), 200, r"extra\.txt: is not in the manifest"),
     "manifest missing": (
         lambda root: (root / "step-300/manifest.json").unlink(),
         200,
@@ -296,7 +323,7 @@ def test_a_rank_that_sees_another_manifest_stops_all_ranks(root: Path) -> None:
 def test_a_rank_that_does_not_see_a_file_stops_all_ranks(root: Path) -> None:
     blind = root.parent / "blind"
     shutil.copytree(root, blind)
-    (blind / "step-300/optim-0.pt").unlink()
+    (blind / "step-300/own-0.txt").unlink()
 
     def resume(collectives):
         own = blind if collectives.rank == 1 else root
@@ -304,17 +331,19 @@ def test_a_rank_that_does_not_see_a_file_stops_all_ranks(root: Path) -> None:
 
     for error in on_ranks(resume):
         assert (
-            "optim-0.pt: is missing, the manifest lists it; the checkpoint is damaged; use an older one (seen by"
+            "own-0.txt: is missing, the manifest lists it; the checkpoint is damaged; use an older one (seen by"
             in str(error)
         )
 
 
-def test_a_manifest_of_a_newer_format_says_so(root: Path) -> None:
+def test_a_manifest_of_another_format_says_so(root: Path) -> None:
     folder = root / "step-300"
-    newer = read_manifest(folder).model_copy(update={"format_version": FORMAT_VERSION + 1})
-    (folder / "manifest.json").write_bytes(encode_manifest(newer))
-    with pytest.raises(CheckpointError, match=r"format version 3, this megadeberta reads version 2; use the"):
-        read_manifest(folder)
+    for version in (FORMAT_VERSION + 1, FORMAT_VERSION - 1):
+        other = read_manifest(root / "step-200").model_copy(update={"format_version": version})
+        (folder / "manifest.json").write_bytes(encode_manifest(other))
+        message = rf"format version {version}, this megadeberta reads version {FORMAT_VERSION}; use the megadeberta"
+        with pytest.raises(CheckpointError, match=message):
+            read_manifest(folder)
 
 
 def test_a_manifest_that_lists_a_path_is_refused(root: Path) -> None:
@@ -335,10 +364,10 @@ def test_a_manifest_with_a_wrong_field_names_it(root: Path) -> None:
 
 
 def test_a_device_file_in_place_of_a_file_does_not_hang(root: Path) -> None:
-    path = root / "step-300/weights.pt"
+    path = root / "step-300/spm.model"
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(CheckpointError, match=r"weights\.pt: 0 bytes, the manifest says"):
+    with pytest.raises(CheckpointError, match=r"spm\.model: 0 bytes, the manifest says"):
         verify_checkpoint(path.parent)
     (root / "latest").unlink()
     os.mkfifo(root / "latest")
@@ -354,7 +383,7 @@ def test_the_manifest_is_plain_sorted_json(root: Path) -> None:
 
 
 def test_a_rejected_checkpoint_is_passed_over_with_its_reason(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _flip(root / "step-300" / "weights.pt", 5)
+    _flip(root / "step-300" / "spm.model", 5)
     point = _resume(root, rejected={"step-200": "step-200: holds a NaN"})
     assert isinstance(point, ResumePoint) and point.folder.name == "step-100"
     assert point.damaged == {"step-200", "step-300"}

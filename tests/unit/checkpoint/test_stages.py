@@ -12,15 +12,13 @@ from megadeberta.checkpoint import CheckpointStore, Digest, SingleProcess, verif
 from megadeberta.checkpoint.folder import read_pointer
 from megadeberta.checkpoint.stages import BackgroundSave
 from megadeberta.errors import StorageError
-from tests.unit.checkpoint.rank_threads import ThreadCollectives, on_ranks, run_record, save, write_files
+from tests.unit.checkpoint.rank_threads import ThreadCollectives, on_ranks, run_record, save, share, write_files
 
 Write = Callable[[Path], dict[str, Digest]]
 
 
-def _beside(
-    store: CheckpointStore, step: int, write: Write, *, drop: Callable[[], None] = lambda: None, ranks: int = 1
-):
-    stages = store.stages(step, write, run=run_record(ranks), rank_state={"step": step})
+def _beside(store: CheckpointStore, step: int, write: Write, *, drop: Callable[[], None] = lambda: None, rank: int = 0):
+    stages = store.stages(step, share(rank, step), run=run_record(), write_more=write)
     return BackgroundSave(step, lambda: stages, drop=drop)
 
 
@@ -38,7 +36,7 @@ def test_a_save_beside_the_caller_is_the_one_that_is_made_at_once(tmp_path: Path
     def body(collectives: ThreadCollectives) -> Path | None:
         store = CheckpointStore(tmp_path / "beside", collectives=collectives, keep_last=1)
         for step in (7, 8):
-            last = _finish(_beside(store, step, write_files(collectives.rank, step), ranks=2))
+            last = _finish(_beside(store, step, write_files(collectives.rank, step), rank=collectives.rank))
         return last
 
     assert on_ranks(body) == [tmp_path / "beside" / "step-8"] * 2
@@ -96,7 +94,7 @@ def test_a_save_that_is_given_up_leaves_the_one_before_and_no_thread(tmp_path: P
 
 def test_a_disk_that_refuses_is_reported_as_by_a_save_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def full(folder: Path) -> dict[str, Digest]:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "weights.pt"))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "spm.model"))
 
     store = CheckpointStore(tmp_path, collectives=SingleProcess(), keep_last=1)
     assert [_finish(_beside(store, step, full)) for step in (1, 2)] == [None, None]

@@ -1,7 +1,6 @@
 """What the store promises: whole or invisible, whatever fails, and never the last one lost."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -9,6 +8,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from megadeberta.checkpoint import CheckpointStore, SingleProcess, verify_checkpoint
 from megadeberta.checkpoint import store as store_module
@@ -17,8 +17,16 @@ from megadeberta.checkpoint.folder import read_pointer
 from megadeberta.checkpoint.stages import save_at_once
 from megadeberta.checkpoint.store import remove_leftovers
 from megadeberta.errors import StorageError
-from tests.counting import Calls
-from tests.unit.checkpoint.rank_threads import FailingCalls, content, on_ranks, run_record, save, write_files
+from tests.unit.checkpoint.rank_threads import (
+    FailingCalls,
+    content,
+    on_ranks,
+    run_record,
+    save,
+    share,
+    values,
+    write_files,
+)
 
 
 def _names(root: Path) -> list[str]:
@@ -30,20 +38,25 @@ def test_a_commit_holds_the_files_of_all_ranks_and_the_pointer_names_it(tmp_path
     results = save(root, 7)
     assert results == [[root / "step-7"], [root / "step-7"]]
     manifest = verify_checkpoint(root / "step-7")
-    assert {name: record.rank for name, record in manifest.files.items()} == {
-        "optim-0.pt": 0,
-        "optim-1.pt": 1,
-        "weights.pt": 0,
-        "rank-0.json": 0,
-        "rank-1.json": 1,
-        "index.json": 0,
+    assert {name: [part.rank for part in record.parts] for name, record in manifest.files.items()} == {
+        "own-0.txt": [0],
+        "own-1.txt": [1],
+        "spm.model": [0],
+        "node-0.safetensors": [0, 1, 0, 1],
+        "index.json": [0],
     }
     assert manifest.step == 7
     assert manifest.run == run_record()
     assert (root / "latest").read_text() == "step-7\n"
-    assert (root / "step-7" / "optim-1.pt").read_bytes() == content(7, "optim-1.pt")
-    assert json.loads((root / "step-7" / "rank-1.json").read_bytes()) == {"step": 7}
-    assert json.loads((root / "step-7" / "index.json").read_bytes()) == [{"step": 7}, {"step": 7}]
+    assert (root / "step-7" / "own-1.txt").read_bytes() == content(7, "own-1.txt")
+    tensors = load_file(root / "step-7" / "node-0.safetensors")
+    assert (tensors.pop("rank-0/weight/weight") == values(0, 7)).all()
+    assert (tensors.pop("rank-1/weight/weight") == values(1, 7)).all()
+    assert json.loads((root / "step-7" / "index.json").read_bytes()) == [
+        {"file": "node-0.safetensors", "content": json.loads(tensors.pop(f"rank-{rank}/record").tobytes())}
+        for rank in range(2)
+    ]
+    assert not tensors
     assert _names(root) == ["latest", "step-7"]
 
 
@@ -54,14 +67,16 @@ def test_everything_is_on_the_disk_before_the_name_that_shows_it(
     for call in ("write", "fsync", "rename", "replace"):
         monkeypatch.setattr(os, call, _recorder(call, getattr(os, call), events, tmp_path))
     store = CheckpointStore(tmp_path, collectives=SingleProcess(), keep_last=1)
-    save_at_once(store.stages(1, write_files(0, 1), run=run_record(1), rank_state={}))
+    save_at_once(store.stages(1, share(0, 1), run=run_record(1), write_more=write_files(0, 1)))
     monkeypatch.undo()
     hidden = ".tmp-step-1"
     written = [
-        f"{hidden}/{name}" for name in ("optim-0.pt", "weights.pt", "rank-0.json", "index.json", "manifest.json")
+        f"{hidden}/{name}" for name in ("own-0.txt", "spm.model", "node-0.safetensors", "index.json", "manifest.json")
     ]
     expected = ["fsync ."]  # the new hidden folder
-    expected += [event for path in written for event in (f"write {path}", f"fsync {path}")]
+    for path in written:
+        parts = 3 if path.endswith(".safetensors") else 1  # header, record and a tensor
+        expected += [*[f"write {path}"] * parts, f"fsync {path}"]
     expected += [f"fsync {hidden}", f"rename {hidden} step-1", "fsync ."]
     expected += ["fsync .tmp-latest", "replace .tmp-latest latest", "fsync ."]
     assert events == expected
@@ -114,7 +129,7 @@ def test_checkpoints_of_a_future_that_the_run_went_back_from_are_left_alone(tmp_
 def test_leftovers_of_a_killed_save_and_a_killed_deletion_are_removed_by_the_next_save(tmp_path: Path) -> None:
     for name in (".tmp-step-3", ".trash-step-1"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "weights.pt").write_bytes(b"half")
+        (tmp_path / name / "spm.model").write_bytes(b"half")
     (tmp_path / ".tmp-latest").write_text("ste")
     save(tmp_path, 3)
     assert _names(tmp_path) == ["latest", "step-3"]
@@ -150,14 +165,14 @@ def test_a_kill_in_the_deletion_of_an_old_checkpoint_leaves_nothing_that_looks_w
 
     def unlink(path, **options):
         real_unlink(path, **options)
-        if stage.startswith("while") and str(path).endswith((".pt", ".json")):
+        if stage.startswith("while") and str(path).endswith((".txt", ".model", ".json", ".safetensors")):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "rename", rename)
     monkeypatch.setattr(os, "unlink", unlink)
     store = CheckpointStore(tmp_path, collectives=SingleProcess(), keep_last=1)
     with pytest.raises(KeyboardInterrupt):
-        save_at_once(store.stages(3, write_files(0, 3), run=run_record(1), rank_state={}))
+        save_at_once(store.stages(3, share(0, 3), run=run_record(1), write_more=write_files(0, 3)))
     monkeypatch.undo()
     for path in tmp_path.glob("step-*"):
         verify_checkpoint(path)
@@ -179,7 +194,7 @@ def test_a_failing_write_fsync_or_rename_at_any_point_leaves_the_pointer_on_a_wh
     tmp_path: Path, rank: int, broken_for_good: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     total = _count_calls(tmp_path, monkeypatch, rank)
-    assert total >= (20 if rank == 0 else 6)
+    assert total >= (20 if rank == 0 else 8)
     for fail_at in range(total):
         code = (errno.ENOSPC, errno.EIO, errno.EDQUOT)[fail_at % 3]
         root = tmp_path / f"fail-{fail_at}"
@@ -207,25 +222,25 @@ def test_a_failed_save_warns_and_names_file_and_cause(
     monkeypatch.undo()
     (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "checkpoint of step 2 could not be written: rank 1: " in message
-    assert ".tmp-step-2/optim-1.pt: No space left on device; the newest checkpoint is step-1" in message
+    assert ".tmp-step-2/own-1.txt: No space left on device; the newest checkpoint is step-1" in message
     assert "TRAINING GOES ON WITHOUT A NEW CHECKPOINT (failure 1; the run stops at failure 3 in a row)" in message
 
 
 def test_the_third_failure_in_a_row_stops_the_run(tmp_path: Path) -> None:
     def full(folder: Path) -> dict:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "weights.pt"))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "spm.model"))
 
     store = CheckpointStore(tmp_path, collectives=SingleProcess(), keep_last=1)
 
     def attempt(step: int, write=full) -> Path | None:
-        return save_at_once(store.stages(step, write, run=run_record(1), rank_state={}))
+        return save_at_once(store.stages(step, share(0, step), run=run_record(1), write_more=write))
 
     assert attempt(1) is None
     assert attempt(2) is None
     assert attempt(3, write_files(0, 3)) is not None
     assert attempt(4) is None
     assert attempt(5) is None
-    message = r"step 6 could not be written: .*weights\.pt: No space left.*newest checkpoint is step-3; free space or"
+    message = r"step 6 could not be written: .*spm\.model: No space left.*newest checkpoint is step-3; free space or"
     with pytest.raises(StorageError, match=message) as caught:
         attempt(6)
     assert caught.value.exit_code == 79
@@ -244,9 +259,14 @@ def test_a_required_save_raises_at_the_first_failure_on_every_rank(
 def test_too_little_free_space_is_found_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 7_100_000, 7_100_000))
-    (error, _) = save(tmp_path, 2, required=True, expected_bytes=8_000_000)
-    assert isinstance(error, StorageError)
-    assert f"needs 8.4 MB, 7.1 MB free on {tmp_path}" in str(error)
+
+    def body(collectives):
+        store = CheckpointStore(tmp_path, collectives=collectives, keep_last=1)
+        return save_at_once(store.stages(2, share(collectives.rank, 2, size=10**6), run=run_record(), required=True))
+
+    for error in on_ranks(body):
+        assert isinstance(error, StorageError)
+        assert f"needs 8.4 MB, 7.1 MB free on {tmp_path}" in str(error)
     assert _names(tmp_path) == []
 
 
@@ -268,7 +288,7 @@ def test_the_last_checkpoint_tells_how_much_the_next_needs(tmp_path: Path, monke
             lambda folder: (folder / "stray").write_text(""),
             "stray: was put into the unfinished checkpoint by",
         ),
-        (lambda folder: (folder / "optim-1.pt").unlink(), "rank 1 wrote optim-1.pt, rank 0 does not find its"),
+        (lambda folder: (folder / "own-1.txt").unlink(), "rank 1 wrote own-1.txt, rank 0 does not find its"),
     ],
 )
 def test_a_folder_that_is_not_what_the_ranks_wrote_is_not_committed(tmp_path: Path, spoil, message: str) -> None:
@@ -281,7 +301,9 @@ def test_a_folder_that_is_not_what_the_ranks_wrote_is_not_committed(tmp_path: Pa
                 spoil(folder)
             return files
 
-        return save_at_once(store.stages(1, write, run=run_record(), rank_state={}, required=True))
+        return save_at_once(
+            store.stages(1, share(collectives.rank, 1), run=run_record(), write_more=write, required=True)
+        )
 
     for error in on_ranks(body):
         assert isinstance(error, StorageError)
@@ -297,7 +319,9 @@ def test_two_ranks_that_write_the_same_name_are_an_error(tmp_path: Path) -> None
             digest = write_new_file(folder / f"own-{collectives.rank}", b"x")
             return {"same.pt": digest}
 
-        return save_at_once(store.stages(1, write, run=run_record(), rank_state={}, required=True))
+        return save_at_once(
+            store.stages(1, share(collectives.rank, 1), run=run_record(), write_more=write, required=True)
+        )
 
     for error in on_ranks(body):
         assert isinstance(error, StorageError)
@@ -327,54 +351,5 @@ def test_a_damaged_checkpoint_is_not_kept_in_place_of_a_sound_one(tmp_path: Path
     save(tmp_path, 1, 2, 3, keep_last=3)
     store = CheckpointStore(tmp_path, collectives=SingleProcess(), keep_last=2)
     store.damaged = frozenset({"step-3"})
-    save_at_once(store.stages(3, write_files(0, 3), run=run_record(1), rank_state={}))
+    save_at_once(store.stages(3, share(0, 3), run=run_record(1), write_more=write_files(0, 3)))
     assert _names(tmp_path) == ["latest", "step-2", "step-3-2"]
-
-
-class _FirstOfMany(SingleProcess):
-    """Rank 0 of a job whose other ranks have written their files already."""
-
-    def __init__(self, root: Path, ranks: int) -> None:
-        self.root, self.ranks, self.calls = root, ranks, Calls()
-
-    def all_gather_text(self, text: str) -> list[str]:
-        (folder,) = self.root.glob(".tmp-*")
-        reports = [text]
-        for rank in range(1, self.ranks):
-            data = json.dumps({"fragments": [f"layer.{rank}.weight"] * 4, "step": 7}).encode()
-            (folder / f"rank-{rank}.json").write_bytes(data)
-            (folder / f"rank-{rank}.safetensors").write_bytes(b"")
-            files = {
-                f"rank-{rank}.json": (len(data), hashlib.sha256(data).hexdigest()),
-                f"rank-{rank}.safetensors": (0, hashlib.sha256(b"").hexdigest()),
-            }
-            reports.append(json.dumps({"files": files, "problem": ""}))
-        self.calls.start()
-        return reports
-
-    def broadcast_text(self, text: str | None) -> str:
-        self.calls.stop()
-        return super().broadcast_text(text)
-
-
-@pytest.mark.parametrize("ranks", [1024, 4096])
-def test_a_commit_of_many_ranks_takes_rank_0_few_calls_a_rank(tmp_path: Path, ranks: int) -> None:
-    many = _FirstOfMany(tmp_path, ranks)
-    store = CheckpointStore(tmp_path, collectives=many, keep_last=1)
-    assert (
-        save_at_once(store.stages(7, write_files(0, 7), run=run_record(1), rank_state={"step": 7}))
-        == tmp_path / "step-7"
-    )
-    assert 0 < many.calls.made < 300 * ranks
-    assert len(json.loads((tmp_path / "step-7" / "index.json").read_bytes())) == ranks
-
-
-def test_an_index_that_rank_0_reads_otherwise_than_it_was_written_fails_the_save(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: real(path) + b" " * (path.name == "rank-0.json"))
-    store = CheckpointStore(tmp_path, collectives=SingleProcess(), keep_last=1)
-    with pytest.raises(StorageError, match=r"rank 0 reads another .*rank-0\.json than rank 0 wrote"):
-        save_at_once(store.stages(1, write_files(0, 1), run=run_record(1), rank_state={}, required=True))
-    assert not list(tmp_path.glob("step-*"))

@@ -145,7 +145,7 @@ def test_a_list_of_checkpoints_fits_the_terminal(tmp_path: Path) -> None:
         config={},
     )
     digest = Digest(3 * 10**9, "0" * 64)
-    file = FileRecord(bytes=digest.bytes, sha256=digest.sha256, rank=0)
+    file = FileRecord.of_one(digest, 0)
     created = "2026-01-02T03:04:05+00:00"
     manifest = Manifest(format_version=FORMAT_VERSION, step=1234500, created=created, run=run, files={"a": file})
     (folder / "manifest.json").write_bytes(encode_manifest(manifest))

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from megadeberta.checkpoint.collectives import SingleProcess
-from megadeberta.checkpoint.content import Entry, RankContent, write_tensors
 from megadeberta.checkpoint.durable import hash_file
 from megadeberta.checkpoint.fragments import Fragment
 from megadeberta.checkpoint.manifest import RunRecord, WorldLayout
+from megadeberta.checkpoint.rank_share import Entry, RankContent, RankShare
 from megadeberta.checkpoint.stages import save_at_once
 from megadeberta.checkpoint.store import CheckpointStore
 from megadeberta.config.model import ModelConfig
@@ -97,10 +97,7 @@ def write_checkpoint(
 
     def write(folder: Path) -> dict:
         shutil.copyfile(spm, folder / "spm.model")
-        return {
-            "rank-0.safetensors": write_tensors(folder / "rank-0.safetensors", entries),
-            "spm.model": hash_file(folder / "spm.model"),
-        }
+        return {"spm.model": hash_file(folder / "spm.model")}
 
     updates = None if average is None else 1.0
     entries = [
@@ -112,8 +109,7 @@ def write_checkpoint(
         for n, t in weights_of(each).items()
     ]
     fragments = {entry.fragment.name: entry.fragment for entry in entries}
-    index = RankContent(fragments=tuple(fragments.values()), counters={}, scaler={})
-
+    share = RankShare(0, RankContent(fragments=tuple(fragments.values()), counters={}, scaler={}), entries)
     run = RunRecord(
         world=WorldLayout(world_size=1, data_parallel=1, zero_stage=1, precision="fp32"),
         versions={},
@@ -131,7 +127,7 @@ def write_checkpoint(
         },
     )
     store = CheckpointStore(output_dir / "checkpoints", collectives=SingleProcess(), keep_last=9)
-    return save_at_once(store.stages(step, write, run=run, rank_state=index.model_dump(mode="json"), required=True))
+    return save_at_once(store.stages(step, share, run=run, write_more=write, required=True))
 
 
 def padded_batch(config: ModelConfig, *, length: int = 13) -> tuple[Tensor, Tensor]:

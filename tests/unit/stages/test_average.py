@@ -56,11 +56,11 @@ def test_too_few_checkpoints_are_counted(tmp_path: Path, run: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_not_averaged(tmp_path: Path, run: Path) -> None:
-    file = run / "checkpoints" / "step-2" / "rank-0.safetensors"
+    file = run / "checkpoints" / "step-2" / "node-0.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"step-2/rank-0\.safetensors: sha256"):
+    with pytest.raises(CheckpointError, match=r"step-2/node-0\.safetensors: sha256"):
         average_checkpoints(run, tmp_path / "mean")
 
 

@@ -51,10 +51,10 @@ def test_the_pointer_goes_before_the_newest_name(run: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _flip_a_bit(run / "checkpoints" / "step-30" / "rank-0.safetensors")
+    _flip_a_bit(run / "checkpoints" / "step-30" / "node-0.safetensors")
     assert load_weights(run).run["step"] == 20
-    assert "step-30/rank-0.safetensors: sha256" in caplog.text
-    with pytest.raises(CheckpointError, match=r"rank-0\.safetensors: sha256 .* the manifest says"):
+    assert "step-30/node-0.safetensors: sha256" in caplog.text
+    with pytest.raises(CheckpointError, match=r"node-0\.safetensors: sha256 .* the manifest says"):
         load_weights(run / "checkpoints" / "step-30")
     (run / "checkpoints" / "latest").write_text("../../elsewhere")
     assert load_weights(run).run["step"] == 20
