@@ -17,8 +17,11 @@ from torch import Tensor, distributed
 from megadeberta.assembly import Assembly, assemble
 from megadeberta.checkpoint.lock import SharedOutputLock
 from megadeberta.checkpoint.manifest import Origin, RunRecord
+from megadeberta.checkpoint.rate_jump import changed_rates, refuse_jump
 from megadeberta.checkpoint.resume import ResumePoint
 from megadeberta.checkpoint.stages import BackgroundSave
+from megadeberta.config.changes import changed_settings
+from megadeberta.config.schedule import learning_rate_factor
 from megadeberta.config.waiting import Waiting
 from megadeberta.data.blend_history import blend_lines, fractions_of
 from megadeberta.data.loader import StepBatch, steps_without_data, training_batches, validation_batches
@@ -33,7 +36,6 @@ from megadeberta.engine.process_group import choose_threads, start_process_group
 from megadeberta.engine.profile import StepProfile
 from megadeberta.engine.replicas import ReplicaCheck
 from megadeberta.engine.same_start import check_same_start
-from megadeberta.engine.schedule import learning_rate_factor, rates_at_resume
 from megadeberta.engine.signals import StopFlag
 from megadeberta.engine.spikes import LossSpikeError
 from megadeberta.engine.state.run_checkpoints import RunCheckpoints, find_own_checkpoint, run_record
@@ -42,7 +44,7 @@ from megadeberta.errors import EXIT_PREEMPTED, CheckpointError
 from megadeberta.observability.journal import Journal, open_journal
 from megadeberta.observability.logs import set_up_logging
 from megadeberta.observability.metrics import METRICS_FILE, read_metrics
-from megadeberta.observability.resume_note import changed_settings, learning_rate_jump, lost_checkpoints, resume_lines
+from megadeberta.observability.resume_note import lost_checkpoints, resume_lines
 from megadeberta.preflight.blend import continued_blend
 from megadeberta.preflight.run import PreparedRun
 from megadeberta.preflight.summary import start_lines
@@ -121,7 +123,10 @@ class _Run:
 
     def _find_checkpoint(self, record: RunRecord) -> ResumePoint | None:
         with Waiting("looking for a checkpoint, verifying it", quiet=self._quiet):
-            return find_own_checkpoint(self.config, run=record, collectives=TorchCollectives(self._device))
+            found = find_own_checkpoint(self.config, run=record, collectives=TorchCollectives(self._device))
+        if found is not None:  # perhaps an older one than was looked at before the start
+            refuse_jump(self.config, found.manifest.run.config, found.step, checkpoint=str(found.folder))
+        return found
 
     def _assemble(self, found: ResumePoint | None) -> Assembly:
         """``found``: the checkpoint that will be loaded, so that no weight is drawn."""
@@ -377,9 +382,8 @@ class _Run:
             self.journal.note(line)
         changes = changed_settings(saved, config.model_dump(mode="json"))
         if changes:
-            self.journal.note(changes)
-        rates = rates_at_resume(config, saved, point.step)
-        if rates and (warning := learning_rate_jump(*rates)):
+            self.journal.note(f"changed since then: {changes}")
+        for warning in changed_rates(config, saved, point.step):
             self.journal.warn(warning)
 
 

@@ -19,10 +19,10 @@ from gpu.scale import Scale
 from megadeberta.assembly import assemble
 from megadeberta.config.load import parse_run_config, read_recipe
 from megadeberta.config.run import RunConfig
+from megadeberta.config.schedule import learning_rate_factor
 from megadeberta.engine.build import build_engine
 from megadeberta.engine.launched import LaunchedStep
 from megadeberta.engine.process_group import start_process_group
-from megadeberta.engine.schedule import learning_rate_factor
 from megadeberta.layers.recipe import micro_batch_of
 from megadeberta.ops.attention.backends import AUTO, BACKENDS
 from megadeberta.preflight.validate import validate_run

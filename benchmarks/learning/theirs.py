@@ -14,13 +14,13 @@ from torch.nn import functional
 
 from learning.plan import Run
 from megadeberta.batch import Batch
+from megadeberta.config.schedule import learning_rate_factor
 from megadeberta.config.training import OptimizerConfig
 from megadeberta.convert.formats.config_json import to_config_json
 from megadeberta.convert.formats.families import choose_target
 from megadeberta.convert.formats.family import ModelKind
 from megadeberta.convert.tokenizer.tokenizer_json import write_tokenizer
 from megadeberta.data.loader import training_batches, validation_batches
-from megadeberta.engine.schedule import learning_rate_factor
 from megadeberta.preflight.run import PreparedRun, prepare_run
 
 

@@ -149,6 +149,12 @@ class CheckpointConfig(Section):
         "auto", description="auto: from the newest intact checkpoint, or from scratch if there is none at all"
     )
 
+    learning_rate_jump: Literal["refuse", "allow"] = Field(
+        "refuse",
+        description="a resume with a learning rate more than 1.1 times above or below both the last one and the one "
+        "that the saved recipe had for that step",
+    )
+
     @model_validator(mode="after")
     def _keeps_what_is_saved(self) -> Self:
         if self.keep_every is not None and self.keep_every % self.interval:

@@ -20,13 +20,13 @@ from matplotlib.figure import Figure
 import megadeberta
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints
 from megadeberta.checkpoint.manifest import Manifest, read_manifest
+from megadeberta.config.changes import flat_settings
 from megadeberta.errors import CheckpointError, ConfigError
 from megadeberta.layers.terms import TERMS, baselines
 from megadeberta.observability.metrics import METRICS_FILE, RECIPE_FILE, Record, read_metrics
 from megadeberta.observability.phase_times import MEMORY, TIME_PREFIX
 from megadeberta.observability.plot import points, smooth
 from megadeberta.observability.report import TRAIN_LOSS, VALID_LOSS, verdicts
-from megadeberta.observability.resume_note import flat_settings
 
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#7f7f7f")
 _MORE_CURVES = {

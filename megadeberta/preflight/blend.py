@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, checkpoint_path, list_checkpoints, read_pointer
-from megadeberta.checkpoint.manifest import read_manifest
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.run import RunConfig
 from megadeberta.config.spikes import sample_after
 from megadeberta.data.blend import Blend
 from megadeberta.data.blend_history import Facts, Stretch, continue_blend, fractions_of
-from megadeberta.errors import CheckpointError
+from megadeberta.preflight.resume import expected_checkpoint
 
 
 @dataclass(frozen=True)
@@ -61,14 +59,9 @@ def plan_sources(config: RunConfig, facts: Facts, segments: Sequence[BlendSegmen
 
 
 def _newest(config: RunConfig) -> tuple[Sequence[BlendSegment], int]:
-    root, source = config.training.output_dir / CHECKPOINTS_FOLDER, config.training.continue_from
-    try:
-        if source is not None and not list_checkpoints(root):
-            manifest = read_manifest(source)
-        else:
-            name = read_pointer(root) or str(list_checkpoints(root)[0])
-            manifest = read_manifest(checkpoint_path(root, name))
-    except (CheckpointError, OSError, IndexError):
-        return (), 0  # none, or a damaged one: what is wrong with it, resuming says
+    found = expected_checkpoint(config)
+    if found is None:
+        return (), 0
+    manifest = found[1]
     spikes, batch = manifest.run.spikes, config.engine.global_batch
     return manifest.run.blend, sample_after(manifest.step * batch, spikes.windows if spikes else ()) // batch

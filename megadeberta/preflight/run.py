@@ -7,7 +7,6 @@ from pathlib import Path
 
 from megadeberta.checkpoint.durable import format_bytes
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints
-from megadeberta.checkpoint.manifest import read_manifest
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.deepspeed_block import BatchAlgebra
 from megadeberta.config.load import load_run_config
@@ -20,6 +19,7 @@ from megadeberta.errors import CheckpointError, ConfigError, StorageError
 from megadeberta.layers.optimizer_rules import checkpoint_bytes
 from megadeberta.layers.recipe import resolved
 from megadeberta.preflight.blend import planned_blend
+from megadeberta.preflight.resume import check_rates, check_resumable
 from megadeberta.preflight.validate import validate_run
 from megadeberta.rank.machine import check_compiler, check_writable
 from megadeberta.storage import free_bytes
@@ -77,7 +77,8 @@ def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> P
     config, algebra, topology = check_recipe(recipe, overrides, world_size=world_size)
     check_nothing_is_missing(config.data)
     facts = check_data(config.data, config.model.vocab_size)
-    _check_resumable(config)
+    check_resumable(config)
+    check_rates(config)
     _check_start(config)
     blend = planned_blend(config, facts.train)
     _check_trackers(config.logging.trackers)
@@ -86,28 +87,6 @@ def prepare_run(recipe: Path, overrides: Sequence[str], *, world_size: int) -> P
     _check_output(config.training.output_dir)
     _check_room(config)
     return PreparedRun(config, algebra, topology, facts, blend, str(recipe))
-
-
-def _check_resumable(config: RunConfig) -> None:
-    """Whether there is anything to resume from, where the recipe demands it; whether it is sound is checked later."""
-    root = config.training.output_dir / CHECKPOINTS_FOLDER
-    if config.checkpoint.resume == "required" and not list_checkpoints(root):
-        raise CheckpointError(f"{root}: there is no checkpoint to resume from; start with checkpoint.resume=auto")
-    source = config.training.continue_from
-    if source is None or list_checkpoints(root):
-        return
-    inside = list_checkpoints(source / CHECKPOINTS_FOLDER)
-    if inside:
-        raise CheckpointError(
-            f"training.continue_from={source}: is a run; give one of its checkpoints, such as "
-            f"{source / CHECKPOINTS_FOLDER / str(inside[0])}"
-        )
-    step = read_manifest(source).step
-    if step >= config.training.steps:
-        raise ConfigError(
-            f"training.continue_from={source} is of step {step}, and training.steps={config.training.steps} counts "
-            "from the beginning of that run: set it above"
-        )
 
 
 def _check_start(config: RunConfig) -> None:

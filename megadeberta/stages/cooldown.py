@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from megadeberta.checkpoint.rate_jump import differs
 from megadeberta.config.run import RunConfig
-from megadeberta.engine.schedule import learning_rate_factor
+from megadeberta.config.schedule import learning_rate_factor
 from megadeberta.errors import ConfigError
-from megadeberta.observability.resume_note import learning_rate_jump
 from megadeberta.stages.parent import Parent, parse_values, stage_values, write_recipe
 
 Shape = Literal["1-sqrt", "linear"]
@@ -81,7 +81,7 @@ def _check_rate(parent: Parent, before: RunConfig, config: RunConfig) -> None:
     then = min(step, before.training.steps - 1)
     old = before.optimizer.lr * learning_rate_factor(before.schedule, step=then, total_steps=before.training.steps)
     new = config.optimizer.lr * learning_rate_factor(config.schedule, step=step, total_steps=config.training.steps)
-    if learning_rate_jump(old, old, new):
+    if differs(old, new):
         raise ConfigError(
             f"{parent.folder}: the learning rate there is {old:.3g}, and a decay from {new:.3g} would begin with a "
             "jump; give a checkpoint of the constant part (schedule.name constant, or wsd before its decay), or accept "

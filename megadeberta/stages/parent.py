@@ -8,11 +8,11 @@ from typing import Any
 
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER, list_checkpoints
 from megadeberta.checkpoint.newest import checkpoint_at
+from megadeberta.config.changes import flat_settings
 from megadeberta.config.load import apply_overrides, parse_run_config
 from megadeberta.config.redact import HIDDEN
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError
-from megadeberta.observability.resume_note import flat_settings
 from megadeberta.storage import write_file
 
 Values = dict[str, Any]

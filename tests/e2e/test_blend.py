@@ -30,7 +30,7 @@ def _recipe(folder: Path, prepared: Path) -> Path:
             "de": {"prefix": str(prepared / "valid"), "weight": 1},
         },
         data__valid={"en": str(prepared / "valid"), "de": str(prepared / "train")},
-        schedule__warmup_steps=1,
+        schedule={"name": "constant", "warmup_steps": 1},
         training__eval_interval=SAVED,
         deepspeed__train_micro_batch_size_per_gpu=BATCH,
     )

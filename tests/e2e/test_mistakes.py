@@ -146,13 +146,33 @@ def test_run_that_is_done_says_so_and_changes_nothing(finished_run: Path, prepar
     assert (finished_run / "run" / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_learning_rate_that_would_jump_is_refused_before_torch_unless_told(
+    finished_run: Path, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished_run / "run", tmp_path / "run")
+    longer = override("training.steps=9")(tmp_path, prepared)
+    code, lines, _ = _run(longer, env={**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPROFILEIMPORTTIME": "1"})
+    assert code == EXIT_USAGE
+    (error,) = [line for line in lines if line.startswith("error: ")]
+    assert re.search(r"step-6: going on after step 6, .* would jump .* by training.steps 6 -> 9; change", error)
+    imported = [line.split("|")[-1].strip() for line in lines if line.startswith("import time:")]
+    assert "megadeberta.preflight.resume" in imported and "torch" not in imported
+
+    code, lines, _ = _run([*longer, "--set", "checkpoint.learning_rate_jump=allow"])
+    output = "\n".join(lines)
+    assert code == 0, output
+    assert re.search(r"resuming from .*step-6, saved .* ago, after step 6 of 9\n.*last losses: training ", output)
+    assert "changed since then: checkpoint.learning_rate_jump refuse -> allow, " in output
+    assert "the learning rate (optimizer.lr) goes from " in output
+
+
 def test_damaged_checkpoints_are_never_a_silent_fresh_start(finished_run: Path, prepared: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(finished_run, tmp_path / "copy"))
     for weights in (copy / "run" / "checkpoints").glob("step-*/node-0.safetensors"):
         data = bytearray(weights.read_bytes())
         data[-1] ^= 1
         weights.write_bytes(data)
-    code, lines, _ = _run(_with_recipe_of(copy, prepared))
+    code, lines, _ = _run(_with_recipe_of(copy, prepared, "training.steps=6"))
     assert code == EXIT_USAGE
     assert re.search(r"error: .*no sound checkpoint to resume from: .*node-0.safetensors.*sha256", "\n".join(lines))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megadeberta.observability.resume_note import changed_settings, learning_rate_jump, lost_checkpoints, resume_lines
+from megadeberta.observability.resume_note import lost_checkpoints, resume_lines
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 
@@ -33,25 +33,6 @@ def test_checkpoint_age_and_last_losses_are_said() -> None:
 def test_a_clock_that_is_wrong_is_no_negative_age(created: str, said: str) -> None:
     (line,) = resume_lines(Path("step-1"), step=1, total_steps=2, created=created, records=[], now=NOW)
     assert said in line
-
-
-def test_every_changed_setting_is_named_with_both_values_and_no_secret() -> None:
-    saved = {"name": "a", "training": {"steps": 60, "tf32": False}, "deepspeed": {"x": {"API_KEY": "old"}}}
-    current = {"name": "b", "training": {"steps": 66, "tf32": True}, "deepspeed": {"x": {"API_KEY": "new"}, "y": 1}}
-    line = changed_settings(saved, current)
-    assert line == "changed since then: deepspeed.y - -> 1, training.steps 60 -> 66, training.tf32 false -> true"
-    assert changed_settings(saved, saved) == ""
-    many = {f"key{number}": number for number in range(30)}
-    assert changed_settings({}, many).endswith("(and 18 more)")
-
-
-def test_only_a_learning_rate_that_was_not_planned_is_a_jump() -> None:
-    assert learning_rate_jump(2.0e-5, 1.9e-5, 1.9e-5) == ""
-    assert learning_rate_jump(2.0e-5, 2.0e-5, 8.9e-5).startswith(
-        "the learning rate jumps from 2.00e-05 to 8.90e-05, 4.45 times as high"
-    )
-    assert learning_rate_jump(0.0, 0.0, 1e-4).startswith("the learning rate jumps from 0.00e+00 to 1.00e-04:")
-    assert learning_rate_jump(1e-3, 1e-3, 1e-5) != ""
 
 
 def test_a_log_without_the_checkpoint_that_it_speaks_of_is_no_new_run() -> None:

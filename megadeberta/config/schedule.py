@@ -1,11 +1,9 @@
 """Learning rate as a pure function of the optimizer step: nothing to save, nothing to restore."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-from megadeberta.config.run import RunConfig
-from megadeberta.config.training import OptimizerConfig, ScheduleConfig
+from megadeberta.config.training import ScheduleConfig
 
 
 def learning_rate_factor(schedule: ScheduleConfig, *, step: int, total_steps: int) -> float:
@@ -67,23 +65,3 @@ _SHAPES: dict[str, Callable[[ScheduleConfig, int, int], float]] = {
     "wsd": _warmup_stable_decay,
 }
 """By ``schedule.name``: schedule, step and number of steps -> factor, after the warm-up."""
-
-
-def rates_at_resume(config: RunConfig, saved: Mapping[str, Any], step: int) -> tuple[float, float, float] | None:
-    """Learning rates where a run goes on after ``step`` steps: of the last step, of the next one as the run that saved
-    the checkpoint would have it, and of the next one now. None where no step is left, or the saved settings say none.
-
-    Args:
-        saved: the configuration that the checkpoint's manifest holds.
-    """
-    try:
-        before = OptimizerConfig.model_validate(saved["optimizer"]).lr
-        schedule, steps = ScheduleConfig.model_validate(saved["schedule"]), int(saved["training"]["steps"])
-    except (KeyError, TypeError, ValueError):  # of a version with other settings
-        return None
-    if step >= config.training.steps:
-        return None
-    last = before * learning_rate_factor(schedule, step=step - 1, total_steps=steps)
-    planned = before * learning_rate_factor(schedule, step=step, total_steps=steps) if step < steps else last
-    factor = learning_rate_factor(config.schedule, step=step, total_steps=config.training.steps)
-    return last, planned, config.optimizer.lr * factor

@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 
+from megadeberta.config.schedule import learning_rate_factor
 from megadeberta.config.training import ScheduleConfig
-from megadeberta.engine.schedule import learning_rate_factor
 
 TOTAL, WARMUP = 1_000_000, 10_000
 
