@@ -150,6 +150,7 @@ def _whole(
         device=device,
         host_group=groups.host,
         skip_limit=config.numerics.skip_limit,
+        batches=config.batches,
         mpu=mpu,
     )
 
@@ -187,6 +188,7 @@ def _pipeline(
         terms=term_names(layers),
         host_group=groups.host,
         skip_limit=config.numerics.skip_limit,
+        batches=config.batches,
     )
 
 

@@ -316,6 +316,7 @@ class _Run:
             total_steps=training.steps,
             segments=self.checkpoints.blend,
             passed_over=self.checkpoints.spikes.windows,
+            batch_stages=training.batch_stages,
             timeout=self.config.parallel.timeout_seconds,
         )
 
@@ -357,7 +358,7 @@ class _Run:
     def _tell_kernels_and_blend(self) -> None:
         attention = self.assembly.attention
         self.journal.note(attention.line)
-        blend = blend_lines(self.checkpoints.blend, global_batch=self.config.engine.global_batch)
+        blend = blend_lines(self.checkpoints.blend, self.config.batches)
         for line in [*_describe_origin(self.checkpoints.origin), *blend]:
             self.journal.note(line)
         self.journal.kernels(attention.taken, resumed=self.done > 0)

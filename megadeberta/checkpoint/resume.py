@@ -20,7 +20,7 @@ from megadeberta.errors import CheckpointError
 log = logging.getLogger(__name__)
 
 _SHOWN_REASONS = 5
-_MASKING = ("mask_rate", "mask_token_prob", "random_token_prob", "max_gram", "whole_word")
+_MASKING = ("mask_rate", "mask_rate_schedule", "mask_token_prob", "random_token_prob", "max_gram", "whole_word")
 MASKS = "data.masks"
 """The line of a fingerprint with the version of the code that draws masks."""
 MAY_CHANGE = frozenset({"data.train", "data.packing", MASKS, *(f"objective.{name}" for name in _MASKING)})

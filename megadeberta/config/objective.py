@@ -1,5 +1,6 @@
 """The objective section: what is predicted, from what, and how the losses are weighed."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -54,6 +55,21 @@ class AutoregressiveConfig(Section):
     )
 
 
+class MaskRateSchedule(Section):
+    """A mask rate that goes from ``objective.mask_rate`` to another one, and stays there."""
+
+    end: float = Field(gt=0, lt=1, description="mask rate from step `steps` on")
+    steps: int = Field(gt=0, description="optimizer steps on the way, of the first ones")
+    shape: Literal["linear", "cosine"] = Field("linear", description="cosine: slow at both ends")
+
+    def rate(self, start: float, step: int) -> float:
+        """The mask rate of step ``step``, counted from 0."""
+        done = min(1.0, step / self.steps)
+        if self.shape == "cosine":
+            done = (1.0 - math.cos(math.pi * done)) / 2
+        return start + (self.end - start) * done
+
+
 class ObjectiveConfig(Section):
     """What is predicted. With ``rtd`` every chosen piece becomes [MASK], by itself, unless told otherwise."""
 
@@ -64,6 +80,9 @@ class ObjectiveConfig(Section):
     )
     mask_rate: float = Field(
         0.15, gt=0, lt=1, description="share of the tokens that become targets; [CLS], [SEP], [UNK] and padding cannot"
+    )
+    mask_rate_schedule: MaskRateSchedule | None = Field(
+        None, description="another rate as the run goes on; validation keeps that of mask_rate; null = none"
     )
     mask_token_prob: float = Field(0.8, ge=0, le=1, description="share of the targets replaced by [MASK]")
     random_token_prob: float = Field(0.1, ge=0, le=1, description="share replaced by a random piece; the rest is kept")
@@ -84,6 +103,16 @@ class ObjectiveConfig(Section):
         if isinstance(values, dict) and values.get("name") == "rtd":
             return _RTD_MASKING | values
         return values
+
+    @property
+    def mask_rates(self) -> tuple[float, float]:
+        """At the start and at the end of the schedule, which goes from the one to the other without leaving them."""
+        return self.mask_rate, self.mask_rate_schedule.end if self.mask_rate_schedule else self.mask_rate
+
+    def mask_rate_at(self, step: int) -> float:
+        """Of the training batch of step ``step``, counted from 0."""
+        schedule = self.mask_rate_schedule
+        return schedule.rate(self.mask_rate, step) if schedule else self.mask_rate
 
     @model_validator(mode="after")
     def _check_shares(self) -> "ObjectiveConfig":

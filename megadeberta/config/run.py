@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
+from megadeberta.config.batches import BatchSizes
 from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import KNOWN_KEYS, OURS, EngineSettings, with_values
 from megadeberta.config.deepspeed_defaults import missing_values
@@ -52,6 +53,11 @@ class RunConfig(Section):
     def engine(self) -> EngineSettings:
         """What this project knows of the deepspeed block. Not cached: ``model_copy`` would keep what was read here."""
         return EngineSettings.of(self.deepspeed)
+
+    @property
+    def batches(self) -> BatchSizes:
+        """The global batch of every step."""
+        return BatchSizes(self.training.batch_stages, self.engine.global_batch)
 
     def with_deepspeed(self, values: Mapping[str, Any]) -> "RunConfig":
         """The recipe with other values in its deepspeed block, by dotted key: ``{"zero_optimization.stage": 2}``."""

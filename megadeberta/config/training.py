@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from megadeberta.config.batches import BatchStage
 from megadeberta.config.section import Section
 
 OptimizerName = Literal["adamw", "muon", "lamb", "stable_adamw"]
@@ -97,6 +98,11 @@ class TrainingConfig(Section):
         None,
         description="a step-N folder of another run, whose weights, optimizer state and place in the data this run "
         "begins with; see docs/stages.md",
+    )
+    batch_stages: tuple[BatchStage, ...] = Field(
+        (),
+        description='batches of the first steps, before that of deepspeed.train_batch_size: [{"steps": 1000, '
+        '"sequences": 256}, ...]',
     )
     ema_decay: float | None = Field(
         None,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megadeberta.config.batches import BatchSizes, BatchStage
 from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import ObjectiveConfig
@@ -61,18 +62,19 @@ def training_table(source: "ModelSource", facts: CardFacts) -> str:
     config = run["config"]
     data, schedule = config["data"], config["schedule"]
     objective = ObjectiveConfig.model_validate(config["objective"])
-    batch = EngineSettings.of(config["deepspeed"]).global_batch or "?"
+    stages = [BatchStage.model_validate(stage) for stage in config["training"].get("batch_stages", ())]
+    batches = BatchSizes(stages, EngineSettings.of(config["deepspeed"]).global_batch)
     records = [record for record in read_metrics(_run_folder(source) / METRICS_FILE) if record["step"] <= run["step"]]
     rows = {
         "objective": objective_of(objective).describe(objective),
         "optimizer steps": f"{run['step']:,} of {config['training']['steps']:,}",
-        "sequences per step": f"{batch} of {data['sequence_length']} tokens",
+        "sequences per step": f"{batches.describe() if batches.last else '?'} of {data['sequence_length']} tokens",
         "training data": _training_data(data["train"]),
         **facts.rows(),
         "learning rate": f"{config['optimizer']['lr']}, {schedule['name']}, {schedule['warmup_steps']:,} warm-up steps",
         "seed": config["training"]["seed"],
         "hardware": _hardware(run),
-        **_duration(records, batch, data["sequence_length"]),
+        **_duration(records, batches, data["sequence_length"]),
         **_losses(records, ModelConfig.model_validate(config["model"]), objective),
     }
     return _table(rows)
@@ -115,12 +117,12 @@ def _hardware(run: Mapping[str, Any]) -> str:
     return f"{world['world_size']} x {name}, {world['precision']}, ZeRO stage {world['zero_stage']}"
 
 
-def _duration(records: Sequence[Mapping[str, Any]], batch: object, length: int) -> dict[str, str]:
+def _duration(records: Sequence[Mapping[str, Any]], batches: BatchSizes, length: int) -> dict[str, str]:
     """Hours of the logged steps, by their speeds."""
-    speeds = [record["tokens_per_second"] for record in records if record.get("tokens_per_second")]
-    if not speeds or not isinstance(batch, int):
+    timed = [record for record in records if record.get("tokens_per_second")]
+    if not timed or not batches.last:
         return {}
-    hours = sum(batch * length / speed for speed in speeds) / 3600
+    hours = sum(batches.at(each["step"] - 1) * length / each["tokens_per_second"] for each in timed) / 3600
     return {"time": f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"}
 
 

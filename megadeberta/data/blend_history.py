@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from megadeberta.config.batches import BatchSizes
 from megadeberta.config.blend import BlendSegment, BlendSource, TrainSource
 from megadeberta.config.data import DataConfig
 from megadeberta.data.blend import Blend, whole_weights
@@ -31,11 +32,11 @@ Facts = Mapping[str, SourceFacts]
 
 @dataclass(frozen=True)
 class Stretch:
-    """The part of a run that is to come: samples ``[start, stop)``, and the samples of a step."""
+    """The part of a run that is to come: samples ``[start, stop)``, and the samples of its steps."""
 
     start: int
     stop: int
-    global_batch: int
+    batches: BatchSizes
 
 
 def continue_blend(
@@ -130,11 +131,12 @@ def _check_left(data: DataConfig, facts: Facts, taken: Mapping[str, int], budget
 def _check_length(budgets: Mapping[str, float], stretch: Stretch) -> None:
     """The last step may end beyond the budgets, as they rarely are a whole number of steps."""
     left = math.fsum(budgets.values())
-    if budgets and stretch.stop - stretch.start >= left + stretch.global_batch:
-        steps = (stretch.start + math.ceil(left)) // stretch.global_batch
+    batches, whole = stretch.batches, stretch.batches.steps_within(stretch.stop)
+    if budgets and stretch.stop - stretch.start >= left + batches.at(whole - 1):
+        steps = batches.steps_within(stretch.start + math.ceil(left))
         raise ConfigError(
             f"data.train: the budgets of its sources last until step {steps}, and training.steps="
-            f"{stretch.stop // stretch.global_batch}; raise the budgets or set training.steps={steps}"
+            f"{whole}; raise the budgets or set training.steps={steps}"
         )
 
 
@@ -155,13 +157,13 @@ def _check_contents(facts: Facts, saved: Sequence[BlendSegment]) -> None:
             )
 
 
-def blend_lines(segments: Sequence[BlendSegment], *, global_batch: int) -> list[str]:
+def blend_lines(segments: Sequence[BlendSegment], batches: BatchSizes) -> list[str]:
     """What a start says of a blend: where in the run it changed, and its fractions now; nothing without a blend."""
     if not segments:
         return []
     shown = ", ".join(f"{name} {fraction:.4f}" for name, fraction in fractions_of(segments[-1]).items())
     changes = [
-        f"blend changed after step {after.first_sample // global_batch} (sample {after.first_sample}): "
+        f"blend changed after step {batches.steps_within(after.first_sample)} (sample {after.first_sample}): "
         f"{describe_change(before, after)}"
         for before, after in pairwise(segments)
     ]

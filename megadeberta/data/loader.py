@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from megadeberta.batch import FIELDS, SAMPLE_NUMBERS, Batch, batch_fields
+from megadeberta.config.batches import BatchSizes, BatchStage
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
@@ -74,12 +75,15 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
         data_rank: int,
         segments: Sequence[BlendSegment] = (),
         passed_over: Sequence[PassedOver] = (),
+        batch_stages: Sequence[BatchStage] = (),
     ) -> None:
         self._passed_over = tuple(passed_over)
+        self._batches = BatchSizes(tuple(batch_stages), algebra.global_batch)
         self._data = data
         self._samples = TrainingSamples(data, seed, segments)
         self._algebra = algebra
         self._data_rank = data_rank
+        self._objective = objective
         self._targets = _load_targets(data, objective)
         self._fields = batch_fields(data, objective)
         self._sent = tuple(name for name in self._fields if FIELDS[name].from_targets)
@@ -94,12 +98,13 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
     def samples(self, step: int) -> NDArray[np.int64]:
         """This rank's global samples at a step, in the order of its micro batches: ``[N]``."""
         algebra = self._algebra
-        micro_batches = np.arange(algebra.accumulation)[:, None] * algebra.data_parallel + self._data_rank
+        accumulation = self._batches.at(step) // (algebra.micro_batch * algebra.data_parallel)
+        micro_batches = np.arange(accumulation)[:, None] * algebra.data_parallel + self._data_rank
         samples = self._first_sample(step) + micro_batches * algebra.micro_batch + np.arange(algebra.micro_batch)
         return samples.reshape(-1)
 
     def _first_sample(self, step: int) -> int:
-        return sample_after(step * self._algebra.global_batch, self._passed_over)
+        return sample_after(self._batches.samples(step), self._passed_over)
 
     def unpack(self, packed: _PackedStep) -> StepBatch:
         """The micro batches of a packed step."""
@@ -127,7 +132,10 @@ class TrainingBatches(Dataset[_PackedStep | MegadebertaError]):
         stride = worker.num_workers if worker else 1  # a worker makes every stride-th step
         for later in range(_STEPS_READ_AHEAD):
             self._samples.read_ahead(self.samples(step + later * stride))
-        made = self._targets(*self._samples.read(samples))
+        targets = self._targets
+        if self._objective.mask_rate_schedule is not None:
+            targets = targets.at_rate(self._objective.mask_rate_at(step))
+        made = targets(*self._samples.read(samples))
         size = self._algebra.micro_batch
         batches = [made.rows(start, start + size) for start in range(0, len(samples), size)]
         fields = [batch.field(name).reshape(-1) for batch in batches for name in self._sent]
@@ -203,6 +211,7 @@ def training_batches(
     total_steps: int,
     segments: Sequence[BlendSegment] = (),
     passed_over: Sequence[PassedOver] = (),
+    batch_stages: Sequence[BatchStage] = (),
     timeout: float = 0,
 ) -> StepIterator:
     """This rank's share of steps ``start_step`` to ``total_steps - 1``.
@@ -210,6 +219,8 @@ def training_batches(
     Args:
         segments: of a blend, from ``continue_blend``; empty where ``data.train`` is one prefix.
         passed_over: samples that no step trains on.
+        batch_stages: batches of the first steps, each a multiple of the micro batch on every data-parallel rank;
+            ``algebra`` has that of the others.
         timeout: seconds to wait for a worker process; 0 = without end.
 
     Raises:
@@ -224,6 +235,7 @@ def training_batches(
         data_rank=data_rank,
         segments=segments,
         passed_over=passed_over,
+        batch_stages=batch_stages,
     )
     return StepIterator(batches, range(start_step, total_steps), workers=data.loader_workers, timeout=timeout)
 

@@ -16,6 +16,7 @@ Where a script has no spaces there are no words to be had: each piece is a unit 
 
 # B sequences · L tokens · Q slots for masked tokens · K most tokens a row can have masked
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -81,6 +82,12 @@ class MlmMasker:
         self._kinds = kinds_with_words(piece_kinds)
         self._mask_id = mask_id
         self._replacements = np.flatnonzero(piece_kinds != PieceKind.SPECIAL)
+
+    def at_rate(self, rate: float) -> "MlmMasker":
+        """The same with another mask rate."""
+        other = copy.copy(self)
+        other._objective = self._objective.model_copy(update={"mask_rate": rate})
+        return other
 
     def __call__(self, tokens: NDArray[np.int64], sample_keys: Words) -> MaskedBatch:
         """Mask ``tokens [B, L]`` with ``sample_keys [B]``; Q is what the row with the most masked tokens needs."""

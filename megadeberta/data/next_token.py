@@ -6,6 +6,8 @@ travels as one number: the length of the prefix that is seen from both sides; 0 
 
 # B sequences · L tokens · Q slots for targets
 
+import copy
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +29,12 @@ class NextTokenTargets:
         has_masked = "mlm_loss" in objective_of(objective).loss_weights(objective)
         self._share = self._config.share if has_masked else 1.0
         self._masker = MlmMasker(objective, piece_kinds, mask_id=mask_id)
+
+    def at_rate(self, rate: float) -> "NextTokenTargets":
+        """The same with another mask rate."""
+        other = copy.copy(self)
+        other._masker = self._masker.at_rate(rate)
+        return other
 
     def __call__(self, tokens: NDArray[np.int64], sample_keys: Words) -> MaskedBatch:
         """Targets for ``tokens [B, L]`` with ``sample_keys [B]``.

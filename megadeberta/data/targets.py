@@ -23,6 +23,9 @@ class Targets(Protocol):
     def __call__(self, tokens: NDArray[np.int64], sample_keys: Words) -> MaskedBatch:
         """For ``tokens [B, L]`` with ``sample_keys [B]``."""
 
+    def at_rate(self, rate: float) -> "Targets":
+        """The same with another ``mask_rate``; asked for where the recipe has a schedule of it, and only there."""
+
 
 TARGETS: dict[str, Callable[..., Targets]] = {"masked": MlmMasker, "next_token": NextTokenTargets}
 """By ``Objective.targets``; called with the objective section, the kinds of the pieces and the id of [MASK]."""
@@ -44,5 +47,15 @@ def load_targets(objective: ObjectiveConfig, piece_kinds: NDArray[np.uint8], *, 
 
     Args:
         piece_kinds: ``PieceKind`` of every id, ``[num_pieces + 1]``.
+
+    Raises:
+        ConfigError: it has a schedule of mask rates, and targets that know one rate alone.
     """
-    return TARGETS[objective_of(objective).targets](objective, piece_kinds, mask_id=mask_id)
+    name = objective_of(objective).targets
+    targets = TARGETS[name](objective, piece_kinds, mask_id=mask_id)
+    if objective.mask_rate_schedule is not None and not hasattr(targets, "at_rate"):
+        raise ConfigError(
+            f"objective.mask_rate_schedule is set, and the targets {name!r} have no method at_rate for another rate; "
+            "add it, or leave the schedule out"
+        )
+    return targets

@@ -26,6 +26,7 @@ from deepspeed.runtime.pipe.schedule import (
 from torch import Tensor, distributed
 
 from megadeberta.batch import Batch, equal_shapes, fields_given
+from megadeberta.config.batches import BatchSizes
 from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.engine.launched import LaunchedUpdate
 from megadeberta.engine.phases import BACKWARD, EXCHANGE, FORWARD, UPDATE, PhaseClock
@@ -61,6 +62,7 @@ class PipelineStepper(Stepper):
         terms: Sequence[str],
         host_group: distributed.ProcessGroup | None = None,
         skip_limit: int = 0,
+        batches: BatchSizes | None = None,
     ) -> None:
         """``terms``: names of all terms that the last stage makes; the rest as for ``Stepper``."""
         super().__init__(
@@ -72,6 +74,7 @@ class PipelineStepper(Stepper):
             device=device,
             host_group=host_group,
             skip_limit=skip_limit,
+            batches=batches,
         )
         # Tensor-parallel ranks have the same terms: one of them counts.
         self._counts_terms = self.place.stage == topology.pipeline - 1 and self.place.tensor == 0

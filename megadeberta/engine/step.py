@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from megadeberta.batch import Batch, blank_batch, without_full_masks
+from megadeberta.config.batches import BatchSizes
 from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.engine.divergence import DivergenceGuard
 from megadeberta.engine.launched import EvalResult, LaunchedStep, LaunchedUpdate, StepResult
@@ -64,6 +65,7 @@ class Stepper(ABC):
         device: torch.device,
         host_group: distributed.ProcessGroup | None = None,
         skip_limit: int = 0,
+        batches: BatchSizes | None = None,
     ) -> None:
         """
         Args:
@@ -72,7 +74,9 @@ class Stepper(ABC):
             settings: of the block that the engine was built with.
             host_group: all ranks, for tensors of the CPU; None where the default group takes those.
             skip_limit: ``numerics.skip_limit``.
+            batches: of every step; None where all have that of the block.
         """
+        self._batches = batches
         self.engine = engine
         self.updates = updates
         self.device = device
@@ -120,6 +124,7 @@ class Stepper(ABC):
             DivergenceError: as ``LaunchedStep.result``, where an optimizer on the host had to be kept from stepping.
         """
         self.engine.train()
+        self._set_batch(step)
         batches: Sequence[Batch] = self._transfer(without_full_masks(micro_batches))
         launched: list[LaunchedUpdate] = []
         for update in self.updates:
@@ -139,6 +144,19 @@ class Stepper(ABC):
         ranks[distributed.get_rank()] = found
         distributed.all_reduce(ranks, group=self._host_group)
         return ranks.nonzero().flatten().tolist()
+
+    def _set_batch(self, step: int) -> None:
+        """Tell DeepSpeed how many micro batches step ``step`` has, where that is another number than before."""
+        engine = self.engine
+        if self._batches is None or self._batches.at(step) == engine.train_batch_size():
+            return
+        engine.set_train_batch_size(self._batches.at(step))
+        # DeepSpeed 0.19.8 takes every k-th micro batch since the start for the last one of a step (runtime/engine.py,
+        # is_gradient_accumulation_boundary): with another k it must begin to count anew. Its ZeRO 1 and 2 ask for more
+        # than one micro batch when they take the norm of offloaded gradients, and have a copy of the number.
+        engine.micro_steps = 0
+        if hasattr(engine.optimizer, "gradient_accumulation_steps"):
+            engine.optimizer.gradient_accumulation_steps = engine.gradient_accumulation_steps()
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> EvalResult:

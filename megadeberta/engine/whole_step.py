@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from megadeberta.batch import Batch
+from megadeberta.config.batches import BatchSizes
 from megadeberta.config.deepspeed_block import EngineSettings
 from megadeberta.engine.launched import LaunchedUpdate
 from megadeberta.engine.mpu import ModelParallelUnit
@@ -34,6 +35,7 @@ class WholeStepper(Stepper):
         device: torch.device,
         host_group: distributed.ProcessGroup | None = None,
         skip_limit: int = 0,
+        batches: BatchSizes | None = None,
         mpu: ModelParallelUnit | None = None,
     ) -> None:
         """``mpu``: as for ``build_engine``; the rest as for ``Stepper``."""
@@ -46,6 +48,7 @@ class WholeStepper(Stepper):
             device=device,
             host_group=host_group,
             skip_limit=skip_limit,
+            batches=batches,
         )
         self._mpu = mpu
         self._data_group = None if mpu is None else mpu.get_data_parallel_group()

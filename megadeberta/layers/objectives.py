@@ -63,12 +63,13 @@ class Objective:
         return (Update(None, self.loss_weights(settings)),)
 
     def targets_per_sequence(self, settings: ObjectiveConfig, length: int) -> float:
-        """Rows per full sequence that the decoder over the vocabulary has to compute, on average."""
-        return settings.mask_rate * (length - SPECIAL_TOKENS)
+        """Rows per full sequence that the decoder over the vocabulary has to compute, on average; of a schedule, on
+        average over its steps."""
+        return sum(settings.mask_rates) / 2 * (length - SPECIAL_TOKENS)
 
     def most_targets(self, settings: ObjectiveConfig, length: int) -> int:
         """The same for the sequence of a batch that has most of them."""
-        return most_masked(settings.mask_rate, length - SPECIAL_TOKENS)
+        return most_masked(max(settings.mask_rates), length - SPECIAL_TOKENS)
 
     def check(self, config: RunConfig) -> None:
         """Refuse a recipe that the objective cannot train.
@@ -80,10 +81,12 @@ class Objective:
             raise ConfigError(
                 f"objective.options={config.objective.options!r}: {self.name} has no settings there; remove them"
             )
+        if config.objective.mask_rate_schedule is not None and "mlm_loss" not in self.loss_weights(config.objective):
+            raise ConfigError(f"objective.mask_rate_schedule: objective.name={self.name!r} masks nothing; remove it")
 
     def describe(self, settings: ObjectiveConfig) -> str:
         """One line for a model card."""
-        return f"{self.title}, {_percent(settings.mask_rate)} of the tokens masked"
+        return f"{self.title}, {_masked(settings)} of the tokens masked"
 
     def slots(self, settings: ObjectiveConfig, length: int) -> int:
         """Q: target rows per sequence of a batch, as the loader makes them."""
@@ -194,7 +197,7 @@ class MaskedAndNextTokens(NextTokens):
 
     def describe(self, settings: ObjectiveConfig) -> str:
         """See ``Objective.describe``."""
-        return f"{self.title}, {_percent(settings.mask_rate)} of the tokens of masked sequences"
+        return f"{self.title}, {_masked(settings)} of the tokens of masked sequences"
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -231,8 +234,10 @@ def objective_of(settings: ObjectiveConfig) -> Objective:
     )
 
 
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.4g}%"
+def _masked(settings: ObjectiveConfig) -> str:
+    """``15%``, or ``30% to 15% (linear over 5,000 steps)``."""
+    shown, schedule = " to ".join(f"{100 * rate:.4g}%" for rate in settings.mask_rates), settings.mask_rate_schedule
+    return shown.split(" to ")[0] if schedule is None else f"{shown} ({schedule.shape} over {schedule.steps:,} steps)"
 
 
 def list_layers(model: ModelConfig, settings: ObjectiveConfig) -> list[Layer]:

@@ -144,7 +144,7 @@ class WritingJournal(Journal):
         self._has_shown_a_step = False
 
     def step(self, step: int, facts: StepFacts, *, lr: float, seconds: float, memory: int | None = None) -> None:
-        tokens = self._config.engine.global_batch * self._config.data.sequence_length
+        tokens = self._config.batches.at(step - 1) * self._config.data.sequence_length
         values = {
             "loss": facts.loss,
             **_means(facts.terms),
@@ -295,7 +295,8 @@ def open_journal(
         log.info("%s", line)
     speedometer = Speedometer(
         total_steps=config.training.steps,
-        tokens_per_step=config.engine.global_batch * length,
+        batches=config.batches,
+        sequence_length=length,
         flops_per_token=run_flops_per_token(config.model, config.objective, sequence_length=length),
         peak_flops=_peak_flops(config, device, world_size),
         done=done,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from megadeberta.config.batches import BatchSizes
 from megadeberta.config.terminal import wrap_items
 from megadeberta.layers.terms import TERMS
 
@@ -35,19 +36,20 @@ class Speedometer:
         self,
         *,
         total_steps: int,
-        tokens_per_step: int,
+        batches: BatchSizes,
+        sequence_length: int,
         flops_per_token: float,
         peak_flops: float | None,
         done: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
-        tokens_per_step: of all ranks together.
+        batches: sequences of every step, of all ranks together.
         peak_flops: operations a second of all ranks' devices together; None if unknown.
         done: steps of earlier starts.
         """
-        self._total_steps = total_steps
-        self._tokens_per_step = tokens_per_step
+        self._batches, self._length = batches, sequence_length
+        self._all_sequences = batches.samples(total_steps)
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
         self._clock = clock
@@ -55,7 +57,7 @@ class Speedometer:
         self._read_at = clock()
         self._steps, self._seconds = 0, 0.0
         self._readings = 0
-        self._pace = 0.0  # smoothed seconds a step, by the clock
+        self._pace = 0.0  # smoothed seconds a sequence, by the clock
 
     def add_step(self, seconds: float) -> None:
         """One more optimizer step, which took ``seconds``."""
@@ -69,8 +71,10 @@ class Speedometer:
     def read(self) -> Rates:
         """Rates of the steps since the last reading, of which there must be one at least."""
         now = self._clock()
-        tokens_per_second = self._steps * self._tokens_per_step / max(self._seconds, 1e-9)
-        fresh = (now - self._read_at) / self._steps
+        done = self._batches.samples(self._done)
+        sequences = self._batches.samples(self._done + self._steps) - done
+        tokens_per_second = sequences * self._length / max(self._seconds, 1e-9)
+        fresh = (now - self._read_at) / sequences
         # The newest reading weighs a tenth, so that a validation does not jerk it. The first one is forgotten at once:
         # it holds what only a first step does.
         self._readings += 1
@@ -78,7 +82,7 @@ class Speedometer:
         self._done += self._steps
         self._read_at, self._steps, self._seconds = now, 0, 0.0
         mfu = tokens_per_second * self._flops_per_token / self._peak_flops if self._peak_flops else None
-        return Rates(tokens_per_second, mfu, self._pace * (self._total_steps - self._done))
+        return Rates(tokens_per_second, mfu, self._pace * (self._all_sequences - done - sequences))
 
 
 def format_progress(

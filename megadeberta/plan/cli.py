@@ -74,7 +74,7 @@ class _Question:
     def cost(self, search: Search) -> RunCost | None:
         if search.recommended is None:
             return None
-        count, seconds = Recipe(self.config).count, search.recommended.time.total
+        count, seconds = Recipe(self.config).count, search.recommended.run_seconds / self.config.training.steps
         return run_cost(self.config, count, seconds, self.cluster, self.failures)
 
 
@@ -145,14 +145,14 @@ def _print_tables(asked: _Question, search: Search, *, limit: int, stages: bool)
     )
     console.print(
         f"{asked.recipe}: {parts.count:,} parameters, attention {asked.attention}{is_tried}, "
-        f"{config.engine.global_batch} sequences of {config.data.sequence_length} tokens a step\n"
+        f"{config.batches.describe()} sequences of {config.data.sequence_length} tokens a step\n"
         f"{asked.cluster.describe()}",
         highlight=False,
     )
     if asked.machine.assumed is not None:
         console.print(asked.machine.assumed, highlight=False)
     shown = search.fitting or search.candidates
-    console.print(layouts_table(shown[:limit], config.training.steps, console))
+    console.print(layouts_table(shown[:limit], console))
     hidden = len(search.candidates) - len(search.fitting)
     console.print(
         f"{len(search.fitting)} layouts fit"

@@ -70,7 +70,7 @@ def new_recipe(corpus: Corpus, output: Path, wishes: Wishes) -> tuple[dict[str, 
 
 
 def _values(base: RunConfig, corpus: Corpus, output: Path, wishes: Wishes, *, length: int) -> dict[str, Any]:
-    whole_run = base.training.steps * base.engine.global_batch * base.data.sequence_length
+    whole_run = base.batches.samples(base.training.steps) * base.data.sequence_length
     tokens = wishes.tokens or min(whole_run, MOST_EPOCHS * corpus.tokens)
     batch = _fitting_batch(base.engine.global_batch, tokens // length, ranks=max(1, wishes.gpus))
     steps = max(2, math.ceil(tokens / (batch * length)))
@@ -92,6 +92,7 @@ def _values(base: RunConfig, corpus: Corpus, output: Path, wishes: Wishes, *, le
         "schedule": {"warmup_steps": min(base.schedule.warmup_steps, max(1, int(_MOST_WARMUP * steps)))},
         "training": {
             "steps": steps,
+            **({"batch_stages": []} if base.training.batch_stages else {}),
             "output_dir": f"runs/{name}",
             "eval_interval": min(base.training.eval_interval, max(1, steps // _VALIDATIONS)),
         },

@@ -14,13 +14,13 @@ def why_impossible(config: RunConfig, cluster: Cluster, refused: Sequence[str]) 
     Args:
         refused: what the validation of a run said of the layouts that divide the batch.
     """
-    world, batch = cluster.world_size, config.engine.global_batch
+    world, batch = cluster.world_size, config.batches.divisor
     tensors, most_stages = _tensors(config, cluster.gpus), _most_stages(config)
     if _is_possible(world, batch, tensors, most_stages):
         return refused[0] if refused else "every layout was refused"
     fewest = min(world // (data * tensor) for tensor in tensors for data in _replicas(world // tensor, batch))
     reason = (
-        f"replicas must divide deepspeed.train_batch_size={batch:,} = {_factors(batch)}, and what that leaves of "
+        f"replicas must divide {_batch_setting(config)}={batch:,} = {_factors(batch)}, and what that leaves of "
         f"{world:,} = {_factors(world)} is at least {fewest:,} pipeline stages, of which "
         f"this model allows {most_stages}"
     )
@@ -33,6 +33,11 @@ def why_impossible(config: RunConfig, cluster: Cluster, refused: Sequence[str]) 
     nearest = max(1, round(batch / world)) * world
     works.append(f"train_batch_size={nearest:,}")
     return f"{reason}; what works: {' or '.join(works)}"
+
+
+def _batch_setting(config: RunConfig) -> str:
+    own = "deepspeed.train_batch_size"
+    return f"the common divisor of training.batch_stages and {own}" if config.training.batch_stages else own
 
 
 def divisors(number: int) -> list[int]:

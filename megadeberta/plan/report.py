@@ -20,18 +20,14 @@ from megadeberta.plan.stages import Recipe, count_local
 _GIB, _GB = 2**30, 10**9
 
 
-def layouts_table(candidates: Sequence[Candidate], steps: int, console: Console) -> Table:
-    """One row per layout; memory by what it is for and traffic by degree, where there is room for them.
-
-    Args:
-        steps: of a run, for its days.
-    """
+def layouts_table(candidates: Sequence[Candidate], console: Console) -> Table:
+    """One row per layout; memory by what it is for and traffic by degree, where there is room for them."""
     names = ("t x p x d", "ZeRO", "micro x acc", "with")
     short = ("t x p x d", "Z", "micro x acc", "with")
     memory = ("params", "grads", "optim", "activ", "logits", "other")
     return fitting_table(
         console,
-        [_layout_row(candidate, steps) for candidate in candidates],
+        [_layout_row(candidate) for candidate in candidates],
         choices=[
             (*names, "GiB", *memory, "bubble", "TP", "PP", "DP", "step", "days"),
             (*names, "GiB", *memory, "bubble", "TP", "PP", "DP", "step"),
@@ -48,7 +44,7 @@ def layouts_table(candidates: Sequence[Candidate], steps: int, console: Console)
     )
 
 
-def _layout_row(candidate: Candidate, steps: int) -> dict[str, str]:
+def _layout_row(candidate: Candidate) -> dict[str, str]:
     layout, memory, sent = candidate.layout, candidate.memory, candidate.traffic
     sizes = {
         "GiB": memory.device,
@@ -70,7 +66,7 @@ def _layout_row(candidate: Candidate, steps: int) -> dict[str, str]:
         "bubble": f"{layout.bubble:.0%}",
         **{name: short_seconds(size / _GB) for name, size in traffic.items()},
         "step": short_seconds(candidate.time.total),
-        "days": short_seconds(candidate.time.total * steps / 86400),
+        "days": short_seconds(candidate.run_seconds / 86400),
     }
 
 
@@ -213,6 +209,7 @@ def candidate_values(candidate: Candidate) -> dict[str, Any]:
         "bubble": candidate.layout.bubble,
         "bytes_sent": asdict(candidate.traffic) | {"total": candidate.traffic.total},
         "seconds": asdict(candidate.time) | {"total": candidate.time.total},
+        "run_seconds": candidate.run_seconds,
     }
 
 

@@ -65,9 +65,10 @@ class RunCost:
 
 
 def run_cost(config: RunConfig, parameters: int, seconds: float, cluster: Cluster, failures: Failures) -> RunCost:
-    """Of a run whose steps take ``seconds``, of a model of so many parameters."""
-    length, world = config.data.sequence_length, cluster.world_size
-    tokens = config.engine.global_batch * length / seconds
+    """Of a run whose steps take ``seconds`` on average, of a model of so many parameters."""
+    steps, world = config.training.steps, cluster.world_size
+    length = config.data.sequence_length
+    tokens = config.batches.samples(steps) * length / (steps * seconds)
     peak = None if cluster.peak_tflops is None else cluster.peak_tflops * 1e12 * world
     useful = run_flops_per_token(config.model, config.objective, sequence_length=length)
     save = checkpoint_bytes(config, parameters) / (failures.save_rate * 1e9 * world) + _COMMIT_SECONDS
@@ -78,7 +79,7 @@ def run_cost(config: RunConfig, parameters: int, seconds: float, cluster: Cluste
     return RunCost(
         tokens_per_second=tokens,
         mfu=None if peak is None else tokens * useful / peak,
-        days=config.training.steps * seconds / _DAY,
+        days=steps * seconds / _DAY,
         goodput=goodput,
         save_seconds=save,
         interval=config.checkpoint.interval,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from megadeberta.config.batches import BatchSizes
 from megadeberta.config.run import RunConfig
 from megadeberta.errors import ConfigError, ParallelError
 from megadeberta.plan.cluster import Cluster
@@ -27,6 +28,9 @@ class Candidate:
     memory: RankMemory
     traffic: StepTraffic
     time: StepTime
+    """Of a step with the batch of ``deepspeed.train_batch_size``."""
+    run_seconds: float
+    """Of all steps, those with other batches too; without checkpoints and failures."""
     fits: bool
 
     @property
@@ -82,7 +86,7 @@ def search_layouts(
     recipe = Recipe(config)
     found, refused = [], []
     for family in _families(config, cluster):
-        layouts = list(_micro_batches(family, config.engine.global_batch))
+        layouts = list(_micro_batches(family, config.batches))
         try:
             candidate = _best(recipe, layouts, cluster, attention, source=source, assumed=assumed)
         except (ConfigError, ParallelError) as error:
@@ -120,8 +124,19 @@ def assess(
         memory,
         max(traffic, key=lambda sent: sent.total),
         step_time(recipe, layout, cluster, traffic, assumed),
+        _run_seconds(recipe, layout, cluster, assumed),
         fits=memory.device <= cluster.usable_bytes,
     )
+
+
+def _run_seconds(recipe: Recipe, layout: Layout, cluster: Cluster, assumed: Assumptions) -> float:
+    config, together = recipe.config, layout.micro_batch * layout.data
+    seconds = 0.0
+    for steps, sequences in config.batches.stretches(config.training.steps):
+        of_stretch = replace(layout, accumulation=sequences // together)
+        traffic = traffic_of_stages(recipe, of_stretch, of_stretch.micro_batch_of(config))
+        seconds += steps * step_time(recipe, of_stretch, cluster, traffic, assumed).total
+    return seconds
 
 
 def _best(
@@ -168,10 +183,10 @@ def _families(config: RunConfig, cluster: Cluster) -> Iterator[Layout]:
                         )
 
 
-def _micro_batches(family: Layout, global_batch: int) -> Iterator[Layout]:
-    """Rising micro batches that divide the global batch."""
-    share, rest = divmod(global_batch, family.data)
+def _micro_batches(family: Layout, batches: BatchSizes) -> Iterator[Layout]:
+    """Rising micro batches that divide the batch of every step."""
+    share, rest = divmod(batches.divisor, family.data)
     if rest:
         return
     for size in divisors(share):
-        yield replace(family, micro_batch=size, accumulation=share // size)
+        yield replace(family, micro_batch=size, accumulation=batches.last // (family.data * size))

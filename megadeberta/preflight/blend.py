@@ -24,17 +24,17 @@ class SourcePlan:
 
 
 def continued_blend(
-    config: RunConfig, facts: Facts, saved: Sequence[BlendSegment], step: int
+    config: RunConfig, facts: Facts, saved: Sequence[BlendSegment], sample: int
 ) -> tuple[BlendSegment, ...]:
-    """The segments of a run after ``step`` steps; none where ``data.train`` is one prefix.
+    """The segments of a run whose next sample is ``sample``; none where ``data.train`` is one prefix.
 
     Raises:
         CheckpointError, ConfigError: see ``continue_blend``.
     """
     if not config.data.is_blend:
         return ()
-    batch = config.engine.global_batch
-    stretch = Stretch(step * batch, config.training.steps * batch, batch)
+    batches = config.batches
+    stretch = Stretch(sample, batches.samples(config.training.steps), batches)
     return continue_blend(config.data, facts, saved=saved, stretch=stretch)
 
 
@@ -44,13 +44,13 @@ def planned_blend(config: RunConfig, facts: Facts) -> tuple[BlendSegment, ...]:
     Raises:
         CheckpointError, ConfigError: see ``continue_blend``.
     """
-    saved, step = _newest(config)
-    return continued_blend(config, facts, saved, step)
+    saved, sample = _newest(config)
+    return continued_blend(config, facts, saved, sample)
 
 
 def plan_sources(config: RunConfig, facts: Facts, segments: Sequence[BlendSegment]) -> list[SourcePlan]:
     """One line per source of the training data."""
-    samples = config.training.steps * config.engine.global_batch
+    samples = config.batches.samples(config.training.steps)
     fractions = fractions_of(segments[-1]) if segments else {"": 1.0}
     taken = Blend(segments).taken(samples) if segments else {"": samples}
     return [
@@ -63,5 +63,5 @@ def _newest(config: RunConfig) -> tuple[Sequence[BlendSegment], int]:
     if found is None:
         return (), 0
     manifest = found[1]
-    spikes, batch = manifest.run.spikes, config.engine.global_batch
-    return manifest.run.blend, sample_after(manifest.step * batch, spikes.windows if spikes else ()) // batch
+    spikes, position = manifest.run.spikes, config.batches.samples(manifest.step)
+    return manifest.run.blend, sample_after(position, spikes.windows if spikes else ())

@@ -46,7 +46,8 @@ def summary(config: RunConfig, algebra: BatchAlgebra, topology: Topology) -> lis
             f"{algebra.global_batch} sequences of {length} tokens per step = {algebra.micro_batch} micro batch x "
             f"{algebra.accumulation} accumulation x {algebra.data_parallel} data-parallel ranks",
         ),
-        ("length", f"{steps:,} steps = {_count(steps * algebra.global_batch * length)} tokens"),
+        *([("", f"sequences per step: {config.batches.describe()}")] if config.training.batch_stages else []),
+        ("length", f"{steps:,} steps = {_count(config.batches.samples(steps) * length)} tokens"),
         (
             "optimizer",
             f"learning rate {optimizer.lr:g}, {schedule.name}, {warmup}; weight decay {optimizer.weight_decay:g}",

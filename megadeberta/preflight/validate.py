@@ -28,6 +28,7 @@ def validate_run(config: RunConfig, *, world_size: int, source: str) -> tuple[Ba
     check_setting(config.training.attention, source=source)
     topology = topology_of(config, world_size=world_size, source=source)
     algebra = deepspeed_block.batch_algebra(config.deepspeed, data_parallel=topology.data, source=source)
+    _check_stages(config, algebra, source)
     _check_accumulation(config, algebra, source)
     _check_compile(config, source)
     return algebra, topology
@@ -114,12 +115,25 @@ def _check_profile(config: RunConfig, source: str) -> None:
         )
 
 
+def _check_stages(config: RunConfig, algebra: BatchAlgebra, source: str) -> None:
+    together = algebra.micro_batch * algebra.data_parallel
+    for number, stage in enumerate(config.training.batch_stages):
+        if stage.sequences % together:
+            nearest = max(1, round(stage.sequences / together)) * together
+            raise ConfigError(
+                f"{source}: training.batch_stages.{number}.sequences={stage.sequences} is not a multiple of "
+                f"train_micro_batch_size_per_gpu={algebra.micro_batch} x {algebra.data_parallel} data-parallel rank(s) "
+                f"= {together}; the nearest that works is {nearest}"
+            )
+
+
 def _check_accumulation(config: RunConfig, algebra: BatchAlgebra, source: str) -> None:
     settings = config.engine
-    if settings.zero_stage or not settings.is_half or settings.says_accumulation_type or algebra.accumulation == 1:
+    most = max(config.batches.sizes) // (algebra.micro_batch * algebra.data_parallel)
+    if settings.zero_stage or not settings.is_half or settings.says_accumulation_type or most == 1:
         return
     raise ConfigError(
-        f"{source}: deepspeed.zero_optimization.stage=0 adds up {algebra.accumulation} micro batches in "
+        f"{source}: deepspeed.zero_optimization.stage=0 adds up {most} micro batches in "
         f"{settings.precision}, as DeepSpeed 0.19.8 has no fp32 accumulation without ZeRO; use stage 1 or more, or "
         f"accept it with deepspeed.data_types.grad_accum_dtype={settings.precision!r}"
     )

@@ -93,6 +93,6 @@ def extend(
             overrides=set_ or (),
             plugins=plugin or (),
         )
-    tokens = stage.config.engine.global_batch * length
-    say(f"{stage.recipe} is written: {steps} steps of {tokens:,} tokens from {stage.parent}")
+    tokens = stage.config.batches.samples(steps) * length
+    say(f"{stage.recipe} is written: {steps} steps, {tokens:,} tokens, from {stage.parent}")
     typer.echo(f"start it with: megadeberta launch {stage.recipe}")

@@ -74,5 +74,5 @@ def _changes(parent: Parent, model: ModelConfig, start: Path, *, length: int, tr
         "description": f"Extension of {parent.folder} from {trained} to {length} tokens per sequence.",
         "model": model.model_dump(mode="json"),
         "data": {"sequence_length": length},
-        "training": {"steps": steps, "init_from": str(start), "continue_from": None},
+        "training": {"steps": steps, "batch_stages": [], "init_from": str(start), "continue_from": None},
     }

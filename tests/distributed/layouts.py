@@ -106,6 +106,8 @@ class Layout:
     """Further entries of the optimizer section."""
 
     ema_decay: float | None = None
+    batch_stages: tuple[tuple[int, int], ...] = ()
+    """Steps and sequences, see ``training.batch_stages``."""
 
     def __str__(self) -> str:
         size = f"tp{self.tensor} pp{self.pipeline} dp{self.data} zero{self.zero} mb{self.micro_batch}"
@@ -143,6 +145,7 @@ class Layout:
                 "steps": 20,
                 "seed": self.seed,
                 "ema_decay": self.ema_decay,
+                "batch_stages": [{"steps": steps, "sequences": sequences} for steps, sequences in self.batch_stages],
                 "compile": "layers" if self.compiled else "none",
             },
             parallel={
@@ -256,8 +259,9 @@ def local_parameters(stepper: Stepper) -> dict[str, tuple[ShardSlice | None, Ten
 
 def micro_batches(layout: Layout, step: int, data_rank: int) -> list[Batch]:
     """Those of a step that one data-parallel rank computes, dealt out as the loader does."""
-    batch, size = global_batch(step, layout.variant, size=layout.batch), layout.micro_batch
-    numbers = range(data_rank, layout.batch // size, layout.data)
+    sequences, size = layout.config.batches.at(step), layout.micro_batch
+    batch = global_batch(step, layout.variant, size=sequences)
+    numbers = range(data_rank, sequences // size, layout.data)
     return [rows(batch, number * size, (number + 1) * size) for number in numbers]
 
 

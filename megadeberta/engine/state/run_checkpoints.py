@@ -41,7 +41,7 @@ _AFTER_A_SPIKE = "Lower optimizer.lr, lengthen the warm-up or raise numerics.spi
 ContinueBlend = Callable[[Sequence[BlendSegment], int], tuple[BlendSegment, ...]]
 
 
-def _no_blend(saved: Sequence[BlendSegment], step: int) -> tuple[BlendSegment, ...]:
+def _no_blend(saved: Sequence[BlendSegment], sample: int) -> tuple[BlendSegment, ...]:
     return ()
 
 
@@ -67,7 +67,7 @@ class RunCheckpoints:
             run: see ``run_record``.
             parameters: what this rank holds of every parameter.
             continue_blend: the segments of the training data's blend from those of the checkpoint, none at the start,
-                and the steps done; the same on every rank.
+                and the first sample to come; the same on every rank.
         """
         refuse_unsaved_state(engine)
         self._state = OptimizerState(engine, parameters)
@@ -120,11 +120,11 @@ class RunCheckpoints:
         origin = None if point is None else point.manifest.run.origin
         if point is None and source is not None:
             point, origin = self._begin_from(source)
-        saved, step = ((), 0) if point is None else (point.manifest.run.blend, point.step)
+        saved, sample = () if point is None else point.manifest.run.blend, 0
         if point is not None:
             self.spikes.go_to(point.step, point.manifest.run.spikes)
-            step = self._first_sample(point.step) // self._config.engine.global_batch  # as far as the data is concerned
-        self._run = self._run.model_copy(update={"blend": self._continue_blend(saved, step), "origin": origin})
+            sample = self._first_sample(point.step)
+        self._run = self._run.model_copy(update={"blend": self._continue_blend(saved, sample), "origin": origin})
         self.resumed = point
         if point is None:
             return 0
@@ -184,11 +184,11 @@ class RunCheckpoints:
     def samples_of(self, step: int) -> range:
         """The global samples of step ``step``, counted from 1."""
         first = self._first_sample(step - 1)
-        return range(first, first + self._config.engine.global_batch)
+        return range(first, first + self._config.batches.at(step - 1))
 
     def _first_sample(self, step: int) -> int:
         """Of the step after ``step``."""
-        return sample_after(step * self._config.engine.global_batch, self.spikes.windows)
+        return sample_after(self._config.batches.samples(step), self.spikes.windows)
 
     def save(self, step: int, *, required: bool) -> bool:
         """Commit a checkpoint of ``step`` optimizer steps, unless that step is saved already; whether it is there now.
@@ -342,12 +342,10 @@ def run_record(config: RunConfig, *, world_size: int, data_fingerprint: Mapping[
 
 def _fixed_settings(config: RunConfig, data_fingerprint: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """The settings of the fingerprint by section."""
+    batch_stages = [stage.model_dump() for stage in config.training.batch_stages]
     return {
         "model": config.model.model_dump(mode="json"),
-        # Checkpoints of before there were options have no such line.
-        "objective": config.objective.model_dump(
-            mode="json", exclude=None if config.objective.options else {"options"}
-        ),
+        "objective": config.objective.model_dump(mode="json", exclude=_settings_without_value(config)),
         "data": {
             "sequence_length": config.data.sequence_length,
             "packing": config.data.packing,
@@ -355,6 +353,12 @@ def _fixed_settings(config: RunConfig, data_fingerprint: Mapping[str, str]) -> d
         },
         # As above: those of AdamW have none.
         "optimizer": {} if config.optimizer.name == "adamw" else {"name": config.optimizer.name},
-        "training": {"seed": config.training.seed},
+        "training": {"seed": config.training.seed} | ({"batch_stages": batch_stages} if batch_stages else {}),
         "deepspeed": {"train_batch_size": config.engine.global_batch},
     }
+
+
+def _settings_without_value(config: RunConfig) -> dict[str, Any]:
+    """Settings of the objective that checkpoints of before there were such settings do not have."""
+    optional = ("options", "mask_rate_schedule")
+    return {name: True for name in optional if not getattr(config.objective, name)}

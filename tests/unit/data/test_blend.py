@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megadeberta.config.batches import BatchSizes
 from megadeberta.config.blend import BlendSegment, BlendSource
 from megadeberta.config.data import DataConfig
 from megadeberta.config.deepspeed_block import BatchAlgebra
@@ -99,7 +100,7 @@ def _blend_of(plain: DataConfig, packing: str = "none", **settings: dict[str, fl
 
 def _segments(data: DataConfig) -> tuple[BlendSegment, ...]:
     facts = check_data(data, 512).train
-    return continue_blend(data, facts, saved=(), stretch=Stretch(0, 80, BATCH))
+    return continue_blend(data, facts, saved=(), stretch=Stretch(0, 80, BatchSizes((), BATCH)))
 
 
 Rows = dict[int, bytes]
@@ -166,7 +167,8 @@ def test_workers_change_nothing(plain: DataConfig, workers: int) -> None:
 def test_a_longer_run_starts_with_the_shorter_one(plain: DataConfig) -> None:
     data = _blend_of(plain, en={}, de={}, fr={})
     facts = check_data(data, 512).train
-    short, long = (continue_blend(data, facts, saved=(), stretch=Stretch(0, stop, BATCH)) for stop in (48, 48_000))
+    stretches = [Stretch(0, stop, BatchSizes((), BATCH)) for stop in (48, 48_000)]
+    short, long = (continue_blend(data, facts, saved=(), stretch=stretch) for stretch in stretches)
     assert short == long
 
 

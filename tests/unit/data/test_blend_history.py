@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megadeberta.config.batches import BatchSizes
 from megadeberta.config.blend import BlendSegment
 from megadeberta.config.data import DataConfig
 from megadeberta.data.blend import Blend
@@ -28,7 +29,7 @@ def _continue(
     data: DataConfig, saved: tuple[BlendSegment, ...] = (), *, step: int = 0, steps: int = 100
 ) -> tuple[BlendSegment, ...]:
     facts = {name: FACTS[name] for name in data.train_prefixes}
-    return continue_blend(data, facts, saved=saved, stretch=Stretch(step * BATCH, steps * BATCH, BATCH))
+    return continue_blend(data, facts, saved=saved, stretch=Stretch(step * BATCH, steps * BATCH, BatchSizes((), BATCH)))
 
 
 def _fractions(data: DataConfig, **options: int) -> dict[str, float]:

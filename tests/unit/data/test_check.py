@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megadeberta.config.batches import BatchSizes
 from megadeberta.config.blend import TrainSource
 from megadeberta.config.data import DataConfig
 from megadeberta.data.blend_history import Stretch, continue_blend
@@ -136,6 +137,7 @@ def test_sources_may_have_different_types_of_ids(data: DataConfig, tmp_path: Pat
         writer.commit(tokenizer_sha256=tokenizer.sha256, tokenizer_pieces=tokenizer.num_pieces)
     blend = _blend(data, a=data.train, b=tmp_path / "wide")
     assert check_data(blend, 301).train["b"].tokens == 3
-    segments = continue_blend(blend, check_data(blend, 301).train, saved=(), stretch=Stretch(0, 1000, 8))
+    stretch = Stretch(0, 1000, BatchSizes((), 8))
+    segments = continue_blend(blend, check_data(blend, 301).train, saved=(), stretch=stretch)
     sequences, _ = TrainingSamples(blend, 1, segments).read(np.arange(400))
     assert (sequences[:, :5] == [1, 5, 7, 9, 2]).all(1).any()

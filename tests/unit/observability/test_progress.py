@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from megadeberta.config.batches import BatchSizes, BatchStage
 from megadeberta.observability.progress import (
     Rates,
     Speedometer,
@@ -21,7 +22,8 @@ class _Clock:
 
 
 def _speedometer(clock: _Clock, **values: object) -> Speedometer:
-    settings = {"total_steps": 100, "tokens_per_step": 2000, "flops_per_token": 1e6, "peak_flops": 1e10}
+    settings = {"total_steps": 100, "sequence_length": 1000, "flops_per_token": 1e6, "peak_flops": 1e10}
+    settings["batches"] = BatchSizes((), 2)
     return Speedometer(**{**settings, **values}, clock=clock)
 
 
@@ -139,3 +141,20 @@ def test_counts_have_three_figures(value: float, text: str) -> None:
 )
 def test_durations_have_two_units(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_a_growing_batch_has_its_own_tokens_and_the_time_left_knows_what_is_to_come() -> None:
+    clock = _Clock()
+    stages = (BatchStage(steps=10, sequences=1),)
+    meter = _speedometer(clock, total_steps=20, batches=BatchSizes(stages, 4), peak_flops=None)
+    for _ in range(10):  # a second a sequence
+        clock.now += 1.0
+        meter.add_step(1.0)
+    rates = meter.read()
+    assert rates.tokens_per_second == pytest.approx(1000)
+    assert rates.eta_seconds == pytest.approx(40.0)  # ten steps of four sequences
+    clock.now += 4.0
+    meter.add_step(4.0)
+    rates = meter.read()
+    assert rates.tokens_per_second == pytest.approx(1000)
+    assert rates.eta_seconds == pytest.approx(36.0)
