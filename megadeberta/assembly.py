@@ -26,7 +26,7 @@ from megadeberta.engine.state.place_tensors import place_tensors
 from megadeberta.engine.step import Stepper
 from megadeberta.engine.weight_average import keep_average
 from megadeberta.engine.whole_step import WholeStepper
-from megadeberta.layers.objectives import list_layers, objective_of
+from megadeberta.layers.objectives import list_layers, updates_of
 from megadeberta.layers.recipe import micro_batch_of, resolved
 from megadeberta.layers.shapes import Shapes, parameter_shapes
 from megadeberta.layers.stages import plan_stages, shared_parameters
@@ -143,7 +143,7 @@ def _whole(
     )
     return WholeStepper(
         engine,
-        updates=objective_of(config.objective).updates(config.objective),
+        updates=updates_of(config),
         batch_fields=batch_fields(config.data, config.objective),
         settings=config.engine,
         topology=groups.topology,
@@ -180,7 +180,7 @@ def _pipeline(
     )
     return PipelineStepper(
         engine,
-        updates=objective_of(config.objective).updates(config.objective),
+        updates=updates_of(config),
         batch_fields=fields,
         settings=config.engine,
         topology=topology,

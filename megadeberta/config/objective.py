@@ -21,6 +21,12 @@ class RtdConfig(Section):
         "gdes", description="gdes: stop_gradient(generator's table) + own difference; es: one table; nes: two tables"
     )
     generator_layers: int | None = Field(None, gt=0, description="depth of the generator; null = half of the model's")
+    generator_hidden_size: int | None = Field(
+        None,
+        gt=0,
+        description="width of the generator's layers, a multiple of the head size; feed-forward and heads in "
+        "proportion; null = the model's",
+    )
     sampling_temperature: float = Field(1.0, gt=0, description="of the generator when it draws replacements")
     decoupled: bool = Field(
         False, description="two updates a step, generator first, each with its own clipping; false = one joint update"
@@ -36,9 +42,21 @@ class RtdConfig(Section):
         return self
 
     def generator(self, model: ModelConfig) -> ModelConfig:
-        """The generator's shape: the model's, less deep. Raises a validation error if that is no model."""
-        depth = self.generator_layers or max(1, model.num_hidden_layers // 2)
-        return ModelConfig.model_validate(model.model_dump() | {"num_hidden_layers": depth})
+        """The generator's shape: the model's, less deep and perhaps less wide. Raises a validation error if that is no
+        model.
+
+        Its heads have the model's size. A table that both parts share has the model's width, and the generator projects
+        it to its own (``embedding_size``), as CamemBERTa's does (Antoun et al. 2023).
+        """
+        changes: dict[str, int] = {"num_hidden_layers": self.generator_layers or max(1, model.num_hidden_layers // 2)}
+        width = self.generator_hidden_size or model.hidden_size
+        if width != model.hidden_size:
+            changes["hidden_size"] = width
+            changes["num_attention_heads"] = max(1, width // model.head_size)
+            changes["intermediate_size"] = max(1, model.intermediate_size * width // model.hidden_size)
+            if self.embedding_sharing != "nes":
+                changes["embedding_size"] = model.embedding_width
+        return ModelConfig.model_validate(model.model_dump() | changes)
 
     def discriminator(self, model: ModelConfig) -> ModelConfig:
         """The discriminator's shape: the model's, without the decoder that only predicts tokens."""

@@ -104,6 +104,9 @@ class TrainingConfig(Section):
         description='batches of the first steps, before that of deepspeed.train_batch_size: [{"steps": 1000, '
         '"sequences": 256}, ...]',
     )
+    part: Literal["both", "generator", "discriminator"] = Field(
+        "both", description="rtd: the part that is trained, while the other one stays as it is; see docs/recipes.md"
+    )
     ema_decay: float | None = Field(
         None,
         gt=0,

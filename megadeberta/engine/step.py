@@ -130,7 +130,7 @@ class Stepper(ABC):
         for update in self.updates:
             for group, scale in zip(self.engine.optimizer.param_groups, self._lr_scales, strict=True):
                 group["lr"] = lr * scale
-                group["active"] = update.part in (None, group["part"])
+                group["active"] = update.changes(group["part"])
             launched.append(self._update(update, batches, before=launched, step=step, targets=targets))
             batches = launched[-1].handed_on
             if not (launched[-1].applied or self._may_overflow):

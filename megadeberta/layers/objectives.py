@@ -30,6 +30,12 @@ class Update:
     """Of the model; None = all of it."""
     weights: Mapping[str, float]
     """Weight of each loss term in the sum that is minimised."""
+    frozen: str | None = None
+    """A part that is run and not changed."""
+
+    def changes(self, part: str) -> bool:
+        """Whether the parameters of this part, "" in a model without parts, are updated."""
+        return self.part in (None, part) and part != self.frozen
 
 
 class Objective:
@@ -80,6 +86,11 @@ class Objective:
         if config.objective.options:
             raise ConfigError(
                 f"objective.options={config.objective.options!r}: {self.name} has no settings there; remove them"
+            )
+        if config.training.part != "both" and len(self.models(config.model, config.objective)) == 1:
+            raise ConfigError(
+                f"training.part={config.training.part!r} is for objective.name='rtd', and {self.name!r} has one part; "
+                "leave it out"
             )
         if config.objective.mask_rate_schedule is not None and "mlm_loss" not in self.loss_weights(config.objective):
             raise ConfigError(f"objective.mask_rate_schedule: objective.name={self.name!r} masks nothing; remove it")
@@ -132,11 +143,45 @@ class ReplacedTokens(Objective):
                 "objective.rtd.decoupled=true does not work with deepspeed.zero_optimization.stage=3, which "
                 "keeps the gradients of the part that an update leaves alone; use stage 2, or decoupled=false"
             )
+        _check_part(config)
+        width, head = settings.generator_hidden_size, config.model.head_size
+        if width is not None and width % head:
+            raise ConfigError(
+                f"objective.rtd.generator_hidden_size={width} is no multiple of the model's head size {head}; the "
+                f"nearest is {max(1, round(width / head)) * head}"
+            )
         try:
             settings.generator(config.model)
         except ValidationError as error:
             reason = first_problem(error)
-            raise ConfigError(f"the generator is no model: {reason}; set objective.rtd.generator_layers") from None
+            raise ConfigError(
+                f"the generator is no model: {reason}; set objective.rtd.generator_layers"
+                f"{', generator_hidden_size or embedding_sharing=nes' if width else ''}"
+            ) from None
+
+
+def _check_part(config: RunConfig) -> None:
+    """Refuse to train one part where that would change the other one, or where DeepSpeed cannot."""
+    part, sharing = config.training.part, config.objective.rtd.embedding_sharing
+    if part == "both":
+        return
+    asked = f"training.part={part!r}"
+    if sharing == "es" or (sharing == "gdes" and part == GENERATOR):
+        whose = "both parts have one table" if sharing == "es" else "the discriminator's table adds to the generator's"
+        way = (
+            "export it (`megadeberta convert export RUN DIR --model generator`) and train it with objective.name=mlm "
+            "and training.init_from=DIR"
+        )
+        raise ConfigError(
+            f"{asked} with objective.rtd.embedding_sharing={sharing!r}: {whose}, so the part that is left alone would "
+            f"change; {way if part == GENERATOR else 'use gdes or nes'}"
+        )
+    if config.engine.zero_stage == 3 or config.parallel.pipeline > 1:
+        what = "parallel.pipeline" if config.parallel.pipeline > 1 else "deepspeed.zero_optimization.stage=3"
+        raise ConfigError(
+            f"{asked} does not work with {what}, which waits for gradients of the part without any; use tensor and "
+            "data parallelism with stage 2 or less"
+        )
 
 
 class NextTokens(Objective):
@@ -238,6 +283,17 @@ def _masked(settings: ObjectiveConfig) -> str:
     """``15%``, or ``30% to 15% (linear over 5,000 steps)``."""
     shown, schedule = " to ".join(f"{100 * rate:.4g}%" for rate in settings.mask_rates), settings.mask_rate_schedule
     return shown.split(" to ")[0] if schedule is None else f"{shown} ({schedule.shape} over {schedule.steps:,} steps)"
+
+
+def updates_of(config: RunConfig) -> tuple[Update, ...]:
+    """The updates of one optimizer step of a run, in order."""
+    updates, part = objective_of(config.objective).updates(config.objective), config.training.part
+    if part == "both":
+        return updates
+    weights = objective_of(config.objective).loss_weights(config.objective)
+    if part == GENERATOR:
+        return (Update(GENERATOR, {"mlm_loss": weights["mlm_loss"]}),)
+    return (Update(None, {"rtd_loss": weights["rtd_loss"]}, frozen=GENERATOR),)
 
 
 def list_layers(model: ModelConfig, settings: ObjectiveConfig) -> list[Layer]:

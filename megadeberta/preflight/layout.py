@@ -27,11 +27,14 @@ def topology_of(config: RunConfig, *, world_size: int, source: str) -> Topology:
 
 def _check_tensor(config: RunConfig, topology: Topology, source: str) -> None:
     degree, model = topology.tensor, config.model
-    if model.num_attention_heads % degree or model.intermediate_size % degree:
-        raise ConfigError(
-            f"{source}: parallel.tensor={degree} does not divide model.num_attention_heads={model.num_attention_heads} "
-            f"and model.intermediate_size={model.intermediate_size}; the nearest that does is {_nearest(model, degree)}"
-        )
+    for part, shape in objective_of(config.objective).models(model, config.objective).items():
+        if shape.num_attention_heads % degree or shape.intermediate_size % degree:
+            whose = f"the {part}'s " if shape.hidden_size != model.hidden_size else "model."
+            raise ConfigError(
+                f"{source}: parallel.tensor={degree} does not divide {whose}num_attention_heads="
+                f"{shape.num_attention_heads} and {whose}intermediate_size={shape.intermediate_size}; the nearest that "
+                f"does is {_nearest(shape, degree)}"
+            )
     if degree * VOCABULARY_UNIT > model.vocab_size:
         raise ConfigError(
             f"{source}: parallel.tensor={degree} ranks cannot share model.vocab_size={model.vocab_size} rows in units "

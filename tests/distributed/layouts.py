@@ -55,6 +55,7 @@ SIZES = {
 _V1 = tiny_v3(**SIZES | V1 | INPUT_POSITIONS | {"max_relative_positions": 12})
 _V2 = tiny_v2(**SIZES)
 _V3 = tiny_v3(**SIZES)
+_NO_DECODER = _V3.model_copy(update={"enhanced_mask_decoder": False})
 _MLM = ObjectiveConfig()
 
 
@@ -71,6 +72,8 @@ VARIANTS: dict[str, tuple[ModelConfig, ObjectiveConfig]] = {
     "rtd-gdes": (_V3, _rtd("gdes")),
     "rtd-es": (_V3, _rtd("es")),
     "rtd-nes": (_V3, _rtd("nes")),
+    "rtd-gdes-narrow": (_NO_DECODER, _rtd("gdes", generator_hidden_size=_V3.hidden_size // 2)),
+    "rtd-nes-narrow": (_V3, _rtd("nes", generator_hidden_size=_V3.hidden_size // 2)),
     "rtd-gdes-v1": (_V1, _rtd("gdes")),
     "rtd-gdes-decoupled": (_V3, _rtd("gdes", decoupled=True)),
     "rtd-nes-decoupled": (_V3, _rtd("nes", decoupled=True)),
@@ -106,6 +109,7 @@ class Layout:
     """Further entries of the optimizer section."""
 
     ema_decay: float | None = None
+    part: str = "both"
     batch_stages: tuple[tuple[int, int], ...] = ()
     """Steps and sequences, see ``training.batch_stages``."""
 
@@ -145,6 +149,7 @@ class Layout:
                 "steps": 20,
                 "seed": self.seed,
                 "ema_decay": self.ema_decay,
+                "part": self.part,
                 "batch_stages": [{"steps": steps, "sequences": sequences} for steps, sequences in self.batch_stages],
                 "compile": "layers" if self.compiled else "none",
             },

@@ -360,5 +360,7 @@ def _fixed_settings(config: RunConfig, data_fingerprint: Mapping[str, str]) -> d
 
 def _settings_without_value(config: RunConfig) -> dict[str, Any]:
     """Settings of the objective that checkpoints of before there were such settings do not have."""
+    objective, rtd = config.objective, config.objective.rtd
     optional = ("options", "mask_rate_schedule")
-    return {name: True for name in optional if not getattr(config.objective, name)}
+    left_out: dict[str, Any] = {name: True for name in optional if not getattr(objective, name)}
+    return left_out | ({} if rtd.generator_hidden_size else {"rtd": {"generator_hidden_size"}})

@@ -153,3 +153,53 @@ def test_replicas_are_compared_where_there_are_any() -> None:
     _validate(numerics={"replicas_every": 10}, deepspeed={"zero_optimization": {"stage": 2}})
     with pytest.raises(ConfigError, match=r"numerics\.replicas_every=10 compares weights .*stage=3 each is held once"):
         _validate(numerics={"replicas_every": 10}, deepspeed={"zero_optimization": {"stage": 3}})
+
+
+def _rtd(part: str = "both", model: dict | None = None, **rtd: object) -> dict:
+    objective = {"name": "rtd", "rtd": {"generator_layers": 2} | rtd}
+    return {
+        "objective": objective,
+        "model": {"enhanced_mask_decoder": False} | (model or {}),
+        "training": {"part": part},
+    }
+
+
+def test_a_generator_of_another_width_needs_whole_heads_and_no_wider_positions() -> None:
+    _validate(**_rtd(generator_hidden_size=32))
+    with pytest.raises(
+        ConfigError, match=r"hidden_size=40 is no multiple of the model's head size 16; the nearest is 32"
+    ):
+        _validate(**_rtd(generator_hidden_size=40))
+    with pytest.raises(
+        ConfigError, match=r"width embedding_size=64 to hidden states of width 32.*embedding_sharing=nes"
+    ):
+        _validate(**_rtd(generator_hidden_size=32, model={"enhanced_mask_decoder": True}))
+    _validate(**_rtd(generator_hidden_size=32, embedding_sharing="nes", model={"enhanced_mask_decoder": True}))
+    with pytest.raises(ConfigError, match=r"parallel.tensor=4 does not divide the generator's num_attention_heads=2 "):
+        _validate(world_size=4, parallel={"tensor": 4}, **_rtd(generator_hidden_size=32))
+
+
+@pytest.mark.parametrize(
+    ("part", "sharing", "more", "said"),
+    [
+        ("discriminator", "es", {}, "both parts have one table.*use gdes or nes"),
+        ("generator", "gdes", {}, "adds to the generator's.*--model generator"),
+        (
+            "discriminator",
+            "gdes",
+            {"deepspeed": {"zero_optimization": {"stage": 3}}},
+            "does not work with deepspeed.zero",
+        ),
+        ("discriminator", "nes", {"parallel": {"pipeline": 2}}, "does not work with parallel.pipeline"),
+    ],
+)
+def test_one_part_alone_is_refused_where_the_other_would_change(part: str, sharing: str, more: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        _validate(world_size=2, **_rtd(part, embedding_sharing=sharing), **more)
+
+
+def test_one_part_alone_is_for_models_of_two() -> None:
+    with pytest.raises(ConfigError, match=r"training.part='generator' is for objective.name='rtd'"):
+        _validate(training={"part": "generator"})
+    _validate(**_rtd("discriminator"))
+    _validate(**_rtd("generator", embedding_sharing="nes"))
