@@ -121,3 +121,40 @@ def test_an_extension_scores_as_before_at_the_old_length_and_trains_at_the_new_o
     assert "done after step 2" in output
     with pytest.raises(ConfigError, match=r"--length 48: the run was trained on 48 tokens per sequence; give more"):
         write_extension(checkpoint, tmp_path / "no", length=48, steps=2)
+
+
+@pytest.mark.campaign
+def test_the_two_phases_of_camembertav2_at_toy_size(tmp_path: Path, prepared: Path) -> None:
+    """The shipped recipe, small: 48 tokens, then 96 with a warm-up of its own, by the commands of docs/recipes.md."""
+    small = {
+        "model.vocab_size": 1024,
+        "model.hidden_size": 32,
+        "model.num_hidden_layers": 4,
+        "model.num_attention_heads": 2,
+        "model.intermediate_size": 64,
+        "model.max_position_embeddings": 48,
+        "model.max_relative_positions": 48,
+        "model.position_buckets": 16,
+        "data.train": prepared / "train",
+        "data.valid": prepared / "valid",
+        "data.tokenizer": prepared / "tokenizer" / "spm.model",
+        "data.sequence_length": 48,
+        "schedule.warmup_steps": 2,
+        "training.steps": WHOLE,
+        "training.output_dir": tmp_path / "first",
+        "training.eval_sequences": 8,
+        "deepspeed.train_batch_size": 4,
+        "deepspeed.train_micro_batch_size_per_gpu": 4,
+        "deepspeed.bf16.enabled": "false",
+    }
+    overrides = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    assert f"done after step {WHOLE}" in _launch(Path("camembertav2-base"), *overrides)
+    second = tmp_path / "second"
+    words = ["extend", str(tmp_path / "first"), "--output", str(second), "--length", "96", "--steps", "4"]
+    command = [sys.executable, "-m", "megadeberta", *words, "--warmup-steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "done after step 4" in _launch(second / "extend.json")
+    rows = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
+    assert [row["lr"] for row in rows if "lr" in row][:2] == [0.0, pytest.approx(5e-4)]
+    assert read_manifest(second / "checkpoints" / "step-4").run.config["data"]["sequence_length"] == 96
