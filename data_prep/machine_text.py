@@ -35,19 +35,15 @@ _ESCAPE = re.compile(r"\x1b(?:\[[\d;?]*[A-Za-z]|\][^\x07\n]*\x07|[()][0B]|[=>78]
 _FEWEST_ESCAPES, _CHARACTERS_AN_ESCAPE = 3, 1000
 
 
-def is_log(lines: Sequence[str]) -> bool:
-    """Whether lines begin with a time or level as logs write it, densely enough in a line that was several."""
-    text_size = sum(map(len, lines))
-    stamped = [line for line in lines if _LOG_LINE.match(line.lstrip())]
-    if len(stamped) < _HALF * len(lines) or not stamped:
-        return False
-    stamps = sum(len(_ANY_STAMP.findall(line)) for line in stamped)
-    return stamps * _CHARACTERS_A_STAMP >= text_size
+def is_log(text: str) -> bool:
+    """Whether a text begins with a time or level as logs write it, and has one for each few lines that it was."""
+    return bool(_LOG_LINE.match(text)) and len(_ANY_STAMP.findall(text)) * _CHARACTERS_A_STAMP >= len(text)
 
 
 def is_log_file(lines: Sequence[str]) -> bool:
-    """As ``is_log``, of a file, which has some lines."""
-    return len(lines) >= _FEWEST_LINES and is_log(lines)
+    """Whether half of the lines begin with a time or level as logs write it."""
+    stamped = sum(_LOG_LINE.match(line.lstrip()) is not None for line in lines)
+    return len(lines) >= _FEWEST_LINES and stamped >= _HALF * len(lines)
 
 
 def is_terminal(lines: Sequence[str]) -> bool:

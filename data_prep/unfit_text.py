@@ -102,7 +102,7 @@ KINDS = {
         Unfit("JSON", "take the text out of it (jq), and write it as the value of a key", _is_json),
         Unfit("records as Python prints them", "take the text out of them", lambda text: is_python([text])),
         Unfit("SQL", "take the text out of it", lambda text: is_sql([text])),
-        Unfit("lines of a log", "take the text out of them", lambda text: is_log([text])),
+        Unfit("lines of a log", "take the text out of them", is_log),
         Unfit("letters without spaces, such as base64 writes", "decode it", _is_encoded, _DAMAGED),
         Unfit("output of a terminal with escape codes", "take the codes out (ansi2txt)", _has_escapes, _DAMAGED),
         Unfit("text with U+FFFD in place of characters that a wrong decoding lost", _AGAIN, _is_replaced, _DAMAGED),

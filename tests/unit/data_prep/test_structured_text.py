@@ -86,6 +86,7 @@ REFUSED = {
     "uuencode": (b"begin 644 a.txt\n" + binascii.b2a_uu(b"text of a few words") + b"`\nend\n", "uuencoded data"),
     "e-mail": (b"From: a@b.c\nSubject: text\n of two lines\nMIME-Version: 1.0\n\n" + lines("{s}"), "an e-mail message"),
     "a log": (lines("2024-05-01 12:00:{n:02d},003 INFO worker: {s}"), "a log"),
+    "a log of long lines": (lines("2024-05-01 12:00:{n:02d} INFO {s} {s} {s} {s} {s} {s}"), "a log"),
     "a log of levels": (lines("WARNING:root:{s}"), "a log"),
     "syslog": (lines("May  1 12:00:{n:02d} host cron[{n}]: {s}"), "a log"),
     "a kernel's log": (lines("[    {n}.000000] usb {n}: {s}"), "a log"),
