@@ -15,7 +15,15 @@ from megadeberta.data_prep.formats.table import format_of_ending
 from megadeberta.data_prep.formats.tar import TAR, is_old_tar
 from megadeberta.data_prep.formats.warc import WARC
 from megadeberta.data_prep.formats.wikipedia import WIKIEXTRACTOR, WIKIPEDIA
-from megadeberta.data_prep.structured_text import has_old_line_ends, json_records, sample_lines, structure_of
+from megadeberta.data_prep.structured_text import (
+    HTML_HEADS,
+    MARKUP_HEADS,
+    begin_of_markup,
+    has_old_line_ends,
+    json_records,
+    sample_lines,
+    structure_of,
+)
 from megadeberta.storage import LFS_POINTER
 
 HEAD_BYTES = 64 << 10
@@ -51,7 +59,6 @@ _MANY_NULS, _MANY_CONTROLS = 0.1, 0.05
 _FEW = 8
 """Control bytes that a short text may have."""
 _CONTROLS = bytes({*range(32), 127} - {7, 8, 9, 10, 11, 12, 13, 27})
-_COMMENTS = re.compile(r"\A(?:<!--.*?-->\s*)+", re.DOTALL)
 _RECORD = re.compile(r'\{\s*(?:"(?:[^"\\]|\\.)*"\s*:|\})')
 _ARRAY = re.compile(r'\[\s*(?:[\[{"\]]|-?\d)')
 
@@ -115,14 +122,14 @@ def _binary(head: bytes) -> Refusal | None:
 
 
 def _detect_text(text: str, size: int, ending: str, text_keys: tuple[str, ...]) -> Format | Refusal:
-    opening = _COMMENTS.sub("", text[:2000]).lower()
-    if opening.startswith(("<!doctype html", "<html")):
+    opening = begin_of_markup(text)
+    if opening.startswith(HTML_HEADS):
         return Refusal("HTML", "extract its text first (trafilatura, datatrove)", is_text=True)
     if "<mediawiki" in opening and opening.startswith(("<mediawiki", "<?xml")):
         return WIKIPEDIA
     if text.startswith("<doc id="):
         return WIKIEXTRACTOR
-    if opening.startswith(("<?xml", "<!doctype")):
+    if opening.startswith(MARKUP_HEADS):
         return Refusal("XML", "write its text as JSON lines or plain text", is_text=True)
     first = text.split("\n", 1)[0]
     if ending in (".jsonl", ".ndjson"):

@@ -18,6 +18,9 @@ _FEWEST_ROWS = 5
 _MOST, _HALF = 0.8, 0.5
 TAG = re.compile(r"</?[A-Za-z][\w:.-]*(?:\s[^<>]*)?/?>|<!--")
 _FEWEST_TAGS = 6
+_COMMENTS = re.compile(r"\A(?:<!--.*?-->\s*)+", re.DOTALL)
+HTML_HEADS = ("<!doctype html", "<html")
+MARKUP_HEADS = (*HTML_HEADS, "<?xml", "<!doctype")
 _CUE = re.compile(r"(?:\d+:)?\d\d:\d\d[.,]\d+ --> ")
 _FEWEST_CUES = 2
 _HEX = re.compile(r"(?:[0-9a-f]{6,8}:? +)?(?:[0-9a-f]{2,4}[ :]?){8}", re.IGNORECASE)
@@ -44,6 +47,11 @@ _OPENINGS = {
 }
 _JSON_REMEDY = "write records with the text under a key, one per line"
 _AS_IT_IS = "or read it as it stands with --format=text"
+
+
+def begin_of_markup(text: str) -> str:
+    """The beginning of a text in small letters, without comments of markup before it."""
+    return _COMMENTS.sub("", text[:2000]).lower()
 
 
 def json_records(lines: list[str]) -> bool:

@@ -11,14 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from megadeberta.data_prep.machine_text import is_log
-from megadeberta.data_prep.structured_text import TAG, is_python, is_sql
+from megadeberta.data_prep.structured_text import MARKUP_HEADS, TAG, begin_of_markup, is_python, is_sql
 
 _BEGINNING, _END = 3500, 500
 """Characters of a document that are looked at."""
 _FEWEST_TAGS, _MOST_TAGS = 6, 0.2
 _JSON_OPENING = re.compile(r'"?(?:\[\s*)?\{\s*\\?"[^"]{0,200}"\s*:')
-_LONG_WORD, _MOST_LONG = 40, 0.5
-_ENCODED, _MARKS, _LETTERS_A_MARK = re.compile(r"[A-Za-z0-9+/=_%-]+"), re.compile(r"[+/=_-]"), 12
+_LONG_WORD, _LONGEST_WORD, _MOST_LONG = 24, 48, 0.5
+_MIXED, _MARKS = re.compile(r"\d|[a-z][A-Z]"), re.compile(r"[+/=_.-]")
+_FEWEST_DIFFERENT, _LETTERS_A_MARK = 10, 10
 _ESCAPE = re.compile(r"\[(?:\d{1,3}(?:;\d{1,3})*m(?!\])|[0-2]?K\b)")
 _CHARACTERS_AN_ESCAPE = 300
 _MOST_REPLACED = 0.005
@@ -51,6 +52,8 @@ def kind_of(text: str) -> str | None:
 def _is_markup(text: str) -> bool:
     if "<" not in text and "&lt;" in text:
         text = html.unescape(text)
+    if text.startswith("<") and begin_of_markup(text).startswith(MARKUP_HEADS):
+        return True
     tags = TAG.findall(text) if "</" in text else []
     if not any(tag.startswith("</") for tag in tags):
         return False
@@ -71,10 +74,15 @@ def _is_json(text: str) -> bool:
 
 
 def _is_encoded(text: str) -> bool:
-    long = [word for word in text.split(" ") if len(word) > _LONG_WORD and _ENCODED.fullmatch(word)]
-    # A path or a name of many parts has more marks than the few of base64.
-    encoded = [len(word) for word in long if len(_MARKS.findall(word)) * _LETTERS_A_MARK < len(word)]
-    return sum(encoded) > _MOST_LONG * len(text)
+    words = [word for word in text.split(" ") if len(word) > _LONG_WORD and word.isascii()]
+    return sum(len(word) for word in words if _is_code_word(word)) > _MOST_LONG * len(text)
+
+
+def _is_code_word(word: str) -> bool:
+    """A path or a name of many parts has more marks than base64, a line fewer characters, and a word no digit."""
+    is_one_word = len(word) < _LONGEST_WORD and not _MIXED.search(word)
+    is_other = "://" in word or len(set(word)) < _FEWEST_DIFFERENT or is_one_word
+    return not is_other and len(_MARKS.findall(word)) * _LETTERS_A_MARK < len(word)
 
 
 def _has_escapes(text: str) -> bool:
