@@ -11,6 +11,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
@@ -80,9 +81,15 @@ class HashingFile:
             hashed.result()
 
     def _write_all(self, view: memoryview) -> None:
-        try:
+        with self._named_errors():
             while view:
                 view = view[os.write(self._fd, view) :]
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Calls on a descriptor do not know of which file it is."""
+        try:
+            yield
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
@@ -98,7 +105,8 @@ class HashingFile:
         Raises:
             OSError: the fsync failed.
         """
-        os.fsync(self._fd)
+        with self._named_errors():
+            os.fsync(self._fd)
         return self.take_digest()
 
 

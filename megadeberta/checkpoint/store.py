@@ -117,7 +117,9 @@ class CheckpointStore:
         """
         name = f"{TEMPORARY_PREFIX}step-{step}"
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            if not self.root.is_dir():
+                self.root.mkdir(parents=True, exist_ok=True)
+                sync_folder(self.root.parent)
             remove_leftovers(self.root)
             newest = next(iter(list_checkpoints(self.root)), None)
             expected = sum(place.header.bytes + place.data.bytes for place in places)

@@ -161,6 +161,7 @@ _BARS = (
     Bar("F14", "stray files, named errors, changed rates, build locks, overrides, limits of memory and disk", tests=(
         f"{_DAMAGE}test_a_hidden_file_of_a_file_system_discards_no_checkpoint",
         f"{_STORE}test_a_failed_save_warns_and_names_file_and_cause",
+        f"{_STORE}test_an_fsync_that_fails_is_told_with_its_file",
         "tests/unit/observability/test_resume_note.py::test_only_a_learning_rate_that_was_not_planned_is_a_jump",
         "tests/unit/rank/test_extensions.py", "tests/unit/launcher/test_memory_limit.py",
         "tests/unit/launcher/test_slurm.py::test_script_asks_for_the_layout_and_quotes_the_command",

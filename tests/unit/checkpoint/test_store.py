@@ -66,9 +66,11 @@ def test_everything_is_on_the_disk_before_the_name_that_shows_it(
     events: list[str] = []
     for call in ("write", "fsync", "rename", "replace"):
         monkeypatch.setattr(os, call, _recorder(call, getattr(os, call), events, tmp_path))
-    store = CheckpointStore(tmp_path, collectives=SingleProcess(), keep_last=1)
+    store = CheckpointStore(tmp_path / "checkpoints", collectives=SingleProcess(), keep_last=1)
     save_at_once(store.stages(1, share(0, 1), run=run_record(1), write_more=write_files(0, 1)))
     monkeypatch.undo()
+    assert events.pop(0) == "fsync ."  # where the folder of checkpoints is new
+    events = [event.replace("checkpoints/", "").replace("checkpoints", ".") for event in events]
     hidden = ".tmp-step-1"
     written = [
         f"{hidden}/{name}" for name in ("own-0.txt", "spm.model", "node-0.safetensors", "index.json", "manifest.json")
@@ -224,6 +226,18 @@ def test_a_failed_save_warns_and_names_file_and_cause(
     assert "checkpoint of step 2 could not be written: rank 1: " in message
     assert ".tmp-step-2/own-1.txt: No space left on device; the newest checkpoint is step-1" in message
     assert "TRAINING GOES ON WITHOUT A NEW CHECKPOINT (failure 1; the run stops at failure 3 in a row)" in message
+
+
+def test_an_fsync_that_fails_is_told_with_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(target: int) -> None:
+        if os.readlink(f"/proc/self/fd/{target}").endswith(".safetensors"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert save(tmp_path, 1, world_size=1) == [[None]]
+    assert f"rank 0: {tmp_path}/.tmp-step-1/node-0.safetensors: Input/output error; there is no older" in caplog.text
 
 
 def test_the_third_failure_in_a_row_stops_the_run(tmp_path: Path) -> None:
