@@ -89,12 +89,12 @@ class Waiting:
             seconds = time.monotonic() - started
             sys.stderr.write(f"{inner._what}{part}, {seconds:.0f} s ...\n")
             sys.stderr.flush()
-            if self._done.wait(_pause(seconds)):
+            if self._done.wait(pause_after(seconds)):
                 return
 
 
-def _pause(seconds: float) -> float:
-    """How long after so many seconds the next line follows: under 3 s in the first minute, then a share of the wait."""
+def pause_after(seconds: float) -> float:
+    """How long after so many seconds the next line follows: under 3 s in the first minute, then a share of all."""
     return max(_FIRST_SECONDS, _SHARE * seconds)
 
 

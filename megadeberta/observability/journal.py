@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
@@ -12,6 +13,7 @@ from megadeberta.config.redact import recipe_json, redact
 from megadeberta.config.run import RunConfig
 from megadeberta.config.spikes import PassedOver
 from megadeberta.config.terminal import line_width, wrap_items
+from megadeberta.config.waiting import pause_after
 from megadeberta.layers.flops import run_flops_per_token
 from megadeberta.layers.objectives import objective_of
 from megadeberta.layers.terms import baselines, term
@@ -141,7 +143,9 @@ class WritingJournal(Journal):
         self._unigram = unigram
         self._times = PhaseTimes()
         self._width = line_width(os.environ)
-        self._has_shown_a_step = False
+        self._started = time.monotonic()
+        self._shown: float | None = None
+        """When the last step was shown."""
 
     def step(self, step: int, facts: StepFacts, *, lr: float, seconds: float, memory: int | None = None) -> None:
         tokens = self._config.batches.at(step - 1) * self._config.data.sequence_length
@@ -161,9 +165,9 @@ class WritingJournal(Journal):
         self._times.add_step(seconds, facts.phases)
         self._speedometer.add_step(seconds)
         is_due = step % self._config.logging.interval == 0 or step == self._config.training.steps
-        if not is_due and self._has_shown_a_step:
+        if not is_due and not self._is_awaited():
             return
-        self._has_shown_a_step = True  # the first one in any case: whoever waits sees that it runs, and for how long
+        self._shown = time.monotonic()
         rates = self._speedometer.read()
         log.info("%s", self._progress_line(step, facts, lr, rates, values.get(MEMORY)))
         if not is_due:
@@ -172,6 +176,11 @@ class WritingJournal(Journal):
         mfu = math.nan if rates.mfu is None else rates.mfu
         for tracker in self._trackers:
             tracker.log(step, values | beside | {"mfu": mfu}, prefix="train")
+
+    def _is_awaited(self) -> bool:
+        """Whether whoever waits should see that it runs: at the first step, and every few seconds in the beginning."""
+        now = time.monotonic()
+        return self._shown is None or now - self._shown >= pause_after(now - self._started)
 
     def refused(self, step: int, reason: str, *, samples: range, seconds: float) -> None:
         facts = {"refused": reason, "first_sample": samples.start, "stop_sample": samples.stop}

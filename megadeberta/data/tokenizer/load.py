@@ -89,7 +89,7 @@ def _added_beside(path: Path) -> dict[str, int]:
         return {}
     tokenizer = load_tokenizer(path)
     beyond = {token: token_id for token, token_id in added.items() if token_id >= tokenizer.num_pieces}
-    return {} if beyond == {MASK: tokenizer.mask_id} else beyond
+    return {token: token_id for token, token_id in beyond.items() if (token, token_id) != (MASK, tokenizer.mask_id)}
 
 
 def _added_in(path: Path) -> dict[str, int]:

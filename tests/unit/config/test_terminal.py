@@ -199,7 +199,7 @@ def test_who_waits_learns_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lines_follow_within_three_seconds_in_the_first_minute_and_are_few_in_an_hour() -> None:
     lines = [2.5]
     while lines[-1] < 3600:
-        lines.append(lines[-1] + waiting._pause(lines[-1]))
+        lines.append(lines[-1] + waiting.pause_after(lines[-1]))
     in_a_minute = [line for line in lines if line <= 60]
     assert max(after - before for before, after in pairwise([0.0, *in_a_minute])) < 3
     assert len(lines) - len(in_a_minute) < 90

@@ -3,12 +3,15 @@
 import json
 import logging
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
 
+from megadeberta.observability import journal as journal_module
 from megadeberta.observability.journal import Journal, open_journal
 from megadeberta.observability.metrics import read_metrics
 from tests.models import run_config
@@ -140,12 +143,35 @@ def test_a_run_without_a_gpu_says_nothing_of_its_memory(tmp_path: Path, caplog: 
     assert "mem " not in caplog.text
 
 
+def _set_clock(monkeypatch: pytest.MonkeyPatch, now: list[float]) -> None:
+    monkeypatch.setattr(journal_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+
+def test_steps_are_shown_every_few_seconds_in_the_beginning_whatever_the_interval(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    caplog.set_level(logging.INFO)
+    means, now, shown = _Means({"mlm_loss": 2.0}, {"mlm_loss": 4}), [0.0], []
+    _set_clock(monkeypatch, now)
+    with _journal(tmp_path, interval=10**6) as journal:
+        for step in range(11, 171):  # a minute of a second each, and more than an hour
+            now[0] += 1.0 if step <= 70 else 40.0
+            caplog.clear()
+            journal.step(step, _Step(2.0, means), lr=1e-3, seconds=1.0)
+            shown += [now[0]] if any(record.message.startswith(f"step {step}/") for record in caplog.records) else []
+    in_a_minute = [second for second in shown if second <= 60]
+    assert max(later - earlier for earlier, later in pairwise([0.0, *in_a_minute])) <= 3
+    assert 20 < len(shown) - len(in_a_minute) < 80
+
+
 def test_the_first_step_of_a_start_is_shown_whatever_the_interval(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     caplog.set_level(logging.INFO)
     means = _Means({"mlm_loss": 2.0}, {"mlm_loss": 4})
+    _set_clock(monkeypatch, [0.0])
     with _journal(tmp_path, interval=4) as journal:
         for step in range(3, 11):  # a start that goes on after step 2
             journal.step(step, _Step(2.0, means), lr=1e-3, seconds=1.0)
