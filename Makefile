@@ -49,7 +49,7 @@ RUN := runs/quickstart
 # Seconds until the first start is stopped with SIGTERM, as a scheduler would: it saves, and the second start goes on.
 STOP_AFTER := 120
 
-run: venv ## the main job on WikiText-2: shards, training that is stopped and resumed, export, fill-mask
+run: venv ## the main job on WikiText-2: shards, training that is stopped and resumed, export, fill-mask, a probe
 	$(BIN)/megadeberta fetch wikitext2 --output $(CORPUS)
 	$(BIN)/megadeberta prep $(CORPUS)/train.raw.gz --valid $(CORPUS)/valid.raw.gz --document-per wikitext \
 		--vocab-size 4000 --output $(SHARDS)
@@ -58,6 +58,7 @@ run: venv ## the main job on WikiText-2: shards, training that is stopped and re
 	$(BIN)/megadeberta launch $(RECIPE) --ranks 2
 	$(BIN)/megadeberta convert export $(RUN) $(RUN)/export --overwrite
 	$(BIN)/python docs/examples/fill_mask_with_transformers.py $(RUN)/export
+	$(BIN)/python docs/examples/probe_with_transformers.py $(RUN)/export $(CORPUS)/trec.csv
 	$(BIN)/megadeberta report $(RUN)
 
 # The environment if there is one, else the first Python that is new enough and has torch: a GPU machine's own.

