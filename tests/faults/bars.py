@@ -162,7 +162,7 @@ _BARS = (
         f"{_DAMAGE}test_a_hidden_file_of_a_file_system_discards_no_checkpoint",
         f"{_STORE}test_a_failed_save_warns_and_names_file_and_cause",
         f"{_STORE}test_an_fsync_that_fails_is_told_with_its_file",
-        "tests/unit/observability/test_resume_note.py::test_only_a_learning_rate_that_was_not_planned_is_a_jump",
+        "tests/unit/checkpoint/test_rate_jump.py", "tests/unit/observability/test_resume_note.py",
         "tests/unit/rank/test_extensions.py", "tests/unit/launcher/test_memory_limit.py",
         "tests/unit/launcher/test_slurm.py::test_script_asks_for_the_layout_and_quotes_the_command",
         f"{_STORE}test_too_little_free_space_is_found_before_writing", "tests/unit/preflight/test_run.py",
