@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from megadeberta.config.waiting import Waiting
 from megadeberta.data_prep.options import AUTO_FORMAT, DocumentPer, ReadOptions
 from megadeberta.remote.parameter import path_or_address
 
@@ -61,9 +62,10 @@ def compare(
     from megadeberta.data_prep.compare_tokenizers import compare_tokenizers
     from megadeberta.data_prep.side_texts import read_texts
 
-    loaded = [_load(path) for path in tokenizers]
-    read = ReadOptions(document_per, AUTO_FORMAT, tuple(text_key or ("text",)))
-    facts, fits = compare_tokenizers(loaded, read_texts(text, read, option="--text"))
+    with Waiting("comparing vocabularies"):
+        loaded = [_load(path) for path in tokenizers]
+        read = ReadOptions(document_per, AUTO_FORMAT, tuple(text_key or ("text",)))
+        facts, fits = compare_tokenizers(loaded, read_texts(text, read, option="--text"))
     if as_json:
         about = {"documents": facts.documents, "bytes": facts.bytes, "words": facts.words.total()}
         found = {str(path): asdict(fit) for path, fit in zip(tokenizers, fits, strict=True)}

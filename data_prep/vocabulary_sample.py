@@ -9,9 +9,9 @@ import hashlib
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 
-from megadeberta.data_prep.memory import machine_memory
 from megadeberta.data_prep.options import VocabularyOptions
 from megadeberta.errors import ConfigError
+from megadeberta.memory import machine_memory
 
 CHUNK_BYTES = 128 << 10
 """A longer document is offered in parts, or a few books would be the whole sample."""

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from megadeberta import train_cli
 from megadeberta.config.cli import RecipeArgument
 from megadeberta.config.recipes import words_for_nodes
 from megadeberta.config.run import RunConfig
@@ -101,6 +102,9 @@ def launch(
         raise ConfigError(
             "--spare-hosts and --fewest-hosts choose among the machines of a --hostfile, and there is none"
         )
+    if hostfile is None and master_addr is not None:
+        raise ConfigError(f"--master-addr {master_addr} is an address of a --hostfile's first host; leave it out here")
+    _check_extra(recipe, extra or ())
     words = [str(recipe), *(word for override in overrides or () for word in ("--set", override)), *(extra or ())]
     local_ranks = ranks or count_local_devices(os.environ)
     if slurm is not None and not local_ranks:
@@ -120,14 +124,24 @@ def launch(
         start.master_addr = master_addr
         start.check()
     else:
-        topology = prepare_run(recipe, overrides or (), world_size=local_ranks).topology
+        prepared = prepare_run(recipe, overrides or (), world_size=local_ranks)
+        train_cli.check_machine(prepared)
         train = [sys.executable, "-m", "megadeberta", "train", *words]
-        start = _start_here(train, ranks=local_ranks, master_port=master_port, run=_supervised(config, topology))
+        start = _start_here(
+            train, ranks=local_ranks, master_port=master_port, run=_supervised(config, prepared.topology)
+        )
     progress = partial(newest_checkpoint, config.training.output_dir)
     verdict = Restarts(restarts, progress=progress, say=partial(typer.echo, err=True)).run(start)
     for line in verdict.lines:
         typer.echo(line, err=True)
     raise typer.Exit(verdict.exit_code)
+
+
+def _check_extra(recipe: Path, extra: Sequence[str]) -> None:
+    """Refuse what `megadeberta train` would, once and before every rank does."""
+    train = typer.Typer(add_completion=False)
+    train.command()(train_cli.train)
+    typer.main.get_command(train).make_context("megadeberta train", [str(recipe), *extra])
 
 
 def _hosts_start(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from megadeberta.config.waiting import Waiting
 from megadeberta.errors import EXIT_USAGE
 
 if TYPE_CHECKING:
@@ -37,12 +38,11 @@ def doctor(
     from megadeberta.doctor.findings import differences
     from megadeberta.launcher.hosts.doctor import examine_hosts
 
-    progress = Console(stderr=True)
     if hostfile is None:
-        with progress.status("looking …") as status:
-            examinations = [examine(folder, os.environ, say=status.update)]
+        with Waiting("looking") as waiting:
+            examinations = [examine(folder, os.environ, say=waiting.say)]
     else:
-        with progress.status("asking all hosts …"):
+        with Waiting("asking all hosts"):
             examinations = examine_hosts(hostfile, folder, environ=os.environ)
     differing = differences(examinations)
     _print(examinations, differing, as_json=as_json, several=hostfile is not None)

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megadeberta.checkpoint.folder import CHECKPOINTS_FOLDER
+from megadeberta.config.terminal import wrap_command
 from megadeberta.errors import EXIT_HUNG, EXIT_PEER_LOST, EXIT_PREEMPTED, ConfigError
 from megadeberta.launcher.restart import MOST_RESTARTS
+
+_WIDTH = 80
+"""Columns of the script, whose lines are whole in any terminal and editor."""
+
+_INDENT = "    "
 
 _TEMPLATE = """\
 #!/bin/bash
@@ -23,19 +29,24 @@ _TEMPLATE = """\
 #SBATCH --open-mode=append
 #SBATCH --output={name}-%j.log
 
-# Slurm sends USR1 to this shell only; the ranks save a checkpoint when they hear it and exit with {preempted}.
-# --wait: a task that crashed takes the others with it after a minute, one that has saved waits for them. --label: every
-# line begins with the number of its task. The nodes are whole ones (--exclusive, --mem=0), and each task gets its share
-# of their cores, where Slurm would give it one.
+# Slurm sends USR1 to this shell only; the ranks save a checkpoint when they
+# hear it and exit with {preempted}. --wait: a task that crashed takes the others
+# with it after a minute, one that has saved waits for them. --label: every line
+# begins with the number of its task. The nodes are whole ones (--exclusive,
+# --mem=0), and each task gets its share of their cores, where Slurm would give
+# it one.
 cores=$((${{SLURM_CPUS_ON_NODE:-0}} / {tasks_per_node}))
-srun --label --cpus-per-task="$((cores > 0 ? cores : 1))" --kill-on-bad-exit=0 --wait=60 {command} &
+[ "$cores" -gt 0 ] || cores=1
+srun --label --cpus-per-task="$cores" --kill-on-bad-exit=0 --wait=60 \\
+    {command} &
 step=$!
 trap 'told=1; scancel --signal=USR1 "$SLURM_JOB_ID.0"' USR1
 trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
 
 # In a row without a new checkpoint; progress starts the count again.
 most_losses={most_losses}
-newest() {{ cat {checkpoints}/latest 2>/dev/null || echo none; }}
+output={output}
+newest() {{ cat "$output/{checkpoints}/latest" 2>/dev/null || echo none; }}
 
 code=127
 while :; do
@@ -43,23 +54,27 @@ while :; do
     wait "$step"
     now=$?
     [ "$now" -ne 127 ] && code=$now # 127: its code was given out already
-    [ "$told" -eq 0 ] && break      # else wait was only interrupted by the signal
+    [ "$told" -eq 0 ] && break      # else a signal interrupted the wait
 done
 again=0
 case "$code" in
 {preempted}) again=1 ;;
-# A rank or a machine is gone or hangs: its own code, or the signal that ended it (KILL, USR1 before it listened, TERM,
-# BUS).
+# A rank or a machine is gone or hangs: its own code, or the signal that ended
+# it (KILL, USR1 before it listened, TERM, BUS).
 {peer_lost} | {hung} | 135 | 137 | 138 | 143)
-    counted={output}/losses-{name}
+    counted="$output/losses-{name}"
     read -r at losses 2>/dev/null <"$counted" || losses=0
     [ "$at" = "$(newest)" ] || losses=0
     losses=$((losses + 1))
-    if [ "$losses" -le "$most_losses" ] && mkdir -p {output} && echo "$(newest) $losses" >"$counted"; then
+    since="since checkpoint $(newest)"
+    if [ "$losses" -le "$most_losses" ] && mkdir -p "$output" &&
+        echo "$(newest) $losses" >"$counted"; then
         again=1
-        echo "a rank was lost (exit code $code); queued again, loss $losses of $most_losses since checkpoint $(newest)"
+        echo "a rank was lost (exit code $code); queued again," \\
+            "loss $losses of $most_losses $since"
     else
-        echo "a rank was lost (exit code $code) $losses times since checkpoint $(newest); not queued again" >&2
+        echo "a rank was lost (exit code $code)" \\
+            "$losses times $since; not queued again" >&2
     fi
     ;;
 esac
@@ -108,6 +123,6 @@ def render_sbatch(job: SlurmJob, command: Sequence[str]) -> str:
         hung=EXIT_HUNG,
         most_losses=job.most_losses,
         output=shlex.quote(str(job.output_dir)),
-        checkpoints=shlex.quote(str(job.output_dir / CHECKPOINTS_FOLDER)),
-        command=shlex.join(command),
+        checkpoints=CHECKPOINTS_FOLDER,
+        command=wrap_command(command, _WIDTH - len(_INDENT), indent=2 * _INDENT),
     )

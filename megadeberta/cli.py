@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from megadeberta import __version__
+from megadeberta.config.shell import begins_for_shell
 from megadeberta.config.terminal import wrap_items
 from megadeberta.errors import EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_USAGE, ConfigError, MegadebertaError
 from megadeberta.observability.logs import set_up_logging
@@ -51,6 +52,8 @@ COMMANDS = {
     "fill-mask": (AFTERWARDS, "megadeberta.convert.cli", "fill_mask"),
 }
 """Name -> panel of the help, module, and the function in it, or the Typer object of a group of commands."""
+_OF_RECIPES = {"train", "launch", "plan"}
+"""Commands that take --set."""
 
 
 def command_line(names: Iterable[str] = tuple(COMMANDS)) -> typer.Typer:
@@ -119,6 +122,7 @@ def main() -> None:
 def _run() -> int:
     try:
         _check_no_word_is_empty()
+        _check_the_shell_did_its_part()
         # What a test or a plugin put in its place, or as much of the command line as is asked for.
         asked = [name for name in _typed_words()[1:2] if name in COMMANDS]
         app = globals().get("app") or command_line(asked or COMMANDS)
@@ -137,6 +141,10 @@ def _run() -> int:
         code = _report(_with_help_hint(error), error.exit_code) if error.format_message() else EXIT_USAGE
     except OSError as error:
         code = _report_os_error(error)
+    except RuntimeError as error:
+        if not str(error).startswith("Symlink loop"):  # of Path.resolve, until Python 3.13
+            raise
+        code = _report(f"{error}: links that lead back to themselves; remove them", EXIT_USAGE)
     return code if isinstance(code, int) else 0
 
 
@@ -154,6 +162,17 @@ def _check_no_word_is_empty() -> None:
             raise ConfigError(f"{place}, such as that of a shell variable which is not set; . is the working folder")
 
 
+def _check_the_shell_did_its_part() -> None:
+    """What it leaves in quotes, or behind an =, would be a folder of that name."""
+    for word in sys.argv[1:]:
+        value = re.sub(r"^[\w.-]+=", "", word)
+        if begins_for_shell(value):
+            raise ConfigError(
+                f"{word}: the shell leaves {value.partition('/')[0]} as it is within quotes and behind an =; write the "
+                "whole path"
+            )
+
+
 def _report(message: str, code: int) -> int:
     # A name from a damaged file may hold what the terminal cannot show, which must not become an error of its own.
     line = " ".join(message.split()).encode(errors="backslashreplace").decode()
@@ -169,6 +188,12 @@ def _with_help_hint(error: typer.TyperException) -> str:
     if unknown := re.match(r"No such command '([\w-]+)'", message):
         groups = [f"`megadeberta {group} {unknown[1]}`" for group in _groups_with(unknown[1])]
         message = f"{unknown[0]}; did you mean {' or '.join(groups)}?" if groups else message
+    elif (option := re.match(r"No such option: (--[\w-]+)", message)) and set(command.split()) & _OF_RECIPES:
+        from megadeberta.config.load import places_of_setting
+        from megadeberta.config.other_names import option_of_ours
+
+        hint = option_of_ours(option[1], places_of_setting)
+        message = f"{option[0]}; {hint}" if hint else message
     elif "unexpected extra argument" in message:
         message += "; put quotes around one that holds spaces"
     return f"{message} (`{command} --help` explains)"

@@ -13,6 +13,7 @@ from megadeberta.config.run import RunConfig
 from megadeberta.config.terminal import table_console
 from megadeberta.config.waiting import Waiting
 from megadeberta.errors import ConfigError
+from megadeberta.memory import machine_memory
 from megadeberta.ops.attention.backends import planned_backend
 from megadeberta.plan.layout import Layout
 from megadeberta.plan.memory import RankMemory, checkpoint_copy_bytes, fullest, memory_of_stages
@@ -20,7 +21,7 @@ from megadeberta.plan.report import gib, stages_table
 from megadeberta.plan.stages import Recipe
 from megadeberta.preflight.run import PreparedRun, check_recipe, lacks_data, prepare_run
 from megadeberta.preflight.summary import data_rows, show, summary
-from megadeberta.rank.devices import count_local_devices
+from megadeberta.rank.devices import check_accelerator, count_local_devices
 from megadeberta.rank.ending import expect_group_threads
 from megadeberta.rank.environment import RankEnvironment, apply, detect_ranks
 from megadeberta.rank.extensions import prepare_extensions_dir
@@ -69,7 +70,32 @@ def train(
     raise typer.Exit(_run(prepared, ranks, heartbeat))
 
 
+def check_machine(prepared: PreparedRun) -> None:
+    """Refuse a device that there is none of, and a model that this machine could not even hold.
+
+    Raises:
+        ConfigError: parameters, gradients and optimizer states of one rank are more than its memory. A GPU, where there
+            is one, says so itself.
+        ParallelError: see ``rank.devices.check_accelerator``.
+    """
+    check_accelerator(os.environ)
+    if count_local_devices(os.environ):
+        return
+    config = prepared.config
+    layout = Layout.of_run(config, prepared.algebra, prepared.topology)
+    attention = planned_backend(config.training.attention, on_gpu=False)
+    memory = fullest(memory_of_stages(Recipe(config), layout, attention))
+    needed, there = memory.parameters + memory.gradients + memory.optimizer, machine_memory()
+    if needed > there:
+        raise ConfigError(
+            f"{prepared.source}: parameters, gradients and optimizer states of a rank take {gib(needed)} GiB, and this "
+            f"machine has {gib(there)} GiB and no GPU; make the model smaller (model.vocab_size, hidden_size), or take "
+            "more or larger machines"
+        )
+
+
 def _run(prepared: PreparedRun, ranks: RankEnvironment, heartbeat: Heartbeat) -> int:
+    check_machine(prepared)
     with Waiting("loading torch and DeepSpeed", quiet=ranks.rank != 0):  # which a wrong recipe should not wait for
         from megadeberta.train import train as run_training
     expect_group_threads()

@@ -34,7 +34,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
             continue
         match = _LINE.fullmatch(line.strip())
         if not match:
-            raise ParallelError(f"{path}:{number}: {line.strip()!r} is not of the form 'HOST slots=N'")
+            raise ParallelError(f"{path}:{number}: {line.strip()[:60]!r} is not of the form 'HOST slots=N'")
         host, slots = match[1], int(match[2])
         if not _HOST.fullmatch(host):
             raise ParallelError(

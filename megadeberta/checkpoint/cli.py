@@ -102,5 +102,7 @@ def verify_command(
 def _root(output_dir: Path) -> Path:
     root = output_dir / CHECKPOINTS_FOLDER
     if not root.is_dir() or not (list_checkpoints(root) or (root / "latest").exists()):
-        raise CheckpointError(f"{root}: holds no checkpoints; give the training.output_dir of a run")
+        above = next((path.parent for path in (output_dir, output_dir.parent) if path.name == CHECKPOINTS_FOLDER), None)
+        hint = f"did you mean {above}?" if above is not None else "give the training.output_dir of a run"
+        raise CheckpointError(f"{root}: holds no checkpoints; {hint}")
     return root

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megadeberta.config.recipes import FOLDER, RECIPE_SUFFIXES, describe_recipes, recipe_names
+from megadeberta.config.terminal import has_width
 
 
 def _complete_recipe(incomplete: str) -> list[str]:
@@ -60,7 +61,7 @@ def recipes(
         _print_documentation(schema=schema)
         return
     console, descriptions = Console(), describe_recipes()
-    if not console.is_terminal:  # one recipe a line, for grep
+    if not has_width(console):  # one recipe a line, for grep
         width = max(map(len, descriptions))
         for name, description in descriptions.items():
             typer.echo(f"{name:{width}}  {description}")

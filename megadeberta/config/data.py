@@ -28,7 +28,7 @@ def expand_folder(section: Mapping[str, Any]) -> dict[str, Any]:
     folder = values.pop("folder", None)
     if folder is None:
         return values
-    if not isinstance(folder, str | Path):
+    if not isinstance(folder, str | Path) or not str(folder):
         raise ValueError(f"data.folder={folder!r} is no path; give the --output folder of `megadeberta prep`")
     given = [key for key in _OF_FOLDER if values.get(key) is not None]
     if given:
@@ -94,7 +94,9 @@ class DataConfig(Section):
         description="most bytes of tokens in that folder, of all runs of a machine; what has no room is fetched for "
         "each sequence",
     )
-    loader_workers: int = Field(1, ge=0, description="processes that mask batches ahead of the step; 0 = in line")
+    loader_workers: int = Field(
+        1, ge=0, le=1024, description="processes that mask batches ahead of the step; 0 = in line"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
+from megadeberta.config.deepspeed_sections import check_sections
 from megadeberta.config.deepspeed_types import check_plain_types
 from megadeberta.errors import ConfigError
 
@@ -182,12 +183,13 @@ def check_keys(block: Mapping[str, Any], *, source: str) -> None:
             hint = f"; did you mean {near[0]!r}?" if near else "; DeepSpeed 0.19.8 has no such key"
             raise ConfigError(f"{source}: unknown key deepspeed.{key}{hint}")
     check_plain_types(block, source=source)
+    check_sections(block, source=source)
     for key in ("offload_optimizer", "offload_param"):
         _check_offload(block.get("zero_optimization", {}), key, source)
     if _is_enabled(block, "bf16") and _is_enabled(block, "fp16"):
         raise ConfigError(f"{source}: deepspeed.bf16 and deepspeed.fp16 are both enabled; choose one")
     stage = block.get("zero_optimization", {}).get("stage", 0)
-    if stage not in _STAGES:
+    if type(stage) is not int or stage not in _STAGES:
         raise ConfigError(f"{source}: deepspeed.zero_optimization.stage={stage!r} must be 0, 1, 2 or 3")
     _check_types(block, source)
     if stage == 0 and block.get("zero_optimization", {}).get("overlap_comm"):

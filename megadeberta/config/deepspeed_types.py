@@ -25,6 +25,10 @@ def check_plain_types(block: Mapping[str, Any], *, source: str) -> None:
         value = block.get(key, 0)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
             raise ConfigError(f"{source}: deepspeed.{key} must be a number from 0 on, found {value!r}")
+    if "steps_per_print" in block and (type(block["steps_per_print"]) is not int or block["steps_per_print"] < 1):
+        raise ConfigError(
+            f"{source}: deepspeed.steps_per_print must be a positive integer, found {block['steps_per_print']!r}"
+        )
     for key in _OBJECTS:
         value = block.get(key, {})
         if not isinstance(value, Mapping):

@@ -35,6 +35,12 @@ def first_problem(error: ValidationError, *, show_value: bool = False) -> str:
     message = first["msg"]
     if first["type"] == "tuple_type":
         message = f"must be a list, such as [{json.dumps(first['input'], default=str)}]"
-    elif first["type"] == "model_type" and where:
+    elif first["type"] == "path_type":
+        message = "must be the path of a file or folder"
+    elif first["type"] == "too_short":
+        message = "must not be empty"
+    elif first["type"] == "string_pattern_mismatch":
+        message = f"must match {first['ctx']['pattern']}"
+    elif first["type"] in ("model_type", "dict_type") and where:
         message = "must be a section with keys of its own" + ("; indent them" if first["input"] is None else "")
     return f"{where}{found}: {message}" if where else message

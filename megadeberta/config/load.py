@@ -3,6 +3,7 @@
 import codecs
 import difflib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -10,8 +11,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from megadeberta.config.data import expand_folder
+from megadeberta.config.deepspeed_block import KNOWN_KEYS, OURS
 from megadeberta.config.first_problem import dotted, first_problem
 from megadeberta.config.model import AUTO_VOCABULARY
+from megadeberta.config.other_names import name_of_ours
 from megadeberta.config.plugins import load_plugins
 from megadeberta.config.recipe_text import is_yaml, parse_recipe
 from megadeberta.config.recipes import find_recipe, suggest_recipe
@@ -80,7 +83,7 @@ def _check_numbers(values: Mapping[str, Any], source: str, path: str = "") -> No
 def read_recipe(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The values of a file over those of the recipe that it extends: a path from the file on, or a shipped name."""
     path = find_recipe(path)
-    resolved = path.resolve()
+    resolved = Path(os.path.realpath(path))  # resolve() raises RuntimeError of links in a circle
     if resolved in _chain:
         raise ConfigError(f"{path}: extends forms a loop: {' -> '.join(str(p) for p in (*_chain, resolved))}")
     values = parse_recipe(_read_text(path, _chain), path)
@@ -215,15 +218,26 @@ def _describe(error: ValidationError, source: str) -> str:
 
 
 def _did_you_mean(location: tuple[int | str, ...]) -> str:
+    ours = name_of_ours(str(location[-1]))
+    if ours is not None:
+        return f"; did you mean {ours}?"
+    if location[-1] in KNOWN_KEYS - OURS.keys():
+        return f"; did you mean deepspeed.{location[-1]}?"
     section: type[BaseModel] = RunConfig
     for part in location[:-1]:
         if str(part) in section.model_fields:  # else a tag, or the name of a source
             section = _section_type(section.model_fields[str(part)].annotation)
     known = list(section.model_fields)
-    if elsewhere := [place for place in _places(RunConfig) if place.rpartition(".")[2] == location[-1]]:
+    if elsewhere := places_of_setting(str(location[-1])):
         return f"; did you mean {' or '.join(elsewhere)}?"
     near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; known keys here: {', '.join(known)}"
+
+
+def places_of_setting(name: str) -> list[str]:
+    """Dotted names of the settings whose last part is ``name``."""
+    sections = {place.rpartition(".")[0] for place in _places(RunConfig)}
+    return [place for place in _places(RunConfig) if place.rpartition(".")[2] == name and place not in sections]
 
 
 def _places(section: type[BaseModel], above: str = "") -> Iterator[str]:

@@ -24,9 +24,11 @@ def load_plugins(modules: Any, *, source: str) -> None:
         try:
             importlib.import_module(module)
         except (Exception, SystemExit) as error:  # a module of the user's may raise anything
+            name = module.removesuffix(".py").removeprefix("./").replace("/", ".")
+            hint = f"name the module {name}, not its file; " if module != name else ""
             raise ConfigError(
-                f"{source}: the module {module!r} of plugins cannot be imported ({type(error).__name__}: {error}); it "
-                "must be installed, or lie in a folder of PYTHONPATH"
+                f"{source}: the module {module!r} of plugins cannot be imported ({type(error).__name__}: {error}); "
+                f"{hint}it must be installed, or lie in a folder of PYTHONPATH"
             ) from error
 
 

@@ -6,6 +6,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from megadeberta.config.shell import begins_for_shell
+
 
 class Section(BaseModel):
     """Frozen, strict about unknown keys, with finite numbers only, no switch for a number, and without empty paths."""
@@ -14,10 +16,15 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _path_is_not_empty(cls, value: Any, info: ValidationInfo) -> Any:
-        """An empty text would be the working folder."""
-        if value == "" and info.field_name and _takes(Path, cls.model_fields[info.field_name].annotation):
-            raise ValueError(f"{info.field_name} is an empty path; name a file or folder, . is the working folder")
+    def _path_is_one(cls, value: Any, info: ValidationInfo) -> Any:
+        """An empty text would be the working folder, and ``~`` a folder of that name."""
+        name = info.field_name
+        if not name or not isinstance(value, str) or not _takes(Path, cls.model_fields[name].annotation):
+            return value
+        if not value:
+            raise ValueError(f"{name} is an empty path; name a file or folder, . is the working folder")
+        if begins_for_shell(value):
+            raise ValueError(f"{name}={value}: {value.partition('/')[0]} is for a shell; write the whole path")
         return value
 
     @field_validator("*", mode="before")

@@ -1,6 +1,7 @@
 """docs/settings.md: every setting of a recipe, written from the classes that read it."""
 
 import json
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,14 +10,21 @@ from pydantic import BaseModel
 from megadeberta.config.run import RunConfig
 from megadeberta.config.schema import recipe_schema
 
+_WIDTH = 80
+"""Columns: the page is read in terminals, too."""
+
 _HEAD = """# Settings of a recipe
 
-Written by `megadeberta recipes --settings`; a test compares it with the code. `--set SECTION.KEY=VALUE` overrides any
-of them. `megadeberta recipes --schema > recipe.schema.json` gives the same as JSON Schema: with
-`"$schema": "./recipe.schema.json"` in a recipe, or `# yaml-language-server: $schema=recipe.schema.json` at the top of a
-YAML one, editors complete and check it. [recipes.md](recipes.md) says how the settings go together.
+Written by `megadeberta recipes --settings`; a test compares it with the code.
+`--set SECTION.KEY=VALUE` overrides any of them.
+`megadeberta recipes --schema > recipe.schema.json` gives the same as JSON
+Schema: with `"$schema": "./recipe.schema.json"` in a recipe, or
+`# yaml-language-server: $schema=recipe.schema.json` at the top of a YAML one,
+editors complete and check it. [recipes.md](recipes.md) says how the settings go
+together.
 
-A file may leave out whatever the recipe named by `extends` has. **required**: some file, or `--set`, must give it.
+A file may leave out whatever the recipe named by `extends` has. **required**:
+some file, or `--set`, must give it.
 """
 
 
@@ -27,28 +35,36 @@ def settings_page() -> str:
     blocks = [_HEAD]
     while sections:
         name, title, model = sections.pop(0)
-        rows, inner = _rows(name, model, schema)
-        blocks.append(f"## {title}\n\n{_first_line(model) if name else ''}".rstrip() + "\n\n" + "\n".join(rows) + "\n")
+        entries, inner = _entries(name, model, schema)
+        about = [_wrapped(_first_line(model))] if name else []
+        blocks.append("\n\n".join([f"## {title}", *about, "\n".join(entries)]) + "\n")
         sections = inner + sections
     return "\n".join(blocks)
 
 
-def _rows(name: str, model: type[BaseModel], schema: dict[str, Any]) -> tuple[list[str], list[Any]]:
-    rows = ["| setting | values | default | |", "|---|---|---|---|"]
+def _entries(name: str, model: type[BaseModel], schema: dict[str, Any]) -> tuple[list[str], list[Any]]:
+    entries = []
     inner = []
     properties = schema["$defs"][model.__name__]["properties"] if name else schema["properties"]
+    if not name:
+        entries.append(_entry("extends", "text", properties["extends"]["description"]))
     for key, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             path = f"{name}.{key}" if name else key
             inner.append((path, f"`{path}`", field.annotation))
             continue
         node = properties[key]
-        default = "**required**" if field.is_required() else f"`{json.dumps(node.get('default'))}`"
-        text = (field.description or "").replace("|", "\\|")
-        rows.append(f"| `{key}` | {_values(node, schema)} | {default} | {text} |")
-    if not name:
-        rows.insert(2, f"| `extends` | text | | {properties['extends']['description']} |")
-    return rows, inner
+        default = "**required**" if field.is_required() else f"default `{json.dumps(node.get('default'))}`"
+        entries.append(_entry(key, f"{_values(node, schema)}; {default}", field.description or ""))
+    return entries, inner
+
+
+def _entry(key: str, values: str, text: str) -> str:
+    return _wrapped(f"- `{key}` ({values}): {text}", indent="  ")
+
+
+def _wrapped(text: str, *, indent: str = "") -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _values(node: dict[str, Any], schema: dict[str, Any]) -> str:

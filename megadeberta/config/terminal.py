@@ -1,6 +1,7 @@
 """Tables and lines that are whole in the terminal at hand: columns are left out before one is cut."""
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,14 @@ _WITHOUT_TERMINAL = 124
 def table_console() -> Console:
     """As wide as the terminal, or as COLUMNS says."""
     console = Console()
-    if console.is_terminal or "COLUMNS" in os.environ:
+    if has_width(console):
         return console
     return Console(width=_WITHOUT_TERMINAL)
+
+
+def has_width(console: Console) -> bool:
+    """Whether lines have to fit: into a terminal, or into what COLUMNS says."""
+    return console.is_terminal or "COLUMNS" in os.environ
 
 
 def fitting_table(
@@ -71,13 +77,31 @@ def _add_column(table: Table, name: str, cells: Sequence[str], *, in_text: bool,
 
 def print_line(console: Console, line: str | Text) -> None:
     """As it is into a file or a pipe; on a terminal broken between words."""
-    is_narrow = console.is_terminal or "COLUMNS" in os.environ
-    console.print(line, markup=False, highlight=False, soft_wrap=not is_narrow)
+    console.print(line, markup=False, highlight=False, soft_wrap=not has_width(console))
 
 
 def say(line: str) -> None:
     """Print a line of text, broken between words where the terminal is too narrow. Not for a command to be copied."""
     print_line(Console(), line)
+
+
+def print_command(console: Console, words: Sequence[str]) -> None:
+    """A command to be copied: one line into a file or a pipe; on a terminal broken as the shell reads it."""
+    text = wrap_command(words, console.width if has_width(console) else None)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def wrap_command(words: Sequence[str], width: int | None, *, indent: str = "    ") -> str:
+    """A command of the shell, quoted, with a backslash behind every line but the last; an option stays by its value."""
+    parts: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        quoted = shlex.quote(word)
+        if before.startswith("-") and "=" not in before and not word.startswith("-"):
+            parts[-1] += f" {quoted}"
+        else:
+            parts.append(quoted)
+    room = None if width is None else width - len(" \\")
+    return wrap_items(parts, room, indent=indent).replace("\n", " \\\n")
 
 
 def line_width(environ: Mapping[str, str]) -> int | None:

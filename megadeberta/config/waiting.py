@@ -62,6 +62,10 @@ class Waiting:
             self._done.set()
             self._thread.join()
 
+    def say(self, what: str) -> None:
+        """Something else is going on from now on."""
+        self._what = what
+
     def _watch(self) -> None:
         started = time.monotonic()
         if self._done.wait(_FIRST_SECONDS):

@@ -4,11 +4,11 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
+from megadeberta.convert.formats.families import without_head
 from megadeberta.convert.formats.places import folder_of, generator_beside, is_ours
 from megadeberta.convert.formats.read_folder import read_hf_folder
 from megadeberta.convert.import_parts import import_parts
 from megadeberta.data.tokenizer import find_tokenizer
-from megadeberta.errors import CheckpointError
 from megadeberta.weights.hub import find_model
 from megadeberta.weights.source import ModelSource, load_weights
 
@@ -32,10 +32,7 @@ def load_model(place: Path, *, parts: bool = True) -> ModelSource:
         return _both_parts(place, generator)
     imported = read_hf_folder(generator or place)
     if imported.missing:
-        raise CheckpointError(
-            f"{place}: has no {imported.missing[0]}, without which nothing can be predicted; export with --model mlm "
-            "or, of a run with two parts, --model generator"
-        )
+        raise without_head(place, imported.missing[0])
     return ModelSource(place, imported.config, imported.weights, find_tokenizer(folder_of(place)))
 
 

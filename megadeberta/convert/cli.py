@@ -192,10 +192,11 @@ def import_command(
 
     Example: megadeberta convert import exported start-here
     """
-    from megadeberta.convert.formats.families import check_family
+    from megadeberta.convert.formats.families import check_family, lacks_token_head
     from megadeberta.convert.formats.places import find_generator
     from megadeberta.convert.published_folder import check_free
-    from megadeberta.errors import ConfigError
+    from megadeberta.data.tokenizer import load_tokenizer
+    from megadeberta.errors import CheckpointError, ConfigError
     from megadeberta.weights.hub import MODEL_JSON, check_foreign, find_model
     from megadeberta.weights.place import weights_path
     from megadeberta.weights.safetensors_file import check_finite_at
@@ -209,12 +210,20 @@ def import_command(
     check_free(out, overwrite=overwrite, marker=MODEL_JSON)
     weights_path(place)
     found = None if new_generator or no_generator else find_generator(place, given)
+    if tokenizer is not None:
+        load_tokenizer(tokenizer)
 
     # Torch comes after the names and numbers: a mistake in one is said at once.
     with Waiting(f"looking into {place}"):
         for each in (place, found):
             if each is not None:
                 check_finite_at(weights_path(each))
+    predicts = found if found is not None else None if new_generator else place
+    if predicts is not None and not allow_new and lacks_token_head(predicts):
+        raise CheckpointError(
+            f"{predicts}: has no head that predicts tokens; add --allow-new to start one from random values, or, of a "
+            "discriminator, give its --generator or --new-generator"
+        )
     with Waiting("loading torch"):
         from megadeberta.convert.import_folder import REPORT, import_folder
         from megadeberta.convert.import_parts import import_parts
@@ -263,10 +272,11 @@ def fill_mask(
     Example: megadeberta fill-mask runs/quickstart "The President of the [MASK] States."
     """
     from megadeberta.convert.find import find_any_model
-    from megadeberta.convert.mask_text import check_has_mask
+    from megadeberta.convert.mask_text import check_has_mask, check_request
 
     check_has_mask(text)
     place = find_any_model(path)
+    check_request(place, text, top_k)
     with Waiting("loading torch and transformers"):
         from megadeberta.convert.fill_mask import predict_masks
     with Waiting(f"reading {path}"):

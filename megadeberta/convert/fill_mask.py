@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from megadeberta.convert.any_model import load_model
-from megadeberta.convert.mask_text import check_has_mask
-from megadeberta.data.tokenizer import WORD_BOUNDARY, PieceKind, load_tokenizer
-from megadeberta.errors import ConfigError, DataError
+from megadeberta.convert.mask_text import check_has_mask, check_top_k, encode_masks, offered_pieces
+from megadeberta.data.tokenizer import WORD_BOUNDARY, load_tokenizer
 from megadeberta.layers.catalogue import token_model_layers
 from megadeberta.model.whole import WholeModel
 from megadeberta.weights.source import ModelSource
@@ -48,12 +47,9 @@ def predict_masks(path: Path, text: str, *, top_k: int = 5) -> list[list[Guess]]
     check_has_mask(text)
     source = load_model(path, parts=False).token_model()
     vocabulary = load_tokenizer(source.checked_tokenizer())
-    offered = torch.from_numpy(vocabulary.piece_kinds() != PieceKind.SPECIAL).nonzero().flatten()  # [P]
-    if not 1 <= top_k <= len(offered):
-        raise ConfigError(f"--top-k {top_k} is not between 1 and {len(offered)}, the number of pieces")
-    ids = vocabulary.fast().encode(text).ids
-    places = [place for place, token_id in enumerate(ids) if token_id == vocabulary.mask_id]
-    _check_length(len(ids), source.config.max_position_embeddings)
+    offered = offered_pieces(vocabulary)
+    check_top_k(top_k, offered)
+    ids, places = encode_masks(vocabulary, text, longest=source.config.max_position_embeddings)
     values, pieces = _logits(source, ids, places)[:, offered].softmax(-1).topk(top_k)
     return [
         [Guess(vocabulary.piece(token_id), value) for value, token_id in zip(row, row_ids, strict=True)]
@@ -68,8 +64,3 @@ def _logits(source: ModelSource, ids: list[int], places: list[int]) -> Tensor:
     input_ids = torch.tensor([ids])
     with torch.no_grad():
         return model.mlm_logits(input_ids, torch.ones_like(input_ids), torch.tensor([places]))[0]
-
-
-def _check_length(num_tokens: int, longest: int) -> None:
-    if num_tokens > longest:
-        raise DataError(f"the text has {num_tokens} tokens with [CLS] and [SEP], the model takes {longest}; shorten it")

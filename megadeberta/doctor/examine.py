@@ -23,11 +23,11 @@ def examine(folder: Path, environ: Mapping[str, str], *, say: Callable[[str], No
         say: gets one line before each part that takes a while.
     """
     gpus = count_local_devices(environ)
-    say("software …")
+    say("software")
     findings = list(examine_software())
-    say(f"machine, writing 64 MiB in {folder} …")
+    say(f"machine, writing 64 MiB in {folder}")
     findings += examine_machine(folder, environ, gpus=gpus)
-    say("torch, attention and collectives …")
+    say("torch, attention and collectives")
     found, failures = probe_torch(environ)
     findings += failures
     if found:

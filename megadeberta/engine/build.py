@@ -6,6 +6,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.engine import ZERO_OPTIMIZATION, DeepSpeedEngine
 from pydantic import ValidationError
@@ -45,9 +46,10 @@ def build_engine(
         mpu: where ranks share the tensors of the model; without it every rank is data parallel.
 
     Raises:
-        ConfigError: DeepSpeed refuses the block; the same on every rank.
+        ConfigError: DeepSpeed refuses the block, or its precision on this device; the same on every rank.
     """
     settings = EngineSettings.of(block)
+    _check_precision(settings.precision)
     inner = build_optimizer(model, optimizer, offloaded=settings.offloads_optimizer, is_half=settings.is_half)
     try:
         with _overlap_where_asked():
@@ -63,6 +65,17 @@ def build_engine(
     apply_timeout(timeout_seconds)
     work_on_whole_groups(engine.optimizer)
     return engine
+
+
+def _check_precision(precision: Precision) -> None:
+    device = get_accelerator()
+    supported = {"fp32": True, "bf16": device.is_bf16_supported(), "fp16": device.is_fp16_supported()}
+    if not supported[precision]:
+        others = " or ".join(name for name, is_there in supported.items() if is_there)
+        raise ConfigError(
+            f"deepspeed.{precision}.enabled=true: this device ({device.device_name()}) has no {precision}; use "
+            f"{others}, or a machine with GPUs"
+        )
 
 
 def _with_defaults(block: Mapping[str, Any], optimizer: OptimizerConfig) -> dict[str, Any]:

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megadeberta.checkpoint.newest import manifest_at
 from megadeberta.config.data import SHORTEST_SEQUENCE, DataConfig
 from megadeberta.config.model import ModelConfig
-from megadeberta.config.set_files import tokenizer_in
-from megadeberta.convert.formats.places import is_ours
+from megadeberta.convert.find import recorded_model
 from megadeberta.data.check import check_data
 from megadeberta.data.missing import check_prefix
 from megadeberta.errors import ConfigError, DataError
-from megadeberta.weights.hub import MODEL_JSON
-from megadeberta.weights.recorded import check_has_tokenizer, sections_of
+from megadeberta.weights.recorded import check_has_tokenizer
+from megadeberta.weights.vocabulary import check_tokenizer_fits
 
 _FIELDS = ("UID", "field", "linguistics_term", "sentence_good", "sentence_bad")
 
@@ -108,27 +106,22 @@ def check_files(shard: Path | None, text: Path | None) -> None:
 
 
 def check_inputs(place: Path, *, shard: Path | None, text: Path | None, length: int | None) -> None:
-    """Refuse what ``evaluate.run.score`` would, as far as weights of ours say it without their tensors; others pass.
+    """Refuse what ``evaluate.run.score`` would, as far as the weights say it without their tensors.
 
     Raises:
         CheckpointError, ConfigError, DataError: nothing to score on, or it does not fit.
     """
-    if (place / MODEL_JSON).is_file():
-        if shard is None and text is None:
-            raise nothing_to_score(place)
+    known = recorded_model(place)
+    tokenizer, recipe = check_has_tokenizer(known.folder, known.tokenizer), known.recipe or {}
+    if known.config is None:
         return
-    if not is_ours(place):
-        return
-    folder, manifest = manifest_at(place)
-    model, _ = sections_of(manifest, folder)
-    recipe = manifest.run.config
-    tokenizer = check_has_tokenizer(folder, tokenizer_in(folder))
-    data = data_section(recipe, tokenizer, shard=shard, length=sequence_length(model, recipe, length))
+    check_tokenizer_fits(tokenizer, known.config)
+    data = data_section(recipe, tokenizer, shard=shard, length=sequence_length(known.config, recipe, length))
     if data.valid is None and text is None:
-        raise nothing_to_score(folder)
+        raise nothing_to_score(known.folder)
     if shard is not None or text is None:
         for prefix in data.valid_prefixes.values():
-            check_data(data.model_copy(update={"train": prefix, "valid": prefix}), model.vocab_size)
+            check_data(data.model_copy(update={"train": prefix, "valid": prefix}), known.config.vocab_size)
 
 
 def nothing_to_score(folder: Path) -> ConfigError:

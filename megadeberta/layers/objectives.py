@@ -271,7 +271,7 @@ def objective_of(settings: ObjectiveConfig) -> Objective:
     """
     if settings.name in OBJECTIVES:
         return OBJECTIVES[settings.name]
-    near = difflib.get_close_matches(settings.name, OBJECTIVES, n=1)
+    near = difflib.get_close_matches(settings.name.lower(), OBJECTIVES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ConfigError(
         f"objective.name={settings.name!r} is unknown; {hint}known are {', '.join(OBJECTIVES)}; one of your own needs "

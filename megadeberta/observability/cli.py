@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megadeberta.config.plugins import PluginOption
+from megadeberta.config.waiting import Waiting
 from megadeberta.errors import ConfigError
 from megadeberta.storage import write_file
 
@@ -39,7 +40,8 @@ def report(
 
     if page is not None and (page.is_dir() or not page.parent.is_dir()):
         raise ConfigError(f"--html={page}: is a folder, or lies in one that does not exist; give a file to write")
-    runs = [read_run(folder) for folder in output_dirs]
+    with Waiting(f"reading {', '.join(map(str, output_dirs))}"):
+        runs = [read_run(folder) for folder in output_dirs]
     if len(runs) == 1:
         print_report(output_dirs[0], runs[0].records, Console())
     else:

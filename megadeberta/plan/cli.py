@@ -8,7 +8,8 @@ import typer
 
 from megadeberta.config.cli import RecipeArgument
 from megadeberta.config.run import RunConfig
-from megadeberta.config.terminal import table_console
+from megadeberta.config.terminal import print_command, table_console
+from megadeberta.config.waiting import Waiting
 from megadeberta.errors import ConfigError
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.options import (
@@ -36,7 +37,7 @@ from megadeberta.plan.rates import Assumptions
 from megadeberta.plan.report import (
     describe_layout,
     gib,
-    launch_command,
+    launch_words,
     layouts_table,
     reason,
     search_values,
@@ -65,7 +66,8 @@ class _Question:
     failures: Failures
 
     def search(self, config: RunConfig) -> Search:
-        return search_layouts(config, self.cluster, self.attention, source=self.recipe, assumed=self.assumed)
+        with Waiting("comparing layouts"):
+            return search_layouts(config, self.cluster, self.attention, source=self.recipe, assumed=self.assumed)
 
     def overrides(self, search: Search) -> list[str]:
         """All that turns the recipe as it is into the recommended layout."""
@@ -81,7 +83,7 @@ class _Question:
 def plan(
     recipe: RecipeArgument,
     *,
-    nodes: Annotated[int, typer.Option(min=1, help="Number of machines")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, max=65536, help="Number of machines")] = 1,
     gpus: GpusOption = None,
     gpu: GpuOption = None,
     memory: MemoryOption = None,
@@ -169,8 +171,7 @@ def _print_tables(asked: _Question, search: Search, *, limit: int, stages: bool)
     console.print(f"recommended: {describe_layout(chosen.layout)}", highlight=False)
     console.print(f"because: {reason(search, asked.cluster)}", highlight=False)
     console.print(cost.describe(), highlight=False)
-    command = launch_command(asked.recipe, asked.overrides(search), asked.cluster)
-    console.print(command, highlight=False, soft_wrap=True, markup=False)
+    print_command(console, launch_words(asked.recipe, asked.overrides(search), asked.cluster))
 
 
 def _own_line(asked: _Question) -> str:

@@ -48,8 +48,8 @@ def find_gpu(name: str) -> Gpu:
     key = name.lower().replace("_", "-").replace(" ", "-").removesuffix("gb")
     if key in GPUS:
         return GPUS[key]
-    near = difflib.get_close_matches(key, GPUS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = [known for known in GPUS if known.startswith(key)] or difflib.get_close_matches(key, GPUS, n=1)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise ConfigError(
         f"--gpu {name}: unknown type; {hint}known: {', '.join(GPUS)}; for another give --memory, --tflops, "
         "--bandwidth-intra and --bandwidth-inter"

@@ -30,13 +30,18 @@ class Overlap(StrEnum):
     ALL = "all"
 
 
+_MOST = 1e12
+"""Of any unit: above it, infinity included, is a slip of the hand."""
+
+
 def _positive(help_: str, unit: str | None = None) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(min=0.001, metavar=unit, help=help_)
+    option: typer.models.OptionInfo = typer.Option(min=0.001, max=_MOST, metavar=unit, help=help_)
     return option
 
 
 GpusOption = Annotated[
-    int | None, typer.Option(min=1, help=f"GPUs per machine  [default: {ASSUMED_GPUS}, or those here; see --gpu]")
+    int | None,
+    typer.Option(min=1, max=1024, help=f"GPUs per machine  [default: {ASSUMED_GPUS}, or those here; see --gpu]"),
 ]
 GpuOption = Annotated[
     str | None,
@@ -49,7 +54,9 @@ GpuOption = Annotated[
 MemoryOption = Annotated[float | None, _positive("Memory per GPU  [default: of --gpu]", "GIB")]
 ReserveOption = Annotated[
     float | None,
-    typer.Option(min=0, metavar="GIB", help="Set aside for CUDA, NCCL and memory fragmentation [default: 1 + 6 %]"),
+    typer.Option(
+        min=0, max=_MOST, metavar="GIB", help="Set aside for CUDA, NCCL and memory fragmentation [default: 1 + 6 %]"
+    ),
 ]
 IntraOption = Annotated[float | None, _positive("Per GPU inside a node  [default: 300]", "GB/S")]
 InterOption = Annotated[float | None, _positive("Per GPU between nodes  [default: 40]", "GB/S")]
@@ -61,9 +68,11 @@ OverlapOption = Annotated[
     list[Overlap] | None,
     typer.Option("--overlap", help="Hide this communication behind computation, as if the engine did; repeatable"),
 ]
-HostOption = Annotated[float, typer.Option(min=0, metavar="MS", help="Host time per encoder layer and micro batch")]
+HostOption = Annotated[
+    float, typer.Option(min=0, max=_MOST, metavar="MS", help="Host time per encoder layer and micro batch")
+]
 MtbfOption = Annotated[float, _positive("Mean time between failures of one GPU", "GPU-HOURS")]
-RestartOption = Annotated[float, typer.Option(min=0, metavar="S", help="From a failure to training again")]
+RestartOption = Annotated[float, typer.Option(min=0, max=_MOST, metavar="S", help="From a failure to training again")]
 SaveOption = Annotated[float, _positive("What each rank writes of a checkpoint", "GB/S")]
 
 

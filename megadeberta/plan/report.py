@@ -153,11 +153,10 @@ def _largest_loss(chosen: Candidate) -> list[str]:
     return [f"{names[largest]} takes {fraction:.0%} of the step"] if fraction > 0.02 else []
 
 
-def launch_command(recipe: str, overrides: Sequence[str], cluster: Cluster) -> str:
-    """What starts the layout on this cluster."""
-    where = f"--ranks {cluster.gpus}" if cluster.nodes == 1 else "--hostfile HOSTS"
-    words = [word for override in overrides for word in ("--set", override)]
-    return f"megadeberta launch {shlex.quote(recipe)} {where} {shlex.join(words)}".rstrip()
+def launch_words(recipe: str, overrides: Sequence[str], cluster: Cluster) -> list[str]:
+    """The command that starts the layout on this cluster."""
+    where = ["--ranks", str(cluster.gpus)] if cluster.nodes == 1 else ["--hostfile", "HOSTS"]
+    return ["megadeberta", "launch", recipe, *where, *(word for each in overrides for word in ("--set", each))]
 
 
 def describe_layout(layout: Layout) -> str:
@@ -188,7 +187,7 @@ def search_values(
         "run": None if cost is None else _cost_values(cost),
         "reason": reason(search, cluster),
         "overrides": list(overrides),
-        "command": None if chosen is None else launch_command(recipe, overrides, cluster),
+        "command": None if chosen is None else shlex.join(launch_words(recipe, overrides, cluster)),
     }
 
 

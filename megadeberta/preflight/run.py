@@ -18,13 +18,16 @@ from megadeberta.data.missing import check_nothing_is_missing, is_unprepared
 from megadeberta.errors import CheckpointError, ConfigError, StorageError
 from megadeberta.layers.optimizer_rules import checkpoint_bytes
 from megadeberta.layers.recipe import resolved
+from megadeberta.layers.shapes import parameter_shapes
 from megadeberta.preflight.blend import planned_blend
 from megadeberta.preflight.resume import check_rates, check_resumable
 from megadeberta.preflight.validate import validate_run
 from megadeberta.rank.machine import check_compiler, check_writable
 from megadeberta.storage import free_bytes
 from megadeberta.topology import Topology
-from megadeberta.weights.hub import check_start
+from megadeberta.weights.fit import check_fits
+from megadeberta.weights.hub import MODEL_JSON, check_start
+from megadeberta.weights.safetensors_file import SAFETENSORS
 
 
 @dataclass(frozen=True)
@@ -98,12 +101,15 @@ def _check_start(config: RunConfig) -> None:
         check_start(source)
     except CheckpointError as error:
         raise CheckpointError(f"training.init_from={source}: {error}") from None
+    if (source / MODEL_JSON).is_file():
+        check_fits(source, parameter_shapes(config.model, config.objective), tokenizer=config.data.tokenizer)
 
 
 def _check_output(folder: Path) -> None:
     """A folder of its own that can be written: what else uses it would lose files, or be taken for the run."""
     what = "a set of token files" if shard_exists(folder / TRAIN_NAME) else None
-    if what is None and (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+    configs = (folder / "config.json", folder / MODEL_JSON)
+    if what is None and (folder / SAFETENSORS).is_file() and any(path.is_file() for path in configs):
         what = "a model"
     if what is not None:
         raise ConfigError(f"training.output_dir={folder} holds {what}; give the run a folder of its own")

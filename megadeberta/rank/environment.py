@@ -109,6 +109,8 @@ def first_host(nodelist: str) -> str:
 def _from_torch_variables(environ: Mapping[str, str]) -> RankEnvironment:
     _require(environ, ("RANK", "WORLD_SIZE"))
     rank, world_size = _integer(environ, "RANK"), _integer(environ, "WORLD_SIZE")
+    if not world_size:
+        raise ParallelError("WORLD_SIZE=0 in the environment starts no rank; it counts all ranks of the run")
     if "LOCAL_RANK" in environ:
         local_rank = _integer(environ, "LOCAL_RANK")
     elif world_size == 1:
@@ -247,8 +249,8 @@ def _checked(ranks: RankEnvironment, names: tuple[str, str, str, str]) -> RankEn
             "process of a run must be given the same size"
         )
     if ranks.local_rank >= ranks.local_world_size or ranks.local_world_size > ranks.world_size:
-        raise ParallelError(
-            f"{local_name}={ranks.local_rank}, {local_size_name}={ranks.local_world_size} and {size_name}="
-            f"{ranks.world_size} contradict each other; start all ranks with one launcher"
-        )
+        sizes = {local_name: ranks.local_rank, local_size_name: ranks.local_world_size, size_name: ranks.world_size}
+        *others, last = (f"{name}={value}" for name, value in sizes.items())
+        found = f"{', '.join(others)} and {last}"
+        raise ParallelError(f"{found} contradict each other; start all ranks with one launcher")
     return ranks

@@ -6,13 +6,10 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from megadeberta.config.set_files import tokenizer_in
-from megadeberta.errors import CheckpointError
+from megadeberta.weights.fit import check_fits
 from megadeberta.weights.safetensors_file import SAFETENSORS
-from megadeberta.weights.shapes import compare_shapes
 
 _BLOCK = 4 << 20
 """Elements read at a time."""
@@ -35,8 +32,8 @@ def initial_values(
         CheckpointError: the file is missing or unreadable, its names or shapes are not exactly the
             model's, or the weights are for another vocabulary.
     """
-    _check_vocabulary(tokenizer_in(folder), tokenizer)
-    weights = _open_checked(folder, {name: tuple(shape) for name, shape in shapes.items()})
+    check_fits(folder, {name: tuple(shape) for name, shape in shapes.items()}, tokenizer=tokenizer)
+    weights = safetensors.safe_open(folder / SAFETENSORS, framework="pt")
 
     @torch.no_grad()
     def fill(name: str, parameter: nn.Parameter) -> None:
@@ -51,38 +48,7 @@ def initial_values(
     return fill
 
 
-def _open_checked(folder: Path, shapes: dict[str, tuple[int, ...]]) -> safetensors.safe_open:
-    path = folder / SAFETENSORS
-    try:
-        weights = safetensors.safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"training.init_from={folder}: {SAFETENSORS} cannot be read ({error}); make the folder with "
-            "`megadeberta convert import`"
-        ) from None
-    found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-    compare_shapes(
-        shapes,
-        found,
-        str(path),
-        model="the recipe's model",
-        remedy="; use the model section that the folder's model.json shows, and the objective of its objective.json "
-        "if it has one",
-    )
-    return weights
-
-
 def _row_blocks(start: int, stop: int, shape: Sequence[int]) -> Iterator[slice]:
     """The rows from ``start`` to ``stop`` of a tensor, ``_BLOCK`` of its elements at a time."""
     together = max(1, _BLOCK // math.prod(shape[1:]))
     return (slice(first, min(stop, first + together)) for first in range(start, stop, together))
-
-
-def _check_vocabulary(own: Path, tokenizer: Path | None) -> None:
-    """Row i of the word table belongs to piece i of one vocabulary; with another of the same size it has no meaning."""
-    if tokenizer is None or not own.is_file() or own.read_bytes() == tokenizer.read_bytes():
-        return
-    raise CheckpointError(
-        f"training.init_from={own.parent}: these weights are for the vocabulary of {own.name} there, which is not "
-        f"data.tokenizer={tokenizer}; prepare the data with the former (megadeberta prep --tokenizer)"
-    )

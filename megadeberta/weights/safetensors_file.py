@@ -1,4 +1,4 @@
-"""What a safetensors file says without torch: whether its numbers are finite."""
+"""What a safetensors file says without torch: the names of its tensors, and whether its numbers are finite."""
 
 import json
 import math
@@ -28,6 +28,19 @@ def check_finite_at(place: Path) -> None:
     path = place if place.is_file() else place / SAFETENSORS
     if path.suffix == ".safetensors" and path.is_file():
         check_finite_file(path)
+
+
+def tensor_names(path: Path) -> frozenset[str] | None:
+    """The names in a safetensors file, or in the index of several; None where they cannot be read without torch."""
+    try:
+        if path.name.endswith(".index.json"):
+            return frozenset(json.loads(path.read_bytes())["weight_map"])
+        if path.suffix != ".safetensors":
+            return None
+        with safe_open(path, framework="numpy") as file:
+            return frozenset(file.keys())
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # who reads the tensors says what is wrong
 
 
 def check_finite_file(path: Path) -> None:

@@ -1,13 +1,15 @@
 """The tensors that a model needs, and the one comparison of what a file holds with them."""
 
 from collections.abc import Mapping
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from megadeberta.config.model import ModelConfig
 from megadeberta.config.objective import DISCRIMINATOR, ObjectiveConfig, RtdConfig
 from megadeberta.errors import CheckpointError
 from megadeberta.layers.shapes import Shapes, parameter_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def discriminator_shapes(config: ModelConfig) -> Shapes:
@@ -18,7 +20,7 @@ def discriminator_shapes(config: ModelConfig) -> Shapes:
     return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
 
 
-def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
+def shapes_of(weights: "Mapping[str, Tensor]") -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 

@@ -147,7 +147,10 @@ MISTAKES: dict[str, tuple[Case, str]] = {
     "key given twice": (as_recipe('{"name": "a", "name": "b"}'), r"'name' is given twice"),
     "recipe that extends itself": (as_recipe('{"extends": "recipe.json"}'), r"forms a loop"),
     "missing section": (as_recipe('{"name": "x"}'), r"model is required and missing"),
-    "unknown key": (override("model.num_heads=4"), r"unknown key model.num_heads; did you mean 'num_attention_heads'"),
+    "unknown key": (
+        override("model.num_heads=4"),
+        r"unknown key model.num_heads; did you mean model.num_attention_heads",
+    ),
     "unknown deepspeed key": (
         override('deepspeed.zero_optimisation={"stage":2}'),
         r"unknown key deepspeed.zero_optimisation; did you mean 'zero_optimization'",

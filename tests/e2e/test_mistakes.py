@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from megadeberta import cli
+from megadeberta import cli, train_cli
 from megadeberta.errors import EXIT_DIVERGED, EXIT_STORAGE, EXIT_USAGE
 from tests.e2e.mistakes import IN_A_PROCESS, override
 from tests.e2e.tiny_run import finish, start, write_recipe
@@ -75,7 +75,7 @@ def test_mistake_gives_one_clear_line_and_exit_code_2(
 MAY_LOAD_TORCH = ("convert", "fill-mask", "evaluate", "finetune", "cooldown", "extend", "checkpoint")
 IN_ONE_PROCESS = """
 import contextlib, io, json, os, sys
-from megadeberta import cli
+from megadeberta import cli, train_cli
 for folder, arguments in json.load(sys.stdin):
     os.chdir(folder)
     sys.argv = ["megadeberta", *arguments]
@@ -105,7 +105,7 @@ def test_no_mistake_of_a_command_that_needs_torch_or_of_a_start_from_weights_wai
 
 
 def test_the_list_has_the_mistakes_of_a_first_hour() -> None:
-    assert len(ALL_MISTAKES) >= 210
+    assert len(ALL_MISTAKES) >= 250
     assert ALL_MISTAKES.keys() >= IN_A_PROCESS
 
 
@@ -226,6 +226,45 @@ def test_half_an_environment_of_a_launcher_is_named(tmp_path: Path, prepared: Pa
     assert lines[0].startswith("error: WORLD_SIZE not set")
 
 
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"WORLD_SIZE": "0", "RANK": "0"}, r"WORLD_SIZE=0 in the environment starts no rank"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "9", "MASTER_ADDR": "h"},
+            r"LOCAL_RANK=9 and WORLD_SIZE=2 con",
+        ),
+        ({"DS_ACCELERATOR": "tpu"}, r"DS_ACCELERATOR='tpu' in the environment is none of cuda and cpu; unset it"),
+    ],
+)
+def test_a_wrong_environment_is_named(
+    variables: dict[str, str],
+    expected: str,
+    tmp_path: Path,
+    prepared: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["megadeberta", "train", str(write_recipe(tmp_path, prepared))])
+    assert cli._run() == EXIT_USAGE
+    assert re.search(rf"^error: .*{expected}", capsys.readouterr().err)
+
+
+def test_a_model_that_the_machine_cannot_hold_is_refused_before_torch_is_loaded(
+    tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_cli, "machine_memory", lambda: 500_000)
+    monkeypatch.setattr(train_cli, "count_local_devices", lambda environ: 0)
+    monkeypatch.setattr(sys, "argv", ["megadeberta", "train", str(write_recipe(tmp_path, prepared))])
+    assert cli._run() == EXIT_USAGE
+    said = capsys.readouterr().err
+    assert re.search(
+        r"^error: .*optimizer states of a rank take .* GiB, and this machine has 0.00 GiB and no GPU", said
+    )
+
+
 def test_missing_compiler_is_named_before_anything_starts(tmp_path: Path, prepared: Path) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -239,9 +278,9 @@ def test_missing_compiler_is_named_before_anything_starts(tmp_path: Path, prepar
 
 
 def test_key_that_only_deepspeed_knows_to_be_wrong_is_named(tmp_path: Path, prepared: Path) -> None:
-    code, lines, _ = _run(override('deepspeed.zero_optimization={"stagee":1}')(tmp_path, prepared))
+    code, lines, _ = _run(override('deepspeed.zero_optimization={"reduce_bucket_size":-1}')(tmp_path, prepared))
     assert code == EXIT_USAGE
-    assert re.search(r"error: DeepSpeed .* refuses the deepspeed block: .*stagee", "\n".join(lines))
+    assert re.search(r"error: DeepSpeed .* refuses the deepspeed block: .*reduce_bucket_size", "\n".join(lines))
 
 
 def test_full_disk_stops_with_79_and_leaves_no_checkpoint(tmp_path: Path, prepared: Path) -> None:

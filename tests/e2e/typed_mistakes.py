@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from tests.data_fixtures import SOTU
+from tests.e2e.further_mistakes import FURTHER_MISTAKES
 from tests.e2e.late_mistakes import LATE_MISTAKES, done, with_files
 from tests.e2e.mistakes import DEBERTA, MISTAKES, Case, as_recipe, override, words
 
@@ -238,4 +239,4 @@ TYPED_MISTAKES: dict[str, tuple[Case, str]] = {
     "text in several words": (words("fill-mask runs/x a [MASK] b"), r"put quotes around one that holds spaces"),
 }
 
-ALL_MISTAKES = MISTAKES | LATE_MISTAKES | TYPED_MISTAKES
+ALL_MISTAKES = MISTAKES | LATE_MISTAKES | TYPED_MISTAKES | FURTHER_MISTAKES

@@ -14,7 +14,7 @@ LONGEST_FILE = 400
 LONG_FUNCTION, MOST_LONG_FUNCTIONS = 40, 15
 
 # Room -> rooms it may import (None: all). The longest prefix of a module's name is its room.
-FIRST_ROOMS = ("config", "errors", "host", "remote", "storage", "topology")
+FIRST_ROOMS = ("config", "errors", "host", "memory", "remote", "storage", "topology")
 CONFIG = {f"megadeberta.{room}" for room in FIRST_ROOMS} | {"megadeberta"}
 BACKENDS = "megadeberta.ops.attention.backends"  # facts about attention, without its code
 LAYERS = CONFIG | {"megadeberta.layers", BACKENDS}
@@ -23,6 +23,7 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.errors": set(),
     "megadeberta.host": set(),
     "megadeberta.batch": LAYERS,
+    "megadeberta.memory": set(),
     "megadeberta.storage": {"megadeberta.errors"},
     "megadeberta.topology": {"megadeberta.errors"},
     "megadeberta.remote": {"megadeberta.errors"},
@@ -55,7 +56,8 @@ DIRECTIONS: dict[str, set[str] | None] = {
     "megadeberta.train": None,
     "megadeberta.cli": None,
     "megadeberta.__main__": {"megadeberta.cli", "megadeberta.errors"},
-    "megadeberta.launcher": CONFIG | {f"megadeberta.{room}" for room in ("preflight", "rank", "doctor", "checkpoint")},
+    "megadeberta.launcher": CONFIG
+    | {f"megadeberta.{room}" for room in ("preflight", "rank", "doctor", "checkpoint", "train_cli")},
     "megadeberta.data_prep": CONFIG | {"megadeberta.data", "megadeberta.checkpoint"},
 }
 TORCH_FREE = (

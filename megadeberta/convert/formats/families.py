@@ -9,8 +9,11 @@ from megadeberta.convert.formats.config_json import from_config_json
 from megadeberta.convert.formats.deberta_v1 import DebertaV1
 from megadeberta.convert.formats.deberta_v2 import DebertaV2
 from megadeberta.convert.formats.family import ExportTarget, Family, FileFormat, ModelKind
+from megadeberta.convert.formats.names import MLM_HEAD
 from megadeberta.convert.formats.places import config_path, read_config
 from megadeberta.errors import CheckpointError, ConfigError
+from megadeberta.weights.place import weights_path
+from megadeberta.weights.safetensors_file import tensor_names
 
 FAMILIES: list[Family] = [DebertaV1(), DebertaV2()]
 """The first that supports a model gets its export, so special families stand before general ones."""
@@ -61,8 +64,11 @@ def family_of(values: Mapping[str, Any], tensor_names: Collection[str], source: 
     raise _unknown_family(model_type, source)
 
 
-def check_family(place: Path) -> None:
+def check_family(place: Path) -> ModelConfig | None:
     """Refuse a model that cannot be read by its ``config.json`` alone, before its weights are.
+
+    Returns:
+        The model without a mask decoder, of which only the weights say more; None where they also decide the family.
 
     Raises:
         CheckpointError: there is no configuration, or it is another model's, or one with settings that ours lack.
@@ -71,11 +77,36 @@ def check_family(place: Path) -> None:
     values = read_config(path)
     model_type = values.get("model_type")
     if model_type is None:
-        return  # its tensors decide
+        return None  # its tensors decide
     family = next((family for family in FAMILIES if family.model_type == model_type), None)
     if family is None:
         raise _unknown_family(model_type, str(path))
-    from_config_json(values, family, mask_decoder=False, source=str(path))
+    return from_config_json(values, family, mask_decoder=False, source=str(path))
+
+
+def lacks_token_head(place: Path) -> bool:
+    """Whether weights have no head that predicts tokens, as far as the names of their tensors tell without torch."""
+    names = tensor_names(weights_path(place))
+    heads = [head for family in FAMILIES for head in family.mlm_heads]
+    return names is not None and not any(name in names for head in heads for name in head.values())
+
+
+def check_predicts(place: Path) -> None:
+    """Refuse weights that cannot predict tokens.
+
+    Raises:
+        CheckpointError: they lack the head.
+    """
+    if lacks_token_head(place):
+        raise without_head(place, min(MLM_HEAD))
+
+
+def without_head(place: Path, missing: str) -> CheckpointError:
+    """What to tell who asks weights for tokens that they cannot predict."""
+    return CheckpointError(
+        f"{place}: has no {missing}, without which nothing can be predicted; export with --model mlm "
+        "or, of a run with two parts, --model generator"
+    )
 
 
 def _unknown_family(model_type: object, source: str) -> CheckpointError:

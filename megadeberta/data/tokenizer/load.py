@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megadeberta.config.set_files import TOKENIZER_FILE, TOKENIZER_JSON
+from megadeberta.config.set_files import TOKENIZER_FILE, TOKENIZER_FOLDER, TOKENIZER_JSON
 from megadeberta.data.tokenizer.base import VocabularyTokenizer, check_expected
 from megadeberta.data.tokenizer.pieces import CLS_ID, MASK, SEP_ID, SPECIAL_PIECES
 from megadeberta.data.tokenizer.sentencepiece_model import SentencePieceTokenizer
@@ -124,7 +124,9 @@ def _of_microsoft(path: Path) -> str:
 def _in_folder(folder: Path) -> Path:
     found = find_tokenizer(folder)
     if found is None:
-        raise DataError(f"the folder {folder} holds no tokenizer: none of {READABLE}; name the file")
+        inside = folder / TOKENIZER_FOLDER
+        hint = f"did you mean {inside}?" if inside.is_dir() else "name the file"
+        raise DataError(f"the folder {folder} holds no tokenizer: none of {READABLE}; {hint}")
     return found
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from megadeberta.config.waiting import Waiting
 from megadeberta.ops.attention.backends import BACKENDS
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def kernels(
     if clear:
         console.print(f"{cache.clear()} choices forgotten in {cache.folder}", markup=False, highlight=False)
         return
-    console.print(_backends())
+    with Waiting("loading torch"):
+        backends = _backends()
+    console.print(backends)
     if cache.folder is None:
         console.print(f"choices are not kept: {VARIABLE}=off", markup=False, highlight=False)
         return

@@ -111,7 +111,8 @@ def test_settings_page_is_what_the_code_says() -> None:
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     assert page == settings_page(), "run `megadeberta recipes --settings > docs/settings.md`"
     for name in SETTINGS:
-        assert f"| `{name.rpartition('.')[2]}` |" in page, name
+        assert f"- `{name.rpartition('.')[2]}` (" in page, name
+    assert max(map(len, page.splitlines())) <= 80
 
 
 def _named_settings(text: str) -> set[str]:

@@ -92,6 +92,12 @@ def test_each_task_gets_its_share_of_the_cores_and_one_at_least(tmp_path: Path, 
     assert (tmp_path / "srun.args").read_text().startswith(f"--label --cpus-per-task={share} ")
 
 
+def test_script_is_whole_in_a_terminal_of_80_columns() -> None:
+    words = ["megadeberta", "train", "deberta-v3-base", *["--set", "training.output_dir=runs/of-this-month/v3"] * 3]
+    text = render_sbatch(SlurmJob("deberta-v3-base", Path("runs/deberta-v3-base"), nodes=4, tasks_per_node=8), words)
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+
+
 def test_job_without_ranks_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"0 node\(s\) with 8 rank\(s\) each starts nothing"):
         render_sbatch(SlurmJob("v3", Path("run"), nodes=0, tasks_per_node=8), ["true"])

@@ -29,7 +29,7 @@ def test_table_ends_with_a_recommendation_its_reason_and_the_command() -> None:
     assert "t x p x d" in text
     assert "recommended: tensor" in text
     assert "because: " in text
-    *_, command = text.strip().splitlines()
+    command = text[text.rindex("megadeberta launch ") :].replace("\\\n    ", "")
     assert command.startswith(f"megadeberta launch {LARGE} --hostfile HOSTS --set parallel.pipeline=")
 
 
@@ -83,7 +83,7 @@ def test_no_column_is_cut_and_a_row_is_whole_in_a_narrow_terminal(columns: int, 
         env={"COLUMNS": str(columns)},
     )
     assert done.exit_code == 0, done.output
-    *table, _command = done.output.splitlines()
+    table = done.output.splitlines()
     assert all(len(line) <= columns for line in table)
     assert "…" not in done.output
     head = next(line for line in table if line.split()[:1] == ["t"])

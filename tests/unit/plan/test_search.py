@@ -7,7 +7,7 @@ import pytest
 from megadeberta.errors import ConfigError
 from megadeberta.plan.cluster import Cluster
 from megadeberta.plan.layout import Layout
-from megadeberta.plan.report import launch_command, reason
+from megadeberta.plan.report import launch_words, reason
 from megadeberta.plan.search import CLOSE, Search, search_layouts
 from megadeberta.preflight.validate import validate_run
 from tests.models import run_config
@@ -70,8 +70,8 @@ def test_recommended_layout_fits_and_the_fastest_is_hardly_faster() -> None:
     # A small model on one node needs neither tensor parallelism nor a pipeline.
     assert (chosen.layout.tensor, chosen.layout.pipeline, chosen.layout.zero_stage) == (1, 1, 1)
     assert "layouts that fit" in reason(search, ONE_NODE)
-    command = launch_command("small.json", chosen.layout.overrides(config), ONE_NODE)
-    assert command.startswith("megadeberta launch small.json --ranks 8 --set ")
+    command = launch_words("small.json", chosen.layout.overrides(config), ONE_NODE)
+    assert command[:6] == ["megadeberta", "launch", "small.json", "--ranks", "8", "--set"]
 
 
 def test_a_batch_that_no_replicas_divide_is_cut_into_stages() -> None:

@@ -163,7 +163,7 @@ def test_unreadable_node_list_asks_for_master_addr(nodelist: str) -> None:
         (TORCHRUN | {"RANK": "8"}, r"RANK=8 must be below WORLD_SIZE=8"),
         (TORCHRUN | {"RANK": "one"}, r"RANK='one' in the environment must be an integer"),
         (TORCHRUN | {"RANK": "-1"}, r"RANK='-1' in the environment must be an integer"),
-        (TORCHRUN | {"WORLD_SIZE": "0"}, r"RANK=5 must be below WORLD_SIZE=0"),
+        (TORCHRUN | {"WORLD_SIZE": "0"}, r"WORLD_SIZE=0 in the environment starts no rank"),
         (TORCHRUN | {"LOCAL_RANK": "4"}, r"LOCAL_RANK=4, LOCAL_WORLD_SIZE=4 and WORLD_SIZE=8 contradict"),
         (TORCHRUN | {"MASTER_PORT": "70000"}, r"MASTER_PORT=70000 is not a port"),
         (TORCHRUN | {"MASTER_PORT": "x"}, r"MASTER_PORT='x' in the environment must be an integer"),
