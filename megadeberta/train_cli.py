@@ -63,10 +63,6 @@ def train(
     prepared = prepare_run(recipe, set_ or [], world_size=ranks.world_size)
     if show_recipe and ranks.rank == 0:
         Console().print_json(recipe_json(prepared.config))
-    os.environ.update(apply(os.environ))
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would print its own stages among our lines
-    if prepared.config.engine.needs_compiler:
-        os.environ["TORCH_EXTENSIONS_DIR"] = str(prepare_extensions_dir(os.environ))
     raise typer.Exit(_run(prepared, ranks, heartbeat))
 
 
@@ -96,6 +92,10 @@ def check_machine(prepared: PreparedRun) -> None:
 
 def _run(prepared: PreparedRun, ranks: RankEnvironment, heartbeat: Heartbeat) -> int:
     check_machine(prepared)
+    os.environ.update(apply(os.environ))
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would print its own stages among our lines
+    if prepared.config.engine.needs_compiler:
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(prepare_extensions_dir(os.environ))
     with Waiting("loading torch and DeepSpeed", quiet=ranks.rank != 0):  # which a wrong recipe should not wait for
         from megadeberta.train import train as run_training
     expect_group_threads()

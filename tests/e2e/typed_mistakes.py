@@ -167,7 +167,7 @@ TYPED_MISTAKES: dict[str, tuple[Case, str]] = {
         r"training.steps=True: Input should be a number, and not true or false",
     ),
     "switch in place of a number": (override("optimizer.lr=true"), r"optimizer.lr=True: Input should be a number"),
-    "setting without its section": (override("steps=5"), r"unknown key steps; did you mean training.steps\?"),
+    "setting without its section": (override("steps=5"), r"unknown key steps; did you mean .*training.steps"),
     "setting of another section": (
         override("training.warmup_steps=5"),
         r"unknown key training.warmup_steps; did you mean schedule.warmup_steps\?",
