@@ -225,10 +225,11 @@ class CorpusTally:
                 continue
             kinds = [kind for kind in found if kind in (DAMAGED if unit == "files" else REJECTED)]
             worst = max(kinds, key=lambda kind: found[kind]["count"])
+            or_allow = "" if bad == total else " or raise --max-bad-fraction"
             raise DataError(
                 f"{bad} of {total} {unit} cannot be used ({bad / total:.2%}, allowed {max_bad_fraction:.2%}); most: "
-                f"{found[worst]['count']} x {MEANING[worst]}, first at {found[worst]['first']}; fix the corpus "
-                f"or raise --max-bad-fraction"
+                f"{found[worst]['count']} x {MEANING[worst]}, first at {found[worst]['first']}; fix the "
+                f"corpus{or_allow}"
             )
 
     def check_none_bad(self) -> None:

@@ -23,7 +23,7 @@ def parse_record(line: str, keys: tuple[str, ...]) -> str:
     except ValueError:
         raise BadLine("number_too_long") from None
     if not isinstance(record, dict):
-        raise BadLine("wrong_type", f"the record is a {type(record).__name__}")
+        raise BadLine("wrong_type", f"the record is {_kind(record)}")
     return record_text(record, keys)
 
 
@@ -57,7 +57,7 @@ def usable_text(value: Any, key: str) -> str:
         BadLine: it is not text, or holds NUL or half a surrogate pair.
     """
     if not isinstance(value, str):
-        raise BadLine("wrong_type", f"{key!r} is a {type(value).__name__}")
+        raise BadLine("wrong_type", f"{key!r} is {_kind(value)}")
     if "\0" in value:
         raise BadLine("nul_byte")
     try:
@@ -65,3 +65,9 @@ def usable_text(value: Any, key: str) -> str:
     except UnicodeEncodeError:
         raise BadLine("lone_surrogate") from None
     return value
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls a value that is not what was wanted; a table's own kinds by their Python name."""
+    names = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a record"}
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")

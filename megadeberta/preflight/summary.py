@@ -75,6 +75,11 @@ def data_rows(config: RunConfig, data: DataFacts, blend: tuple[BlendSegment, ...
         name = f"source {source.name}: {source.tokens:,} tokens, " if source.name else ""
         fraction = f"{source.fraction:.4%} of the samples, " if source.name else ""
         rows.append(("", f"{name}{fraction}{source.epochs:.3f} epochs in the run"))
+    trained_on = {source.content for source in data.train.values()}
+    for name, held in data.valid.items():
+        if held.content in trained_on:
+            which = f"validation source {name}" if name else "the validation text"
+            rows.append(("", f"{which} is trained on too: its loss will not tell how well unseen text is predicted"))
     return rows
 
 

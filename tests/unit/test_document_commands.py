@@ -140,9 +140,8 @@ def _known_options() -> set[str]:
     return names | {"--help", "--install-completion", "--show-completion"}
 
 
-OF_OTHERS = set(
-    "--launcher --hostfile --module --logdir --max-restarts --no-deps --local-dir --cpus-per-task --exclusive --mem".split()
-)
+OF_OTHERS = set("--launcher --hostfile --module --logdir --max-restarts --no-deps --local-dir".split())
+OF_OTHERS |= set("--cpus-per-task --exclusive --mem".split())
 """Options of other programs that texts name; a new one belongs here."""
 
 

@@ -247,7 +247,7 @@ def test_bad_rows_are_counted_by_their_number_and_left_out(tmp_path: Path) -> No
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     found, tally, _ = read(tmp_path / "a.parquet", ReadOptions(), tmp_path / "spool")
     assert found == ["good", "also good"]
-    assert tally.describe()["wrong_type"]["first"].endswith("row 2: 'text' is a NoneType")
+    assert tally.describe()["wrong_type"]["first"].endswith("row 2: 'text' is null")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow stream", "arrow file", "tar", "wet"])

@@ -39,6 +39,15 @@ def test_a_mistyped_path_fails_the_dry_run_where_something_is_there(tmp_path: Pa
     assert f"did you mean {prepared}/train?" in str(done.exception)
 
 
+def test_validation_on_what_is_trained_on_is_said(tmp_path: Path, prepared: Path) -> None:
+    data = {"tokenizer": str(prepared / "tokenizer" / "spm.model"), "train": str(prepared / "train")}
+    for name, is_said in (("valid", False), ("train", True)):
+        values = recipe(data={**data, "valid": str(prepared / name), "sequence_length": 64})
+        done = CliRunner().invoke(app, ["train", str(write_json(tmp_path / f"{name}.json", values)), "--dry-run"])
+        assert done.exit_code == 0, done.output
+        assert ("the validation text is trained on too" in " ".join(done.output.split())) is is_said
+
+
 def test_without_any_data_the_dry_run_checks_the_rest(tmp_path: Path) -> None:
     path = write_json(tmp_path / "recipe.json", recipe(data={"sequence_length": 64}))
     done = CliRunner().invoke(app, ["train", str(path), "--dry-run"])
