@@ -119,7 +119,7 @@ def test_the_multilingual_blend_gives_a_small_language_its_part() -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
 def test_recipe_is_valid_on_eight_ranks_and_fits_80_gib(path: Path) -> None:
     config = load_run_config(path)
-    world = 8 if config.engine.global_batch % 64 == 0 else 1
+    world = 8 if config.engine.global_batch % 64 == 0 and "on one GPU" not in config.description else 1
     layout = Layout.of_run(config, *validate_run(config, world_size=world, source=str(path)))
     memory = fullest(memory_of_stages(Recipe(config), layout, planned_backend(config.training.attention, on_gpu=True)))
     assert memory.device < 75 * 2**30

@@ -90,7 +90,7 @@ def test_what_the_reader_refuses_does_not(change: dict[str, Any]) -> None:
 
 
 def test_command_prints_schema_and_page() -> None:
-    assert json.loads(CliRunner().invoke(app, ["recipes", "--schema"]).output) == SCHEMA
+    assert json.loads(CliRunner().invoke(app, ["recipes", "--schema"]).stdout) == SCHEMA
     assert CliRunner().invoke(app, ["recipes", "--settings"]).output == settings_page()
 
 

@@ -59,7 +59,7 @@ def test_the_command_prints_a_table_of_80_columns_or_json(paths: list[Path], tmp
     assert f"A = {paths[0]}" in table.output
     assert all(len(line) <= 80 for line in table.output.splitlines() if "\u2502" in line)
 
-    found = json.loads(CliRunner().invoke(command_line(["tokenizer"]), [*words, "--json"]).output)
+    found = json.loads(CliRunner().invoke(command_line(["tokenizer"]), [*words, "--json"]).stdout)
     assert list(found["tokenizers"]) == list(map(str, paths))
     assert found["text"]["words"] == sum(len(line.split()) for line in lines)
     assert [fit["kind"] for fit in found["tokenizers"].values()] == ["unigram", "bpe", "wordpiece"]

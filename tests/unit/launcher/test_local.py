@@ -307,7 +307,8 @@ def test_rank_that_hangs_is_named_with_its_stack_and_all_are_ended(tmp_path: Pat
 def test_signal_ends_a_job_with_a_stopped_rank_in_seconds(tmp_path: Path) -> None:
     job = _watch(tmp_path, "signal.signal(signal.SIGTERM, signal.SIG_IGN); note('deaf')\ntime.sleep(60)")
     pid, _ = _note(tmp_path / "ready.1")
-    _wait_for(tmp_path / "deaf.1")
+    for rank in range(2):
+        _wait_for(tmp_path / f"deaf.{rank}")
     os.kill(pid, signal.SIGSTOP)
     job.send_signal(signal.SIGTERM)
     started = time.monotonic()

@@ -20,7 +20,7 @@ WIDE = {"COLUMNS": "240"}
 def _plan(*arguments: str) -> str:
     done = CliRunner().invoke(app, ["plan", *arguments], env=WIDE)
     assert done.exit_code == 0, done.output
-    return done.output
+    return done.stdout
 
 
 def test_table_ends_with_a_recommendation_its_reason_and_the_command() -> None:
