@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,9 @@ def _prepare(arguments: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "megadeberta", "prep", str(work / "text/train.jsonl")]
     command += ["--valid", str(work / "text/valid.jsonl"), "--vocab-size", str(VOCABULARY)]
     subprocess.run([*command, "--normalizer", "nmt_nfkc_cf", "--output", str(work / "tokens")], check=True)
-    write_sets(arguments.packages, work / "sets")
-    floor = {"tf-idf": score_tfidf(work / "sets"), "most frequent": most_frequent(work / "sets")}
+    rows = {name: of_set["rows"] for name, of_set in read_plan().tune["sets"].items()}
+    write_sets(arguments.packages, work / "sets", rows=rows)
+    floor = {"tf-idf": score_tfidf(work / "sets", rows=rows), "most frequent": most_frequent(work / "sets")}
     (HERE / "baselines.json").write_text(json.dumps(floor, indent=1) + "\n")
 
 
@@ -76,9 +78,9 @@ def _run_all(arguments: argparse.Namespace) -> None:
         run.result.write_text(json.dumps(found, indent=1) + "\n")
         if not arguments.keep:
             shutil.rmtree(arguments.work / "runs" / run.name)
-        scores = {name: values["tuned"] for name, values in found["sets"].items()}
+        scores = {name: values["tuned"] for name, values in found.get("tuned", {}).items()}
         blimp = found["blimp"] and found["blimp"]["accuracy"]
-        print(f"{run.name}: {found['curve'][-1]}, BLiMP {blimp}, fine-tuned {scores}", flush=True)
+        print(f"{run.name}: {found['curve'][-1]}, BLiMP {blimp}, {found['probe']}, fine-tuned {scores}", flush=True)
 
 
 def _run(run: Run, plan: Plan, pairs: list[Any], work: Path) -> dict[str, Any]:
@@ -88,6 +90,7 @@ def _run(run: Run, plan: Plan, pairs: list[Any], work: Path) -> dict[str, Any]:
     folder = (work / "runs" / run.name).resolve()
     trained = (theirs if run.arm.name == THEIRS else ours).train(run, work / "tokens", folder)
     from learning import score
+    from learning.labelled import SETS
 
     from megadeberta.finetune.sift_settings import SiftSettings
 
@@ -98,12 +101,19 @@ def _run(run: Run, plan: Plan, pairs: list[Any], work: Path) -> dict[str, Any]:
         "tokens": 0 if run.arm.name == RANDOM else run.tokens,
         **trained,
         "blimp": score.score_blimp(folder, pairs),
-        "sets": score.score_sets(folder, work / "sets", plan.tune, seed=run.seed),
+        "probe": score.probe_sets(folder, work / "sets", plan.tune),
     }
+    if run.arm.tune:
+        found["tuned"] = _tuned(folder, work / "sets", SETS, plan, run)
     if run.arm.name == FULL:
-        options = {"seed": run.seed, "sift": SiftSettings()}
-        found["sift"] = {name: score.tuned(folder, work / "sets" / name, plan.tune, **options) for name in SIFT_SETS}
+        found["sift"] = _tuned(folder, work / "sets", SIFT_SETS, plan, run, sift=SiftSettings())
     return {**found, "scoring_cpu_seconds": round(time.process_time() - started, 1), **_where()}
+
+
+def _tuned(folder: Path, sets: Path, names: Iterable[str], plan: Plan, run: Run, **how: Any) -> dict[str, Any]:
+    from learning import score
+
+    return {name: score.tuned(folder, sets / name, plan.tune, seed=run.seed, **how) for name in names}
 
 
 def _where() -> dict[str, str]:

@@ -1,22 +1,24 @@
 """docs/learning.md as it follows from the results; tests/unit/test_learning_study.py holds the two together."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import mean
 
+from learning.labelled import PROBE_DRAWS, TUNED_DRAWS
 from learning.plan import FULL, HERE, RANDOM, THEIRS, Plan
 from learning.results import (
     SETS,
     Number,
     Results,
-    accuracy,
     blimp,
     by_seed,
     curve,
     final_loss,
-    mean_accuracy,
     mean_of,
+    over_sets,
+    probe,
     read_baselines,
+    tuned,
 )
 from learning.statistics import Estimate, difference, estimate
 
@@ -41,8 +43,8 @@ _SAME_TASK = ("ablation", "optimizer")
 _MEASURES: Mapping[str, tuple[Number, int, bool]] = {
     "validation loss": (final_loss, 3, False),
     "BLiMP": (blimp, 3, True),
-    "fine-tuned, mean of three sets": (mean_accuracy("tuned"), 3, True),
-    "probe, mean of three sets": (mean_accuracy("probe"), 3, True),
+    "fine-tuned, mean of three sets": (over_sets(tuned), 3, True),
+    "probe, mean of three sets": (over_sets(probe), 3, True),
 }
 """Name -> the number, its digits, and whether more is better."""
 
@@ -65,12 +67,19 @@ def _what_ran(plan: Plan, results: Results) -> str:
         f"## What was run\n\nDone: {done} of {len(whole)} planned runs. Each trains {model['num_hidden_layers']} "
         f"layers of width {model['hidden_size']} for {training['steps']:,} steps of "
         f"{plan.recipe['deepspeed']['train_batch_size']} sequences of {data['sequence_length']} tokens, "
-        f"{whole[0].tokens / 1e6:.2f}M tokens in all, of WikiText-2, dialogues of films and Tatoeba (5.9M tokens, "
-        "lower case, 4 000 vocabulary entries). Validation text is "
-        f"{training['eval_sequences']} sequences of WikiText-2. A model is scored by BLiMP (50 pairs of each of 67 "
-        "paradigms), by fine-tuning and by a linear probe on three labelled sets with 1 000 training rows each.\n"
+        f"{whole[0].tokens / 1e6:.2f}M tokens in all. The text is short: exchanges of film dialogues, sentences of "
+        "Tatoeba, of product reviews, editorials and tweets, and four times, without labels, the training texts of "
+        "the labelled sets (5.1M tokens, lower case, 4 000 vocabulary entries, each text a document of its own). "
+        f"Validation text is {training['eval_sequences']} sequences of the first five. A model is scored by BLiMP "
+        f"(50 pairs of each of 67 paradigms) and by a linear probe (the mean of {PROBE_DRAWS} draws of training "
+        f"rows), some also by fine-tuning (the mean of {TUNED_DRAWS} draws), on three labelled sets: {_sets(plan)}.\n"
     )
     return text + (_cost(results, left=len(whole) - done) if done else "")
+
+
+def _sets(plan: Plan) -> str:
+    of_sets = plan.tune["sets"].items()
+    return ", ".join(f"{SETS[name]} with {of_set['rows']} training rows" for name, of_set in of_sets)
 
 
 def _cost(results: Results, *, left: int) -> str:
@@ -92,16 +101,13 @@ def _pilot() -> str:
     """The sweep that chose the settings."""
     lines = []
     for run in json.loads((HERE / "pilot.json").read_text()):
-        losses = ", ".join(f"{loss:.3f} ({step})" for step, loss in run["curve"])
-        cost = "" if run["cpu_minutes"] is None else f", {run['cpu_minutes']} CPU minutes"
-        lines.append(
-            f"- {run['setting']}, {run['tokens'] / 1e6:.2f}M tokens{cost}, seed {run['seed']}: validation loss (after "
-            f"step) {losses}. {run['note']}"
-        )
-    return (
-        "## The sweep before it\n\n3 layers of width 128, commit `23a94d2`, one core of an AMD EPYC at load 6 to 25, "
-        "2026-11-30. Knowing only word frequencies is a loss of 6.614.\n\n" + "\n".join(lines) + "\n"
+        cost = "" if run["cpu_minutes"] is None else f", {run['cpu_minutes']} CPU minutes a run"
+        lines.append(f"- {run['what']}: {run['tokens'] / 1e6:.2f}M tokens{cost}. {run['found']}")
+    head = (
+        "## The sweep before it\n\n3 layers of width 128, commits `23a94d2` to `77034b6`, two cores of an AMD EPYC "
+        "with two to three runs at once, 2026-11-30. One seed where no number of seeds is given.\n"
     )
+    return "\n".join([head, *lines]) + "\n"
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -121,21 +127,21 @@ def _worth(plan: Plan, results: Results) -> str:
     rows = [["most frequent label", "", *(f"{baselines['most frequent'][name]:.3f}" for name in SETS)]]
     rows.append(["TF-IDF, logistic regression", "", *(f"{baselines['tf-idf'][name]:.3f}" for name in SETS)])
     arms = [arm for arm in (RANDOM, FULL, "rtd-gdes", THEIRS) if arm in results]
-    for way, title in (("probe", "linear probe"), ("tuned", "fine-tuned")):
+    for way, title in ((probe, "linear probe"), (tuned, "fine-tuned")):
         for arm in arms:
-            means = [_shown(mean_of(results, arm, accuracy(name, way))) for name in SETS]
+            means = [_shown(mean_of(results, arm, way(name))) for name in SETS]
             rows.append([f"{title}: {plan.arms[arm].title}", str(len(results[arm])), *means])
     text = ["## Worth more than random weights\n", _table(["accuracy on the test rows", "seeds", *SETS.values()], rows)]
     for arm in [arm for arm in arms if arm != RANDOM and RANDOM in results]:
-        for way, title in (("probe", "probe"), ("tuned", "fine-tuned")):
+        for way, title in ((probe, "probe"), (tuned, "fine-tuned")):
             text.append(f"- {plan.arms[arm].title}, {title}, over random weights: {_gains(results, arm, way)}.")
     return "\n".join(text) + "\n"
 
 
-def _gains(results: Results, arm: str, way: str) -> str:
+def _gains(results: Results, arm: str, way: Callable[[str], Number]) -> str:
     found = []
     for name, title in SETS.items():
-        of_arm, of_random = (by_seed(results, one, accuracy(name, way)) for one in (arm, RANDOM))
+        of_arm, of_random = (by_seed(results, one, way(name)) for one in (arm, RANDOM))
         found.append(f"{_shown(difference(of_arm, of_random), signed=True)} on {title}")
     return ", ".join(found)
 
@@ -212,7 +218,7 @@ def _sift(results: Results) -> str:
         return ""
     rows = []
     for name in next(iter(found.values()))["sift"]:
-        plain = {seed: result["sets"][name] for seed, result in found.items()}
+        plain = {seed: result["tuned"][name] for seed, result in found.items()}
         with_it = {seed: result["sift"][name] for seed, result in found.items()}
         gain = difference(*({seed: one["tuned"] for seed, one in of.items()} for of in (with_it, plain)))
         times = [with_it[seed]["tuned_seconds"] / plain[seed]["tuned_seconds"] for seed in found]

@@ -25,6 +25,8 @@ class Arm:
     """The table of the page that it stands in."""
     changes: Mapping[str, Any]
     """Of the recipe: section -> setting -> value, nested as there."""
+    tune: bool = False
+    """Its models are fine-tuned on the labelled sets, which takes about as long as to train them."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Shapes: B batch · L length · D hidden size.
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from learning.labelled import read_rows
+from learning.labelled import draws, read_rows
 
 _ROWS_AT_ONCE = 64
 
@@ -43,11 +44,14 @@ def features(model: Any, tokenizer: Any, texts: Sequence[str], *, length: int) -
     return torch.stack([found[number] for number in range(len(texts))])
 
 
-def probe(model: Any, tokenizer: Any, folder: Path, *, length: int) -> float:
-    """Accuracy on a set's test rows."""
-    sets = {}
-    for split in ("train", "test"):
-        texts, labels = read_rows(folder / f"{split}.jsonl")
-        sets[split] = (features(model, tokenizer, texts, length=length).numpy(), labels)
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
-    return float(classifier.fit(*sets["train"]).score(*sets["test"]))
+def probe(model: Any, tokenizer: Any, folder: Path, *, rows: int, length: int) -> float:
+    """Accuracy on a set's test rows, the mean of the draws of ``rows`` training rows."""
+    pool, test = (read_rows(folder / f"{split}.jsonl") for split in ("pool", "test"))
+    of_pool, of_test = (features(model, tokenizer, texts, length=length).numpy() for texts, _ in (pool, test))
+    labels = pool[1]
+    found = []
+    for drawn in draws(labels, rows):
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
+        classifier.fit(of_pool[drawn], [labels[place] for place in drawn])
+        found.append(float(classifier.score(of_test, test[1])))
+    return mean(found)

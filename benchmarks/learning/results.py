@@ -52,14 +52,24 @@ def blimp(result: Mapping[str, Any]) -> float | None:
     return float(result["blimp"]["accuracy"]) if result["blimp"] else None
 
 
-def accuracy(name: str, way: str) -> Number:
-    """Of a labelled set; ``way``: "tuned" or "probe"."""
-    return lambda result: float(result["sets"][name][way])
+def probe(name: str) -> Number:
+    """Of a labelled set."""
+    return lambda result: float(result["probe"][name])
 
 
-def mean_accuracy(way: str) -> Number:
-    """Over the three labelled sets."""
-    return lambda result: sum(result["sets"][name][way] for name in SETS) / len(SETS)
+def tuned(name: str) -> Number:
+    """Of a labelled set; only some arms are fine-tuned."""
+    return lambda result: float(result["tuned"][name]["tuned"]) if "tuned" in result else None
+
+
+def over_sets(of: Callable[[str], Number]) -> Number:
+    """Mean over the three labelled sets."""
+
+    def found(result: Mapping[str, Any]) -> float | None:
+        values = [value for name in SETS if (value := of(name)(result)) is not None]
+        return sum(values) / len(values) if values else None
+
+    return found
 
 
 def curve(result: Mapping[str, Any]) -> dict[int, float]:

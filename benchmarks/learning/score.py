@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -39,30 +40,30 @@ def score_blimp(folder: Path, pairs: list[Pair]) -> dict[str, Any] | None:
     return {"pairs": found.pairs, "accuracy": round(found.accuracy, 5), **rounded}
 
 
-def score_sets(folder: Path, sets: Path, tune: Mapping[str, Any], *, seed: int) -> dict[str, dict[str, float]]:
-    """Test accuracy of the probe and of fine-tuning, and the CPU seconds of the latter, on each set."""
-    found: dict[str, dict[str, float]] = {}
+def probe_sets(folder: Path, sets: Path, tune: Mapping[str, Any]) -> dict[str, float]:
+    """Test accuracy of the linear probe on each set."""
+    found = {}
     with open_start(folder) as start, quiet_transformers():
         tokenizer = load_tokenizer(start)
         backbone = use_fast_attention(transformers.AutoModel.from_pretrained(start.folder, dtype=torch.float32).eval())
         for name in SETS:
-            found[name] = {"probe": round(probe(backbone, tokenizer, sets / name, length=tune["length"]), 5)}
-    for name in SETS:
-        found[name] |= tuned(folder, sets / name, tune, seed=seed)
+            rows = tune["sets"][name]["rows"]
+            found[name] = round(probe(backbone, tokenizer, sets / name, rows=rows, length=tune["length"]), 5)
     return found
 
 
 def tuned(
     folder: Path, data: Path, tune: Mapping[str, Any], *, seed: int, sift: SiftSettings | None = None
 ) -> dict[str, float]:
-    """Test accuracy of the best epoch of fine-tuning, by the development set, and its CPU seconds."""
-    task = find_task("classification")
-    settings = Settings(tune["epochs"], tune["length"], (seed,), sift=sift)
-    point = Point(tune["lr"], tune["batch_size"], warmup=tune["warmup"], dropout=tune["dropout"])
-    started = time.process_time()
-    with tempfile.TemporaryDirectory() as scratch, open_start(folder) as start:
-        out = Path(scratch) / "tuned"
-        splits = task.read(data, {})
-        results = finetune(task, splits, start, out, points=[point], settings=settings, data=data)
-    accuracy = results.kept().metrics["test"]["accuracy"]
-    return {"tuned": round(accuracy, 5), "tuned_seconds": round(time.process_time() - started, 1)}
+    """Test accuracy of the best epoch of fine-tuning, the mean of a set's draws, and the CPU seconds of them all."""
+    task, of_set = find_task("classification"), tune["sets"][data.name]
+    settings = Settings(of_set["epochs"], tune["length"], (seed,), sift=sift)
+    point = Point(of_set["lr"], of_set["batch_size"], warmup=tune["warmup"], dropout=tune["dropout"])
+    started, found = time.process_time(), []
+    for draw in sorted(data.glob("draw-*")):
+        with tempfile.TemporaryDirectory() as scratch, open_start(folder) as start:
+            splits = task.read(draw, {})
+            out = Path(scratch) / "tuned"
+            results = finetune(task, splits, start, out, points=[point], settings=settings, data=draw)
+        found.append(results.kept().metrics["test"]["accuracy"])
+    return {"tuned": round(mean(found), 5), "tuned_seconds": round(time.process_time() - started, 1)}

@@ -80,12 +80,24 @@ def mean_loss(model: Any, batches: Iterable[Batch]) -> Tensor:
         labels = batch["masked_labels"]  # [B, Q], 0: an empty slot
         is_target = labels > 0
         rows = torch.arange(len(labels))[:, None].expand_as(labels)[is_target]
-        hidden = model.deberta(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        hidden = _hidden_states(model.deberta, batch)
         table = model.deberta.embeddings.word_embeddings
         logits = model.lm_predictions(hidden[rows, batch["masked_positions"][is_target]], table)  # [targets, V]
         total = total + functional.cross_entropy(logits, labels[is_target], reduction="sum")
         count += int(is_target.sum())
     return total / count
+
+
+def _hidden_states(backbone: Any, batch: Batch) -> Tensor:
+    """``[B, L, D]``; tokens of packed documents attend within their own document alone."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    if "document_starts" in batch:
+        starts, real = batch["document_starts"], mask.bool()
+        pairs = (starts[:, :, None] == starts[:, None, :]) & real[:, :, None] & real[:, None, :]  # [B, L, L]
+        mask = pairs.long()
+    embedded = backbone.embeddings(input_ids=ids, mask=batch["attention_mask"])
+    states: Tensor = backbone.encoder(embedded, mask).last_hidden_state
+    return states
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerConfig) -> torch.optim.Optimizer:

@@ -59,7 +59,8 @@ def test_an_interval_of_paired_differences_is_that_of_a_paired_t_test() -> None:
     assert estimate([1.0]).sign == 0
 
 
-def test_the_reference_has_the_loss_of_our_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_reference_has_the_loss_of_our_model(packed: bool) -> None:
     """Of equal weights and batches: the reference then differs from ours in nothing but its code."""
     from step_models import build_theirs, copy_weights
 
@@ -67,6 +68,9 @@ def test_the_reference_has_the_loss_of_our_model(tmp_path: Path) -> None:
     theirs, ours = build_theirs(config).double().eval(), random_model(config).double()
     copy_weights(theirs, ours, config)
     batch = masked_batch(config)
+    if packed:
+        places = torch.arange(batch["input_ids"].size(1))
+        batch["document_starts"] = (places // 5 * 5).expand_as(batch["input_ids"]).contiguous()
     with torch.no_grad():
         total, count = ours(**batch)[0]["mlm_loss"]
         assert float(mean_loss(theirs, [batch])) == pytest.approx(float(total / count), abs=1e-9)
@@ -94,10 +98,13 @@ def test_the_reference_trains_on_our_batches_and_is_saved_for_transformers(
 
 
 def _result(arm: str, seed: int, loss: float) -> dict[str, Any]:
-    sets = {name: {"probe": 0.6, "tuned": 0.7 - loss / 100, "tuned_seconds": 2.0} for name in page_module.SETS}
+    sets = {
+        "probe": dict.fromkeys(page_module.SETS, 0.6),
+        "tuned": {name: {"tuned": 0.7 - loss / 100, "tuned_seconds": 2.0} for name in page_module.SETS},
+    }
     blimp = {"pairs": 3350, "accuracy": 0.55 + seed / 1000, "phenomena": dict.fromkeys("abcdef", 0.5)}
     times = {"cpu_seconds": 60.0, "scoring_cpu_seconds": 30.0}
-    found = {"arm": arm, "seed": seed, "curve": [{"step": 2, "valid_mlm_loss": loss}], "blimp": blimp, "sets": sets}
+    found = {"arm": arm, "seed": seed, "curve": [{"step": 2, "valid_mlm_loss": loss}], "blimp": blimp, **sets}
     return {**found, **times, "commit": "abc", "machine": "a core", "versions": "torch", "date": "2026-11-30"}
 
 
