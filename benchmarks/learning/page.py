@@ -105,7 +105,7 @@ def _pilot() -> str:
         lines.append(f"- {run['what']}: {run['tokens'] / 1e6:.2f}M tokens{cost}. {run['found']}")
     head = (
         "## The sweep before it\n\n3 layers of width 128, commits `23a94d2` to `77034b6`, two cores of an AMD EPYC "
-        "(the first three) and of an Intel Xeon, two to three runs at once, 2026-11-30. One seed where no number of "
+        "or an Intel Xeon with two to three runs at once, 2026-11-30. One seed where no number of "
         "seeds is given.\n"
     )
     return "\n".join([head, *lines]) + "\n"
