@@ -34,7 +34,7 @@ def test_every_arm_is_planned_with_five_seeds_and_is_a_recipe(plan: Plan, tmp_pa
     assert len(list(plan.runs())) >= 40
     first = {run.arm.name: run for run in reversed(list(plan.runs()))}
     recipes = {name: load_recipe(run.write_recipe(tmp_path / run.name, tmp_path)) for name, run in first.items()}
-    assert {recipe.training.steps for name, recipe in recipes.items() if name != RANDOM} == {2000}
+    assert {recipe.training.steps for name, recipe in recipes.items() if name != RANDOM} == {4000}
     assert all(recipe.data.valid == tmp_path / "valid" for recipe in recipes.values())
     assert not recipes[THEIRS].model.enhanced_mask_decoder
     assert recipes["no-c2p"].model.pos_att_type == ("p2c",)
