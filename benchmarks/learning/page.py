@@ -85,7 +85,9 @@ def _sets(plan: Plan) -> str:
 def _cost(results: Results, *, left: int) -> str:
     """What the runs took, and what those that are left will."""
     found = [result for seeds in results.values() for result in seeds.values()]
-    trained = [result for result in found if result["arm"] != RANDOM] or found
+    trained = [result for result in found if result["arm"] != RANDOM]
+    if not trained:
+        return ""
     minutes = [(result["cpu_seconds"] + result["scoring_cpu_seconds"]) / 60 for result in trained]
     commits = ", ".join(f"`{commit}`" for commit in sorted({result["commit"] for result in found}))
     where = ", ".join(found[0][name] for name in ("machine", "versions", "date"))
